@@ -1,0 +1,25 @@
+// What the host tells a softmax kernel: written by src/flash.rs, the same for every workgroup of a slice.
+
+const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
+const CAUSAL_TOP_LEFT: u32 = 2u;
+
+struct Params {
+    q: vec4u,
+    k: vec4u,
+    v: vec4u,
+    out: vec4u,
+    lse: vec4u,
+    // First batch and head of this slice, its last tile of queries.
+    first: vec4u,
+    // Rows of the tensors; a sequence may be shorter.
+    queries: u32,
+    keys: u32,
+    // Query heads per key and value head.
+    group: u32,
+    causal: u32,
+    // Sliding window, NONE where it is open.
+    left: u32,
+    right: u32,
+    q_factor: f32,
+    unused: u32,
+}

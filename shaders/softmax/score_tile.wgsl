@@ -1,0 +1,74 @@
+// Scores of one tile: s = score(q_factor · q·kᵀ) in log2 units, MASKED where the row does not see the key.
+//
+// q and k pass through workgroup memory in chunks of BD4 vec4 along the head dimension, so that any head dim fits: as
+// [d][row] of vec4, where neighbouring threads read neighbouring keys and all threads of a row group read the same query.
+
+// −2^127: loses against every score that f32 can carry through the product; recognised by its bits.
+const MASKED: f32 = -170141183460469231731687303715884105728.0;
+const MASKED_BITS: u32 = 0xff000000u;
+const K_BASE: u32 = BD4 * BR;
+
+var<private> s: array<array<f32, CT>, RT>;
+
+// Leaves the scores in `s`, and the workgroup's memory free to write.
+fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
+    let tc = thread % TC;
+    let row0 = (thread / TC) * RT;
+    for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
+    }
+    for (var d0 = 0u; d0 < D4; d0 += BD4) {
+        stage_queries(w, visit, d0, thread);
+        stage_keys(w, visit, tile, d0, thread);
+        workgroupBarrier();
+        for (var d = 0u; d < BD4; d++) {
+            var k: array<vec4f, CT>;
+            for (var j = 0u; j < CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
+            for (var i = 0u; i < RT; i++) {
+                let q = tile_data[d * BR + row0 + i];
+                for (var j = 0u; j < CT; j++) {
+                    s[i][j] = fma(q.w, k[j].w, fma(q.z, k[j].z, fma(q.y, k[j].y, fma(q.x, k[j].x, s[i][j]))));
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    if (SCORED || tile.kind == BORDER) {
+        finish_scores(w, visit, tile, tc, row0);
+    }
+}
+
+// What changes a score, then the mask: a second pass over the registers.
+fn finish_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
+    for (var i = 0u; i < RT; i++) {
+        let row = row_state(w, visit, row_token(visit, row0 + i));
+        for (var j = 0u; j < CT; j++) {
+            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            s[i][j] = score(s[i][j], row, col, w);
+            if (tile.kind == BORDER && !visible(row, col)) { s[i][j] = MASKED; }
+        }
+    }
+}
+
+// Eight rows side by side, then along the head dimension: few cache lines a load, no bank conflicts a store.
+fn stage_queries(w: Work, visit: Visit, d0: u32, thread: u32) {
+    for (var n = thread; n < BR * BD4; n += WG) {
+        let r = n % 8u + 8u * (n / (8u * BD4));
+        let d = (n / 8u) % BD4;
+        let token = row_token(visit, r);
+        let inside = min(d0 + d, D4 - 1u);
+        let x = load_q4(q_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
+        tile_data[d * BR + r] = select(vec4f(), x * params.q_factor, token != NONE && d0 + d < D4);
+    }
+}
+
+fn stage_keys(w: Work, visit: Visit, tile: Tile, d0: u32, thread: u32) {
+    for (var n = thread; n < BC * BD4; n += WG) {
+        let c = n % 8u + 8u * (n / (8u * BD4));
+        let d = (n / 8u) % BD4;
+        let token = col_token(visit, tile, c);
+        let inside = min(d0 + d, D4 - 1u);
+        let x = load_k4(k_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
+        tile_data[K_BASE + d * BC + c] = select(vec4f(), x, token != NONE && d0 + d < D4);
+    }
+}

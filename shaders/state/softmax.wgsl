@@ -1,0 +1,82 @@
+// The running state of a softmax row: m, the largest score so far (log2 units); l, this thread's part of Σ exp2(s − m).
+//
+//   m' = max(m, max_j s[j]),  p[j] = exp2(s[j] − m'),  l' = l·exp2(m − m') + Σ_j p[j],  o' = o·exp2(m − m')
+//
+// A row that has seen no key yet has m = MASKED and l = 0. Inputs may hold NaN, and compilers may assume that they do not:
+// what decides is integer bits.
+
+// Weight of a visible key whose exp2 underflows in a border tile: there zero means masked. Too small to change a sum.
+const TINY: f32 = 1e-37;
+
+var<private> m: array<f32, RT>;
+var<private> l: array<f32, RT>;
+var<private> row_part: array<f32, RT>;
+
+fn state_reset() {
+    for (var i = 0u; i < RT; i++) {
+        m[i] = MASKED;
+        l[i] = 0.0;
+        for (var c = 0u; c < OV; c++) { o[i][c] = vec4f(); }
+    }
+}
+
+// Combines row_part over the TC threads of each row group: their sum, or their maximum. Each gets the result back.
+fn reduce_rows(sum: bool, thread: u32) {
+    let tc = thread % TC;
+    let quad0 = (thread / TC) * (RT / 4u);
+    for (var e = 0u; e < RT / 4u; e++) {
+        tile_data[tc * (BR / 4u) + quad0 + e] = vec4f(row_part[4u * e], row_part[4u * e + 1u], row_part[4u * e + 2u], row_part[4u * e + 3u]);
+    }
+    workgroupBarrier();
+    if (thread < BR / 4u) {
+        var x = tile_data[thread];
+        for (var c = 1u; c < TC; c++) {
+            let y = tile_data[c * (BR / 4u) + thread];
+            x = select(max(x, y), x + y, sum);
+        }
+        tile_data[TC * (BR / 4u) + thread] = x;
+    }
+    workgroupBarrier();
+    for (var e = 0u; e < RT / 4u; e++) {
+        let x = tile_data[TC * (BR / 4u) + quad0 + e];
+        for (var i = 0u; i < 4u; i++) { row_part[4u * e + i] = x[i]; }
+    }
+    workgroupBarrier();
+}
+
+// Turns the scores in `s` into weights and rescales what was accumulated so far.
+fn state_weigh(border: bool, thread: u32) {
+    for (var i = 0u; i < RT; i++) {
+        row_part[i] = s[i][0];
+        for (var j = 1u; j < CT; j++) { row_part[i] = max(row_part[i], s[i][j]); }
+    }
+    reduce_rows(false, thread);
+    for (var i = 0u; i < RT; i++) {
+        let top = max(m[i], row_part[i]);
+        let keep = exp2(m[i] - top);
+        m[i] = top;
+        var part = 0.0;
+        for (var j = 0u; j < CT; j++) {
+            var p = exp2(s[i][j] - top);
+            if (border) {
+                p = select(p, TINY, bitcast<u32>(p) == 0u);
+                p = select(p, 0.0, bitcast<u32>(s[i][j]) == MASKED_BITS);
+            }
+            s[i][j] = p;
+            part += p;
+        }
+        l[i] = fma(l[i], keep, part);
+        for (var c = 0u; c < OV; c++) { o[i][c] *= keep; }
+    }
+}
+
+struct Finished { factor: f32, lse: u32 }
+
+// For a row's whole sum and maximum: what to multiply its output by, and the bits of its LSE.
+fn state_finish(sum: f32, top: f32) -> Finished {
+    let bits = bitcast<u32>(sum);
+    if (bits == 0u) { return Finished(0.0, 0xff800000u); }
+    // exp2 of a NaN is +inf on one driver: either way the row has seen a NaN.
+    if ((bits & 0x7f800000u) == 0x7f800000u) { return Finished(bitcast<f32>(bits | 0x7fc00000u), 0x7fc00000u); }
+    return Finished(1.0 / sum, bitcast<u32>((top + log2(sum)) * 0.6931471805599453));
+}

@@ -1,0 +1,112 @@
+//! What a device can do, as plain data: planning needs no GPU.
+
+use crate::{Error, Result};
+use std::fmt;
+
+/// What kind of processor is behind an adapter: decides how much work goes into one submit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterKind {
+    /// The CPU runs the shaders.
+    Software,
+    /// Shares memory with the CPU, or unknown.
+    Integrated,
+    /// A card of its own.
+    Discrete,
+}
+
+/// The limits and features of a device that planning looks at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caps {
+    /// The adapter's name, as the driver gives it.
+    pub adapter: String,
+    /// Vulkan, Metal, DX12 or the browser.
+    pub backend: wgpu::Backend,
+    /// The driver's name and version.
+    pub driver: String,
+    /// Software, integrated or discrete.
+    pub kind: AdapterKind,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Threads of a workgroup.
+    pub invocations: u32,
+    /// Storage buffers of one shader.
+    pub storage_buffers: u32,
+    /// Bytes of one storage binding.
+    pub binding_bytes: u64,
+    /// Bytes of one buffer.
+    pub buffer_bytes: u64,
+    /// Workgroups along one dimension of a dispatch.
+    pub workgroups: u32,
+    /// Bytes that a storage binding's offset is a multiple of.
+    pub storage_alignment: u32,
+    /// Bytes that a uniform binding's offset is a multiple of.
+    pub uniform_alignment: u32,
+    /// Whether the GPU can time its own work.
+    pub timestamps: bool,
+}
+
+impl Caps {
+    /// What WebGPU promises of every adapter: the default limits, no optional feature.
+    pub fn core() -> Self {
+        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::BrowserWebGpu);
+        Self { adapter: "WebGPU core".into(), ..Self::of(&info, &wgpu::Limits::default(), wgpu::Features::empty()) }
+    }
+
+    /// What a device with these limits and features can do.
+    pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
+        Self {
+            adapter: info.name.clone(),
+            backend: info.backend,
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            kind: match info.device_type {
+                wgpu::DeviceType::Cpu => AdapterKind::Software,
+                wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+                _ => AdapterKind::Integrated,
+            },
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            binding_bytes: limits.max_storage_buffer_binding_size,
+            buffer_bytes: limits.max_buffer_size,
+            workgroups: limits.max_compute_workgroups_per_dimension,
+            storage_alignment: limits.min_storage_buffer_offset_alignment,
+            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        }
+    }
+
+    /// Floating-point operations that one submit should hold: 50 to 100 ms, far from any watchdog.
+    pub(crate) fn submit_flops(&self) -> f64 {
+        match self.kind {
+            AdapterKind::Software => 5e8,
+            AdapterKind::Integrated => 5e10,
+            AdapterKind::Discrete => 5e11,
+        }
+    }
+
+    /// `Ok` if `needed` is within what the device has.
+    pub(crate) fn within(&self, what: &str, limit: &'static str, needed: u64, available: u64) -> Result<()> {
+        if needed <= available {
+            return Ok(());
+        }
+        Err(Error::Limit { what: what.into(), limit, needed, available, adapter: self.adapter.clone() })
+    }
+}
+
+impl fmt::Display for Caps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} ({:?}, {}, {}): {} KiB workgroup memory, {} threads a workgroup, {} storage buffers of at most {} MiB, {}",
+            self.adapter,
+            self.backend,
+            self.driver,
+            format!("{:?}", self.kind).to_lowercase(),
+            self.workgroup_memory / 1024,
+            self.invocations,
+            self.storage_buffers,
+            self.binding_bytes >> 20,
+            if self.timestamps { "timestamps" } else { "no timestamps" }
+        )
+    }
+}

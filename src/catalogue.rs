@@ -1,0 +1,70 @@
+//! The cases that tests, benches and `wgpu-attention check` run: shapes, params, types, seeds and amplitudes as data, each
+//! with its float64 reference and its tolerance.
+
+mod data;
+mod flash;
+
+pub use data::{Tolerance, normal, poisoned};
+pub use flash::{FlashCase, Scores, flash_cases, random_flash_cases};
+
+use crate::{Gpu, GpuTime, Result};
+use futures::future::LocalBoxFuture;
+
+/// A problem whose right answer is known.
+pub trait Case: Send + Sync {
+    /// The kernel family.
+    fn kernel(&self) -> &'static str;
+    /// What is special about it: shape, type, masks.
+    fn name(&self) -> String;
+    /// Floating-point operations that have to be done: masked pairs do not count.
+    fn flops(&self) -> f64;
+    /// Computes the reference, if that has not been done yet: it is kept for all adapters.
+    fn warm_up(&self);
+    /// Runs the kernel and compares.
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>>;
+    /// Runs the kernel once more and measures it.
+    fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>>;
+}
+
+/// How well a case came out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Largest absolute difference from the reference.
+    pub error: f64,
+    /// Largest difference over what is allowed: 1 and less passes. Infinite for a NaN where there should be none, or none
+    /// where there should be one.
+    pub over_tolerance: f64,
+}
+
+impl Outcome {
+    /// Whether every value lies within the tolerance.
+    pub fn passed(&self) -> bool {
+        self.over_tolerance <= 1.0
+    }
+
+    fn and(self, other: Self) -> Self {
+        let over_tolerance = self.over_tolerance.max(other.over_tolerance);
+        Self { error: self.error.max(other.error), over_tolerance }
+    }
+}
+
+/// Makes a number of random cases from a seed.
+type RandomCases = fn(usize, u64) -> Vec<Box<dyn Case>>;
+
+/// A kernel family and where its cases come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// As on the command line.
+    pub name: &'static str,
+    /// The catalogue.
+    pub cases: fn() -> Vec<Box<dyn Case>>,
+    /// So many random ones, from a seed.
+    pub random: RandomCases,
+}
+
+/// Every kernel family.
+pub const FAMILIES: &[Family] = &[Family {
+    name: "flash",
+    cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
+    random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+}];

@@ -1,0 +1,109 @@
+//! What can go wrong, in words that name the argument, its value and the bound.
+
+use std::fmt::Display;
+
+/// Everything that this crate reports. Nothing panics on a caller's input.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument has a value that it must not have.
+    #[error("{argument} is {value}; it must be {bound}")]
+    Argument {
+        /// The argument's name, as the caller wrote it.
+        argument: String,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        bound: String,
+    },
+    /// The work needs more than the device offers.
+    #[error("{what} needs {needed} of {limit}; \"{adapter}\" has {available}")]
+    Limit {
+        /// The kernel, tensor or buffer.
+        what: String,
+        /// The limit by its WebGPU name.
+        limit: &'static str,
+        /// How much of it is needed.
+        needed: u64,
+        /// How much there is.
+        available: u64,
+        /// The adapter's name.
+        adapter: String,
+    },
+    /// A tensor was made for another device than the one that is asked to use it.
+    #[error(
+        "{argument} belongs to another device (\"{theirs}\"); it must be on the device of this kernel (\"{ours}\")"
+    )]
+    OtherDevice {
+        /// The tensor's name.
+        argument: String,
+        /// The adapter that it belongs to.
+        theirs: String,
+        /// The adapter that was asked.
+        ours: String,
+    },
+    /// No adapter fits.
+    #[error("no GPU adapter: {reason}")]
+    NoAdapter {
+        /// What was looked for and what was found.
+        reason: String,
+    },
+    /// The adapter refused to give a device.
+    #[error("\"{adapter}\" gives no device: {reason}")]
+    NoDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// Its own words.
+        reason: String,
+    },
+    /// A driver or browser rejected a shader.
+    #[error("shader {shader} was rejected: {message}")]
+    Shader {
+        /// The kernel and variant.
+        shader: String,
+        /// The compiler's own words.
+        message: String,
+    },
+    /// The device has no memory left.
+    #[error("out of GPU memory: {what} needs {bytes} bytes")]
+    OutOfMemory {
+        /// What was being made.
+        what: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The device is gone: unplugged, reset by the system, or destroyed.
+    #[error("the GPU device is lost: {reason}")]
+    DeviceLost {
+        /// The driver's own words.
+        reason: String,
+    },
+    /// The GPU did not finish in time.
+    #[error("the GPU did not finish within {seconds} s")]
+    Timeout {
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The GPU did what was asked, and its API complained all the same: a defect in this crate.
+    #[error("{what}: {message}")]
+    Internal {
+        /// What was being done.
+        what: String,
+        /// The API's own words.
+        message: String,
+    },
+}
+
+/// This crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn argument(argument: impl Display, value: impl Display, bound: impl Display) -> Self {
+        Self::Argument { argument: argument.to_string(), value: value.to_string(), bound: bound.to_string() }
+    }
+}
+
+/// `Ok` if `holds`, else the error that names the argument, its value and the bound.
+pub(crate) fn require(holds: bool, argument: &str, value: impl Display, bound: impl Display) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::argument(argument, value, bound)) }
+}

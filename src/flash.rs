@@ -1,0 +1,180 @@
+//! Flash attention: dense softmax attention in one pass over the keys (Dao, FlashAttention-2, arXiv 2307.08691).
+//!
+//! `out = softmax(scale · q kᵀ + mask) v`, `lse = ln Σ exp(scale · q kᵀ + mask)`, nothing of size queries × keys in memory.
+
+mod plan;
+mod run;
+
+pub use plan::FlashPlan;
+pub use run::{FlashAttention, FlashPrepared};
+
+use crate::error::require;
+use crate::{Layout, Result, Tensor};
+
+/// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Causal {
+    /// Query i sees key j when j ≤ i + keys − queries: the last query sees every key (FlashAttention).
+    BottomRight,
+    /// Query i sees key j when j ≤ i: the first query sees one key (PyTorch's `is_causal`).
+    TopLeft,
+}
+
+/// Sliding window: query i sees key j when p − left ≤ j ≤ p + right, p = i + keys − queries. Both bounds inclusive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Keys before the query's own position; unset: all.
+    pub left: Option<usize>,
+    /// Keys after it; unset: all.
+    pub right: Option<usize>,
+}
+
+/// What flash attention computes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FlashParams {
+    /// Causal mask, by its diagonal.
+    pub causal: Option<Causal>,
+    /// Sliding window, besides the causal mask.
+    pub window: Window,
+    /// Factor of q·k. Default: 1/√head_dim.
+    pub scale: Option<f32>,
+}
+
+/// What flash attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct FlashInputs<'a> {
+    /// Queries [batch, heads_q, queries, head_dim].
+    pub q: &'a Tensor,
+    /// Keys [batch, heads_kv, keys, head_dim]. Query head h uses head h / (heads_q / heads_kv).
+    pub k: &'a Tensor,
+    /// Values [batch, heads_kv, keys, value_dim].
+    pub v: &'a Tensor,
+    /// How many queries of each batch entry count; the rest is padding, whose output is 0 and whose LSE is −∞.
+    pub seqlens_q: Option<&'a [usize]>,
+    /// How many keys of each batch entry count; the rest is padding that nobody sees.
+    pub seqlens_k: Option<&'a [usize]>,
+}
+
+impl<'a> FlashInputs<'a> {
+    /// Queries, keys and values in full length.
+    pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
+        Self { q, k, v, seqlens_q: None, seqlens_k: None }
+    }
+}
+
+/// What flash attention writes.
+#[derive(Clone, Copy, Debug)]
+pub struct FlashOutputs<'a> {
+    /// [batch, heads_q, queries, value_dim], of any type.
+    pub out: &'a Tensor,
+    /// Natural log-sum-exp of each row's scores, f32 [batch, heads_q, queries, 1].
+    pub lse: &'a Tensor,
+}
+
+/// Types, shapes and strides: all that planning looks at besides the params.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FlashShapes {
+    /// Queries [batch, heads_q, queries, head_dim].
+    pub q: Layout,
+    /// Keys [batch, heads_kv, keys, head_dim].
+    pub k: Layout,
+    /// Values [batch, heads_kv, keys, value_dim].
+    pub v: Layout,
+    /// Output [batch, heads_q, queries, value_dim].
+    pub out: Layout,
+    /// Log-sum-exp, f32 [batch, heads_q, queries, 1].
+    pub lse: Layout,
+    /// Queries of each batch entry, at most `queries`.
+    pub seqlens_q: Option<Vec<usize>>,
+    /// Keys of each batch entry, at most `keys`.
+    pub seqlens_k: Option<Vec<usize>>,
+    /// Which of q, k, v, out, lse lie in one buffer: those with the same number. Matters for an output's buffer only.
+    pub buffers: [usize; 5],
+}
+
+impl FlashShapes {
+    /// Five buffers, outputs contiguous ([`Layout::heads_first`]), the output of q's type.
+    pub fn new(q: Layout, k: Layout, v: Layout) -> Self {
+        let [batch, heads, queries, _] = q.shape;
+        let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
+        let lse = Layout::heads_first(crate::DType::F32, [batch, heads, queries, 1]);
+        Self { q, k, v, out, lse, seqlens_q: None, seqlens_k: None, buffers: [0, 1, 2, 3, 4] }
+    }
+
+    /// As the tensors are.
+    pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs) -> Self {
+        let tensors = tensors(inputs, outputs);
+        let [q, k, v, out, lse] = tensors.map(|t| t.layout().clone());
+        let buffers = crate::dispatch::number_buffers(&tensors).try_into().expect("five tensors");
+        let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
+        let (seqlens_q, seqlens_k) = (seqlens(inputs.seqlens_q), seqlens(inputs.seqlens_k));
+        Self { q, k, v, out, lse, seqlens_q, seqlens_k, buffers }
+    }
+}
+
+/// In the order of the shader's bindings.
+fn tensors<'a>(inputs: &FlashInputs<'a>, outputs: &FlashOutputs<'a>) -> [&'a Tensor; 5] {
+    [inputs.q, inputs.k, inputs.v, outputs.out, outputs.lse]
+}
+
+/// Largest head dimension and value width.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+/// Largest sequence: positions and their differences are 32-bit integers in the shader.
+const MAX_SEQUENCE: usize = 1 << 30;
+
+fn check_params(params: &FlashParams) -> Result<()> {
+    match params.scale {
+        Some(scale) => {
+            let bound = "finite, and below f32's maximum / log2(e)";
+            require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Shapes that fit together, lengths within the tensors, outputs that can be written.
+fn check_shapes(shapes: &FlashShapes) -> Result<()> {
+    let FlashShapes { q, k, v, out, lse, .. } = shapes;
+    let [batch, heads_q, queries, head_dim] = q.shape;
+    let [_, heads_kv, keys, _] = k.shape;
+    let same = |what: &str, value: usize, with: &str, expected: usize| {
+        require(value == expected, what, value, format!("{expected}, as in {with}"))
+    };
+    for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", v.shape[3])] {
+        require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
+    }
+    for (what, value) in [("q.shape[2] (queries)", queries), ("k.shape[2] (keys)", keys)] {
+        require(value <= MAX_SEQUENCE, what, value, format!("at most {MAX_SEQUENCE}"))?;
+    }
+    require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
+    let multiple = format!("a multiple of heads_kv = {heads_kv}, at least once");
+    require(heads_q > 0 && heads_q.is_multiple_of(heads_kv), "q.shape[1] (heads_q)", heads_q, multiple)?;
+    same("k.shape[0] (batch)", k.shape[0], "q", batch)?;
+    same("k.shape[3] (head_dim)", k.shape[3], "q", head_dim)?;
+    same("v.shape[0] (batch)", v.shape[0], "q", batch)?;
+    same("v.shape[1] (heads_kv)", v.shape[1], "k", heads_kv)?;
+    same("v.shape[2] (keys)", v.shape[2], "k", keys)?;
+    let rows = format!("[{batch}, {heads_q}, {queries}, {}], by q and v", v.shape[3]);
+    require(out.shape == [batch, heads_q, queries, v.shape[3]], "out.shape", format!("{:?}", out.shape), rows)?;
+    let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
+    require(lse.shape == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape), rows)?;
+    require(lse.dtype == crate::DType::F32, "lse.dtype", lse.dtype, "f32")?;
+    check_lengths("seqlens_q", shapes.seqlens_q.as_deref(), batch, queries)?;
+    check_lengths("seqlens_k", shapes.seqlens_k.as_deref(), batch, keys)?;
+    for (name, layout) in [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)] {
+        let span = layout.span().and_then(|s| s.end.checked_mul(4));
+        let value = format!("strides {:?}, offset {}", layout.strides, layout.offset);
+        require(span.is_some(), name, value, "within 2^64 bytes")?;
+    }
+    out.check_output("out")?;
+    lse.check_output("lse")
+}
+
+fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
+    let Some(lengths) = lengths else { return Ok(()) };
+    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
+    for (i, &length) in lengths.iter().enumerate() {
+        require(length <= most, &format!("{name}[{i}]"), length, format!("at most {most}, the tensor's length"))?;
+    }
+    Ok(())
+}

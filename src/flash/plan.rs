@@ -1,0 +1,186 @@
+//! What will run for given params and shapes: decided without a GPU.
+
+use super::{Causal, FlashParams, FlashShapes, check_params, check_shapes};
+use crate::dispatch::{Argument, Slice, bind, cut, row_address};
+use crate::shader::{AccessKind, Binding, Shader, file};
+use crate::softmax::Portable;
+use crate::{Caps, Result};
+use std::fmt;
+
+/// `NONE` of the shaders.
+const NONE: u32 = u32::MAX;
+
+/// The uniform struct of `shaders/softmax/params.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Params {
+    pub q: [u32; 4],
+    pub k: [u32; 4],
+    pub v: [u32; 4],
+    pub out: [u32; 4],
+    pub lse: [u32; 4],
+    pub first: [u32; 4],
+    pub queries: u32,
+    pub keys: u32,
+    pub group: u32,
+    pub causal: u32,
+    pub left: u32,
+    pub right: u32,
+    pub q_factor: f32,
+    pub unused: u32,
+}
+
+/// What runs and why. Print it to read it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlashPlan {
+    pub(crate) shader: Shader,
+    pub(crate) arguments: Vec<Argument>,
+    pub(crate) params: Vec<Params>,
+    /// One entry a batch: (first query, queries, first key, keys).
+    pub(crate) sequences: Vec<[u32; 4]>,
+    engine: Portable,
+    slices: Vec<Slice>,
+    flops: f64,
+}
+
+impl FlashPlan {
+    /// Chooses variant, tile sizes and slices.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device
+    /// that has too little.
+    pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
+        check_params(params)?;
+        check_shapes(shapes)?;
+        let [batch, heads, queries, head_dim] = shapes.q.shape;
+        let [_, heads_kv, keys, value_dim] = shapes.v.shape;
+        let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
+        let arguments = arguments(shapes, heads / heads_kv);
+        let shader = shader(&engine, &arguments, head_dim, value_dim);
+        caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
+        let tiles = queries.div_ceil(engine.rows as usize);
+        let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
+        let tile_flops = 2.0 * f64::from(engine.rows) * keys as f64 * (head_dim + value_dim) as f64;
+        let slices = if batch * tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
+        let params = slices.iter().map(|slice| uniforms(caps, params, shapes, &arguments, slice)).collect();
+        let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
+        let sequences = (0..batch)
+            .map(|b| [0, length(&shapes.seqlens_q, b, queries), 0, length(&shapes.seqlens_k, b, keys)])
+            .collect();
+        let flops = 2.0 * (batch * heads * queries) as f64 * keys as f64 * (head_dim + value_dim) as f64;
+        Ok(Self { shader, arguments, params, sequences, engine, slices, flops })
+    }
+
+    /// The boxes of work that are dispatched one after another. None of them takes long.
+    pub fn slices(&self) -> &[Slice] {
+        &self.slices
+    }
+
+    /// The whole WGSL text that runs.
+    pub fn wgsl(&self) -> String {
+        self.shader.source()
+    }
+
+    /// Floating-point operations if every query saw every key: 2·batch·heads·queries·keys·(head_dim + value_dim).
+    pub fn dense_flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+fn arguments(shapes: &FlashShapes, group: usize) -> Vec<Argument> {
+    let all = [
+        ("q", &shapes.q, AccessKind::Load4, 1),
+        ("k", &shapes.k, AccessKind::Load4, group),
+        ("v", &shapes.v, AccessKind::Load4, group),
+        ("out", &shapes.out, AccessKind::Store4, 1),
+        ("lse", &shapes.lse, AccessKind::StoreBits, 1),
+    ];
+    all.into_iter()
+        .zip(shapes.buffers)
+        .map(|((name, layout, kind, group), buffer)| Argument { name, layout: layout.clone(), kind, group, buffer })
+        .collect()
+}
+
+fn shader(engine: &Portable, arguments: &[Argument], head_dim: usize, value_dim: usize) -> Shader {
+    let fixed =
+        vec![Binding::Uniform { name: "params", ty: "Params" }, Binding::Table { name: "sequences", ty: "vec4u" }];
+    let (bindings, accesses) = bind(arguments, fixed);
+    Shader {
+        name: "flash portable".into(),
+        constants: engine.constants(head_dim, value_dim),
+        bindings,
+        accesses,
+        files: vec![
+            file::PARAMS,
+            file::PORTABLE,
+            file::SCORE_TILE,
+            file::TILES_DENSE,
+            file::ROWS_STRIDED,
+            file::SCORE_PLAIN,
+            file::STATE_SOFTMAX,
+            file::EPILOGUE_FINAL,
+            file::ELEMENT,
+        ],
+        trusted: true,
+    }
+}
+
+fn storage(shader: &Shader) -> u64 {
+    shader.bindings.iter().filter(|b| !matches!(b, Binding::Uniform { .. })).count() as u64
+}
+
+fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: &[Argument], slice: &Slice) -> Params {
+    let [_, heads, queries, head_dim] = shapes.q.shape;
+    let [_, heads_kv, keys, _] = shapes.k.shape;
+    let [q, k, v, out, lse] = [0, 1, 2, 3, 4].map(|i| row_address(caps, arguments, i, slice));
+    let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+    // A bound as long as any sequence is an open one.
+    let side = |bound: Option<usize>| bound.filter(|&n| n < super::MAX_SEQUENCE).map_or(NONE, |n| n as u32);
+    Params {
+        q,
+        k,
+        v,
+        out,
+        lse,
+        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.end as u32 - 1, 0],
+        queries: queries as u32,
+        keys: keys as u32,
+        group: (heads / heads_kv) as u32,
+        causal: match params.causal {
+            None => 0,
+            Some(Causal::BottomRight) => 1,
+            Some(Causal::TopLeft) => 2,
+        },
+        left: side(params.window.left),
+        right: side(params.window.right),
+        q_factor: scale * std::f32::consts::LOG2_E,
+        unused: 0,
+    }
+}
+
+impl fmt::Display for FlashPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "flash, {}", self.engine)?;
+        write!(f, "; {} slice{}", self.slices.len(), if self.slices.len() == 1 { "" } else { "s" })?;
+        for (argument, access) in self.arguments.iter().zip(&self.shader.accesses).take(4) {
+            let Layout { shape, strides, offset, .. } = &argument.layout;
+            if !access.wide {
+                let name = argument.name;
+                write!(
+                    f,
+                    "; {name} moves one element at a time: width {}, strides {strides:?} and offset {offset} are not all \
+                     multiples of 4",
+                    shape[3]
+                )?;
+            }
+            if argument.writes()
+                && self.arguments.iter().any(|a| a.name != argument.name && a.buffer == argument.buffer)
+            {
+                write!(f, "; {} shares its buffer, which is bound as words", argument.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+use crate::Layout;

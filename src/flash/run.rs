@@ -1,0 +1,181 @@
+//! From a plan to results.
+
+use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, tensors};
+use crate::dispatch::{Launch, check_device};
+use crate::{Error, Gpu, Result, Tensor};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// How many shapes [`FlashAttention::forward`] keeps prepared.
+const PREPARED: usize = 32;
+
+/// Flash attention with fixed params on one device.
+#[derive(Debug)]
+pub struct FlashAttention {
+    gpu: Gpu,
+    params: FlashParams,
+    prepared: Mutex<HashMap<FlashShapes, Arc<FlashPrepared>>>,
+}
+
+impl FlashAttention {
+    /// Checks the params; nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a scale that is not finite.
+    pub fn new(gpu: &Gpu, params: FlashParams) -> Result<Self> {
+        check_params(&params)?;
+        Ok(Self { gpu: gpu.clone(), params, prepared: Mutex::default() })
+    }
+
+    /// What would run for these shapes, in words and as WGSL.
+    ///
+    /// # Errors
+    /// Those of [`FlashPlan::new`].
+    pub fn plan(&self, shapes: &FlashShapes) -> Result<FlashPlan> {
+        FlashPlan::new(self.gpu.caps(), &self.params, shapes)
+    }
+
+    /// Compiles and uploads all that these shapes need, so that [`FlashPrepared::encode`] creates nothing but bind groups.
+    ///
+    /// # Errors
+    /// Those of [`FlashPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn prepare(&self, shapes: &FlashShapes) -> Result<FlashPrepared> {
+        let plan = self.plan(shapes)?;
+        let table = bytemuck::cast_slice(&plan.sequences).to_vec();
+        let (shader, arguments) = (&plan.shader, &plan.arguments);
+        let launch = Launch::prepare(&self.gpu, shader, arguments, plan.slices(), &plan.params, &[table]).await?;
+        Ok(FlashPrepared { launch, shapes: shapes.clone(), plan })
+    }
+
+    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
+    ///
+    /// # Errors
+    /// Those of [`FlashAttention::prepare`]; [`Error::OtherDevice`].
+    pub async fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        Ok(self.forward_with_lse(&FlashInputs::new(q, k, v)).await?.0)
+    }
+
+    /// The same with lengths, and with the log-sum-exp of each row (f32 [batch, heads_q, queries, 1]).
+    ///
+    /// # Errors
+    /// Those of [`FlashAttention::forward`].
+    pub async fn forward_with_lse(&self, inputs: &FlashInputs<'_>) -> Result<(Tensor, Tensor)> {
+        for (name, tensor) in [("q", inputs.q), ("k", inputs.k), ("v", inputs.v)] {
+            check_device(name, tensor, &self.gpu)?;
+        }
+        let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|t| t.layout().clone());
+        let mut shapes = FlashShapes::new(q, k, v);
+        shapes.seqlens_q = inputs.seqlens_q.map(<[usize]>::to_vec);
+        shapes.seqlens_k = inputs.seqlens_k.map(<[usize]>::to_vec);
+        let prepared = self.prepared(&shapes).await?;
+        let out = Tensor::empty(&self.gpu, shapes.out).await?;
+        let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
+        let outputs = FlashOutputs { out: &out, lse: &lse };
+        for slice in 0..prepared.plan.slices().len() {
+            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            prepared.encode_slice(&mut encoder, slice, inputs, &outputs)?;
+            self.gpu.queue().submit([encoder.finish()]);
+        }
+        Ok((out, lse))
+    }
+
+    async fn prepared(&self, shapes: &FlashShapes) -> Result<Arc<FlashPrepared>> {
+        if let Some(found) = self.prepared.lock().expect("no panic under this lock").get(shapes) {
+            self.gpu.alive()?;
+            return Ok(found.clone());
+        }
+        let prepared = Arc::new(self.prepare(shapes).await?);
+        let mut kept = self.prepared.lock().expect("no panic under this lock");
+        if kept.len() == PREPARED {
+            kept.clear();
+        }
+        kept.insert(shapes.clone(), prepared.clone());
+        Ok(prepared)
+    }
+}
+
+/// Flash attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
+#[derive(Debug)]
+pub struct FlashPrepared {
+    launch: Launch,
+    shapes: FlashShapes,
+    plan: FlashPlan,
+}
+
+impl FlashPrepared {
+    /// What runs and why.
+    pub fn plan(&self) -> &FlashPlan {
+        &self.plan
+    }
+
+    /// Records the whole work. The caller submits; for long work see [`FlashPrepared::encode_slice`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for. Nothing is recorded then.
+    pub fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+    ) -> Result<()> {
+        self.record(encoder, inputs, outputs, 0..self.launch.slices().len())
+    }
+
+    /// Records one of [`FlashPlan::slices`], so that the caller can submit long work in parts of 50 to 100 ms.
+    ///
+    /// # Errors
+    /// Those of [`FlashPrepared::encode`]; [`Error::Argument`] for a slice that is not there.
+    pub fn encode_slice(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        slice: usize,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+    ) -> Result<()> {
+        self.record(encoder, inputs, outputs, slice..slice.saturating_add(1))
+    }
+
+    /// Records the whole work into a pass of the caller's.
+    ///
+    /// # Errors
+    /// Those of [`FlashPrepared::encode`].
+    pub fn encode_in(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+    ) -> Result<()> {
+        self.encode_range(pass, inputs, outputs, 0..self.launch.slices().len())
+    }
+
+    fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+        which: Range<usize>,
+    ) -> Result<()> {
+        let descriptor = wgpu::ComputePassDescriptor { label: Some("flash attention"), timestamp_writes: None };
+        self.encode_range(&mut encoder.begin_compute_pass(&descriptor), inputs, outputs, which)
+    }
+
+    fn encode_range(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+        which: Range<usize>,
+    ) -> Result<()> {
+        self.launch.gpu().alive()?;
+        for (name, given, prepared) in [
+            ("seqlens_q", inputs.seqlens_q, &self.shapes.seqlens_q),
+            ("seqlens_k", inputs.seqlens_k, &self.shapes.seqlens_k),
+        ] {
+            if given != prepared.as_deref() {
+                return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
+            }
+        }
+        self.launch.encode(pass, &tensors(inputs, outputs), which)
+    }
+}

@@ -1,0 +1,309 @@
+//! A device to compute on: requested, or borrowed from the caller's program.
+
+use crate::shader::{Pipeline, Shader};
+use crate::{Caps, Error, Result};
+use futures::channel::oneshot;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+use web_time::Instant;
+
+/// How long a read waits for the GPU before it gives up with [`Error::Timeout`].
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How to choose and set up a device.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Part of the adapter's name, in any case. Unset: the system's high-performance adapter.
+    pub adapter: Option<String>,
+    /// Ask for WebGPU's default limits and no optional feature, whatever the adapter has.
+    pub core_limits: bool,
+    /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
+    /// native), since every index in them is checked on the host or clamped.
+    pub checked_shaders: bool,
+}
+
+/// A device, its queue, what it can do, and the pipelines that were built for it so far. Cloning is cheap and shares all.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    caps: Caps,
+    checked_shaders: bool,
+    lost: Arc<OnceLock<String>>,
+    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+}
+
+/// How long the GPU took for some work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuTime {
+    /// Seconds.
+    pub seconds: f64,
+    /// True: by the GPU's own timestamps. False: by the clock, submit and wait included, because it has none.
+    pub by_timestamps: bool,
+}
+
+impl Gpu {
+    /// A device of the system's high-performance adapter, with all the limits that it has. The environment variables
+    /// `WGPU_BACKEND` and those of the Vulkan loader choose among drivers.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], [`Error::NoDevice`].
+    pub async fn request() -> Result<Self> {
+        Self::request_with(&GpuOptions::default()).await
+    }
+
+    /// A device chosen and set up by `options`.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], which lists the adapters present; [`Error::NoDevice`].
+    pub async fn request_with(options: &GpuOptions) -> Result<Self> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = match &options.adapter {
+            None => instance
+                .request_adapter(&wgpu::RequestAdapterOptions {
+                    power_preference: wgpu::PowerPreference::HighPerformance,
+                    ..Default::default()
+                })
+                .await
+                .map_err(|e| Error::NoAdapter { reason: e.to_string() })?,
+            Some(name) => {
+                let all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+                let names: Vec<String> = all.iter().map(|a| format!("\"{}\"", a.get_info().name)).collect();
+                all.into_iter().find(|a| a.get_info().name.to_lowercase().contains(&name.to_lowercase())).ok_or_else(
+                    || Error::NoAdapter {
+                        reason: format!("none is named \"{name}\"; present: [{}]", names.join(", ")),
+                    },
+                )?
+            }
+        };
+        Self::open(&adapter, options).await
+    }
+
+    /// A device of every adapter in the system (one that several back ends offer comes once for each).
+    pub async fn request_all(options: &GpuOptions) -> Vec<Result<Self>> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let mut all = Vec::new();
+        for adapter in instance.enumerate_adapters(wgpu::Backends::all()).await {
+            let name = adapter.get_info().name.to_lowercase();
+            if options.adapter.as_ref().is_none_or(|wanted| name.contains(&wanted.to_lowercase())) {
+                all.push(Self::open(&adapter, options).await);
+            }
+        }
+        all
+    }
+
+    async fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self> {
+        let core = options.core_limits;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wgpu-attention"),
+            required_features: if core {
+                wgpu::Features::empty()
+            } else {
+                adapter.features() & wgpu::Features::TIMESTAMP_QUERY
+            },
+            required_limits: if core { wgpu::Limits::default() } else { adapter.limits() },
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+        let lost = Arc::new(OnceLock::new());
+        let cell = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            let _ = cell.set(format!("{reason:?} {message}").trim().to_string());
+        });
+        Ok(Self::build(device, queue, options.checked_shaders, lost))
+    }
+
+    /// Wraps a device and queue that the caller owns. Its callbacks stay the caller's; its limits are respected as they
+    /// are. Tensors and kernels made from the result work in the caller's own encoders.
+    pub fn from_device(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        Self::build(device.clone(), queue.clone(), false, Arc::default())
+    }
+
+    fn build(device: wgpu::Device, queue: wgpu::Queue, checked_shaders: bool, lost: Arc<OnceLock<String>>) -> Self {
+        let caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
+        Self(Arc::new(Inner { device, queue, caps, checked_shaders, lost, pipelines: Mutex::default() }))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    /// Runs `make` so that what the API objects to becomes an `Error`. Scopes are per thread: pushed and popped before
+    /// anything is awaited.
+    pub(crate) fn scoped<T, F: FnOnce(&wgpu::Device) -> T>(
+        &self,
+        make: F,
+    ) -> (T, impl Future<Output = Option<wgpu::Error>> + use<T, F>) {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let device = &self.0.device;
+        let scopes = [OutOfMemory, Internal, Validation].map(|filter| device.push_error_scope(filter));
+        let made = make(device);
+        let [memory, internal, validation] = scopes;
+        let [validation, internal, memory] = [validation, internal, memory].map(|scope| scope.pop());
+        (made, async move { validation.await.or(internal.await).or(memory.await) })
+    }
+
+    /// A buffer of at least `bytes` bytes (16 at the least: no binding is empty), with `contents` in it.
+    pub(crate) async fn buffer(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        contents: &[u8],
+    ) -> Result<wgpu::Buffer> {
+        self.alive()?;
+        let size = bytes.max(16).next_multiple_of(16);
+        self.0.caps.within(what, "maxBufferSize", size, self.0.caps.buffer_bytes)?;
+        let (buffer, popped) = self.scoped(|device| {
+            let mapped_at_creation = false;
+            let buffer =
+                device.create_buffer(&wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation });
+            if !contents.is_empty() {
+                self.0.queue.write_buffer(&buffer, 0, contents);
+            }
+            buffer
+        });
+        match popped.await {
+            None => Ok(buffer),
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what.into(), bytes: size }),
+            Some(e) => Err(Error::Internal { what: what.into(), message: e.to_string() }),
+        }
+    }
+
+    /// The bytes `[start, end)` of a buffer, once all that was submitted before is done. Both are multiples of 4.
+    pub(crate) async fn read(&self, buffer: &wgpu::Buffer, start: u64, end: u64) -> Result<Vec<u8>> {
+        if start == end {
+            return Ok(Vec::new());
+        }
+        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+        let staging = self.buffer("read-back buffer", end - start, usage, &[]).await?;
+        let (submission, popped) = self.scoped(|device| {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(buffer, start, &staging, 0, end - start);
+            self.0.queue.submit([encoder.finish()])
+        });
+        if let Some(e) = popped.await {
+            return Err(Error::Internal { what: "read".into(), message: e.to_string() });
+        }
+        let (sender, receiver) = oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, 0..end - start, move |mapped| {
+            let _ = sender.send(mapped);
+        });
+        self.wait(submission)?;
+        match receiver.await {
+            Ok(Ok(())) => {}
+            _ => return Err(self.lost("mapping failed")),
+        }
+        let view = staging.get_mapped_range(0..end - start);
+        let bytes = view.map_err(|e| Error::Internal { what: "read".into(), message: e.to_string() })?.to_vec();
+        staging.unmap();
+        Ok(bytes)
+    }
+
+    /// On native, blocks until the submission is done; in a browser the event loop does that.
+    fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(PATIENCE) };
+        match self.0.device.poll(wait) {
+            Ok(_) => Ok(()),
+            Err(wgpu::PollError::Timeout) => Err(Error::Timeout { seconds: PATIENCE.as_secs() }),
+            Err(e) => Err(self.lost(&e.to_string())),
+        }
+    }
+
+    /// An `Error` if the device is known to be lost.
+    pub(crate) fn alive(&self) -> Result<()> {
+        self.0.lost.get().map_or(Ok(()), |reason| Err(Error::DeviceLost { reason: reason.clone() }))
+    }
+
+    fn lost(&self, sign: &str) -> Error {
+        Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| sign.into()) }
+    }
+
+    /// The pipeline of a shader: built once for each text, kept for the device's life.
+    pub(crate) async fn pipeline(&self, shader: &Shader) -> Result<Arc<Pipeline>> {
+        self.alive()?;
+        let source = shader.source();
+        if let Some(found) = self.0.pipelines.lock().expect("no panic under this lock").get(&source) {
+            return Ok(found.clone());
+        }
+        let (pipeline, popped) =
+            self.scoped(|device| Pipeline::build(device, shader, &source, !self.0.checked_shaders && shader.trusted));
+        match popped.await {
+            None => {}
+            Some(wgpu::Error::OutOfMemory { .. }) => {
+                return Err(Error::OutOfMemory { what: format!("shader {}", shader.name), bytes: source.len() as u64 });
+            }
+            Some(e) => return Err(Error::Shader { shader: shader.name.clone(), message: e.to_string() }),
+        }
+        let pipeline = Arc::new(pipeline);
+        self.0.pipelines.lock().expect("no panic under this lock").insert(source, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// Runs what `record` puts into a compute pass, waits for it and says how long it took on the GPU.
+    ///
+    /// # Errors
+    /// Those of `record`, [`Error::DeviceLost`], [`Error::Timeout`].
+    pub async fn time(&self, record: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<()>) -> Result<GpuTime> {
+        let device = &self.0.device;
+        let queries = self.0.caps.timestamps.then(|| {
+            let ty = wgpu::QueryType::Timestamp;
+            device.create_query_set(&wgpu::QuerySetDescriptor { label: Some("time"), ty, count: 2 })
+        });
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let stamps = self.buffer("timestamps", 16, usage, &[]).await?;
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("timed"),
+            timestamp_writes: queries.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: Some(0),
+                end_of_pass_write_index: Some(1),
+            }),
+        });
+        record(&mut pass)?;
+        drop(pass);
+        if let Some(queries) = &queries {
+            encoder.resolve_query_set(queries, 0..2, &stamps, 0);
+        }
+        self.read(&stamps, 0, 16).await?;
+        let start = Instant::now();
+        self.0.queue.submit([encoder.finish()]);
+        let bytes = self.read(&stamps, 0, 16).await?;
+        if queries.is_none() {
+            return Ok(GpuTime { seconds: start.elapsed().as_secs_f64(), by_timestamps: false });
+        }
+        let ticks: [u64; 2] = bytemuck::pod_read_unaligned(&bytes);
+        let seconds = ticks[1].wrapping_sub(ticks[0]) as f64 * f64::from(self.0.queue.get_timestamp_period()) * 1e-9;
+        Ok(GpuTime { seconds, by_timestamps: true })
+    }
+}
+
+impl PartialEq for Gpu {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.device == other.0.device
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("caps", &self.0.caps).field("checked_shaders", &self.0.checked_shaders).finish()
+    }
+}

@@ -1,0 +1,6 @@
+//! What each kernel must compute, as plain float64 loops on the CPU: to be read, and to check against. Nothing here is
+//! shared with planning or with the shaders.
+
+mod flash;
+
+pub use flash::{FlashProblem, FlashReference, flash};

@@ -1,0 +1,39 @@
+//! The device that a test runs on. The environment variable `WGPU_ATTENTION_MODE` lists `checked` (bounds checks and loop
+//! guards in the shaders), `core` (WebGPU's default limits, no optional feature), both, or neither.
+#![allow(dead_code)] // each test program uses its part
+
+use std::sync::OnceLock;
+use wgpu_attention::{DType, Gpu, GpuOptions, Tensor};
+
+pub fn options() -> GpuOptions {
+    let mode = std::env::var("WGPU_ATTENTION_MODE").unwrap_or_default();
+    let known = |part: &&str| ["checked", "core"].contains(part);
+    assert!(mode.split(',').filter(|p| !p.is_empty()).all(|p| known(&p)), "WGPU_ATTENTION_MODE={mode}: checked, core");
+    GpuOptions { adapter: None, core_limits: mode.contains("core"), checked_shaders: mode.contains("checked") }
+}
+
+/// One device for all tests of a program.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let options = options();
+        let gpu = pollster::block_on(Gpu::request_with(&options));
+        let gpu = gpu.expect("a GPU driver; without a GPU, `cargo xtask test` installs a software one");
+        eprintln!("{} {options:?}", gpu.caps());
+        gpu
+    })
+}
+
+/// A contiguous tensor.
+pub fn tensor(shape: [usize; 4], values: &[f32]) -> Tensor {
+    pollster::block_on(Tensor::upload(gpu(), shape, DType::F32, values)).expect("a valid tensor")
+}
+
+pub fn read(tensor: &Tensor) -> Vec<f32> {
+    pollster::block_on(tensor.read()).expect("a readable tensor")
+}
+
+/// For bitwise comparison: NaN equals NaN.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
