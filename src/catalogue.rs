@@ -1,13 +1,15 @@
 //! The cases that tests, benches and `wgpu-attention check` run: shapes, params, types, seeds and amplitudes as data, each
 //! with its float64 reference and its tolerance.
 
+mod activations;
 mod data;
 mod flash;
 
+pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
-pub use flash::{FlashCase, Scores, flash_cases, random_flash_cases};
+pub use flash::{FlashCase, Known, Scores, flash_cases, random_flash_cases};
 
-use crate::{Gpu, GpuTime, Result};
+use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
 
 /// A problem whose right answer is known.
@@ -48,6 +50,9 @@ impl Outcome {
     }
 }
 
+/// A variant's name and, where it runs, its plan in words.
+type Variants = fn(&Caps) -> Vec<(&'static str, Result<String>)>;
+
 /// Makes a number of random cases from a seed.
 type RandomCases = fn(usize, u64) -> Vec<Box<dyn Case>>;
 
@@ -60,6 +65,10 @@ pub struct Family {
     pub cases: fn() -> Vec<Box<dyn Case>>,
     /// So many random ones, from a seed.
     pub random: RandomCases,
+    /// The variants at a typical shape, and why they do not run where they do not.
+    pub variants: Variants,
+    /// Every distinct shader text that the catalogue and a few more layouts lead to, by name.
+    pub shaders: fn(&Caps) -> Vec<(String, String)>,
 }
 
 /// Every kernel family.
@@ -67,4 +76,6 @@ pub const FAMILIES: &[Family] = &[Family {
     name: "flash",
     cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
     random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+    variants: flash::variants,
+    shaders: flash::shaders,
 }];

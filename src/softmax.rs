@@ -22,7 +22,7 @@ pub(crate) struct Portable {
 /// Workgroup memory to aim at. A quarter of the smallest that GPUs have per compute unit, so that four workgroups fit;
 /// wide heads, which would pass in many small chunks, may take twice as much.
 const MEMORY: u32 = 17 << 10;
-const MEMORY_WIDE: u32 = 32 << 10;
+const MEMORY_WIDE: u32 = 17 << 10;
 /// Bytes of workgroup memory beside the tile: a flag.
 const FLAG: u32 = 16;
 

@@ -9,7 +9,7 @@ struct Params {
     v: vec4u,
     out: vec4u,
     lse: vec4u,
-    // First batch and head of this slice, its last tile of queries.
+    // First batch, head and tile of queries of this slice.
     first: vec4u,
     // Rows of the tensors; a sequence may be shorter.
     queries: u32,
@@ -21,5 +21,6 @@ struct Params {
     left: u32,
     right: u32,
     q_factor: f32,
-    unused: u32,
+    // Last tile of this slice.
+    last_tile: u32,
 }

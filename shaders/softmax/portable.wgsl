@@ -27,10 +27,13 @@ var<private> o: array<array<vec4f, OV>, RT>;
 
 struct Work { batch: u32, head: u32, kv_head: u32, tile: u32 }
 
-// The last tiles come first: under a causal mask they have the most to do.
+// Tiles come from both ends in turn: under a causal mask the last have the most to do, and neighbours then add up to the
+// same work, whether a driver deals workgroups out one by one or in equal shares.
 fn work_of(workgroup: vec3u) -> Work {
     let head = params.first.y + workgroup.y;
-    return Work(params.first.x + workgroup.z, head, head / params.group, params.first.z - workgroup.x);
+    let step = workgroup.x / 2u;
+    let tile = select(params.last_tile - step, params.first.z + step, workgroup.x % 2u == 1u);
+    return Work(params.first.x + workgroup.z, head, head / params.group, tile);
 }
 
 @compute @workgroup_size(WG)

@@ -3,8 +3,8 @@
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::reference::{FlashProblem, FlashReference, flash};
 use crate::{
-    Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashShapes, Gpu, GpuTime, Layout, Result,
-    Tensor, Window,
+    Caps, Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu, GpuTime,
+    Layout, Result, Tensor, Window,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -59,8 +59,8 @@ pub struct FlashCase {
 /// Inputs and expected results of a case.
 #[derive(Debug)]
 pub struct Known {
-    inputs: [Vec<f32>; 3],
-    expected: FlashReference,
+    pub(super) inputs: [Vec<f32>; 3],
+    pub(super) expected: FlashReference,
 }
 
 impl Default for FlashCase {
@@ -97,11 +97,13 @@ impl FlashCase {
 
     /// q, k, v as stored, and what must come out.
     pub fn known(&self) -> &Known {
-        self.known.get_or_init(|| {
-            let inputs = self.inputs();
-            let expected = flash(&self.params, &self.problem(&inputs));
-            Known { inputs, expected }
-        })
+        self.known.get_or_init(|| self.compute())
+    }
+
+    pub(super) fn compute(&self) -> Known {
+        let inputs = self.inputs();
+        let expected = flash(&self.params, &self.problem(&inputs));
+        Known { inputs, expected }
     }
 
     fn problem<'a>(&'a self, [q, k, v]: &'a [Vec<f32>; 3]) -> FlashProblem<'a> {
@@ -177,24 +179,43 @@ impl FlashCase {
         Layout { strides, ..contiguous }.at(if which < 3 { 2 * which + 1 } else { 2 })
     }
 
+    /// The layouts of its tensors.
+    fn plan_shapes(&self) -> FlashShapes {
+        let [q, k, v] = self.shapes();
+        let [tq, tk, to] = self.dtypes;
+        let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
+        FlashShapes {
+            out: self.layout(3, to, rows),
+            lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
+            seqlens_q: self.seqlens_q.clone(),
+            seqlens_k: self.seqlens_k.clone(),
+            ..FlashShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
+        }
+    }
+
+    /// What would run on a device.
+    ///
+    /// # Errors
+    /// Those of [`FlashPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<FlashPlan> {
+        FlashPlan::new(caps, &self.params, &self.plan_shapes())
+    }
+
     /// The tensors of the case, padding and gaps filled with NaN.
     ///
     /// # Errors
     /// A lack of memory, a lost device.
     pub async fn upload(&self, gpu: &Gpu) -> Result<([Tensor; 3], [Tensor; 2])> {
-        let [q, k, v] = self.shapes();
-        let [tq, tk, to] = self.dtypes;
+        let FlashShapes { q, k, v, out, lse, .. } = self.plan_shapes();
         let known = self.known();
         let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let tensor = async |i: usize, dtype, shape: [usize; 4], seqlens| {
-            let values = self.poison(&known.inputs[i], shape[3], shape[1], shape[2], seqlens);
-            poisoned(gpu, self.layout(i, dtype, shape), &values).await
+        let tensor = async |i: usize, layout: Layout, seqlens| {
+            let [_, heads, length, width] = layout.shape;
+            let values = self.poison(&known.inputs[i], width, heads, length, seqlens);
+            poisoned(gpu, layout, &values).await
         };
-        let inputs = [tensor(0, tq, q, sq).await?, tensor(1, tk, k, sk).await?, tensor(2, tk, v, sk).await?];
-        let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
-        let out = Tensor::empty(gpu, self.layout(3, to, rows)).await?;
-        let lse = Tensor::empty(gpu, self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1])).await?;
-        Ok((inputs, [out, lse]))
+        let inputs = [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?];
+        Ok((inputs, [Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?]))
     }
 
     /// The tensors as arguments.
@@ -208,12 +229,17 @@ impl FlashCase {
         (FlashInputs { q, k, v, seqlens_q, seqlens_k }, FlashOutputs { out, lse })
     }
 
-    /// How a result compares with the reference.
+    /// How an output compares with the reference.
+    pub fn compare_out(&self, out: &[f32]) -> Outcome {
+        let expected = &self.known().expected;
+        Tolerance { dtype: self.dtypes[2], unit: 2e-5, magnitude: expected.magnitude }.compare(out, &expected.out)
+    }
+
+    /// How an output and its log-sum-exp compare with the reference.
     pub fn compare(&self, out: &[f32], lse: &[f32]) -> Outcome {
         let expected = &self.known().expected;
-        let tolerance = Tolerance { dtype: self.dtypes[2], unit: 2e-5, magnitude: expected.magnitude };
-        let of_lse = Tolerance { dtype: DType::F32, ..tolerance }.compare(lse, &expected.lse);
-        tolerance.compare(out, &expected.out).and(of_lse)
+        let of_lse = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude };
+        self.compare_out(out).and(of_lse.compare(lse, &expected.lse))
     }
 }
 
@@ -447,4 +473,34 @@ fn random_case(seed: u64) -> FlashCase {
         seed,
         known: OnceLock::new(),
     }
+}
+
+/// The variants at head dim 128, in words.
+pub(super) fn variants(caps: &Caps) -> Vec<(&'static str, Result<String>)> {
+    let case = FlashCase { heads: (8, 8), lengths: (1024, 1024), dims: (128, 128), ..FlashCase::default() };
+    vec![("portable", case.plan(caps).map(|plan| plan.to_string()))]
+}
+
+/// The distinct shaders of the catalogue, and of tensors that share a buffer with an output.
+pub(super) fn shaders(caps: &Caps) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut add = |name: String, plan: Result<FlashPlan>| {
+        let text = plan.expect("the catalogue has valid cases").wgsl();
+        if found.iter().all(|(_, known)| *known != text) {
+            found.push((name, text));
+        }
+    };
+    for case in flash_cases() {
+        let [q, k, out] = case.dtypes;
+        let layout = if case.strided { "_strided" } else { "" };
+        add(format!("flash_d{}_v{}_{q}_{k}_{out}{layout}", case.dims.0, case.dims.1), case.plan(caps));
+    }
+    for dtype in DTYPES {
+        for (d, layout) in [(64, "wide"), (31, "narrow")] {
+            let case = FlashCase { dims: (d, d), ..FlashCase::default() }.of_type(dtype);
+            let shapes = FlashShapes { buffers: [0, 0, 1, 0, 0], ..case.plan_shapes() };
+            add(format!("flash_d{d}_{dtype}_one_buffer_{layout}"), FlashPlan::new(caps, &case.params, &shapes));
+        }
+    }
+    found
 }

@@ -4,7 +4,7 @@ use super::{Causal, FlashParams, FlashShapes, check_params, check_shapes};
 use crate::dispatch::{Argument, Slice, bind, cut, row_address};
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::softmax::Portable;
-use crate::{Caps, Result};
+use crate::{Caps, Layout, Result};
 use std::fmt;
 
 /// `NONE` of the shaders.
@@ -27,7 +27,7 @@ pub(crate) struct Params {
     pub left: u32,
     pub right: u32,
     pub q_factor: f32,
-    pub unused: u32,
+    pub last_tile: u32,
 }
 
 /// What runs and why. Print it to read it.
@@ -142,7 +142,7 @@ fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: 
         v,
         out,
         lse,
-        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.end as u32 - 1, 0],
+        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32, 0],
         queries: queries as u32,
         keys: keys as u32,
         group: (heads / heads_kv) as u32,
@@ -154,7 +154,7 @@ fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: 
         left: side(params.window.left),
         right: side(params.window.right),
         q_factor: scale * std::f32::consts::LOG2_E,
-        unused: 0,
+        last_tile: slice.tiles.end as u32 - 1,
     }
 }
 
@@ -182,5 +182,3 @@ impl fmt::Display for FlashPlan {
         Ok(())
     }
 }
-
-use crate::Layout;

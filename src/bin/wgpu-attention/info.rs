@@ -1,0 +1,50 @@
+//! `info` and `shaders`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use wgpu_attention::catalogue::FAMILIES;
+use wgpu_attention::{Caps, Error, Gpu, GpuOptions, Result};
+
+pub fn info(options: &GpuOptions) -> Result<ExitCode> {
+    let all = pollster::block_on(Gpu::request_all(options));
+    if all.is_empty() {
+        return Err(super::no_adapter(options));
+    }
+    for gpu in all {
+        let gpu = match gpu {
+            Ok(gpu) => gpu,
+            Err(e) => {
+                println!("{e}");
+                continue;
+            }
+        };
+        println!("{}", gpu.caps());
+        for family in FAMILIES {
+            for (variant, plan) in (family.variants)(gpu.caps()) {
+                match plan {
+                    Ok(plan) => println!("  {} {variant}: {plan}", family.name),
+                    Err(e) => println!("  {} {variant}: does not run: {e}", family.name),
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn shaders(folder: &Path) -> Result<ExitCode> {
+    let failed = |e: std::io::Error| Error::Argument {
+        argument: "folder".into(),
+        value: format!("{} ({e})", folder.display()),
+        bound: "a folder that can be written to".into(),
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let mut count = 0;
+    for family in FAMILIES {
+        for (name, text) in (family.shaders)(&Caps::core()) {
+            std::fs::write(folder.join(format!("{name}.wgsl")), text).map_err(failed)?;
+            count += 1;
+        }
+    }
+    println!("{count} shaders written to {}", folder.display());
+    Ok(ExitCode::SUCCESS)
+}
