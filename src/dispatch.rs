@@ -3,6 +3,7 @@
 use crate::shader::AccessKind;
 use crate::shader::{Access, Binding, Pipeline, Shader, Words};
 use crate::{Caps, Error, Gpu, Layout, Result, Tensor};
+use futures::FutureExt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -246,7 +247,7 @@ impl Launch {
         if which.is_empty() {
             return Ok(());
         }
-        let groups = self.groups(tensors, &shifts);
+        let groups = self.groups(tensors, &shifts)?;
         pass.set_pipeline(&self.pipeline.compute);
         for i in which {
             let [batches, heads, tiles] = self.slices[i].sizes().map(|n| n as u32);
@@ -287,18 +288,23 @@ impl Launch {
         Ok(shifts)
     }
 
-    fn groups(&self, tensors: &[&Tensor], shifts: &[u64]) -> Arc<Vec<wgpu::BindGroup>> {
+    fn groups(&self, tensors: &[&Tensor], shifts: &[u64]) -> Result<Arc<Vec<wgpu::BindGroup>>> {
         let key: Vec<_> = self.leaders.iter().map(|&i| (tensors[i].buffer().clone(), shifts[i])).collect();
         let mut bound = self.bound.lock().expect("no panic under this lock");
         if let Some(found) = bound.iter().find(|b| b.key == key) {
-            return found.groups.clone();
+            return Ok(found.groups.clone());
         }
-        let groups = Arc::new(self.slices.iter().enumerate().map(|(i, s)| self.group(i, s, &key)).collect());
+        let make = |_: &wgpu::Device| self.slices.iter().enumerate().map(|(i, s)| self.group(i, s, &key)).collect();
+        let (groups, popped) = self.gpu.scoped(make);
+        // On native the answer is there at once; in a browser it comes with the submit.
+        let refused = async { self.gpu.refused("bind groups", popped.await).await };
+        refused.now_or_never().unwrap_or(Ok(()))?;
+        let groups = Arc::new(groups);
         if bound.len() == BIND_GROUP_SETS {
             bound.remove(0);
         }
         bound.push(Bound { key, groups: Arc::clone(&groups) });
-        groups
+        Ok(groups)
     }
 
     fn group(&self, index: usize, slice: &Slice, key: &[(wgpu::Buffer, u64)]) -> wgpu::BindGroup {

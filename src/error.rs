@@ -32,7 +32,7 @@ pub enum Error {
     },
     /// A tensor was made for another device than the one that is asked to use it.
     #[error(
-        "{argument} belongs to another device (\"{theirs}\"); it must be on the device of this kernel (\"{ours}\")"
+        "{argument} belongs to another device or `Gpu` (on \"{theirs}\"); it must be of this kernel's own (on \"{ours}\")"
     )]
     OtherDevice {
         /// The tensor's name.

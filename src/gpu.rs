@@ -120,7 +120,8 @@ impl Gpu {
     }
 
     /// Wraps a device and queue that the caller owns. Its callbacks stay the caller's; its limits are respected as they
-    /// are. Tensors and kernels made from the result work in the caller's own encoders.
+    /// are. Tensors and kernels made from the result work in the caller's own encoders. Wrap a device once, and clone the
+    /// result: a second wrap counts as another device.
     pub fn from_device(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         Self::build(device.clone(), queue.clone(), false, Arc::default())
     }
@@ -181,9 +182,8 @@ impl Gpu {
             buffer
         });
         match popped.await {
-            None => Ok(buffer),
             Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what.into(), bytes: size }),
-            Some(e) => Err(Error::Internal { what: what.into(), message: e.to_string() }),
+            other => self.refused(what, other).await.map(|()| buffer),
         }
     }
 
@@ -199,13 +199,17 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(buffer, start, &staging, 0, end - start);
             self.0.queue.submit([encoder.finish()])
         });
-        if let Some(e) = popped.await {
-            return Err(Error::Internal { what: "read".into(), message: e.to_string() });
-        }
+        self.refused("read", popped.await).await?;
         let (sender, receiver) = oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, 0..end - start, move |mapped| {
-            let _ = sender.send(mapped);
+        let ((), popped) = self.scoped(|_| {
+            staging.map_async(wgpu::MapMode::Read, 0..end - start, move |mapped| {
+                let _ = sender.send(mapped);
+            });
         });
+        if let Some(e) = popped.await {
+            // The staging buffer was made without complaint: only the loss of its device makes it invalid.
+            return Err(self.lost(&e.to_string()));
+        }
         self.wait(submission)?;
         match receiver.await {
             Ok(Ok(())) => {}
@@ -225,6 +229,40 @@ impl Gpu {
             Err(wgpu::PollError::Timeout) => Err(Error::Timeout { seconds: PATIENCE.as_secs() }),
             Err(e) => Err(self.lost(&e.to_string())),
         }
+    }
+
+    /// What the API objected to, as an `Error`: the loss of the device if that is the cause.
+    pub(crate) async fn refused(&self, what: &str, popped: Option<wgpu::Error>) -> Result<()> {
+        let Some(e) = popped else { return Ok(()) };
+        self.alive()?;
+        if self.hands_out_invalid_buffers().await {
+            return Err(self.lost(&e.to_string()));
+        }
+        Err(Error::Internal { what: what.into(), message: e.to_string() })
+    }
+
+    /// A lost device makes buffers without complaint; mapping one is refused. (A borrowed device has no other sign.)
+    async fn hands_out_invalid_buffers(&self) -> bool {
+        let (buffer, made) = self.scoped(|device| {
+            let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("probe"),
+                size: 4,
+                usage,
+                mapped_at_creation: false,
+            })
+        });
+        let made = made.await.is_none();
+        let ((), mapped) = self.scoped(|_| buffer.map_async(wgpu::MapMode::Read, .., |_| {}));
+        made && mapped.await.is_some()
+    }
+
+    /// Submits what was recorded.
+    pub(crate) async fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
+        let ((), popped) = self.scoped(|_| {
+            self.0.queue.submit([encoder.finish()]);
+        });
+        self.refused("submit", popped.await).await
     }
 
     /// An `Error` if the device is known to be lost.
@@ -250,6 +288,7 @@ impl Gpu {
             Some(wgpu::Error::OutOfMemory { .. }) => {
                 return Err(Error::OutOfMemory { what: format!("shader {}", shader.name), bytes: source.len() as u64 });
             }
+            Some(e) if self.hands_out_invalid_buffers().await => return Err(self.lost(&e.to_string())),
             Some(e) => return Err(Error::Shader { shader: shader.name.clone(), message: e.to_string() }),
         }
         let pipeline = Arc::new(pipeline);
@@ -296,9 +335,11 @@ impl Gpu {
     }
 }
 
+/// Two are equal if one is a clone of the other. (wgpu numbers devices anew in each instance, so that comparing those would
+/// take two devices of two instances for one.)
 impl PartialEq for Gpu {
     fn eq(&self, other: &Self) -> bool {
-        self.0.device == other.0.device
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -178,7 +178,7 @@ impl Tensor {
     /// [`Error::Argument`] if there are not as many values as the shape says; [`Error::OutOfMemory`], [`Error::Limit`].
     pub async fn upload(gpu: &Gpu, shape: [usize; 4], dtype: DType, values: &[f32]) -> Result<Self> {
         let tensor = Self::empty(gpu, Layout::heads_first(dtype, shape)).await?;
-        tensor.write(values)?;
+        tensor.write(values).await?;
         Ok(tensor)
     }
 
@@ -251,7 +251,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Argument`] if there are not as many values as elements, if rows overlap or do not start on whole words, or
     /// if the buffer lacks the usage `COPY_DST`; [`Error::DeviceLost`].
-    pub fn write(&self, values: &[f32]) -> Result<()> {
+    pub async fn write(&self, values: &[f32]) -> Result<()> {
         self.gpu.alive()?;
         self.layout.check_output("tensor")?;
         let count: usize = self.layout.shape.iter().product();
@@ -259,7 +259,11 @@ impl Tensor {
         let usage = self.buffer.usage();
         let needed = wgpu::BufferUsages::COPY_DST;
         require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_DST, to be written")?;
-        let dtype = self.layout.dtype;
+        let ((), popped) = self.gpu.scoped(|_| self.write_rows(values));
+        self.gpu.refused("write", popped.await).await
+    }
+
+    fn write_rows(&self, values: &[f32]) {
         // Rows that follow one another go in one write.
         let mut run: (usize, Vec<u8>) = (0, Vec::new());
         for (values, start) in values.chunks_exact(self.layout.shape[3].max(1)).zip(self.row_starts(0)) {
@@ -267,11 +271,10 @@ impl Tensor {
                 self.gpu.queue().write_buffer(&self.buffer, run.0 as u64, &run.1);
                 run = (start, Vec::new());
             }
-            run.1.extend(dtype.encode(values));
+            run.1.extend(self.layout.dtype.encode(values));
             run.1.resize(run.1.len().next_multiple_of(4), 0);
         }
         self.gpu.queue().write_buffer(&self.buffer, run.0 as u64, &run.1);
-        Ok(())
     }
 
     /// The values, last index fastest, once all work submitted so far is done. On native this blocks the thread while the

@@ -3,19 +3,16 @@
 mod common;
 
 use common::gpu;
-use wgpu_attention::catalogue::{Case, FlashCase, flash_cases, random_flash_cases};
+use std::path::Path;
+use wgpu_attention::catalogue::{Case, FlashCase, activations, flash_cases, random_flash_cases};
 
 fn run_all(cases: &[FlashCase]) {
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
     for case in cases {
-        let start = std::time::Instant::now();
         match pollster::block_on(case.run(gpu())) {
             Ok(outcome) if outcome.passed() => worst = worst.max(outcome.over_tolerance),
             other => failures.push(format!("{}: {other:?}", case.name())),
-        }
-        if std::env::var_os("CASE_TIMES").is_some() {
-            eprintln!("{:?} {}", start.elapsed(), case.name());
         }
     }
     eprintln!("{} cases on {}, worst error {worst:.3} of the tolerance", cases.len(), gpu().caps().adapter);
@@ -30,4 +27,31 @@ fn catalogue() {
 #[test]
 fn random_cases() {
     run_all(&random_flash_cases(24, 1));
+}
+
+#[test]
+fn activations_of_a_real_model() {
+    let case =
+        activations(Path::new("tests/data/minilm_layer3_s256.safetensors")).expect("the repository has the file");
+    run_all(&[case]);
+}
+
+/// What must not pass the comparison, or it checks nothing.
+#[test]
+fn wrong_results_fail() {
+    let case = FlashCase { lengths: (3, 5), seqlens_q: Some(vec![2]), ..FlashCase::default() };
+    let (out, lse) = case.expected();
+    let (out, lse): (Vec<f32>, Vec<f32>) =
+        (out.iter().map(|&x| x as f32).collect(), lse.iter().map(|&x| x as f32).collect());
+    assert!(case.compare(&out, &lse).passed());
+    for wrong in [f32::NAN, f32::INFINITY, out[7] + 5e-5] {
+        let mut out = out.clone();
+        out[7] = wrong;
+        assert!(!case.compare(&out, &lse).passed(), "{wrong}");
+    }
+    for wrong in [0.0, -1e30, f32::NAN, f32::INFINITY] {
+        let mut lse = lse.clone();
+        lse[2] = wrong;
+        assert!(!case.compare(&out, &lse).passed(), "{wrong} for the -inf of a masked row");
+    }
 }

@@ -229,6 +229,12 @@ impl FlashCase {
         (FlashInputs { q, k, v, seqlens_q, seqlens_k }, FlashOutputs { out, lse })
     }
 
+    /// The output and its log-sum-exp, by the reference.
+    pub fn expected(&self) -> (&[f64], &[f64]) {
+        let expected = &self.known().expected;
+        (&expected.out, &expected.lse)
+    }
+
     /// How an output compares with the reference.
     pub fn compare_out(&self, out: &[f32]) -> Outcome {
         let expected = &self.known().expected;

@@ -146,15 +146,20 @@ fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: 
         queries: queries as u32,
         keys: keys as u32,
         group: (heads / heads_kv) as u32,
-        causal: match params.causal {
-            None => 0,
-            Some(Causal::BottomRight) => 1,
-            Some(Causal::TopLeft) => 2,
-        },
+        causal: causal_code(params.causal),
         left: side(params.window.left),
         right: side(params.window.right),
         q_factor: scale * std::f32::consts::LOG2_E,
         last_tile: slice.tiles.end as u32 - 1,
+    }
+}
+
+/// `CAUSAL_…` of the shaders.
+fn causal_code(causal: Option<Causal>) -> u32 {
+    match causal {
+        None => 0,
+        Some(Causal::BottomRight) => 1,
+        Some(Causal::TopLeft) => 2,
     }
 }
 
@@ -180,5 +185,38 @@ impl fmt::Display for FlashPlan {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use std::mem::offset_of;
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        let text = format!("@group(0) @binding(0) var<uniform> params: Params;\n{}", crate::shader::file::PARAMS);
+        let module = naga::front::wgsl::parse_str(&text).expect("valid WGSL");
+        let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params"));
+        let naga::TypeInner::Struct { members, span } = &found.expect("the struct").1.inner else {
+            panic!("no struct")
+        };
+        let theirs: Vec<(&str, usize)> =
+            members.iter().map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize)).collect();
+        macro_rules! ours {
+            ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
+        }
+        assert_eq!(theirs, ours!(q k v out lse first queries keys group causal left right q_factor last_tile));
+        assert_eq!(*span as usize, size_of::<Params>());
+        let constant = |name: &str| {
+            let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);
+            match module.global_expressions[constant.init] {
+                naga::Expression::Literal(naga::Literal::U32(value)) => value,
+                ref other => panic!("{name} is {other:?}"),
+            }
+        };
+        use crate::Causal::{BottomRight, TopLeft};
+        assert_eq!(super::causal_code(Some(BottomRight)), constant("CAUSAL_BOTTOM_RIGHT"));
+        assert_eq!(super::causal_code(Some(TopLeft)), constant("CAUSAL_TOP_LEFT"));
     }
 }

@@ -75,7 +75,7 @@ impl FlashAttention {
         for slice in 0..prepared.plan.slices().len() {
             let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             prepared.encode_slice(&mut encoder, slice, inputs, &outputs)?;
-            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.submit(encoder).await?;
         }
         Ok((out, lse))
     }

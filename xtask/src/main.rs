@@ -1,1 +1,135 @@
-fn main() {}
+//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`.
+
+mod browser;
+mod drivers;
+
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+#[derive(Parser)]
+#[command(about = "Repository chores")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run every kernel against its float64 reference on the adapters present, with figures. Makes sure that there is a
+    /// Vulkan driver first.
+    Check {
+        /// Passed on to `wgpu-attention check`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Run the tests. Makes sure that there is a Vulkan driver first.
+    Test {
+        /// On two software drivers, with trusted and checked shaders, with core limits, and every shader through a
+        /// browser's compiler. Installs what it needs on Debian and Ubuntu.
+        #[arg(long)]
+        matrix: bool,
+    },
+}
+
+type Result<T> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Check { options } => check(&options),
+        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| run(cargo(&["test", "--workspace", CLI]))),
+        Task::Test { matrix: true } => matrix(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The feature set that everything is built with, so that one build serves all.
+const CLI: &str = "--features=cli";
+
+fn check(options: &[String]) -> Result<()> {
+    drivers::ensure_any()?;
+    let data = "tests/data/minilm_layer3_s256.safetensors";
+    let mut command = cargo(&["run", "--quiet", CLI, "--", "check", "--data", data]);
+    run_quietly(command.args(options))
+}
+
+/// The test programs that use a GPU.
+const GPU_TESTS: [&str; 3] = ["--test=flash", "--test=promises", "--test=errors"];
+
+fn matrix() -> Result<()> {
+    let lavapipe = drivers::lavapipe()?;
+    let swiftshader = drivers::swiftshader()?;
+    let mut summary = Vec::new();
+    let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        println!("== {name}");
+        let start = Instant::now();
+        let done = work();
+        let verdict = if done.is_ok() { "passed" } else { "FAILED" };
+        summary.push(format!("{verdict}  {:>5.0} s  {name}", start.elapsed().as_secs_f64()));
+        done.map_err(|e| format!("{name}: {e}"))
+    };
+    let gpu = |driver: &Path, mode: &str| {
+        let mut command = cargo(&["test", CLI]);
+        command.args(GPU_TESTS).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
+        run(drivers::only(&mut command, driver))
+    };
+    let done = [
+        stage("lavapipe, all tests, trusted shaders", &mut || {
+            run(drivers::only(&mut cargo(&["test", "--workspace", CLI]), &lavapipe))
+        }),
+        stage("lavapipe, trusted shaders", &mut || gpu(&lavapipe, "")),
+        stage("lavapipe, checked shaders", &mut || gpu(&lavapipe, "checked")),
+        stage("lavapipe, core WebGPU features and default limits", &mut || gpu(&lavapipe, "core")),
+        stage("SwiftShader, trusted shaders", &mut || gpu(&swiftshader, "")),
+        stage("SwiftShader, checked shaders, core features and limits", &mut || gpu(&swiftshader, "checked,core")),
+        stage("every shader through a browser's compiler", &mut || browser::compile(&shaders()?)),
+    ];
+    println!("== summary\n{}", summary.join("\n"));
+    done.into_iter().collect()
+}
+
+/// Every shader variant, by file name.
+fn shaders() -> Result<Vec<(String, String)>> {
+    let folder = root().join("target/shaders");
+    let _ = std::fs::remove_dir_all(&folder);
+    run(cargo(&["run", "--quiet", CLI, "--", "shaders"]).arg(&folder))?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(|e| e.to_string())? {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        found.push((name, std::fs::read_to_string(&path).map_err(|e| e.to_string())?));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").into()
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Shows the command, runs it, and fails if it fails.
+fn run(mut command: impl std::borrow::BorrowMut<Command>) -> Result<()> {
+    let command = command.borrow_mut();
+    let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    eprintln!("$ {program} {}", words.join(" "));
+    run_quietly(command)
+}
+
+fn run_quietly(command: &mut Command) -> Result<()> {
+    let status = command.status().map_err(|e| format!("{}: {e}", command.get_program().to_string_lossy()))?;
+    if status.success() { Ok(()) } else { Err(format!("the command ended with {status}")) }
+}

@@ -1,0 +1,258 @@
+//! Bad input gets an `Error` that names the argument, its value and the bound: never a panic, never a wgpu error.
+
+mod common;
+
+use common::{gpu, options, tensor};
+use pollster::block_on;
+use wgpu_attention::{
+    Caps, DType, Error, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu,
+    GpuOptions, Layout, Tensor,
+};
+
+fn attention() -> FlashAttention {
+    FlashAttention::new(gpu(), FlashParams::default()).expect("valid params")
+}
+
+/// Asserts that an `Error` says all of these words.
+#[track_caller]
+fn says<T>(result: Result<T, Error>, words: &[&str]) {
+    let message = result.err().expect("an error").to_string();
+    for word in words {
+        assert!(message.contains(word), "\"{message}\" does not say \"{word}\"");
+    }
+}
+
+fn zeros(shape: [usize; 4]) -> Tensor {
+    tensor(shape, &vec![0.0; shape.iter().product()])
+}
+
+#[test]
+fn each_pair_of_shapes_that_does_not_fit() {
+    let good = [[2, 4, 8, 16], [2, 2, 9, 16], [2, 2, 9, 24]];
+    let run = |[q, k, v]: [[usize; 4]; 3]| block_on(attention().forward(&zeros(q), &zeros(k), &zeros(v)));
+    assert!(run(good).is_ok());
+    for (which, dim, value, words) in [
+        (1, 0, 3, ["k.shape[0] (batch)", "3", "2, as in q"]),
+        (2, 0, 1, ["v.shape[0] (batch)", "1", "2, as in q"]),
+        (1, 3, 15, ["k.shape[3] (head_dim)", "15", "16, as in q"]),
+        (2, 1, 4, ["v.shape[1] (heads_kv)", "4", "2, as in k"]),
+        (2, 2, 8, ["v.shape[2] (keys)", "8", "9, as in k"]),
+    ] {
+        let mut shapes = good;
+        shapes[which][dim] = value;
+        says(run(shapes), &words);
+    }
+}
+
+#[test]
+fn outputs_that_do_not_fit() {
+    let q = zeros([1, 2, 8, 16]);
+    let shapes = || {
+        let layout = q.layout().clone();
+        FlashShapes::new(layout.clone(), layout.clone(), layout)
+    };
+    let prepare = |shapes: FlashShapes| block_on(attention().prepare(&shapes));
+    let of = |dtype, shape| Layout::heads_first(dtype, shape);
+    says(
+        prepare(FlashShapes { out: of(DType::F32, [1, 2, 8, 15]), ..shapes() }),
+        &["out.shape", "[1, 2, 8, 15]", "[1, 2, 8, 16]"],
+    );
+    says(
+        prepare(FlashShapes { lse: of(DType::F32, [1, 2, 7, 1]), ..shapes() }),
+        &["lse.shape", "[1, 2, 7, 1]", "[1, 2, 8, 1]"],
+    );
+    says(prepare(FlashShapes { lse: of(DType::F16, [1, 2, 8, 1]), ..shapes() }), &["lse.dtype", "f16", "f32"]);
+    let overlapping = Layout { strides: [256, 100, 16], ..of(DType::F32, [1, 2, 8, 16]) };
+    says(prepare(FlashShapes { out: overlapping, ..shapes() }), &["out.strides", "[256, 100, 16]", "no two elements"]);
+}
+
+#[test]
+fn head_dims_and_heads_out_of_range() {
+    for d in [0, 257] {
+        let x = zeros([1, 1, 4, d]);
+        let words = ["q.shape[3] (head_dim)", &d.to_string(), "1..=256"];
+        says(block_on(attention().forward(&x, &x, &x)), &words);
+        let q = zeros([1, 1, 4, 8]);
+        says(block_on(attention().forward(&q, &q, &x)), &["v.shape[3] (value width)", &d.to_string(), "1..=256"]);
+    }
+    for (heads_q, heads_kv) in [(6, 4), (2, 4), (0, 2)] {
+        let (q, k) = (zeros([1, heads_q, 4, 8]), zeros([1, heads_kv, 4, 8]));
+        let words = ["q.shape[1] (heads_q)", &heads_q.to_string(), &format!("a multiple of heads_kv = {heads_kv}")];
+        says(block_on(attention().forward(&q, &k, &k)), &words);
+    }
+    let none = zeros([1, 0, 4, 8]);
+    says(block_on(attention().forward(&none, &none, &none)), &["k.shape[1] (heads_kv)", "0", "at least 1"]);
+}
+
+#[test]
+fn scales_that_are_not_finite() {
+    for scale in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        let params = FlashParams { scale: Some(scale), ..FlashParams::default() };
+        says(FlashAttention::new(gpu(), params), &["scale", &scale.to_string(), "finite"]);
+    }
+}
+
+fn buffer(size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+    gpu().device().create_buffer(&descriptor)
+}
+
+#[test]
+fn buffers_too_small_or_without_the_usage() {
+    use wgpu::BufferUsages as Usage;
+    let layout = Layout::heads_first(DType::F32, [1, 2, 4, 8]);
+    let wrap = |size, usage| Tensor::wrap(gpu(), &buffer(size, usage), layout.clone());
+    assert!(wrap(256, Usage::STORAGE).is_ok());
+    says(wrap(252, Usage::STORAGE), &["buffer.size", "252", "at least 256"]);
+    says(wrap(255, Usage::STORAGE), &["buffer.size", "255", "a multiple of 4"]);
+    says(wrap(256, Usage::COPY_DST), &["buffer.usage", "COPY_DST", "STORAGE"]);
+    let half = Layout::heads_first(DType::F16, [1, 1, 1, 3]);
+    says(Tensor::wrap(gpu(), &buffer(4, Usage::STORAGE), half), &["buffer.size", "4", "at least 6"]);
+    let silent = wrap(256, Usage::STORAGE).unwrap();
+    says(block_on(silent.read()), &["buffer.usage", "STORAGE", "COPY_SRC"]);
+    says(block_on(silent.write(&[0.0; 64])), &["buffer.usage", "STORAGE", "COPY_DST"]);
+}
+
+#[test]
+fn strides_and_offsets_that_leave_the_buffer() {
+    let storage = buffer(256, wgpu::BufferUsages::STORAGE);
+    let layout = Layout::heads_first(DType::F32, [1, 2, 4, 8]);
+    says(Tensor::wrap(gpu(), &storage, layout.clone().at(1)), &["buffer.size", "256", "at least 260", "offset 1"]);
+    let strided = Layout { strides: [64, 33, 8], ..layout.clone() };
+    says(Tensor::wrap(gpu(), &storage, strided), &["buffer.size", "256", "at least 260", "[64, 33, 8]"]);
+    for layout in [layout.clone().at(usize::MAX), Layout { strides: [0, usize::MAX, usize::MAX], ..layout.clone() }] {
+        says(Tensor::wrap(gpu(), &storage, layout.clone()), &["layout", "within 2^64 bytes"]);
+        says(block_on(Tensor::empty(gpu(), layout)), &["layout", "within 2^64 bytes"]);
+    }
+    says(block_on(Tensor::upload(gpu(), [1, 1, 2, 2], DType::F32, &[0.0; 3])), &["values.len()", "3", "4"]);
+    let repeated = Layout { strides: [0, 0, 8], ..layout };
+    let view = zeros([1, 2, 4, 8]).view(repeated).unwrap();
+    says(block_on(view.write(&[0.0; 64])), &["tensor.strides", "[0, 0, 8]", "no two elements"]);
+}
+
+/// Prepares and encodes with the tensors as they are.
+fn encode(inputs: &FlashInputs, outputs: &FlashOutputs) -> Result<(), Error> {
+    let prepared = block_on(attention().prepare(&FlashShapes::of(inputs, outputs)))?;
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    prepared.encode(&mut encoder, inputs, outputs)
+}
+
+#[test]
+fn outputs_that_overlap() {
+    let (n, d) = (8, 16);
+    let x = zeros([1, 1, n, d]);
+    let lse = zeros([1, 1, n, 1]);
+    says(
+        encode(&FlashInputs::new(&x, &x, &x), &FlashOutputs { out: &x, lse: &lse }),
+        &["out", "bytes 0..512", "apart from q"],
+    );
+    let arena = zeros([1, 1, 4, n * d]);
+    let view = |offset| arena.view(x.layout().clone().at(offset)).unwrap();
+    let (q, late, apart) = (view(0), view(n * d - 4), view(n * d));
+    let inputs = FlashInputs::new(&q, &q, &q);
+    says(encode(&inputs, &FlashOutputs { out: &late, lse: &lse }), &["out", "bytes 496..1008", "bytes 0..512"]);
+    assert!(encode(&inputs, &FlashOutputs { out: &apart, lse: &lse }).is_ok());
+    let over = arena.view(lse.layout().clone().at(2 * n * d - 1)).unwrap();
+    says(encode(&inputs, &FlashOutputs { out: &apart, lse: &over }), &["bytes 512..1024", "apart from lse"]);
+}
+
+#[test]
+fn odd_strides_and_offsets_of_16_bit_outputs() {
+    let x = zeros([1, 2, 8, 15]);
+    let lse = zeros([1, 2, 8, 1]);
+    let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F16, [1, 1, 1, 1000]))).unwrap();
+    let base = Layout { strides: [240, 120, 15], ..Layout::heads_first(DType::F16, [1, 2, 8, 15]) };
+    let inputs = FlashInputs::new(&x, &x, &x);
+    let run = |layout: Layout| encode(&inputs, &FlashOutputs { out: &arena.view(layout).unwrap(), lse: &lse });
+    says(run(base.clone()), &["out.strides[2]", "15", "even"]);
+    says(run(Layout { strides: [300, 129, 16], ..base.clone() }), &["out.strides[1]", "129", "even"]);
+    says(run(Layout { strides: [300, 128, 16], ..base.clone() }.at(3)), &["out.offset", "3", "even"]);
+    assert!(run(Layout { strides: [300, 128, 16], ..base }.at(2)).is_ok());
+}
+
+#[test]
+fn lengths_beyond_the_tensor() {
+    let x = zeros([2, 1, 8, 16]);
+    let run = |seqlens_q, seqlens_k| {
+        block_on(attention().forward_with_lse(&FlashInputs { seqlens_q, seqlens_k, ..FlashInputs::new(&x, &x, &x) }))
+    };
+    assert!(run(Some(&[8, 0]), Some(&[0, 8])).is_ok());
+    says(run(Some(&[8, 9]), None), &["seqlens_q[1]", "9", "at most 8"]);
+    says(run(None, Some(&[100, 9])), &["seqlens_k[0]", "100", "at most 8"]);
+    says(run(None, Some(&[1])), &["seqlens_k.len()", "1", "2, one a batch entry"]);
+}
+
+#[test]
+fn tensors_of_another_device() {
+    let other = block_on(Gpu::request_with(&options())).unwrap();
+    let foreign = block_on(Tensor::upload(&other, [1, 1, 2, 4], DType::F32, &[0.0; 8])).unwrap();
+    let ours = zeros([1, 1, 2, 4]);
+    says(block_on(attention().forward(&ours, &foreign, &ours)), &["k belongs to another device or `Gpu`"]);
+    let lse = zeros([1, 1, 2, 1]);
+    let outputs = FlashOutputs { out: &foreign, lse: &lse };
+    says(encode(&FlashInputs::new(&ours, &ours, &ours), &outputs), &["out belongs to another device or `Gpu`"]);
+}
+
+#[test]
+fn tensors_that_are_not_as_prepared() {
+    let (x, longer) = (zeros([1, 1, 8, 16]), zeros([1, 1, 9, 16]));
+    let (out, lse) = (zeros([1, 1, 8, 16]), zeros([1, 1, 8, 1]));
+    let (inputs, outputs) = (FlashInputs::new(&x, &x, &x), FlashOutputs { out: &out, lse: &lse });
+    let prepared = block_on(attention().prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let mut encode = |inputs: &FlashInputs, outputs: &FlashOutputs| prepared.encode(&mut encoder, inputs, outputs);
+    says(encode(&FlashInputs { k: &longer, ..inputs }, &outputs), &["k", "9", "as prepared"]);
+    says(
+        encode(&FlashInputs { seqlens_k: Some(&[3]), ..inputs }, &outputs),
+        &["seqlens_k", "[3]", "as prepared: None"],
+    );
+    let arena = zeros([1, 1, 3, 8 * 16]);
+    let view = |offset| arena.view(x.layout().clone().at(offset)).unwrap();
+    says(encode(&FlashInputs { q: &view(1), ..inputs }, &outputs), &["q", "offset: 1", "multiples of"]);
+    let (first, last) = (view(0), view(256));
+    says(
+        encode(&FlashInputs { q: &first, ..inputs }, &FlashOutputs { out: &last, lse: &lse }),
+        &["out and q", "in one buffer", "as prepared"],
+    );
+    assert!(encode(&inputs, &outputs).is_ok());
+    says(prepared.encode_slice(&mut encoder, 1, &inputs, &outputs), &["slice", "1..2", "0..1"]);
+}
+
+#[test]
+fn adapters_without_the_limits() {
+    let layout = Layout::heads_first(DType::F32, [1, 1, 8, 64]);
+    let shapes = FlashShapes::new(layout.clone(), layout.clone(), layout);
+    let plan = |caps: &Caps| FlashPlan::new(caps, &FlashParams::default(), &shapes);
+    let core = Caps::core();
+    assert!(plan(&core).is_ok());
+    says(plan(&Caps { workgroup_memory: 4096, ..core.clone() }), &["flash", "maxComputeWorkgroupStorageSize", "4096"]);
+    says(plan(&Caps { invocations: 64, ..core.clone() }), &["flash", "128", "maxComputeInvocationsPerWorkgroup", "64"]);
+    says(plan(&Caps { storage_buffers: 4, ..core.clone() }), &["6", "maxStorageBuffersPerShaderStage", "4"]);
+    says(plan(&Caps { binding_bytes: 1024, ..core }), &["q", "2048", "maxStorageBufferBindingSize", "1024"]);
+    let huge = Layout::heads_first(DType::F32, [1, 1, 1 << 20, 1 << 20]);
+    says(block_on(Tensor::empty(gpu(), huge)), &["tensor", "maxBufferSize"]);
+}
+
+#[test]
+fn adapters_that_are_not_there() {
+    let options = GpuOptions { adapter: Some("no such GPU".into()), ..GpuOptions::default() };
+    says(block_on(Gpu::request_with(&options)), &["no such GPU", "present: ["]);
+}
+
+#[test]
+fn lost_devices() {
+    for borrowed in [false, true] {
+        let requested = block_on(Gpu::request_with(&options())).unwrap();
+        let gpu = if borrowed { Gpu::from_device(requested.device(), requested.queue()) } else { requested };
+        let x = block_on(Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[0.0; 8])).unwrap();
+        let attention = FlashAttention::new(&gpu, FlashParams::default()).unwrap();
+        let out = block_on(attention.forward(&x, &x, &x)).unwrap();
+        assert!(block_on(out.read()).is_ok());
+        gpu.device().destroy();
+        let lost =
+            |e: Option<Error>| assert!(matches!(e, Some(Error::DeviceLost { .. })), "borrowed {borrowed}: {e:?}");
+        lost(block_on(out.read()).err());
+        lost(block_on(async { attention.forward(&x, &x, &x).await?.read().await }).err());
+        lost(block_on(async { Tensor::upload(&gpu, [1, 1, 1, 1], DType::F32, &[0.0]).await?.read().await }).err());
+    }
+}

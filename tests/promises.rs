@@ -1,0 +1,366 @@
+//! One test for each promise that the README makes.
+
+mod common;
+
+use common::{bits, gpu, read, tensor};
+use pollster::block_on;
+use wgpu_attention::catalogue::{Tolerance, normal};
+use wgpu_attention::reference::{FlashProblem, flash};
+use wgpu_attention::{
+    Caps, Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu, Layout,
+    Tensor, Window,
+};
+
+const BOTTOM_RIGHT: FlashParams =
+    FlashParams { causal: Some(Causal::BottomRight), window: Window { left: None, right: None }, scale: None };
+
+/// One head: queries, keys, head dim, values in [sequence, head_dim].
+fn attend(params: &FlashParams, [nq, nk, d]: [usize; 3], q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let [q, k, v] = [tensor([1, 1, nq, d], q), tensor([1, 1, nk, d], k), tensor([1, 1, nk, d], v)];
+    let attention = FlashAttention::new(gpu(), params.clone()).expect("valid params");
+    let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &k, &v))).expect("valid shapes");
+    (read(&out), read(&lse))
+}
+
+fn random(seed: u64, count: usize) -> Vec<f32> {
+    normal(seed, count, 2.0, DType::F32)
+}
+
+#[test]
+fn a_fully_masked_row_is_zero_and_its_lse_minus_infinity() {
+    let (nq, nk, d) = (100, 70, 16);
+    let (out, lse) = attend(&BOTTOM_RIGHT, [nq, nk, d], &random(1, nq * d), &random(2, nk * d), &random(3, nk * d));
+    for i in 0..nq {
+        let row = &out[i * d..(i + 1) * d];
+        if i < nq - nk {
+            assert!(row.iter().all(|x| x.to_bits() == 0), "row {i}: {row:?}");
+            assert_eq!(lse[i], f32::NEG_INFINITY, "row {i}");
+        } else {
+            assert!(row.iter().all(|x| x.is_finite() && *x != 0.0), "row {i}: {row:?}");
+            assert!(lse[i].is_finite(), "row {i}");
+        }
+    }
+    let (out, lse) = attend(&FlashParams::default(), [3, 0, d], &random(1, 3 * d), &[], &[]);
+    assert_eq!((bits(&out), bits(&lse)), (vec![0; 3 * d], vec![f32::NEG_INFINITY.to_bits(); 3]), "no keys at all");
+}
+
+#[test]
+fn what_a_row_cannot_see_does_not_leak_in() {
+    let (n, d) = (150, 12);
+    let (q, k, v) = (random(4, n * d), random(5, n * d), random(6, n * d));
+    let params = FlashParams { window: Window { left: Some(20), right: Some(0) }, ..BOTTOM_RIGHT };
+    let (clean, clean_lse) = attend(&params, [n, n, d], &q, &k, &v);
+    // One key inside a border tile, one in a tile that most rows skip; NaN and infinity; in keys and in values.
+    for (key, poison) in [(100, f32::NAN), (3, f32::INFINITY), (149, f32::NEG_INFINITY)] {
+        for in_values in [false, true] {
+            let (mut k, mut v) = (k.clone(), v.clone());
+            let poisoned = if in_values { &mut v } else { &mut k };
+            poisoned[key * d..(key + 1) * d].fill(poison);
+            let (out, lse) = attend(&params, [n, n, d], &q, &k, &v);
+            for i in (0..n).filter(|&i| !(key..=key + 20).contains(&i)) {
+                let row = i * d..(i + 1) * d;
+                assert_eq!(bits(&out[row.clone()]), bits(&clean[row]), "row {i} under {poison} at {key}");
+                assert_eq!(lse[i].to_bits(), clean_lse[i].to_bits(), "row {i} under {poison} at {key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_visible_nan_reaches_the_rows_that_see_it_and_no_other() {
+    let (n, d) = (130, 8);
+    let (q, k, v) = (random(7, n * d), random(8, n * d), random(9, n * d));
+    let (clean, clean_lse) = attend(&BOTTOM_RIGHT, [n, n, d], &q, &k, &v);
+    for at in [0, 63, 64, 129] {
+        let mut poisoned = [q.clone(), k.clone(), v.clone()];
+        for (which, values) in poisoned.iter_mut().enumerate() {
+            values[at * d + 3] = f32::NAN;
+            let [q, k, v] = if which == 0 {
+                [values.as_slice(), &k, &v]
+            } else if which == 1 {
+                [&q, values.as_slice(), &v]
+            } else {
+                [&q, &k, values.as_slice()]
+            };
+            let (out, lse) = attend(&BOTTOM_RIGHT, [n, n, d], q, k, v);
+            for i in 0..n {
+                let sees = if which == 0 { i == at } else { i >= at };
+                for e in 0..d {
+                    let (x, clean) = (out[i * d + e], clean[i * d + e]);
+                    // A NaN in one value column stays in that column.
+                    let spoiled = sees && (which < 2 || e == 3);
+                    assert!(
+                        if spoiled { x.is_nan() } else { x.to_bits() == clean.to_bits() },
+                        "{which} {at} {i} {e}: {x}"
+                    );
+                }
+                let spoiled = sees && which < 2;
+                assert!(if spoiled { lse[i].is_nan() } else { lse[i] == clean_lse[i] }, "{which} {at} {i}: {}", lse[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_the_same_bits_every_time_and_whatever_stands_beside_a_row() {
+    let (n, d, heads) = (140, 40, 3);
+    let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params");
+    let values: Vec<Vec<f32>> = (0..3).map(|i| random(20 + i, 2 * heads * n * d)).collect();
+    let whole: Vec<Tensor> = values.iter().map(|v| tensor([2, heads, n, d], v)).collect();
+    let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&whole[0], &whole[1], &whole[2]))).unwrap();
+    let (out, lse) = (read(&out), read(&lse));
+    for _ in 0..3 {
+        let again = block_on(attention.forward(&whole[0], &whole[1], &whole[2])).unwrap();
+        assert_eq!(bits(&read(&again)), bits(&out));
+    }
+    // Each head alone; then its last 30 queries alone, which fall into other places of other tiles.
+    for head in 0..2 * heads {
+        let [q, k, v] = [0, 1, 2].map(|i| &values[i][head * n * d..(head + 1) * n * d]);
+        let (alone, alone_lse) = attend(&BOTTOM_RIGHT, [n, n, d], q, k, v);
+        assert_eq!(bits(&alone), bits(&out[head * n * d..(head + 1) * n * d]));
+        assert_eq!(bits(&alone_lse), bits(&lse[head * n..(head + 1) * n]));
+        let (last, _) = attend(&BOTTOM_RIGHT, [30, n, d], &q[(n - 30) * d..], k, v);
+        assert_eq!(bits(&last), bits(&alone[(n - 30) * d..]));
+    }
+}
+
+#[test]
+fn lse_is_natural_f32_by_batch_head_and_row_in_any_layout() {
+    let (b, h, n, d) = (2, 3, 5, 4);
+    let values = random(30, b * h * n * d);
+    let shape = [b, h, n, d];
+    for layout in [Layout::heads_first(DType::F16, shape), Layout::heads_last(DType::F16, shape)] {
+        let q = block_on(Tensor::empty(gpu(), layout)).unwrap();
+        block_on(q.write(&values)).unwrap();
+        let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+        let (_, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &q, &q))).unwrap();
+        assert_eq!((lse.shape(), lse.layout().dtype), ([b, h, n, 1], DType::F32));
+        let q = read(&q);
+        for (row, lse) in read(&lse).into_iter().enumerate() {
+            let head = row / n * n;
+            let dot =
+                |i: usize, j: usize| (0..d).map(|e| f64::from(q[i * d + e]) * f64::from(q[j * d + e])).sum::<f64>();
+            let sum: f64 = (head..head + n).map(|j| (dot(row, j) / 2.0).exp()).sum();
+            assert!((f64::from(lse) - sum.ln()).abs() < 1e-5, "row {row}: {lse} is not {}", sum.ln());
+        }
+    }
+}
+
+#[test]
+fn causal_masks_follow_the_diagonal_that_they_name() {
+    // With all scores equal, a row's output is the mean of the values that it sees: the value of key j is j.
+    let (nq, nk) = (3, 5);
+    let values: Vec<f32> = (0..nk).map(|j| j as f32).collect();
+    let mean = |causal| {
+        let params = FlashParams { causal: Some(causal), ..FlashParams::default() };
+        attend(&params, [nq, nk, 1], &vec![0.0; nq], &vec![0.0; nk], &values).0
+    };
+    let close = |found: Vec<f32>, expected: [f32; 3]| {
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} is not {expected:?}");
+    };
+    close(mean(Causal::BottomRight), [1.0, 1.5, 2.0]);
+    close(mean(Causal::TopLeft), [0.0, 0.5, 1.0]);
+}
+
+#[test]
+fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
+    let layout = |d| Layout::heads_first(DType::F32, [1, 1, 8, d]);
+    let plan = |caps: &Caps, d| {
+        FlashPlan::new(caps, &FlashParams::default(), &FlashShapes::new(layout(d), layout(d), layout(d)))
+    };
+    let core = Caps::core();
+    let words = plan(&core, 64).unwrap().to_string();
+    assert!(words.contains("portable: 64 × 64 tiles"), "{words}");
+    assert!(!words.contains("one element at a time"), "{words}");
+    let words = plan(&core, 59).unwrap().to_string();
+    assert!(words.contains("q moves one element at a time: width 59"), "{words}");
+    for d in 1..=256 {
+        let memory = plan(&core, d).unwrap_or_else(|e| panic!("core WebGPU runs every head dim, not {d}: {e}"));
+        assert!(memory.wgsl().contains("fn main"));
+    }
+}
+
+fn is_send<T: Send>(value: T) -> T {
+    value
+}
+
+#[test]
+fn native_futures_are_send() {
+    let q = tensor([1, 1, 2, 4], &random(1, 8));
+    let attention = is_send(FlashAttention::new(gpu(), FlashParams::default()).unwrap());
+    let shapes = FlashShapes::new(q.layout().clone(), q.layout().clone(), q.layout().clone());
+    let prepared = is_send(block_on(is_send(attention.prepare(&shapes))).unwrap());
+    let out = block_on(is_send(attention.forward(&q, &q, &q))).unwrap();
+    block_on(is_send(out.read())).unwrap();
+    drop(is_send(Gpu::request()));
+    drop(is_send(Tensor::upload(gpu(), [1, 1, 1, 1], DType::F32, &[0.0])));
+    std::thread::spawn(move || drop((attention, prepared, out))).join().unwrap();
+}
+
+/// A device of the same adapter with other limits, borrowed as from a program that made it.
+fn device(change: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).expect("a GPU driver");
+    let mut required_limits = wgpu::Limits::default();
+    change(&mut required_limits);
+    let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let (device, queue) = block_on(adapter.request_device(&descriptor)).expect("a device with these limits");
+    Gpu::from_device(&device, &queue)
+}
+
+#[test]
+fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
+    let (b, h, nq, nk, d) = (3, 4, 200, 90, 32);
+    let values = [random(40, b * h * nq * d), random(41, b * 2 * nk * d), random(42, b * 2 * nk * d)];
+    let run = |gpu: &Gpu| {
+        let up = |shape, i: usize| block_on(Tensor::upload(gpu, shape, DType::F32, &values[i])).unwrap();
+        let [q, k, v] = [up([b, h, nq, d], 0), up([b, 2, nk, d], 1), up([b, 2, nk, d], 2)];
+        let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
+        let [ql, kl, vl] = [&q, &k, &v].map(|t| t.layout().clone());
+        let slices = attention.plan(&FlashShapes::new(ql, kl, vl)).unwrap().slices().len();
+        let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &k, &v))).unwrap();
+        (slices, block_on(out.read()).unwrap(), block_on(lse.read()).unwrap())
+    };
+    let whole = run(&device(|_| {}));
+    assert_eq!(whole.0, 1);
+    let problem = FlashProblem {
+        q: &values[0],
+        k: &values[1],
+        v: &values[2],
+        batch: b,
+        heads_q: h,
+        heads_kv: 2,
+        queries: nq,
+        keys: nk,
+        head_dim: d,
+        value_dim: d,
+        seqlens_q: None,
+        seqlens_k: None,
+    };
+    let expected = flash(&BOTTOM_RIGHT, &problem);
+    let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude };
+    assert!(tolerance.compare(&whole.1, &expected.out).passed());
+    for (slices, gpu) in [
+        (3, device(|l| l.max_storage_buffer_binding_size = (h * nq * d * 4) as u64)),
+        (12, device(|l| l.max_storage_buffer_binding_size = (nq * d * 4) as u64)),
+        (8, device(|l| l.max_compute_workgroups_per_dimension = 2)),
+    ] {
+        let cut = run(&gpu);
+        assert!(cut.0 >= slices, "{} slices, expected {slices} or more", cut.0);
+        assert_eq!((bits(&cut.1), bits(&cut.2)), (bits(&whole.1), bits(&whole.2)));
+    }
+}
+
+#[test]
+fn slices_recorded_one_by_one_and_two_shapes_in_one_encoder_come_out_right() {
+    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let mut results = Vec::new();
+    for (seed, n, d) in [(50, 300, 16), (60, 20, 48)] {
+        let x = tensor([1, 2, n, d], &random(seed, 2 * n * d));
+        let (expected, expected_lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x))).unwrap();
+        let out = block_on(Tensor::empty(gpu(), expected.layout().clone())).unwrap();
+        let lse = block_on(Tensor::empty(gpu(), expected_lse.layout().clone())).unwrap();
+        let (inputs, outputs) = (FlashInputs::new(&x, &x, &x), FlashOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        for slice in 0..prepared.plan().slices().len() {
+            prepared.encode_slice(&mut encoder, slice, &inputs, &outputs).unwrap();
+        }
+        results.push((out, expected));
+    }
+    gpu().queue().submit([encoder.finish()]);
+    for (out, expected) in results {
+        assert_eq!(bits(&read(&out)), bits(&read(&expected)));
+    }
+}
+
+#[test]
+fn tensors_may_lie_in_one_buffer() {
+    let (b, h, n, d) = (2, 3, 70, 16);
+    let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).unwrap();
+    for (dtype, d, gap) in [(DType::F32, d, 0), (DType::F16, d, 8), (DType::Bf16, 7, 2), (DType::F32, 7, 3)] {
+        let shape = [b, h, n, d];
+        let values: Vec<Vec<f32>> = (0..3).map(|i| normal(70 + i, b * h * n * d, 2.0, dtype)).collect();
+        let apart: Vec<Tensor> =
+            values.iter().map(|v| block_on(Tensor::upload(gpu(), shape, dtype, v)).unwrap()).collect();
+        let (expected, expected_lse) =
+            block_on(attention.forward_with_lse(&FlashInputs::new(&apart[0], &apart[1], &apart[2]))).unwrap();
+        // q, k and v packed as one projection writes them, [batch, sequence, 3, heads, head_dim]; behind them the outputs.
+        let width = d + d % 2;
+        let row = 3 * h * width + gap;
+        let part = |i: usize| Layout { dtype, shape, strides: [n * row, width, row], offset: i * h * width };
+        let end = b * n * row;
+        let out = Layout::heads_first(dtype, shape).at(end);
+        let lse_start = (end + b * h * n * width).next_multiple_of(2) * dtype.bytes() as usize / 4;
+        let lse = Layout::heads_first(DType::F32, [b, h, n, 1]).at(lse_start);
+        let elements = (lse_start + b * h * n) * 4 / dtype.bytes() as usize;
+        let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, 1, 1, elements]))).unwrap();
+        let view = |layout: Layout| arena.view(layout).unwrap();
+        let [q, k, v, out, lse] = [view(part(0)), view(part(1)), view(part(2)), view(out), view(lse)];
+        for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
+            block_on(tensor.write(values)).unwrap();
+        }
+        let (inputs, outputs) = (FlashInputs::new(&q, &k, &v), FlashOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        gpu().queue().submit([encoder.finish()]);
+        assert_eq!(bits(&read(&out)), bits(&read(&expected)), "{dtype} {d}");
+        assert_eq!(bits(&read(&lse)), bits(&read(&expected_lse)), "{dtype} {d}");
+        assert_eq!(read(&q), values[0], "inputs are left alone");
+    }
+}
+
+#[test]
+fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignments() {
+    let (n, d) = (40, 16);
+    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let x = tensor([1, 1, n, d], &random(80, n * d));
+    let (expected, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x))).unwrap();
+    let shapes = FlashShapes::of(&FlashInputs::new(&x, &x, &x), &FlashOutputs { out: &expected, lse: &lse });
+    let prepared = block_on(attention.prepare(&shapes)).unwrap();
+    let step = gpu().caps().storage_alignment.max(16) as usize / 4;
+    let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 4, n * d + step]))).unwrap();
+    for shift in [0, step, 3 * step] {
+        let moved = arena.view(x.layout().clone().at(shift)).unwrap();
+        block_on(moved.write(&read(&x))).unwrap();
+        let out = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 2, n * d]))).unwrap();
+        let out = out.view(expected.layout().clone().at(step)).unwrap();
+        let (inputs, outputs) = (FlashInputs::new(&moved, &moved, &moved), FlashOutputs { out: &out, lse: &lse });
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        prepared.encode_in(&mut pass, &inputs, &outputs).unwrap();
+        drop(pass);
+        gpu().queue().submit([encoder.finish()]);
+        assert_eq!(bits(&read(&out)), bits(&read(&expected)), "shift {shift}");
+    }
+}
+
+#[test]
+fn stores_round_to_nearest_even_and_overflow_to_infinity() {
+    // One key: the output is its value, stored in another type.
+    let mut values = vec![0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, 70000.0, -70000.0, 1e30, f32::INFINITY, f32::NAN];
+    values.extend([1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.39e38, -3.4e38]);
+    values.extend([6.1e-5, 6.0e-5, 5.96e-8, 2.98e-8, 2.99e-8, 8.9e-8, 1e-9, -3.3e-6]);
+    values.extend(normal(90, 200, 1e-5, DType::F32));
+    values.extend(normal(91, 231, 300.0, DType::F32));
+    let (rows, width) = (values.len() / 8, 8);
+    values.truncate(rows * width);
+    let v = tensor([1, rows, 1, width], &values);
+    let q = tensor([1, rows, 1, 1], &vec![1.0; rows]);
+    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let lse = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, rows, 1, 1]))).unwrap();
+    for dtype in [DType::F16, DType::Bf16] {
+        let out = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, rows, 1, width]))).unwrap();
+        let (inputs, outputs) = (FlashInputs::new(&q, &q, &v), FlashOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        gpu().queue().submit([encoder.finish()]);
+        for (found, &value) in read(&out).into_iter().zip(&values) {
+            let expected = dtype.round(value);
+            let same = found == expected || (found.is_nan() && expected.is_nan());
+            assert!(same, "{value:e} in {dtype} is {expected:e}, not {found:e}");
+        }
+    }
+}

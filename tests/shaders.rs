@@ -1,0 +1,96 @@
+//! Every shader variant through every back end of naga: SPIR-V, MSL, HLSL and, where the types allow, GLSL. With
+//! `spirv-val` on the path, the SPIR-V is validated too.
+
+use naga::back::{glsl, hlsl, msl, spv};
+use naga::proc::BoundsCheckPolicies;
+use naga::valid::{ModuleInfo, ValidationFlags};
+use naga::{Module, ShaderStage};
+use std::io::Write;
+use std::process::{Command, Stdio};
+use wgpu_attention::Caps;
+use wgpu_attention::catalogue::FAMILIES;
+
+/// What wgpu would allow in a shader on a device without optional features.
+fn validate(name: &str, text: &str) -> (Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
+    let core = (wgpu::Features::empty(), wgpu::DownlevelFlags::all());
+    let mut validator = wgpu_naga_bridge::create_validator(core.0, core.1, ValidationFlags::all());
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
+    (module, info)
+}
+
+fn each(mut check: impl FnMut(&str, &Module, &ModuleInfo)) {
+    let mut count = 0;
+    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)(&Caps::core())) {
+        let (module, info) = validate(&name, &text);
+        check(&name, &module, &info);
+        count += 1;
+    }
+    assert!(count > 30, "only {count} shaders found");
+}
+
+#[test]
+fn spirv() {
+    let present = Command::new("spirv-val").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !present {
+        eprintln!("spirv-val is not installed: SPIR-V is written, but not validated");
+    }
+    for bounded in [false, true] {
+        let options = spv::Options { lang_version: (1, 3), force_loop_bounding: bounded, ..Default::default() };
+        each(|name, module, info| {
+            let words = spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+            if present {
+                let mut validator = Command::new("spirv-val")
+                    .args(["--target-env", "vulkan1.1", "-"])
+                    .stdin(Stdio::piped())
+                    .spawn()
+                    .expect("spirv-val starts");
+                let mut input = validator.stdin.take().expect("it is piped");
+                input.write_all(bytemuck::cast_slice(&words)).expect("spirv-val reads");
+                drop(input);
+                assert!(validator.wait().expect("spirv-val ends").success(), "{name}: spirv-val rejects it");
+            }
+        });
+    }
+}
+
+#[test]
+fn metal() {
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    each(|name, module, info| {
+        let written = msl::write_string(module, info, &options, &msl::PipelineOptions::default());
+        let (text, _) = written.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains("kernel"), "{name}: no entry point");
+    });
+}
+
+#[test]
+fn direct_x() {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        fake_missing_bindings: true,
+        immediates_target: Some(hlsl::BindTarget::default()),
+        ..Default::default()
+    };
+    let pipeline = hlsl::PipelineOptions::default();
+    each(|name, module, info| {
+        let mut text = String::new();
+        let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
+        written.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains("numthreads"), "{name}: no entry point");
+    });
+}
+
+#[test]
+fn open_gl() {
+    let pipeline =
+        glsl::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into(), multiview: None };
+    let options = glsl::Options { version: glsl::Version::Desktop(430), ..Default::default() };
+    each(|name, module, info| {
+        let mut text = String::new();
+        let policies = BoundsCheckPolicies::default();
+        let writer = glsl::Writer::new(&mut text, module, info, &options, &pipeline, policies);
+        writer.and_then(|mut w| w.write()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains("void main"), "{name}: no entry point");
+    });
+}

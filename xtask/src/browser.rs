@@ -1,0 +1,87 @@
+//! Every shader through the compiler of a real browser (Dawn), which sees what naga does not: barriers in divergent
+//! control flow. A page, served from here, compiles them and posts what the browser said.
+
+use crate::{Result, drivers};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tiny_http::{Header, Method, Response, Server};
+
+const PAGE: &str = include_str!("browser.html");
+/// A barrier that one thread alone reaches: a compiler that lets it pass checks nothing.
+const CONTROL: &str = "@compute @workgroup_size(2) fn main(@builtin(local_invocation_index) i: u32) {
+    if (i == 0u) { workgroupBarrier(); }
+}";
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Compiles every shader to a pipeline with core limits.
+pub fn compile(shaders: &[(String, String)]) -> Result<()> {
+    let server = Server::http("127.0.0.1:0").map_err(|e| e.to_string())?;
+    let address = server.server_addr().to_ip().ok_or("no address to serve the page from")?;
+    let profile = std::env::temp_dir().join(format!("wgpu-attention-browser-{}", std::process::id()));
+    let mut browser = Command::new(drivers::chromium()?)
+        .args(["--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking"])
+        .args(["--disable-component-update", "--disable-sync", "--disable-quic"])
+        .args(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("http://{address}/"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("chromium: {e}"))?;
+    let report = serve(&server, shaders);
+    let _ = browser.kill();
+    let _ = browser.wait();
+    let _ = std::fs::remove_dir_all(&profile);
+    judge(&report?, shaders)
+}
+
+/// Answers the page until it has posted its report: a line a shader, its name, a tab, and what was wrong with it.
+fn serve(server: &Server, shaders: &[(String, String)]) -> Result<String> {
+    let start = Instant::now();
+    while let Some(rest) = PATIENCE.checked_sub(start.elapsed()) {
+        let Some(mut request) = server.recv_timeout(rest).map_err(|e| e.to_string())? else { break };
+        if *request.method() == Method::Post {
+            let mut report = String::new();
+            std::io::Read::read_to_string(request.as_reader(), &mut report).map_err(|e| e.to_string())?;
+            let _ = request.respond(Response::from_string("thanks"));
+            return Ok(report);
+        }
+        let path = request.url().trim_start_matches('/').to_string();
+        let (text, kind) = match path.as_str() {
+            "" => (PAGE.to_string(), "text/html"),
+            "names" => {
+                (shaders.iter().map(|(name, _)| format!("{name}\n")).collect::<String>() + "control", "text/plain")
+            }
+            "control" => (CONTROL.to_string(), "text/plain"),
+            name => (shaders.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, t)| t.clone()), "text/plain"),
+        };
+        let header = Header::from_bytes("Content-Type", kind).expect("plain letters");
+        let _ = request.respond(Response::from_string(text).with_header(header));
+    }
+    Err(format!("the browser posted no report within {} s", PATIENCE.as_secs()))
+}
+
+fn judge(report: &str, shaders: &[(String, String)]) -> Result<()> {
+    let verdict = |name: &str| {
+        let line = report.lines().find(|line| line.split('\t').next() == Some(name));
+        line.map(|line| line.split('\t').nth(1).unwrap_or_default())
+    };
+    let mut wrong = Vec::new();
+    for (name, _) in shaders {
+        match verdict(name) {
+            Some("") => {}
+            Some(message) => wrong.push(format!("{name}: {message}")),
+            None => wrong.push(format!("{name}: the page did not report on it: {report}")),
+        }
+    }
+    if verdict("control").is_none_or(str::is_empty) {
+        wrong.push("a divergent barrier was accepted: this compiler checks nothing".into());
+    }
+    println!("{}", report.lines().filter(|l| l.starts_with("adapter")).collect::<String>());
+    println!(
+        "{} shaders compiled by the browser, {} rejected; the control was rejected",
+        shaders.len() - wrong.len(),
+        wrong.len()
+    );
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
