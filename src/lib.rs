@@ -22,3 +22,5 @@ pub use flash::{
 };
 pub use gpu::{Gpu, GpuOptions, GpuTime};
 pub use tensor::{DType, Layout, Tensor};
+/// The version of wgpu that this crate speaks.
+pub use wgpu;

@@ -49,7 +49,7 @@ impl Portable {
         let bytes = caps.workgroup_memory.min(if wide { MEMORY_WIDE } else { MEMORY }).saturating_sub(FLAG);
         let chunk = Self::chunk(d4, bytes / 16 / (rows + cols));
         let per_quad = rows + 4 * out_part * per_row;
-        let quads = (0..=4).map(|e| cols / 4 >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
+        let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
         let memory = (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4);
         let needed = u64::from(memory * 16 + FLAG);
         caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
