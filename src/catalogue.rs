@@ -4,10 +4,12 @@
 mod activations;
 mod data;
 mod flash;
+mod flash_cases;
 
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
-pub use flash::{FlashCase, Known, Scores, flash_cases, random_flash_cases};
+pub use flash::{FlashCase, Known, Scores};
+pub use flash_cases::{flash_cases, random_flash_cases};
 
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
@@ -50,8 +52,8 @@ impl Outcome {
     }
 }
 
-/// A variant's name and, where it runs, its plan in words.
-type Variants = fn(&Caps) -> Vec<(&'static str, Result<String>)>;
+/// Each variant's plan in words, or why it does not run.
+type Variants = fn(&Caps) -> Vec<Result<String>>;
 
 /// Makes a number of random cases from a seed.
 type RandomCases = fn(usize, u64) -> Vec<Box<dyn Case>>;
@@ -65,10 +67,10 @@ pub struct Family {
     pub cases: fn() -> Vec<Box<dyn Case>>,
     /// So many random ones, from a seed.
     pub random: RandomCases,
-    /// The variants at a typical shape, and why they do not run where they do not.
+    /// The variants at a typical shape.
     pub variants: Variants,
     /// Every distinct shader text that the catalogue and a few more layouts lead to, by name.
-    pub shaders: fn(&Caps) -> Vec<(String, String)>,
+    pub shaders: fn() -> Vec<(String, String)>,
 }
 
 /// Every kernel family.
@@ -76,6 +78,6 @@ pub const FAMILIES: &[Family] = &[Family {
     name: "flash",
     cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
     random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
-    variants: flash::variants,
-    shaders: flash::shaders,
+    variants: flash_cases::variants,
+    shaders: flash_cases::shaders,
 }];

@@ -1,164 +1,14 @@
-//! From a plan to the GPU: work cut into slices, bindings, dispatches. Every kernel goes this way.
+//! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
-use crate::shader::AccessKind;
-use crate::shader::{Access, Binding, Pipeline, Shader, Words};
-use crate::{Caps, Error, Gpu, Layout, Result, Tensor};
+use crate::arguments::{Argument, bound_range, together};
+use crate::shader::{Pipeline, Shader};
+use crate::{Error, Gpu, Layout, Result, Slice, Tensor};
 use futures::FutureExt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// How many sets of tensors a prepared kernel keeps bind groups for.
 const BIND_GROUP_SETS: usize = 8;
-
-/// A tensor as one kernel sees it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Argument {
-    pub name: &'static str,
-    pub layout: Layout,
-    pub kind: AccessKind,
-    /// Batches of the work to batches of this tensor, and heads of the work to one head of this tensor.
-    pub group: usize,
-    /// Arguments with the same number lie in one buffer.
-    pub buffer: usize,
-}
-
-/// A box of work: some batches, heads and tiles. One dispatch each; never a cut through a loop over keys.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// Batch entries.
-    pub batches: Range<usize>,
-    /// Query heads.
-    pub heads: Range<usize>,
-    /// Tiles of query rows.
-    pub tiles: Range<usize>,
-}
-
-impl Slice {
-    fn sizes(&self) -> [usize; 3] {
-        [self.batches.len(), self.heads.len(), self.tiles.len()]
-    }
-
-    /// Halves along the first of `dims` that can be halved.
-    fn halves(&self, dims: &[usize]) -> Option<[Slice; 2]> {
-        let dim = *dims.iter().find(|&&d| self.sizes()[d] > 1)?;
-        let mut two = [self.clone(), self.clone()];
-        let [a, b] = &mut two;
-        let (left, right) = match dim {
-            0 => (&mut a.batches, &mut b.batches),
-            1 => (&mut a.heads, &mut b.heads),
-            _ => (&mut a.tiles, &mut b.tiles),
-        };
-        let middle = left.start + left.len() / 2;
-        left.end = middle;
-        right.start = middle;
-        Some(two)
-    }
-}
-
-impl Argument {
-    pub fn writes(&self) -> bool {
-        self.kind != AccessKind::Load4
-    }
-
-    /// The bytes of the buffer that a slice touches.
-    fn bytes(&self, slice: &Slice) -> Range<u64> {
-        let heads = slice.heads.start / self.group..slice.heads.end.div_ceil(self.group);
-        let span = self.layout.part_span(&slice.batches, &heads).expect("checked when the tensor was described");
-        let size = self.layout.dtype.bytes();
-        span.start * size..span.end * size
-    }
-}
-
-/// The bindings of a shader's tensors: one for each argument, or one for all arguments in a buffer that is written to and
-/// holds others too (WebGPU allows no second binding of it).
-pub(crate) fn bind(arguments: &[Argument], fixed: Vec<Binding>) -> (Vec<Binding>, Vec<Access>) {
-    let mut bindings = fixed;
-    let mut accesses: Vec<Access> = Vec::new();
-    for (i, argument) in arguments.iter().enumerate() {
-        let together = together(arguments, i);
-        let wide = argument.layout.is_wide() && argument.kind != AccessKind::StoreBits;
-        let (name, dtype, kind) = (argument.name, argument.layout.dtype, argument.kind);
-        let binding = if together[0] < i {
-            accesses[together[0]].binding
-        } else {
-            let words = match (together.len() > 1, wide, dtype.bytes()) {
-                (false, true, 4) => Words::F32x4,
-                (false, true, _) => Words::U32x2,
-                _ => Words::U32,
-            };
-            let write = together.iter().any(|&j| arguments[j].writes());
-            bindings.push(Binding::Data { name: format!("{name}_data"), words, write });
-            bindings.len() - 1
-        };
-        accesses.push(Access { name, binding, dtype, wide, kind });
-    }
-    (bindings, accesses)
-}
-
-/// The arguments that share argument `i`'s binding, in order: itself, or all of its buffer if one of them is written.
-fn together(arguments: &[Argument], i: usize) -> Vec<usize> {
-    let same: Vec<usize> = (0..arguments.len()).filter(|&j| arguments[j].buffer == arguments[i].buffer).collect();
-    if same.iter().any(|&j| arguments[j].writes()) { same } else { vec![i] }
-}
-
-/// The part of a buffer that argument `i`'s binding covers in a slice: offset aligned as the device wants, in bytes.
-pub(crate) fn bound_range(caps: &Caps, arguments: &[Argument], i: usize, slice: &Slice) -> Range<u64> {
-    let used = together(arguments, i);
-    let ranges = used.iter().map(|&j| arguments[j].bytes(slice)).filter(|r| !r.is_empty());
-    let all = ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0);
-    let alignment = u64::from(caps.storage_alignment.max(16));
-    all.start - all.start % alignment..all.end.next_multiple_of(4)
-}
-
-/// Where a slice finds an argument: (offset, batch stride, head stride, row stride) in elements from the start of its
-/// binding, modulo 2^32 as the shader adds them up.
-pub(crate) fn row_address(caps: &Caps, arguments: &[Argument], i: usize, slice: &Slice) -> [u32; 4] {
-    let layout = &arguments[i].layout;
-    let start = bound_range(caps, arguments, i, slice).start / layout.dtype.bytes();
-    let offset = (layout.offset as u64).wrapping_sub(start) as u32;
-    let [batch, head, row] = layout.strides.map(|s| s as u32);
-    [offset, batch, head, row]
-}
-
-/// Cuts `whole` until each slice fits the device's bindings and dispatch sizes, and about one submit of work.
-/// `tile_flops` is what one tile of one head costs.
-///
-/// # Errors
-/// [`Error::Limit`] if one batch entry and head alone is too large to bind.
-pub(crate) fn cut(caps: &Caps, arguments: &[Argument], whole: Slice, tile_flops: f64) -> Result<Vec<Slice>> {
-    let mut done = Vec::new();
-    let mut open = vec![whole];
-    while let Some(slice) = open.pop() {
-        let mut halves = None;
-        for (i, argument) in arguments.iter().enumerate() {
-            let range = bound_range(caps, arguments, i, &slice);
-            let limit = caps.binding_bytes.min(u64::from(u32::MAX) * argument.layout.dtype.bytes());
-            let bytes = range.end - range.start;
-            if bytes > limit {
-                halves = slice.halves(&[0, 1]);
-                if halves.is_none() {
-                    caps.within(argument.name, "maxStorageBufferBindingSize", bytes, limit)?;
-                }
-                break;
-            }
-        }
-        if halves.is_none() {
-            let sizes = slice.sizes();
-            let too_many = (0..3).find(|&d| sizes[d] > caps.workgroups as usize);
-            let flops = sizes.iter().map(|&n| n as f64).product::<f64>() * tile_flops;
-            halves = match too_many {
-                Some(d) => slice.halves(&[d]),
-                None if flops > caps.submit_flops() => slice.halves(&[0, 1, 2]),
-                None => None,
-            };
-        }
-        match halves {
-            Some([first, second]) => open.extend([second, first]),
-            None => done.push(slice),
-        }
-    }
-    Ok(done)
-}
 
 /// A compiled kernel with its constant buffers: all that does not depend on the tensors.
 #[derive(Debug)]
@@ -329,12 +179,6 @@ impl Launch {
     }
 }
 
-/// Gives arguments that lie in one buffer the same number.
-pub(crate) fn number_buffers(tensors: &[&Tensor]) -> Vec<usize> {
-    let first = |t: &&Tensor| tensors.iter().position(|u| u.buffer() == t.buffer()).expect("it is in the list");
-    tensors.iter().map(first).collect()
-}
-
 pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()> {
     if tensor.gpu() == gpu {
         return Ok(());
@@ -345,15 +189,11 @@ pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()>
 
 /// Outputs must lie apart from everything else, and tensors share buffers just as the kernel was prepared for.
 fn check_apart(arguments: &[Argument], tensors: &[&Tensor]) -> Result<()> {
-    let bytes = |i: usize| {
-        let span = tensors[i].layout().span().expect("checked when the tensor was made");
-        let size = tensors[i].layout().dtype.bytes();
-        span.start * size..span.end * size
-    };
+    let spans = tensors.iter().map(|t| t.layout().byte_span()).collect::<Result<Vec<_>>>()?;
     for (i, output) in arguments.iter().enumerate().filter(|(_, a)| a.writes()) {
         for (j, other) in arguments.iter().enumerate().filter(|&(j, _)| j != i) {
             let shares = tensors[i].buffer() == tensors[j].buffer();
-            let (a, b) = (bytes(i), bytes(j));
+            let (a, b) = (&spans[i], &spans[j]);
             if shares && a.start < b.end && b.start < a.end {
                 let bound = format!("apart from {}, which has bytes {b:?} of the same buffer", other.name);
                 return Err(Error::argument(output.name, format!("bytes {a:?}"), bound));

@@ -6,7 +6,6 @@ use futures::channel::oneshot;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use web_time::Instant;
 
 /// How long a read waits for the GPU before it gives up with [`Error::Timeout`].
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -34,15 +33,6 @@ struct Inner {
     checked_shaders: bool,
     lost: Arc<OnceLock<String>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
-}
-
-/// How long the GPU took for some work.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GpuTime {
-    /// Seconds.
-    pub seconds: f64,
-    /// True: by the GPU's own timestamps. False: by the clock, submit and wait included, because it has none.
-    pub by_timestamps: bool,
 }
 
 impl Gpu {
@@ -294,44 +284,6 @@ impl Gpu {
         let pipeline = Arc::new(pipeline);
         self.0.pipelines.lock().expect("no panic under this lock").insert(source, pipeline.clone());
         Ok(pipeline)
-    }
-
-    /// Runs what `record` puts into a compute pass, waits for it and says how long it took on the GPU.
-    ///
-    /// # Errors
-    /// Those of `record`, [`Error::DeviceLost`], [`Error::Timeout`].
-    pub async fn time(&self, record: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<()>) -> Result<GpuTime> {
-        let device = &self.0.device;
-        let queries = self.0.caps.timestamps.then(|| {
-            let ty = wgpu::QueryType::Timestamp;
-            device.create_query_set(&wgpu::QuerySetDescriptor { label: Some("time"), ty, count: 2 })
-        });
-        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let stamps = self.buffer("timestamps", 16, usage, &[]).await?;
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("timed"),
-            timestamp_writes: queries.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {
-                query_set,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            }),
-        });
-        record(&mut pass)?;
-        drop(pass);
-        if let Some(queries) = &queries {
-            encoder.resolve_query_set(queries, 0..2, &stamps, 0);
-        }
-        self.read(&stamps, 0, 16).await?;
-        let start = Instant::now();
-        self.0.queue.submit([encoder.finish()]);
-        let bytes = self.read(&stamps, 0, 16).await?;
-        if queries.is_none() {
-            return Ok(GpuTime { seconds: start.elapsed().as_secs_f64(), by_timestamps: false });
-        }
-        let ticks: [u64; 2] = bytemuck::pod_read_unaligned(&bytes);
-        let seconds = ticks[1].wrapping_sub(ticks[0]) as f64 * f64::from(self.0.queue.get_timestamp_period()) * 1e-9;
-        Ok(GpuTime { seconds, by_timestamps: true })
     }
 }
 

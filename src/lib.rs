@@ -1,26 +1,32 @@
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
 
+mod arguments;
 mod caps;
 mod dispatch;
 mod error;
 mod flash;
 mod gpu;
+mod layout;
 pub mod reference;
 mod shader;
+mod slices;
 mod softmax;
 mod tensor;
+mod timing;
 
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
 
 pub use caps::{AdapterKind, Caps};
-pub use dispatch::Slice;
 pub use error::{Error, Result};
 pub use flash::{
     Causal, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Window,
 };
-pub use gpu::{Gpu, GpuOptions, GpuTime};
-pub use tensor::{DType, Layout, Tensor};
+pub use gpu::{Gpu, GpuOptions};
+pub use layout::{DType, Layout};
+pub use slices::Slice;
+pub use tensor::Tensor;
+pub use timing::GpuTime;
 /// The version of wgpu that this crate speaks.
 pub use wgpu;

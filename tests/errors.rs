@@ -30,7 +30,8 @@ fn zeros(shape: [usize; 4]) -> Tensor {
 fn each_pair_of_shapes_that_does_not_fit() {
     let good = [[2, 4, 8, 16], [2, 2, 9, 16], [2, 2, 9, 24]];
     let run = |[q, k, v]: [[usize; 4]; 3]| block_on(attention().forward(&zeros(q), &zeros(k), &zeros(v)));
-    assert!(run(good).is_ok());
+    // Read, so that no work is under way when the program ends: drivers do not survive that.
+    common::read(&run(good).expect("shapes that fit"));
     for (which, dim, value, words) in [
         (1, 0, 3, ["k.shape[0] (batch)", "3", "2, as in q"]),
         (2, 0, 1, ["v.shape[0] (batch)", "1", "2, as in q"]),
@@ -176,7 +177,7 @@ fn lengths_beyond_the_tensor() {
     let run = |seqlens_q, seqlens_k| {
         block_on(attention().forward_with_lse(&FlashInputs { seqlens_q, seqlens_k, ..FlashInputs::new(&x, &x, &x) }))
     };
-    assert!(run(Some(&[8, 0]), Some(&[0, 8])).is_ok());
+    common::read(&run(Some(&[8, 0]), Some(&[0, 8])).expect("lengths within the tensor").0);
     says(run(Some(&[8, 9]), None), &["seqlens_q[1]", "9", "at most 8"]);
     says(run(None, Some(&[100, 9])), &["seqlens_k[0]", "100", "at most 8"]);
     says(run(None, Some(&[1])), &["seqlens_k.len()", "1", "2, one a batch entry"]);

@@ -1,10 +1,11 @@
 //! What will run for given params and shapes: decided without a GPU.
 
 use super::{Causal, FlashParams, FlashShapes, check_params, check_shapes};
-use crate::dispatch::{Argument, Slice, bind, cut, row_address};
+use crate::arguments::{Argument, bind, row_address};
 use crate::shader::{AccessKind, Binding, Shader, file};
+use crate::slices::cut;
 use crate::softmax::Portable;
-use crate::{Caps, Layout, Result};
+use crate::{Caps, Layout, Result, Slice};
 use std::fmt;
 
 /// `NONE` of the shaders.
@@ -58,16 +59,17 @@ impl FlashPlan {
         let arguments = arguments(shapes, heads / heads_kv);
         let shader = shader(&engine, &arguments, head_dim, value_dim);
         caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
+        caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let tiles = queries.div_ceil(engine.rows as usize);
         let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = 2.0 * f64::from(engine.rows) * keys as f64 * (head_dim + value_dim) as f64;
-        let slices = if batch * tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
+        let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
         let params = slices.iter().map(|slice| uniforms(caps, params, shapes, &arguments, slice)).collect();
         let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-        let sequences = (0..batch)
+        let sequences = (0..if slices.is_empty() { 0 } else { batch })
             .map(|b| [0, length(&shapes.seqlens_q, b, queries), 0, length(&shapes.seqlens_k, b, keys)])
             .collect();
-        let flops = 2.0 * (batch * heads * queries) as f64 * keys as f64 * (head_dim + value_dim) as f64;
+        let flops = tile_flops / f64::from(engine.rows) * queries as f64 * heads as f64 * batch as f64;
         Ok(Self { shader, arguments, params, sequences, engine, slices, flops })
     }
 

@@ -46,6 +46,11 @@ pub fn chromium() -> Result<PathBuf> {
     manifest(&["/usr/bin/chromium"], &["chromium"])
 }
 
+/// The SPIR-V validator, which `tests/shaders.rs` uses where it is installed.
+pub fn spirv_val() -> Result<PathBuf> {
+    manifest(&["/usr/bin/spirv-val"], &["spirv-tools"])
+}
+
 fn manifest(places: &[&str], packages: &[&str]) -> Result<PathBuf> {
     let find = || places.iter().map(PathBuf::from).find(|p| p.exists());
     if let Some(found) = find() {
@@ -73,8 +78,8 @@ fn install(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !debian {
         return Err(format!(
-            "install what Debian calls {list} (Fedora: mesa-vulkan-drivers vulkan-loader chromium; Arch: vulkan-swrast \
-             vulkan-icd-loader chromium), then run this again"
+            "install what Debian calls {list} (Fedora: mesa-vulkan-drivers vulkan-loader chromium spirv-tools; Arch: \
+             vulkan-swrast vulkan-icd-loader chromium spirv-tools), then run this again"
         ));
     }
     let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0\n"));

@@ -66,6 +66,7 @@ const GPU_TESTS: [&str; 3] = ["--test=flash", "--test=promises", "--test=errors"
 fn matrix() -> Result<()> {
     let lavapipe = drivers::lavapipe()?;
     let swiftshader = drivers::swiftshader()?;
+    drivers::spirv_val()?;
     let mut summary = Vec::new();
     let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
         println!("== {name}");
@@ -89,10 +90,17 @@ fn matrix() -> Result<()> {
         stage("lavapipe, core WebGPU features and default limits", &mut || gpu(&lavapipe, "core")),
         stage("SwiftShader, trusted shaders", &mut || gpu(&swiftshader, "")),
         stage("SwiftShader, checked shaders, core features and limits", &mut || gpu(&swiftshader, "checked,core")),
+        stage("the library as WebAssembly", &mut wasm),
         stage("every shader through a browser's compiler", &mut || browser::compile(&shaders()?)),
     ];
     println!("== summary\n{}", summary.join("\n"));
     done.into_iter().collect()
+}
+
+/// The library for browsers, checked by the compiler.
+fn wasm() -> Result<()> {
+    run(Command::new("rustup").args(["target", "add", "wasm32-unknown-unknown"]))?;
+    run(cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"]))
 }
 
 /// Every shader variant, by file name.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use wgpu_attention::catalogue::FAMILIES;
-use wgpu_attention::{Caps, Error, Gpu, GpuOptions, Result};
+use wgpu_attention::{Error, Gpu, GpuOptions, Result};
 
 pub fn info(options: &GpuOptions) -> Result<ExitCode> {
     let all = pollster::block_on(Gpu::request_all(options));
@@ -20,10 +20,10 @@ pub fn info(options: &GpuOptions) -> Result<ExitCode> {
         };
         println!("{}", gpu.caps());
         for family in FAMILIES {
-            for (variant, plan) in (family.variants)(gpu.caps()) {
+            for plan in (family.variants)(gpu.caps()) {
                 match plan {
-                    Ok(plan) => println!("  {} {variant}: {plan}", family.name),
-                    Err(e) => println!("  {} {variant}: does not run: {e}", family.name),
+                    Ok(plan) => println!("  {plan}"),
+                    Err(e) => println!("  {} does not run: {e}", family.name),
                 }
             }
         }
@@ -40,7 +40,7 @@ pub fn shaders(folder: &Path) -> Result<ExitCode> {
     std::fs::create_dir_all(folder).map_err(failed)?;
     let mut count = 0;
     for family in FAMILIES {
-        for (name, text) in (family.shaders)(&Caps::core()) {
+        for (name, text) in (family.shaders)() {
             std::fs::write(folder.join(format!("{name}.wgsl")), text).map_err(failed)?;
             count += 1;
         }

@@ -1,0 +1,222 @@
+//! The list of flash attention cases, random ones, and the shaders that they lead to.
+
+use super::{FlashCase, Scores};
+use crate::{Caps, Causal, DType, FlashParams, FlashPlan, FlashShapes, Result, Window};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use std::sync::OnceLock;
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const HEAD_DIMS: [usize; 12] = [32, 40, 59, 64, 80, 96, 111, 128, 160, 192, 224, 256];
+const LENGTHS: [(usize, usize); 15] = [
+    (1, 1),
+    (1, 3),
+    (2, 1),
+    (1, 239),
+    (239, 1),
+    (3, 799),
+    (799, 3),
+    (127, 512),
+    (127, 513),
+    (113, 203),
+    (108, 256),
+    (256, 512),
+    (512, 256),
+    (1023, 1024),
+    (1024, 1023),
+];
+
+/// The catalogue: the shapes that break kernels, every feature, every type, inputs that exercise the rescale.
+pub fn flash_cases() -> Vec<FlashCase> {
+    let mut cases = Vec::new();
+    for (i, &d) in HEAD_DIMS.iter().enumerate() {
+        let (heads, lengths) = ([(6, 6), (6, 2), (6, 1)][i % 3], (70 + i, 131));
+        let scores = Scores::Normal([1.0, 3.0, 6.0][i % 3]);
+        let params = FlashParams { causal: (i % 2 == 1).then_some(Causal::BottomRight), ..FlashParams::default() };
+        let dtypes = [DTYPES[i % 3]; 3];
+        cases.push(FlashCase { label: "head dim", heads, lengths, dims: (d, d), params, dtypes, scores, ..case(i) });
+    }
+    for (i, &lengths) in LENGTHS.iter().enumerate() {
+        let heads = if lengths.0 * lengths.1 > 100_000 { (2, 1) } else { [(6, 6), (6, 2), (6, 1)][i % 3] };
+        for (label, causal) in
+            [("lengths", None), ("causal", Some(Causal::BottomRight)), ("causal top-left", Some(Causal::TopLeft))]
+        {
+            let params = FlashParams { causal, ..FlashParams::default() };
+            let scores = Scores::Normal([3.0, 6.0, 1.0][i % 3]);
+            cases.push(FlashCase { label, heads, lengths, params, scores, ..case(i) });
+        }
+    }
+    cases.extend(masks());
+    cases.extend(values());
+    cases.extend(storage());
+    cases
+}
+
+fn case(i: usize) -> FlashCase {
+    FlashCase { seed: 1000 + 10 * i as u64, ..FlashCase::default() }
+}
+
+fn masks() -> Vec<FlashCase> {
+    let window = |left, right, causal| FlashParams { window: Window { left, right }, causal, ..FlashParams::default() };
+    let mut cases = Vec::new();
+    for (i, (params, lengths)) in [
+        (window(Some(20), Some(0), None), (150, 150)),
+        (window(Some(0), Some(0), None), (130, 130)),
+        (window(Some(3), Some(90), None), (100, 260)),
+        (window(None, Some(5), None), (200, 90)),
+        (window(Some(70), None, Some(Causal::BottomRight)), (90, 230)),
+        (window(Some(70), None, Some(Causal::TopLeft)), (90, 130)),
+        (window(Some(2), Some(2), Some(Causal::TopLeft)), (40, 200)),
+        (window(Some(usize::MAX), Some(usize::MAX), None), (65, 129)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cases.push(FlashCase { label: "window", lengths, params, scores: Scores::Normal(3.0), ..case(100 + i) });
+    }
+    for (i, causal) in [None, Some(Causal::BottomRight), Some(Causal::TopLeft)].into_iter().enumerate() {
+        cases.push(FlashCase {
+            label: "padding",
+            batch: 4,
+            lengths: (90, 140),
+            seqlens_q: Some(vec![90, 1, 0, 65]),
+            seqlens_k: Some(vec![140, 64, 3, 0]),
+            params: FlashParams { causal, ..FlashParams::default() },
+            scores: Scores::Normal(3.0),
+            ..case(110 + i)
+        });
+    }
+    cases.push(FlashCase { label: "no keys", lengths: (70, 0), ..case(120) });
+    cases.push(FlashCase { label: "no queries", lengths: (0, 70), ..case(121) });
+    cases.push(FlashCase { label: "no batch", batch: 0, ..case(122) });
+    cases
+}
+
+fn values() -> Vec<FlashCase> {
+    let lengths = (100, 200);
+    let scaled = |scale| FlashParams { scale: Some(scale), ..FlashParams::default() };
+    let causal = || FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+    let mut cases = vec![
+        FlashCase { label: "peaked", lengths, scores: Scores::Peaked, params: causal(), ..case(200) },
+        FlashCase { label: "scale 0", lengths, params: scaled(0.0), ..case(201) },
+        FlashCase { label: "scale -0.3", lengths, params: scaled(-0.3), ..case(202) },
+        FlashCase { label: "values wider", lengths, dims: (24, 72), scores: Scores::Normal(3.0), ..case(203) },
+        FlashCase { label: "values narrower", lengths, dims: (192, 5), scores: Scores::Normal(3.0), ..case(204) },
+        FlashCase { label: "width 1", lengths, dims: (1, 1), scores: Scores::Normal(6.0), ..case(205) },
+    ];
+    for (i, logit) in [-1e4, -2.5e5].into_iter().enumerate() {
+        cases.push(FlashCase {
+            label: "low logits",
+            lengths,
+            scores: Scores::Around(logit),
+            params: causal(),
+            ..case(210 + i)
+        });
+    }
+    for (i, amplitude) in [1.0, 3.0, 6.0].into_iter().enumerate() {
+        let scores = Scores::Normal(amplitude);
+        cases.push(FlashCase { label: "amplitude", lengths: (130, 600), scores, params: causal(), ..case(220 + i) });
+    }
+    cases
+}
+
+fn storage() -> Vec<FlashCase> {
+    let mut cases = Vec::new();
+    let params = || FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+    for (i, dtype) in DTYPES.into_iter().enumerate() {
+        let base = |j: usize| FlashCase {
+            batch: 2,
+            heads: (4, 2),
+            lengths: (70, 90),
+            params: params(),
+            scores: Scores::Normal(3.0),
+            ..case(300 + 10 * i + j).of_type(dtype)
+        };
+        cases.push(FlashCase { label: "strided", strided: true, ..base(0) });
+        cases.push(FlashCase { label: "strided", strided: true, dims: (33, 17), ..base(1) });
+        cases.push(FlashCase { label: "odd width", dims: (31, 59), ..base(2) });
+        cases.push(FlashCase { label: "amplitude", dims: (64, 64), scores: Scores::Normal(6.0), ..base(3) });
+    }
+    let dtypes = [DType::F32, DType::F16, DType::Bf16];
+    cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), ..case(340) });
+    let dtypes = [DType::Bf16, DType::F32, DType::F32];
+    cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), dims: (20, 21), ..case(341) });
+    cases
+}
+
+/// Random shapes, params, types, lengths and layouts: at most 2·10⁷ multiply-adds each.
+pub fn random_flash_cases(count: usize, seed: u64) -> Vec<FlashCase> {
+    (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
+}
+
+fn random_case(seed: u64) -> FlashCase {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let r = &mut random;
+    let mut pick = |most: usize| r.random_range(1..=most);
+    let (group, heads_kv, batch) = (pick(4), pick(3), pick(3));
+    let (d, dv) = (pick(256), pick(256));
+    let dims = if pick(3) == 1 { (d, dv) } else { (d, d) };
+    let heads = (group * heads_kv, heads_kv);
+    let budget = 20_000_000 / (batch * heads.0 * (dims.0 + dims.1));
+    let queries = pick((budget.isqrt() * 2).max(2));
+    let keys = pick((budget / queries).clamp(1, 1500));
+    let lengths = (queries, keys);
+    let bound = |r: &mut SmallRng| (r.random_range(0..3) == 0).then(|| r.random_range(0..keys + 3));
+    let some_lengths = |r: &mut SmallRng, most: usize| {
+        (r.random_range(0..3) == 0).then(|| (0..batch).map(|_| r.random_range(0..=most)).collect::<Vec<_>>())
+    };
+    let causal = *[None, Some(Causal::BottomRight), Some(Causal::TopLeft)].choose(r).expect("three");
+    let window = Window { left: bound(r), right: bound(r) };
+    let scale = (r.random_range(0..4) == 0).then(|| r.random_range(-0.5f32..0.5));
+    FlashCase {
+        label: "random",
+        batch,
+        heads,
+        lengths,
+        dims,
+        dtypes: [(); 3].map(|()| *DTYPES.choose(r).expect("three")),
+        params: FlashParams { causal, window, scale },
+        seqlens_q: some_lengths(r, queries),
+        seqlens_k: some_lengths(r, keys),
+        scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
+        strided: r.random_range(0..2) == 0,
+        seed,
+        known: OnceLock::new(),
+    }
+}
+
+/// The variants at head dim 128, in words.
+pub fn variants(caps: &Caps) -> Vec<Result<String>> {
+    let case = FlashCase { heads: (8, 8), lengths: (1024, 1024), dims: (128, 128), ..FlashCase::default() };
+    vec![case.plan(caps).map(|plan| plan.to_string())]
+}
+
+/// The distinct shaders of the catalogue, and of tensors that share a buffer with an output: on a device with WebGPU's
+/// default limits, and on one with more workgroup memory.
+pub fn shaders() -> Vec<(String, String)> {
+    let roomy = Caps { workgroup_memory: 32 << 10, ..Caps::core() };
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut add = |name: String, plan: Result<FlashPlan>| {
+        let text = plan.expect("the catalogue has valid cases").wgsl();
+        if found.iter().all(|(_, known)| *known != text) {
+            found.push((name, text));
+        }
+    };
+    for (caps, room) in [(Caps::core(), "16k"), (roomy, "32k")] {
+        for case in flash_cases() {
+            let ([q, k, out], (d, dv)) = (case.dtypes, case.dims);
+            let layout = if case.strided { "_strided" } else { "" };
+            add(format!("flash_d{d}_v{dv}_{q}_{k}_{out}{layout}_{room}"), case.plan(&caps));
+        }
+        for dtype in DTYPES {
+            for (d, layout) in [(64, "wide"), (31, "narrow")] {
+                let case = FlashCase { dims: (d, d), ..FlashCase::default() }.of_type(dtype);
+                let shapes = FlashShapes { buffers: [0, 0, 1, 0, 0], ..case.plan_shapes() };
+                let plan = FlashPlan::new(&caps, &case.params, &shapes);
+                add(format!("flash_d{d}_{dtype}_one_buffer_{layout}_{room}"), plan);
+            }
+        }
+    }
+    found
+}

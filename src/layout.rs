@@ -1,0 +1,177 @@
+//! Element types, and where the elements of a tensor lie in its buffer.
+
+use crate::error::require;
+use crate::{Error, Result};
+use half::{bf16, f16};
+use std::fmt;
+use std::ops::Range;
+
+/// The type of stored elements. Arithmetic is f32 whatever is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit IEEE float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// The upper 16 bits of an f32.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+
+    /// `values` rounded to nearest even, as stored.
+    pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            DType::F32 => bytemuck::cast_slice(values).to_vec(),
+            DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        }
+    }
+
+    pub(crate) fn decode(self, bytes: &[u8]) -> f32 {
+        match self {
+            DType::F32 => bytemuck::pod_read_unaligned(bytes),
+            DType::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
+            DType::Bf16 => bytemuck::pod_read_unaligned::<bf16>(bytes).to_f32(),
+        }
+    }
+
+    /// `x` rounded to nearest even in this type.
+    pub fn round(self, x: f32) -> f32 {
+        self.decode(&self.encode(&[x]))
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Where the elements of a [batch, heads, sequence, head_dim] tensor lie in a buffer. All in elements, not bytes; the
+/// elements of one row are contiguous.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// [batch, heads, sequence, head_dim].
+    pub shape: [usize; 4],
+    /// Distance between neighbours along batch, heads and sequence. Zero repeats an input along that dimension.
+    pub strides: [usize; 3],
+    /// The first element, counted from the start of the buffer.
+    pub offset: usize,
+}
+
+impl Layout {
+    /// Rows one after another, [batch, heads, sequence, head_dim] in memory. An odd row of 16-bit elements is padded by
+    /// one element, because rows of outputs start on whole words.
+    pub fn heads_first(dtype: DType, shape: [usize; 4]) -> Self {
+        let [_, heads, rows, dim] = shape;
+        let row = Self::padded(dtype, dim);
+        let head = row.saturating_mul(rows);
+        Self { dtype, shape, strides: [head.saturating_mul(heads), head, row], offset: 0 }
+    }
+
+    /// [batch, sequence, heads, head_dim] in memory, as many models have it; `shape` is [batch, heads, sequence,
+    /// head_dim] here too. Odd rows of 16-bit elements are padded as in [`Layout::heads_first`].
+    pub fn heads_last(dtype: DType, shape: [usize; 4]) -> Self {
+        let [_, heads, rows, dim] = shape;
+        let head = Self::padded(dtype, dim);
+        let row = head.saturating_mul(heads);
+        Self { dtype, shape, strides: [row.saturating_mul(rows), head, row], offset: 0 }
+    }
+
+    fn padded(dtype: DType, dim: usize) -> usize {
+        dim.saturating_add((dtype.bytes() == 2 && dim % 2 == 1).into())
+    }
+
+    /// The same, starting at element `offset` of the buffer.
+    pub fn at(self, offset: usize) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// Whether there is no element at all.
+    pub fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
+
+    /// The elements from the first to the last, as positions in the buffer; `None` if they do not fit 2^64.
+    pub(crate) fn span(&self) -> Option<Range<u64>> {
+        self.part_span(&(0..self.shape[0]), &(0..self.shape[1]))
+    }
+
+    /// The same in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if they do not fit 2^64.
+    pub(crate) fn byte_span(&self) -> Result<Range<u64>> {
+        let bytes = self.dtype.bytes();
+        let span = self.span().and_then(|s| Some(s.start.checked_mul(bytes)?..s.end.checked_mul(bytes)?));
+        span.filter(|s| s.end < u64::MAX - 16).ok_or_else(|| {
+            let value = format!("shape {:?}, strides {:?}, offset {}", self.shape, self.strides, self.offset);
+            Error::argument("layout", value, "within 2^64 bytes")
+        })
+    }
+
+    /// The same for some batches and heads.
+    pub(crate) fn part_span(&self, batch: &Range<usize>, heads: &Range<usize>) -> Option<Range<u64>> {
+        let start = self.offset as u64;
+        if self.is_empty() || batch.is_empty() || heads.is_empty() {
+            return Some(start..start);
+        }
+        let at = |indices: [usize; 3]| {
+            indices
+                .iter()
+                .zip(self.strides)
+                .try_fold(start, |sum, (&i, stride)| sum.checked_add((i as u64).checked_mul(stride as u64)?))
+        };
+        let last = at([batch.end - 1, heads.end - 1, self.shape[2] - 1])?;
+        Some(at([batch.start, heads.start, 0])?..last.checked_add(self.shape[3] as u64)?)
+    }
+
+    /// Whether rows of four-element groups can be loaded whole.
+    pub(crate) fn is_wide(&self) -> bool {
+        let used = (0..3).filter(|&i| self.shape[i] > 1).all(|i| self.strides[i].is_multiple_of(4));
+        used && self.shape[3].is_multiple_of(4) && self.offset.is_multiple_of(4)
+    }
+
+    /// What an output needs beyond an input: no two elements in one place, and whole words.
+    pub(crate) fn check_output(&self, name: &str) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let mut dims: Vec<(usize, usize)> = (0..3).map(|i| (self.strides[i], self.shape[i])).collect();
+        dims.retain(|&(_, n)| n > 1);
+        dims.sort_unstable();
+        let mut inner = self.shape[3];
+        for (stride, n) in dims {
+            require(
+                stride >= inner,
+                &format!("{name}.strides"),
+                format!("{:?} for shape {:?}", self.strides, self.shape),
+                "such that no two elements of an output lie in one place",
+            )?;
+            inner = stride.saturating_mul(n - 1).saturating_add(inner);
+        }
+        if self.dtype.bytes() == 2 {
+            let even = "even: rows of 16-bit outputs start on whole words";
+            let odd = (0..3).find(|&i| self.shape[i] > 1 && self.strides[i] % 2 == 1);
+            if let Some(i) = odd {
+                return Err(Error::argument(format!("{name}.strides[{i}]"), self.strides[i], even));
+            }
+            require(self.offset.is_multiple_of(2), &format!("{name}.offset"), self.offset, even)?;
+        }
+        Ok(())
+    }
+}
