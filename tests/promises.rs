@@ -102,6 +102,23 @@ fn a_visible_nan_reaches_the_rows_that_see_it_and_no_other() {
 }
 
 #[test]
+fn a_visible_nan_counts_even_where_its_weight_underflows() {
+    // Key 40 scores 1000 below the others; its value is NaN. Rows 40 and later see it.
+    let n = 100;
+    let mut k = vec![0.0; n];
+    k[40] = -1000.0;
+    let mut v = vec![1.0; n];
+    v[40] = f32::NAN;
+    for params in [BOTTOM_RIGHT, FlashParams { window: Window { left: None, right: Some(0) }, ..BOTTOM_RIGHT }] {
+        let (out, lse) = attend(&params, [n, n, 1], &vec![1.0; n], &k, &v);
+        for i in 0..n {
+            assert_eq!(out[i].is_nan(), i >= 40, "row {i}: {}", out[i]);
+            assert!(lse[i].is_finite(), "row {i}: {}", lse[i]);
+        }
+    }
+}
+
+#[test]
 fn results_are_the_same_bits_every_time_and_whatever_stands_beside_a_row() {
     let (n, d, heads) = (140, 40, 3);
     let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params");
