@@ -21,22 +21,24 @@ impl Argument {
         self.kind != AccessKind::Load4
     }
 
-    /// The bytes of the buffer that a slice touches.
-    fn bytes(&self, slice: &Slice) -> Range<u64> {
-        let heads = slice.heads.start / self.group..slice.heads.end.div_ceil(self.group);
-        let span = self.layout.part_span(&slice.batches, &heads).expect("checked when the tensor was described");
+    /// The bytes of the buffer that a slice, or all of the work, touches.
+    fn span(&self, slice: Option<&Slice>) -> Range<u64> {
+        let [batches, heads, ..] = self.layout.shape;
+        let (batches, heads) = slice.map_or((0..batches, 0..heads), |s| {
+            (s.batches.clone(), s.heads.start / self.group..s.heads.end.div_ceil(self.group))
+        });
+        let span = self.layout.part_span(&batches, &heads).expect("checked when the tensor was described");
         let size = self.layout.dtype.bytes();
         span.start * size..span.end * size
     }
 }
 
-/// The bindings of a shader's tensors: one for each argument, or one for all arguments in a buffer that is written to and
-/// holds others too (WebGPU allows no second binding of it).
-pub(crate) fn bind(arguments: &[Argument], fixed: Vec<Binding>) -> (Vec<Binding>, Vec<Access>) {
+/// The bindings of a shader's tensors: one for each argument, or for all arguments that lie [`together`].
+pub(crate) fn bind(caps: &Caps, arguments: &[Argument], fixed: Vec<Binding>) -> (Vec<Binding>, Vec<Access>) {
     let mut bindings = fixed;
     let mut accesses: Vec<Access> = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
-        let together = together(arguments, i);
+        let together = together(caps, arguments, i);
         let wide = argument.layout.is_wide() && argument.kind != AccessKind::StoreBits;
         let (name, dtype, kind) = (argument.name, argument.layout.dtype, argument.kind);
         let binding = if together[0] < i {
@@ -47,7 +49,7 @@ pub(crate) fn bind(arguments: &[Argument], fixed: Vec<Binding>) -> (Vec<Binding>
                 (false, true, _) => Words::U32x2,
                 _ => Words::U32,
             };
-            let write = together.iter().any(|&j| arguments[j].writes());
+            let write = is_written(arguments, argument.buffer);
             bindings.push(Binding::Data { name: format!("{name}_data"), words, write });
             bindings.len() - 1
         };
@@ -56,19 +58,49 @@ pub(crate) fn bind(arguments: &[Argument], fixed: Vec<Binding>) -> (Vec<Binding>
     (bindings, accesses)
 }
 
-/// The arguments that share argument `i`'s binding, in order: itself, or all of its buffer if one of them is written.
-pub(crate) fn together(arguments: &[Argument], i: usize) -> Vec<usize> {
-    let same: Vec<usize> = (0..arguments.len()).filter(|&j| arguments[j].buffer == arguments[i].buffer).collect();
-    if same.iter().any(|&j| arguments[j].writes()) { same } else { vec![i] }
+/// Whether a buffer holds an output: then it is bound for writing wherever it is bound.
+pub(crate) fn is_written(arguments: &[Argument], buffer: usize) -> bool {
+    arguments.iter().any(|a| a.buffer == buffer && a.writes())
 }
 
-/// The part of a buffer that argument `i`'s binding covers in a slice: offset aligned as the device wants, in bytes.
+/// The arguments that share argument `i`'s binding, in order. WebGPU allows several bindings of a buffer that is written
+/// only where they do not overlap; offsets of bindings are aligned, so tensors apart may have to be bound as one.
+pub(crate) fn together(caps: &Caps, arguments: &[Argument], i: usize) -> Vec<usize> {
+    let mut found = vec![i];
+    if is_written(arguments, arguments[i].buffer) {
+        let ranges: Vec<_> = arguments.iter().map(|a| aligned(caps, a.span(None))).collect();
+        let mut next = 0;
+        while let Some(&member) = found.get(next) {
+            let near = |j: &usize| {
+                arguments[*j].buffer == arguments[i].buffer
+                    && overlap(&ranges[*j], &ranges[member])
+                    && !found.contains(j)
+            };
+            let more: Vec<usize> = (0..arguments.len()).filter(near).collect();
+            found.extend(more);
+            next += 1;
+        }
+        found.sort_unstable();
+    }
+    found
+}
+
+/// Whether two ranges have something in common.
+pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// The range that a binding of these bytes covers.
+pub(crate) fn aligned(caps: &Caps, bytes: Range<u64>) -> Range<u64> {
+    bytes.start - bytes.start % caps.binding_alignment()..bytes.end.next_multiple_of(4)
+}
+
+/// The part of a buffer that argument `i`'s binding covers in a slice, in bytes.
 pub(crate) fn bound_range(caps: &Caps, arguments: &[Argument], i: usize, slice: &Slice) -> Range<u64> {
-    let used = together(arguments, i);
-    let ranges = used.iter().map(|&j| arguments[j].bytes(slice)).filter(|r| !r.is_empty());
+    let used = together(caps, arguments, i);
+    let ranges = used.iter().map(|&j| arguments[j].span(Some(slice))).filter(|r| !r.is_empty());
     let all = ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0);
-    let alignment = u64::from(caps.storage_alignment.max(16));
-    all.start - all.start % alignment..all.end.next_multiple_of(4)
+    aligned(caps, all)
 }
 
 /// Where a slice finds an argument: (offset, batch stride, head stride, row stride) in elements from the start of its

@@ -75,6 +75,11 @@ impl Caps {
         }
     }
 
+    /// Bytes that the offset of a tensor's binding is a multiple of: the device's, and whole vec4.
+    pub(crate) fn binding_alignment(&self) -> u64 {
+        u64::from(self.storage_alignment.max(16))
+    }
+
     /// Floating-point operations that one submit should hold: 50 to 100 ms, far from any watchdog.
     pub(crate) fn submit_flops(&self) -> f64 {
         match self.kind {

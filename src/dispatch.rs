@@ -1,6 +1,6 @@
 //! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
-use crate::arguments::{Argument, bound_range, together};
+use crate::arguments::{Argument, aligned, bound_range, is_written, overlap, together};
 use crate::shader::{Pipeline, Shader};
 use crate::{Error, Gpu, Layout, Result, Slice, Tensor};
 use futures::FutureExt;
@@ -17,7 +17,7 @@ pub(crate) struct Launch {
     name: String,
     pipeline: Arc<Pipeline>,
     arguments: Vec<Argument>,
-    /// Which argument each tensor binding starts with.
+    /// For each argument, the first of those that share its binding.
     leaders: Vec<usize>,
     slices: Vec<Slice>,
     uniforms: wgpu::Buffer,
@@ -59,7 +59,7 @@ impl Launch {
             let usage = Usage::STORAGE | Usage::COPY_DST;
             table_buffers.push(gpu.buffer("table", table.len() as u64, usage, table).await?);
         }
-        let leaders = (0..arguments.len()).filter(|&i| together(arguments, i)[0] == i).collect();
+        let leaders = (0..arguments.len()).map(|i| together(gpu.caps(), arguments, i)[0]).collect();
         Ok(Self {
             gpu: gpu.clone(),
             name: shader.name.clone(),
@@ -116,7 +116,7 @@ impl Launch {
             let (name, wanted, given) = (argument.name, &argument.layout, tensor.layout());
             check_device(name, tensor, &self.gpu)?;
             let bytes = wanted.dtype.bytes();
-            let alignment = u64::from(caps.storage_alignment.max(16));
+            let alignment = caps.binding_alignment();
             let (from, to) = (wanted.offset as u64 * bytes, given.offset as u64 * bytes);
             let same = Layout { offset: 0, ..wanted.clone() } == Layout { offset: 0, ..given.clone() };
             if !same || from % alignment != to % alignment {
@@ -126,20 +126,56 @@ impl Launch {
             }
             shifts.push(to.wrapping_sub(from));
         }
-        check_apart(&self.arguments, tensors)?;
-        for (i, argument) in self.arguments.iter().enumerate() {
-            let leader = together(&self.arguments, i)[0];
+        for (i, &leader) in self.leaders.iter().enumerate() {
             if shifts[i] != shifts[leader] {
                 let with = self.arguments[leader].name;
-                let bound = format!("as far from {with}'s as it was prepared: both lie in one buffer");
-                return Err(Error::argument(format!("{}.offset", argument.name), tensors[i].layout().offset, bound));
+                let bound = format!("as far from {with}'s as it was prepared: both share a binding");
+                let argument = format!("{}.offset", self.arguments[i].name);
+                return Err(Error::argument(argument, tensors[i].layout().offset, bound));
             }
         }
+        self.check_apart(tensors)?;
         Ok(shifts)
     }
 
+    /// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share
+    /// buffers as the kernel was prepared for.
+    fn check_apart(&self, tensors: &[&Tensor]) -> Result<()> {
+        let spans = tensors.iter().map(|t| t.layout().byte_span()).collect::<Result<Vec<_>>>()?;
+        let arguments = &self.arguments;
+        let written = |i: usize| is_written(arguments, arguments[i].buffer);
+        let pairs = (0..arguments.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+        for (i, j) in pairs.filter(|&(i, j)| written(i) || written(j)) {
+            // The output first, where one of them is.
+            let (i, j) = if arguments[i].writes() { (i, j) } else { (j, i) };
+            let (one, other) = (arguments[i].name, arguments[j].name);
+            let shares = tensors[i].buffer() == tensors[j].buffer();
+            if shares && arguments[i].writes() && overlap(&spans[i], &spans[j]) {
+                let bound = format!("apart from {other}, which has bytes {:?} of the same buffer", spans[j]);
+                return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
+            }
+            if shares != (arguments[i].buffer == arguments[j].buffer) {
+                let found = if shares { "in one buffer" } else { "in buffers of their own" };
+                let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
+                return Err(Error::argument(format!("{one} and {other}"), found, bound));
+            }
+            let [a, b] = [i, j].map(|n| aligned(self.gpu.caps(), spans[n].clone()));
+            if shares && self.leaders[i] != self.leaders[j] && overlap(&a, &b) {
+                let alignment = self.gpu.caps().binding_alignment();
+                let bound = format!("{alignment} bytes or more from {other}, as prepared: bindings are aligned");
+                return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
+            }
+        }
+        Ok(())
+    }
+
+    /// The argument that each tensor binding starts with.
+    fn binding_leaders(&self) -> impl Iterator<Item = usize> {
+        self.leaders.iter().enumerate().filter(|&(i, &leader)| i == leader).map(|(i, _)| i)
+    }
+
     fn groups(&self, tensors: &[&Tensor], shifts: &[u64]) -> Result<Arc<Vec<wgpu::BindGroup>>> {
-        let key: Vec<_> = self.leaders.iter().map(|&i| (tensors[i].buffer().clone(), shifts[i])).collect();
+        let key: Vec<_> = self.binding_leaders().map(|i| (tensors[i].buffer().clone(), shifts[i])).collect();
         let mut bound = self.bound.lock().expect("no panic under this lock");
         if let Some(found) = bound.iter().find(|b| b.key == key) {
             return Ok(found.groups.clone());
@@ -161,7 +197,7 @@ impl Launch {
         let part = |buffer, offset, size| wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) };
         let mut parts = vec![part(&self.uniforms, index as u64 * self.uniform_stride, self.uniform_size)];
         parts.extend(self.tables.iter().map(|table| part(table, 0, table.size())));
-        for (&i, (buffer, shift)) in self.leaders.iter().zip(key) {
+        for (i, (buffer, shift)) in self.binding_leaders().zip(key) {
             let range = bound_range(self.gpu.caps(), &self.arguments, i, slice);
             parts.push(match range.end - range.start {
                 0 => part(&self.empty, 0, self.empty.size()),
@@ -185,25 +221,4 @@ pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()>
     }
     let (theirs, ours) = (tensor.gpu().caps().adapter.clone(), gpu.caps().adapter.clone());
     Err(Error::OtherDevice { argument: name.into(), theirs, ours })
-}
-
-/// Outputs must lie apart from everything else, and tensors share buffers just as the kernel was prepared for.
-fn check_apart(arguments: &[Argument], tensors: &[&Tensor]) -> Result<()> {
-    let spans = tensors.iter().map(|t| t.layout().byte_span()).collect::<Result<Vec<_>>>()?;
-    for (i, output) in arguments.iter().enumerate().filter(|(_, a)| a.writes()) {
-        for (j, other) in arguments.iter().enumerate().filter(|&(j, _)| j != i) {
-            let shares = tensors[i].buffer() == tensors[j].buffer();
-            let (a, b) = (&spans[i], &spans[j]);
-            if shares && a.start < b.end && b.start < a.end {
-                let bound = format!("apart from {}, which has bytes {b:?} of the same buffer", other.name);
-                return Err(Error::argument(output.name, format!("bytes {a:?}"), bound));
-            }
-            if shares != (output.buffer == other.buffer) {
-                let found = if shares { "in one buffer" } else { "in buffers of their own" };
-                let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
-                return Err(Error::argument(format!("{} and {}", output.name, other.name), found, bound));
-            }
-        }
-    }
-    Ok(())
 }

@@ -61,6 +61,16 @@ impl fmt::Display for DType {
 
 /// Where the elements of a [batch, heads, sequence, head_dim] tensor lie in a buffer. All in elements, not bytes; the
 /// elements of one row are contiguous.
+///
+/// ```
+/// use wgpu_attention::{DType, Layout};
+/// let (batch, heads, n, d) = (2, 12, 100, 64);
+/// let heads_last = Layout::heads_last(DType::F16, [batch, heads, n, d]);
+/// assert_eq!(heads_last.strides, [n * heads * d, d, heads * d]);
+/// // One head's queries for a whole batch, seen as a tensor: any strides and offset will do.
+/// let third = Layout { shape: [batch, 1, n, d], ..heads_last }.at(3 * d);
+/// assert_eq!(third.offset, 192);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Type of the elements.

@@ -319,12 +319,44 @@ fn tensors_may_lie_in_one_buffer() {
         }
         let (inputs, outputs) = (FlashInputs::new(&q, &k, &v), FlashOutputs { out: &out, lse: &lse });
         let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let plan = prepared.plan().to_string();
+        assert!(plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
         gpu().queue().submit([encoder.finish()]);
         assert_eq!(bits(&read(&out)), bits(&read(&expected)), "{dtype} {d}");
         assert_eq!(bits(&read(&lse)), bits(&read(&expected_lse)), "{dtype} {d}");
         assert_eq!(read(&q), values[0], "inputs are left alone");
+    }
+}
+
+#[test]
+fn tensors_far_enough_apart_in_one_buffer_keep_wide_bindings() {
+    let (b, h, n, d) = (2, 2, 50, 16);
+    let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).unwrap();
+    for dtype in [DType::F32, DType::F16] {
+        let shape = [b, h, n, d];
+        let values: Vec<Vec<f32>> = (0..3).map(|i| normal(100 + i, b * h * n * d, 2.0, dtype)).collect();
+        let apart: Vec<Tensor> =
+            values.iter().map(|v| block_on(Tensor::upload(gpu(), shape, dtype, v)).unwrap()).collect();
+        let expected = block_on(attention.forward(&apart[0], &apart[1], &apart[2])).unwrap();
+        let step = (b * h * n * d).next_multiple_of(256);
+        let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, 1, 6, step]))).unwrap();
+        let view = |i: usize| arena.view(Layout::heads_first(dtype, shape).at(i * step)).unwrap();
+        let [q, k, v, out] = [0, 1, 2, 3].map(view);
+        let lse_at = 4 * step * dtype.bytes() as usize / 4;
+        let lse = arena.view(Layout::heads_first(DType::F32, [b, h, n, 1]).at(lse_at)).unwrap();
+        for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
+            block_on(tensor.write(values)).unwrap();
+        }
+        let (inputs, outputs) = (FlashInputs::new(&q, &k, &v), FlashOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let plan = prepared.plan().to_string();
+        assert!(!plan.contains("bound as words"), "{plan}");
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        gpu().queue().submit([encoder.finish()]);
+        assert_eq!(bits(&read(&out)), bits(&read(&expected)), "{dtype}");
     }
 }
 

@@ -217,9 +217,12 @@ pub fn shaders() -> Vec<(String, String)> {
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = FlashCase { dims: (d, d), ..FlashCase::default() }.of_type(dtype);
-                let shapes = FlashShapes { buffers: [0, 0, 1, 0, 0], ..case.plan_shapes() };
-                let plan = FlashPlan::new(&caps, &case.params, &shapes);
-                add(format!("flash_d{d}_{dtype}_one_buffer_{layout}_{room}"), plan);
+                let near = FlashShapes { buffers: [0, 0, 1, 0, 0], ..case.plan_shapes() };
+                let plan = FlashPlan::new(&caps, &case.params, &near);
+                add(format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), plan);
+                let far = FlashShapes { out: near.out.clone().at(1 << 20), lse: near.lse.clone().at(1 << 22), ..near };
+                let plan = FlashPlan::new(&caps, &case.params, &far);
+                add(format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), plan);
             }
         }
     }

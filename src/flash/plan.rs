@@ -57,7 +57,7 @@ impl FlashPlan {
         let [_, heads_kv, keys, value_dim] = shapes.v.shape;
         let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
         let arguments = arguments(shapes, heads / heads_kv);
-        let shader = shader(&engine, &arguments, head_dim, value_dim);
+        let shader = shader(caps, &engine, &arguments, head_dim, value_dim);
         caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let tiles = queries.div_ceil(engine.rows as usize);
@@ -103,10 +103,10 @@ fn arguments(shapes: &FlashShapes, group: usize) -> Vec<Argument> {
         .collect()
 }
 
-fn shader(engine: &Portable, arguments: &[Argument], head_dim: usize, value_dim: usize) -> Shader {
+fn shader(caps: &Caps, engine: &Portable, arguments: &[Argument], head_dim: usize, value_dim: usize) -> Shader {
     let fixed =
         vec![Binding::Uniform { name: "params", ty: "Params" }, Binding::Table { name: "sequences", ty: "vec4u" }];
-    let (bindings, accesses) = bind(arguments, fixed);
+    let (bindings, accesses) = bind(caps, arguments, fixed);
     Shader {
         name: "flash portable".into(),
         constants: engine.constants(head_dim, value_dim),
@@ -169,10 +169,10 @@ impl fmt::Display for FlashPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flash, {}", self.engine)?;
         write!(f, "; {} slice{}", self.slices.len(), if self.slices.len() == 1 { "" } else { "s" })?;
-        for (argument, access) in self.arguments.iter().zip(&self.shader.accesses).take(4) {
+        for (argument, access) in self.arguments.iter().zip(&self.shader.accesses) {
             let Layout { shape, strides, offset, .. } = &argument.layout;
-            if !access.wide {
-                let name = argument.name;
+            let name = argument.name;
+            if !access.wide && access.kind != AccessKind::StoreBits {
                 write!(
                     f,
                     "; {name} moves one element at a time: width {}, strides {strides:?} and offset {offset} are not all \
@@ -180,10 +180,9 @@ impl fmt::Display for FlashPlan {
                     shape[3]
                 )?;
             }
-            if argument.writes()
-                && self.arguments.iter().any(|a| a.name != argument.name && a.buffer == argument.buffer)
-            {
-                write!(f, "; {} shares its buffer, which is bound as words", argument.name)?;
+            let first = self.shader.accesses.iter().find(|other| other.binding == access.binding);
+            if let Some(first) = first.filter(|first| first.name != name) {
+                write!(f, "; {name} lies so near {} in one buffer that both are bound as words", first.name)?;
             }
         }
         Ok(())

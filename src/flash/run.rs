@@ -11,6 +11,20 @@ use std::sync::{Arc, Mutex};
 const PREPARED: usize = 32;
 
 /// Flash attention with fixed params on one device.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{DType, FlashAttention, FlashInputs, FlashParams, Gpu, Tensor};
+/// let gpu = Gpu::request().await?;
+/// // Two sequences in one batch, of 5 and 2 tokens: the second is padded, and padding is not seen.
+/// let x = Tensor::upload(&gpu, [2, 1, 5, 8], DType::F32, &[1.0; 80]).await?;
+/// let attention = FlashAttention::new(&gpu, FlashParams { scale: Some(0.0), ..Default::default() })?;
+/// let inputs = FlashInputs { seqlens_k: Some(&[5, 2]), ..FlashInputs::new(&x, &x, &x) };
+/// let (_, lse) = attention.forward_with_lse(&inputs).await?;
+/// let lse = lse.read().await?; // with all scores 0: the logarithm of the number of keys
+/// assert!((lse[0] - 5f32.ln()).abs() < 1e-6 && (lse[5] - 2f32.ln()).abs() < 1e-6);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct FlashAttention {
     gpu: Gpu,

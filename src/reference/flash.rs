@@ -57,6 +57,18 @@ fn sees(params: &FlashParams, i: usize, j: usize, queries: usize, keys: usize) -
 }
 
 /// Attention by its formula, row by row. A row that sees no key has output 0 and LSE −∞.
+///
+/// ```
+/// use wgpu_attention::reference::{FlashProblem, flash};
+/// use wgpu_attention::FlashParams;
+/// let (q, k, v) = ([1.0], [0.0, f32::ln(3.0)], [0.0, 4.0]);
+/// let problem = FlashProblem {
+///     q: &q, k: &k, v: &v, batch: 1, heads_q: 1, heads_kv: 1, queries: 1, keys: 2, head_dim: 1, value_dim: 1,
+///     seqlens_q: None, seqlens_k: None,
+/// };
+/// let result = flash(&FlashParams::default(), &problem); // weights 1/4 and 3/4
+/// assert!((result.out[0] - 3.0).abs() < 1e-6 && (result.lse[0] - 4f64.ln()).abs() < 1e-6);
+/// ```
 pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
     let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
     let mut result = FlashReference::default();
