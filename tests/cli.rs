@@ -4,7 +4,9 @@ use std::process::{Command, Output};
 
 fn run(arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_wgpu-attention");
-    Command::new(program).args(arguments).output().expect("the program starts")
+    // Without a desktop session, libraries that drivers load complain on stderr where this is not set.
+    let session = std::env::temp_dir();
+    Command::new(program).args(arguments).env("XDG_RUNTIME_DIR", session).output().expect("the program starts")
 }
 
 /// Asserts one line on stderr with these words, nothing on stdout, and exit code 2.
