@@ -47,7 +47,8 @@ impl Portable {
         let out_part = v4.div_ceil(per_row);
         let wide = head_dim.max(value_dim) > 128;
         let bytes = caps.workgroup_memory.min(if wide { MEMORY_WIDE } else { MEMORY }).saturating_sub(FLAG);
-        let chunk = Self::chunk(d4, bytes / 16 / (rows + cols));
+        // Every place of a chunk is staged by a group of eight threads.
+        let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
         let per_quad = rows + 4 * out_part * per_row;
         let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
         let memory = (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4);

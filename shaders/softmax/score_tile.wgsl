@@ -50,24 +50,29 @@ fn finish_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
     }
 }
 
-// Eight rows side by side, then along the head dimension: few cache lines a load, no bank conflicts a store.
+// A thread stages one place of the head dimension for every STAGE_ROWS-th row: eight rows side by side, then along the head
+// dimension, so that a load touches few cache lines and a store no bank twice. Threads beyond whole groups of rows rest.
+const STAGE_ROWS: u32 = WG / (8u * BD4) * 8u;
+
+fn stage_row(thread: u32) -> u32 {
+    return thread % 8u + 8u * (thread / (8u * BD4));
+}
+
 fn stage_queries(w: Work, visit: Visit, d0: u32, thread: u32) {
-    for (var n = thread; n < BR * BD4; n += WG) {
-        let r = n % 8u + 8u * (n / (8u * BD4));
-        let d = (n / 8u) % BD4;
+    let d = (thread / 8u) % BD4;
+    let inside = min(d0 + d, D4 - 1u);
+    for (var r = stage_row(thread); r < BR && thread < STAGE_ROWS * BD4; r += STAGE_ROWS) {
         let token = row_token(visit, r);
-        let inside = min(d0 + d, D4 - 1u);
         let x = load_q4(q_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
         tile_data[d * BR + r] = select(vec4f(), x * params.q_factor, token != NONE && d0 + d < D4);
     }
 }
 
 fn stage_keys(w: Work, visit: Visit, tile: Tile, d0: u32, thread: u32) {
-    for (var n = thread; n < BC * BD4; n += WG) {
-        let c = n % 8u + 8u * (n / (8u * BD4));
-        let d = (n / 8u) % BD4;
+    let d = (thread / 8u) % BD4;
+    let inside = min(d0 + d, D4 - 1u);
+    for (var c = stage_row(thread); c < BC && thread < STAGE_ROWS * BD4; c += STAGE_ROWS) {
         let token = col_token(visit, tile, c);
-        let inside = min(d0 + d, D4 - 1u);
         let x = load_k4(k_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
         tile_data[K_BASE + d * BC + c] = select(vec4f(), x, token != NONE && d0 + d < D4);
     }
