@@ -65,12 +65,10 @@ pub enum Error {
         message: String,
     },
     /// The device has no memory left.
-    #[error("out of GPU memory: {what} needs {bytes} bytes")]
+    #[error("out of GPU memory: {what}")]
     OutOfMemory {
-        /// What was being made.
+        /// What was being made, and its size where there is one.
         what: String,
-        /// Its size.
-        bytes: u64,
     },
     /// The device is gone: unplugged, reset by the system, or destroyed.
     #[error("the GPU device is lost: {reason}")]

@@ -171,10 +171,8 @@ impl Gpu {
             }
             buffer
         });
-        match popped.await {
-            Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what.into(), bytes: size }),
-            other => self.refused(what, other).await.map(|()| buffer),
-        }
+        self.refused(&format!("{what} of {size} bytes"), popped.await).await?;
+        Ok(buffer)
     }
 
     /// The bytes `[start, end)` of a buffer, once all that was submitted before is done. Both are multiples of 4.
@@ -228,7 +226,10 @@ impl Gpu {
         if self.hands_out_invalid_buffers().await {
             return Err(self.lost(&e.to_string()));
         }
-        Err(Error::Internal { what: what.into(), message: e.to_string() })
+        Err(match e {
+            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what: what.into() },
+            _ => Error::Internal { what: what.into(), message: e.to_string() },
+        })
     }
 
     /// A lost device makes buffers without complaint; mapping one is refused. (A borrowed device has no other sign.)
@@ -273,13 +274,9 @@ impl Gpu {
         }
         let (pipeline, popped) =
             self.scoped(|device| Pipeline::build(device, shader, &source, !self.0.checked_shaders && shader.trusted));
-        match popped.await {
-            None => {}
-            Some(wgpu::Error::OutOfMemory { .. }) => {
-                return Err(Error::OutOfMemory { what: format!("shader {}", shader.name), bytes: source.len() as u64 });
-            }
-            Some(e) if self.hands_out_invalid_buffers().await => return Err(self.lost(&e.to_string())),
-            Some(e) => return Err(Error::Shader { shader: shader.name.clone(), message: e.to_string() }),
+        match self.refused(&format!("shader {}", shader.name), popped.await).await {
+            Err(Error::Internal { message, .. }) => return Err(Error::Shader { shader: shader.name.clone(), message }),
+            other => other?,
         }
         let pipeline = Arc::new(pipeline);
         self.0.pipelines.lock().expect("no panic under this lock").insert(source, pipeline.clone());

@@ -16,7 +16,7 @@ impl Gpu {
     /// Runs what `record` puts into a compute pass, waits for it and says how long it took on the GPU.
     ///
     /// # Errors
-    /// Those of `record`, [`Error::DeviceLost`], [`Error::Timeout`].
+    /// Those of `record`, [`crate::Error::DeviceLost`], [`crate::Error::Timeout`].
     pub async fn time(&self, record: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<()>) -> Result<GpuTime> {
         let device = self.device();
         let queries = self.caps().timestamps.then(|| {
@@ -41,7 +41,7 @@ impl Gpu {
         }
         self.read(&stamps, 0, 16).await?;
         let start = Instant::now();
-        self.queue().submit([encoder.finish()]);
+        self.submit(encoder).await?;
         let bytes = self.read(&stamps, 0, 16).await?;
         if queries.is_none() {
             return Ok(GpuTime { seconds: start.elapsed().as_secs_f64(), by_timestamps: false });

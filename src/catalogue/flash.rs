@@ -282,7 +282,7 @@ impl Case for FlashCase {
             for slice in 0..prepared.plan().slices().len() {
                 let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 prepared.encode_slice(&mut encoder, slice, &inputs, &to)?;
-                gpu.queue().submit([encoder.finish()]);
+                gpu.submit(encoder).await?;
             }
             Ok(self.compare(&to.out.read().await?, &to.lse.read().await?))
         })

@@ -41,7 +41,6 @@ pub struct FlashPlan {
     pub(crate) sequences: Vec<[u32; 4]>,
     engine: Portable,
     slices: Vec<Slice>,
-    flops: f64,
 }
 
 impl FlashPlan {
@@ -69,8 +68,7 @@ impl FlashPlan {
         let sequences = (0..if slices.is_empty() { 0 } else { batch })
             .map(|b| [0, length(&shapes.seqlens_q, b, queries), 0, length(&shapes.seqlens_k, b, keys)])
             .collect();
-        let flops = tile_flops / f64::from(engine.rows) * queries as f64 * heads as f64 * batch as f64;
-        Ok(Self { shader, arguments, params, sequences, engine, slices, flops })
+        Ok(Self { shader, arguments, params, sequences, engine, slices })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
@@ -81,11 +79,6 @@ impl FlashPlan {
     /// The whole WGSL text that runs.
     pub fn wgsl(&self) -> String {
         self.shader.source()
-    }
-
-    /// Floating-point operations if every query saw every key: 2·batch·heads·queries·keys·(head_dim + value_dim).
-    pub fn dense_flops(&self) -> f64 {
-        self.flops
     }
 }
 

@@ -38,7 +38,7 @@ type Result<T> = std::result::Result<T, String>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Check { options } => check(&options),
-        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| run(cargo(&["test", "--workspace", CLI]))),
+        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests(|_| {})),
         Task::Test { matrix: true } => matrix(),
     };
     match done {
@@ -58,6 +58,16 @@ fn check(options: &[String]) -> Result<()> {
     let data = "tests/data/minilm_layer3_s256.safetensors";
     let mut command = cargo(&["run", "--quiet", CLI, "--", "check", "--data", data]);
     run_quietly(command.args(options))
+}
+
+/// Every test, each benchmark once, and the examples in the documentation.
+fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
+    for what in ["--all-targets", "--doc"] {
+        let mut command = cargo(&["test", "--workspace", CLI, what, "--", "--nocapture"]);
+        set_up(&mut command);
+        run(command)?;
+    }
+    Ok(())
 }
 
 /// The test programs that use a GPU.
@@ -83,9 +93,10 @@ fn matrix() -> Result<()> {
     };
     let done = [
         stage("lavapipe, all tests, trusted shaders", &mut || {
-            run(drivers::only(&mut cargo(&["test", "--workspace", CLI]), &lavapipe))
+            all_tests(|command| {
+                drivers::only(command, &lavapipe);
+            })
         }),
-        stage("lavapipe, trusted shaders", &mut || gpu(&lavapipe, "")),
         stage("lavapipe, checked shaders", &mut || gpu(&lavapipe, "checked")),
         stage("lavapipe, core WebGPU features and default limits", &mut || gpu(&lavapipe, "core")),
         stage("SwiftShader, trusted shaders", &mut || gpu(&swiftshader, "")),
