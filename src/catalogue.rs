@@ -22,9 +22,7 @@ pub trait Case: Send + Sync {
     fn name(&self) -> String;
     /// Floating-point operations that have to be done: masked pairs do not count.
     fn flops(&self) -> f64;
-    /// Computes the reference, if that has not been done yet: it is kept for all adapters.
-    fn warm_up(&self);
-    /// Runs the kernel and compares.
+    /// Runs the kernel and compares with the reference, which is computed once for all adapters.
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>>;
     /// Runs the kernel once more and measures it.
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>>;

@@ -153,7 +153,7 @@ impl FlashCase {
         values
     }
 
-    /// Whether a row of q, or of k and v, is padding.
+    /// The values with NaN in the rows of padding.
     fn poison(&self, values: &[f32], width: usize, heads: usize, length: usize, seqlens: Option<&[usize]>) -> Vec<f32> {
         let mut poisoned = values.to_vec();
         for (row, chunk) in poisoned.chunks_exact_mut(width).enumerate() {
@@ -169,11 +169,11 @@ impl FlashCase {
         if !self.strided {
             return contiguous;
         }
-        let Layout { mut strides, .. } = Layout::heads_last(dtype, shape);
-        let gap = 2 * which + 2;
-        strides = [(strides[2] + gap) * shape[2] + 6, strides[1], strides[2] + gap];
-        // Outputs of 16 bits need whole words; everything else may start anywhere.
-        Layout { strides, ..contiguous }.at(if which < 3 { 2 * which + 1 } else { 2 })
+        // Inputs may start anywhere and have any stride. Outputs of 16 bits need whole words.
+        let odd = usize::from(which < 3);
+        let head = contiguous.strides[2] + 2 * which + odd;
+        let row = head * shape[1] + 2 * which + 2 + odd;
+        Layout { strides: [row * shape[2] + 6 + odd, head, row], ..contiguous }.at(2 * which + odd)
     }
 
     /// The layouts of its tensors.
@@ -267,10 +267,6 @@ impl Case for FlashCase {
 
     fn flops(&self) -> f64 {
         2.0 * self.known().expected.visible as f64 * (self.dims.0 + self.dims.1) as f64
-    }
-
-    fn warm_up(&self) {
-        self.known();
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
