@@ -56,7 +56,7 @@ impl Launch {
         let uniforms = gpu.buffer("parameters", bytes.len() as u64, Usage::UNIFORM | Usage::COPY_DST, &bytes).await?;
         let mut table_buffers = Vec::new();
         for table in tables {
-            let usage = Usage::STORAGE | Usage::COPY_DST;
+            let usage = Usage::STORAGE | Usage::UNIFORM | Usage::COPY_DST;
             table_buffers.push(gpu.buffer("table", table.len() as u64, usage, table).await?);
         }
         let leaders = (0..arguments.len()).map(|i| together(gpu.caps(), arguments, i)[0]).collect();

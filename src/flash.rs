@@ -1,6 +1,7 @@
 //! Flash attention: dense softmax attention in one pass over the keys (Dao, FlashAttention-2, arXiv 2307.08691).
 //!
-//! `out = softmax(scale · q kᵀ + mask) v`, `lse = ln Σ exp(scale · q kᵀ + mask)`, nothing of size queries × keys in memory.
+//! `out = softmax(score(scale · q kᵀ) + mask) v`, `lse = ln Σ exp(score(scale · q kᵀ) + mask)`, nothing of size queries × keys
+//! in memory.
 
 mod plan;
 mod run;
@@ -38,6 +39,10 @@ pub struct FlashParams {
     pub window: Window,
     /// Factor of q·k. Default: 1/√head_dim.
     pub scale: Option<f32>,
+    /// Soft cap c of the scaled scores: c·tanh(score / c) (Gemma 2).
+    pub softcap: Option<f32>,
+    /// ALiBi (arXiv 2108.12409): one slope a query head; score − slope·|i + keys − queries − j|, after the soft cap.
+    pub alibi_slopes: Option<Vec<f32>>,
 }
 
 /// What flash attention reads.
@@ -123,13 +128,17 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 const MAX_SEQUENCE: usize = 1 << 30;
 
 fn check_params(params: &FlashParams) -> Result<()> {
-    match params.scale {
-        Some(scale) => {
-            let bound = "finite, and below f32's maximum / log2(e)";
-            require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)
-        }
-        None => Ok(()),
+    if let Some(scale) = params.scale {
+        let bound = "finite, and below f32's maximum / log2(e)";
+        require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)?;
     }
+    if let Some(softcap) = params.softcap {
+        require(softcap.is_finite() && softcap > 0.0, "softcap", softcap, "finite and above 0")?;
+    }
+    for (i, slope) in params.alibi_slopes.iter().flatten().enumerate() {
+        require(slope.is_finite(), &format!("alibi_slopes[{i}]"), slope, "finite")?;
+    }
+    Ok(())
 }
 
 /// Shapes that fit together, lengths within the tensors, outputs that can be written.

@@ -17,7 +17,9 @@ pub(crate) mod file {
         SCORE_TILE = "softmax/score_tile.wgsl";
         TILES_DENSE = "tiles/dense.wgsl";
         ROWS_STRIDED = "rows/strided.wgsl";
-        SCORE_PLAIN = "score/plain.wgsl";
+        SCORE_POSITION = "score/position.wgsl";
+        SCORE_SOFTCAP = "score/softcap.wgsl";
+        SCORE_ALIBI = "score/alibi.wgsl";
         STATE_SOFTMAX = "state/softmax.wgsl";
         EPILOGUE_FINAL = "epilogue/final.wgsl";
     }
@@ -28,8 +30,9 @@ pub(crate) mod file {
 pub(crate) enum Binding {
     /// `var<uniform> NAME: TYPE`.
     Uniform { name: &'static str, ty: &'static str },
-    /// `var<storage, read> NAME: array<TYPE>`: a small table that the host wrote.
-    Table { name: &'static str, ty: &'static str },
+    /// `var<storage, read> NAME: array<TYPE>`, or `var<uniform> NAME: array<TYPE, LENGTH>`, which does not count among the
+    /// storage buffers: a small table that the host wrote.
+    Table { name: &'static str, ty: &'static str, length: Option<usize> },
     /// Tensor data, reached through accessors.
     Data { name: String, words: Words, write: bool },
 }
@@ -73,9 +76,18 @@ pub(crate) struct Shader {
     pub constants: Vec<(&'static str, u32)>,
     pub bindings: Vec<Binding>,
     pub accesses: Vec<Access>,
+    /// The functions that change a score, in order.
+    pub scores: Vec<&'static str>,
     pub files: Vec<&'static str>,
     /// Holds only code of this crate, whose every index is in bounds.
     pub trusted: bool,
+}
+
+impl Binding {
+    /// Whether it counts among the storage buffers.
+    pub fn is_storage(&self) -> bool {
+        !matches!(self, Binding::Uniform { .. } | Binding::Table { length: Some(_), .. })
+    }
 }
 
 impl Words {
@@ -100,8 +112,11 @@ impl Shader {
                 Binding::Uniform { name, ty } => {
                     writeln!(text, "@group(0) @binding({i}) var<uniform> {name}: {ty};")
                 }
-                Binding::Table { name, ty } => {
+                Binding::Table { name, ty, length: None } => {
                     writeln!(text, "@group(0) @binding({i}) var<storage, read> {name}: array<{ty}>;")
+                }
+                Binding::Table { name, ty, length: Some(length) } => {
+                    writeln!(text, "@group(0) @binding({i}) var<uniform> {name}: array<{ty}, {length}>;")
                 }
                 Binding::Data { name, words, write } => {
                     let access = if *write { "read_write" } else { "read" };
@@ -112,11 +127,23 @@ impl Shader {
         for access in &self.accesses {
             text += &self.accessor(access);
         }
+        text += &self.score();
         for file in &self.files {
             text += "\n";
             text += file;
         }
         text
+    }
+
+    /// The chain of functions that change a score; see `shaders/score/position.wgsl`.
+    fn score(&self) -> String {
+        let steps: String = self.scores.iter().map(|name| format!("x = {name}(x, at); ")).collect();
+        let body = match steps.as_str() {
+            "" => "return s;".into(),
+            _ => format!("let at = position_of(r, c, w); var x = s; {steps}return x * 1.4426950408889634;"),
+        };
+        let changed = !self.scores.is_empty();
+        format!("const SCORED: bool = {changed};\nfn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{ {body} }}\n")
     }
 
     fn accessor(&self, access: &Access) -> String {
@@ -242,7 +269,7 @@ impl Pipeline {
 
 fn layout_entry(binding: &Binding, i: u32) -> wgpu::BindGroupLayoutEntry {
     let ty = match binding {
-        Binding::Uniform { .. } => wgpu::BufferBindingType::Uniform,
+        Binding::Uniform { .. } | Binding::Table { length: Some(_), .. } => wgpu::BufferBindingType::Uniform,
         Binding::Table { .. } => wgpu::BufferBindingType::Storage { read_only: true },
         Binding::Data { write, .. } => wgpu::BufferBindingType::Storage { read_only: !write },
     };

@@ -93,6 +93,23 @@ fn scales_that_are_not_finite() {
     }
 }
 
+#[test]
+fn soft_caps_and_slopes_that_mean_nothing() {
+    for softcap in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let params = FlashParams { softcap: Some(softcap), ..FlashParams::default() };
+        says(FlashAttention::new(gpu(), params), &["softcap", &softcap.to_string(), "finite and above 0"]);
+    }
+    let sloped = |slopes: &[f32]| {
+        FlashAttention::new(gpu(), FlashParams { alibi_slopes: Some(slopes.to_vec()), ..FlashParams::default() })
+    };
+    says(sloped(&[0.5, f32::NAN]), &["alibi_slopes[1]", "NaN", "finite"]);
+    let x = zeros([1, 3, 4, 8]);
+    says(
+        block_on(sloped(&[0.5, 0.25]).unwrap().forward(&x, &x, &x)),
+        &["alibi_slopes.len()", "2", "3, one a query head"],
+    );
+}
+
 fn buffer(size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
     let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
     gpu().device().create_buffer(&descriptor)

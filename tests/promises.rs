@@ -11,8 +11,13 @@ use wgpu_attention::{
     Tensor, Window,
 };
 
-const BOTTOM_RIGHT: FlashParams =
-    FlashParams { causal: Some(Causal::BottomRight), window: Window { left: None, right: None }, scale: None };
+const BOTTOM_RIGHT: FlashParams = FlashParams {
+    causal: Some(Causal::BottomRight),
+    window: Window { left: None, right: None },
+    scale: None,
+    softcap: None,
+    alibi_slopes: None,
+};
 
 /// One head: queries, keys, head dim, values in [sequence, head_dim].
 fn attend(params: &FlashParams, [nq, nk, d]: [usize; 3], q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {

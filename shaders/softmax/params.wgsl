@@ -10,7 +10,8 @@ struct Params {
     out: vec4u,
     lse: vec4u,
     // First batch, head and tile of queries of this slice.
-    first: vec4u,
+    first: vec3u,
+    softcap: f32,
     // Rows of the tensors; a sequence may be shorter.
     queries: u32,
     keys: u32,

@@ -49,6 +49,7 @@ pub fn flash_cases() -> Vec<FlashCase> {
     }
     cases.extend(masks());
     cases.extend(values());
+    cases.extend(scores());
     cases.extend(storage());
     cases
 }
@@ -121,6 +122,40 @@ fn values() -> Vec<FlashCase> {
     cases
 }
 
+fn scores() -> Vec<FlashCase> {
+    let mut cases = Vec::new();
+    // Amplitude 6 gives scores of some hundreds: the caps bite.
+    for (i, (softcap, causal, lengths)) in [
+        (Some(5.0), None, (130, 200)),
+        (Some(50.0), Some(Causal::BottomRight), (200, 130)),
+        (Some(0.01), Some(Causal::TopLeft), (70, 90)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let params = FlashParams { softcap, causal, ..FlashParams::default() };
+        cases.push(FlashCase { label: "softcap", lengths, params, scores: Scores::Normal(6.0), ..case(240 + i) });
+    }
+    for (i, (softcap, causal)) in
+        [(None, None), (None, Some(Causal::BottomRight)), (Some(20.0), Some(Causal::TopLeft))].into_iter().enumerate()
+    {
+        // The slopes of the paper for 6 heads, and a negative one.
+        let slopes = (1..=6).map(|h| if h == 4 { -0.02 } else { 2f32.powf(-8.0 * h as f32 / 6.0) }).collect();
+        cases.push(FlashCase {
+            label: if softcap.is_some() { "softcap and ALiBi" } else { "ALiBi" },
+            batch: 2,
+            heads: (6, 2),
+            lengths: (150, 210),
+            seqlens_q: Some(vec![150, 70]),
+            seqlens_k: Some(vec![180, 210]),
+            params: FlashParams { softcap, causal, alibi_slopes: Some(slopes), ..FlashParams::default() },
+            scores: Scores::Normal(3.0),
+            ..case(250 + i)
+        });
+    }
+    cases
+}
+
 fn storage() -> Vec<FlashCase> {
     let mut cases = Vec::new();
     let params = || FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
@@ -174,6 +209,9 @@ fn random_case(seed: u64) -> FlashCase {
     let causal = *[None, Some(Causal::BottomRight), Some(Causal::TopLeft)].choose(r).expect("three");
     let window = Window { left: bound(r), right: bound(r) };
     let scale = (r.random_range(0..4) == 0).then(|| r.random_range(-0.5f32..0.5));
+    let softcap = (r.random_range(0..4) == 0).then(|| r.random_range(0.5f32..50.0));
+    let alibi_slopes =
+        (r.random_range(0..4) == 0).then(|| (0..heads.0).map(|_| r.random_range(-0.05f32..0.5)).collect());
     FlashCase {
         label: "random",
         batch,
@@ -181,7 +219,7 @@ fn random_case(seed: u64) -> FlashCase {
         lengths,
         dims,
         dtypes: [(); 3].map(|()| *DTYPES.choose(r).expect("three")),
-        params: FlashParams { causal, window, scale },
+        params: FlashParams { causal, window, scale, softcap, alibi_slopes },
         seqlens_q: some_lengths(r, queries),
         seqlens_k: some_lengths(r, keys),
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
@@ -212,7 +250,9 @@ pub fn shaders() -> Vec<(String, String)> {
         for case in flash_cases() {
             let ([q, k, out], (d, dv)) = (case.dtypes, case.dims);
             let layout = if case.strided { "_strided" } else { "" };
-            add(format!("flash_d{d}_v{dv}_{q}_{k}_{out}{layout}_{room}"), case.plan(&caps));
+            let softcap = if case.params.softcap.is_some() { "_softcap" } else { "" };
+            let alibi = if case.params.alibi_slopes.is_some() { "_alibi" } else { "" };
+            add(format!("flash_d{d}_v{dv}_{q}_{k}_{out}{layout}{softcap}{alibi}_{room}"), case.plan(&caps));
         }
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {

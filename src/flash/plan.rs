@@ -2,6 +2,7 @@
 
 use super::{Causal, FlashParams, FlashShapes, check_params, check_shapes};
 use crate::arguments::{Argument, bind, row_address};
+use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
 use crate::softmax::Portable;
@@ -20,7 +21,8 @@ pub(crate) struct Params {
     pub v: [u32; 4],
     pub out: [u32; 4],
     pub lse: [u32; 4],
-    pub first: [u32; 4],
+    pub first: [u32; 3],
+    pub softcap: f32,
     pub queries: u32,
     pub keys: u32,
     pub group: u32,
@@ -37,8 +39,8 @@ pub struct FlashPlan {
     pub(crate) shader: Shader,
     pub(crate) arguments: Vec<Argument>,
     pub(crate) params: Vec<Params>,
-    /// One entry a batch: (first query, queries, first key, keys).
-    pub(crate) sequences: Vec<[u32; 4]>,
+    /// In the order of their bindings: one entry a batch, (first query, queries, first key, keys); ALiBi's slopes.
+    pub(crate) tables: Vec<Vec<u8>>,
     engine: Portable,
     slices: Vec<Slice>,
 }
@@ -56,19 +58,22 @@ impl FlashPlan {
         let [_, heads_kv, keys, value_dim] = shapes.v.shape;
         let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
         let arguments = arguments(shapes, heads / heads_kv);
-        let shader = shader(caps, &engine, &arguments, head_dim, value_dim);
+        let slopes = slopes(params, heads)?;
+        let shader = shader(caps, params, &engine, &arguments, [head_dim, value_dim, heads]);
         caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let tiles = queries.div_ceil(engine.rows as usize);
         let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = 2.0 * f64::from(engine.rows) * keys as f64 * (head_dim + value_dim) as f64;
         let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
-        let params = slices.iter().map(|slice| uniforms(caps, params, shapes, &arguments, slice)).collect();
+        let uniforms = slices.iter().map(|slice| uniforms(caps, params, shapes, &arguments, slice)).collect();
         let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-        let sequences = (0..if slices.is_empty() { 0 } else { batch })
+        let sequences: Vec<[u32; 4]> = (0..if slices.is_empty() { 0 } else { batch })
             .map(|b| [0, length(&shapes.seqlens_q, b, queries), 0, length(&shapes.seqlens_k, b, keys)])
             .collect();
-        Ok(Self { shader, arguments, params, sequences, engine, slices })
+        let mut tables = vec![bytemuck::cast_slice(&sequences).to_vec()];
+        tables.extend(slopes.map(|slopes| bytemuck::cast_slice(&slopes).to_vec()));
+        Ok(Self { shader, arguments, params: uniforms, tables, engine, slices })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
@@ -96,32 +101,59 @@ fn arguments(shapes: &FlashShapes, group: usize) -> Vec<Argument> {
         .collect()
 }
 
-fn shader(caps: &Caps, engine: &Portable, arguments: &[Argument], head_dim: usize, value_dim: usize) -> Shader {
-    let fixed =
-        vec![Binding::Uniform { name: "params", ty: "Params" }, Binding::Table { name: "sequences", ty: "vec4u" }];
-    let (bindings, accesses) = bind(caps, arguments, fixed);
-    Shader {
-        name: "flash portable".into(),
-        constants: engine.constants(head_dim, value_dim),
-        bindings,
-        accesses,
-        files: vec![
-            file::PARAMS,
-            file::PORTABLE,
-            file::SCORE_TILE,
-            file::TILES_DENSE,
-            file::ROWS_STRIDED,
-            file::SCORE_PLAIN,
-            file::STATE_SOFTMAX,
-            file::EPILOGUE_FINAL,
-            file::ELEMENT,
-        ],
-        trusted: true,
+/// Largest uniform table, by WebGPU's default limit.
+const UNIFORM_BYTES: usize = 64 << 10;
+
+/// ALiBi's slopes, four a row.
+fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
+    let Some(slopes) = &params.alibi_slopes else { return Ok(None) };
+    require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one a query head"))?;
+    let four = |four: &[f32]| std::array::from_fn(|i| four.get(i).copied().unwrap_or(0.0));
+    Ok(Some(slopes.chunks(4).map(four).collect()))
+}
+
+/// The functions that change a score, in order, and their files.
+fn score_steps(params: &FlashParams) -> Vec<(&'static str, &'static str)> {
+    let softcap = params.softcap.map(|_| ("softcap", file::SCORE_SOFTCAP));
+    let alibi = params.alibi_slopes.as_ref().map(|_| ("alibi", file::SCORE_ALIBI));
+    softcap.into_iter().chain(alibi).collect()
+}
+
+fn shader(
+    caps: &Caps,
+    params: &FlashParams,
+    engine: &Portable,
+    arguments: &[Argument],
+    [head_dim, value_dim, heads]: [usize; 3],
+) -> Shader {
+    let mut fixed = vec![
+        Binding::Uniform { name: "params", ty: "Params" },
+        Binding::Table { name: "sequences", ty: "vec4u", length: None },
+    ];
+    if params.alibi_slopes.is_some() {
+        let length = Some(heads.div_ceil(4)).filter(|rows| rows * 16 <= UNIFORM_BYTES);
+        fixed.push(Binding::Table { name: "slopes", ty: "vec4f", length });
     }
+    let (bindings, accesses) = bind(caps, arguments, fixed);
+    let (scores, score_files): (Vec<_>, Vec<_>) = score_steps(params).into_iter().unzip();
+    let mut files = vec![
+        file::PARAMS,
+        file::PORTABLE,
+        file::SCORE_TILE,
+        file::TILES_DENSE,
+        file::ROWS_STRIDED,
+        file::SCORE_POSITION,
+        file::STATE_SOFTMAX,
+        file::EPILOGUE_FINAL,
+        file::ELEMENT,
+    ];
+    files.extend(score_files);
+    let constants = engine.constants(head_dim, value_dim);
+    Shader { name: "flash portable".into(), constants, bindings, accesses, scores, files, trusted: true }
 }
 
 fn storage(shader: &Shader) -> u64 {
-    shader.bindings.iter().filter(|b| !matches!(b, Binding::Uniform { .. })).count() as u64
+    shader.bindings.iter().filter(|b| b.is_storage()).count() as u64
 }
 
 fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: &[Argument], slice: &Slice) -> Params {
@@ -137,14 +169,16 @@ fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: 
         v,
         out,
         lse,
-        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32, 0],
+        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
+        softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
         keys: keys as u32,
         group: (heads / heads_kv) as u32,
         causal: causal_code(params.causal),
         left: side(params.window.left),
         right: side(params.window.right),
-        q_factor: scale * std::f32::consts::LOG2_E,
+        // Functions that change a score work in natural units.
+        q_factor: if score_steps(params).is_empty() { scale * std::f32::consts::LOG2_E } else { scale },
         last_tile: slice.tiles.end as u32 - 1,
     }
 }
@@ -200,7 +234,7 @@ mod tests {
         macro_rules! ours {
             ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
         }
-        assert_eq!(theirs, ours!(q k v out lse first queries keys group causal left right q_factor last_tile));
+        assert_eq!(theirs, ours!(q k v out lse first softcap queries keys group causal left right q_factor last_tile));
         assert_eq!(*span as usize, size_of::<Params>());
         let constant = |name: &str| {
             let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);

@@ -56,9 +56,8 @@ impl FlashAttention {
     /// Those of [`FlashPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &FlashShapes) -> Result<FlashPrepared> {
         let plan = self.plan(shapes)?;
-        let table = bytemuck::cast_slice(&plan.sequences).to_vec();
         let (shader, arguments) = (&plan.shader, &plan.arguments);
-        let launch = Launch::prepare(&self.gpu, shader, arguments, plan.slices(), &plan.params, &[table]).await?;
+        let launch = Launch::prepare(&self.gpu, shader, arguments, plan.slices(), &plan.params, &plan.tables).await?;
         Ok(FlashPrepared { launch, shapes: shapes.clone(), plan })
     }
 

@@ -84,7 +84,15 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
                 for &j in &seen {
                     let k = row(p.k, kv * p.keys + j, p.head_dim);
                     let products = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k));
-                    scores.push(scale * products.clone().sum::<f64>());
+                    let mut score = scale * products.clone().sum::<f64>();
+                    if let Some(cap) = params.softcap.map(f64::from) {
+                        score = cap * (score / cap).tanh();
+                    }
+                    if let Some(slopes) = &params.alibi_slopes {
+                        let distance = (i + keys).abs_diff(queries + j);
+                        score -= f64::from(slopes[h]) * distance as f64;
+                    }
+                    scores.push(score);
                     result.magnitude = result.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
                 }
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
