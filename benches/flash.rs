@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
-use wgpu_attention::catalogue::{FlashCase, normal};
+use wgpu_attention::catalogue::{FlashCase, FlashTensors, normal};
 use wgpu_attention::{
     Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPrepared, FlashShapes, Gpu, Layout,
     Tensor,
@@ -120,22 +120,20 @@ impl Unfused {
 struct Fused {
     gpu: Gpu,
     prepared: FlashPrepared,
-    inputs: [Tensor; 3],
-    outputs: [Tensor; 2],
+    tensors: FlashTensors,
 }
 
 impl Fused {
     async fn new(gpu: &Gpu, case: &FlashCase) -> Self {
-        let (inputs, outputs) = case.upload(gpu).await.expect("memory for the tensors");
+        let tensors = case.upload(gpu).await.expect("memory for the tensors");
         let attention = FlashAttention::new(gpu, case.params.clone()).expect("valid params");
-        let (from, to) = case.arguments(&inputs, &outputs);
+        let (from, to) = case.arguments(&tensors);
         let prepared = attention.prepare(&FlashShapes::of(&from, &to)).await.expect("valid shapes");
-        Self { gpu: gpu.clone(), prepared, inputs, outputs }
+        Self { gpu: gpu.clone(), prepared, tensors }
     }
 
     async fn time(&self) -> f64 {
-        let [q, k, v] = &self.inputs;
-        let [out, lse] = &self.outputs;
+        let FlashTensors { inputs: [q, k, v], outputs: [out, lse], .. } = &self.tensors;
         let record = |pass: &mut wgpu::ComputePass<'_>| {
             self.prepared.encode_in(pass, &FlashInputs::new(q, k, v), &FlashOutputs { out, lse })
         };

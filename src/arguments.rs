@@ -18,7 +18,7 @@ pub(crate) struct Argument {
 
 impl Argument {
     pub fn writes(&self) -> bool {
-        self.kind != AccessKind::Load4
+        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits)
     }
 
     /// The bytes of the buffer that a slice, or all of the work, touches.
@@ -39,7 +39,8 @@ pub(crate) fn bind(caps: &Caps, arguments: &[Argument], fixed: Vec<Binding>) -> 
     let mut accesses: Vec<Access> = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
         let together = together(caps, arguments, i);
-        let wide = argument.layout.is_wide() && argument.kind != AccessKind::StoreBits;
+        let by_four = matches!(argument.kind, AccessKind::Load4 | AccessKind::Store4);
+        let wide = by_four && argument.layout.is_wide();
         let (name, dtype, kind) = (argument.name, argument.layout.dtype, argument.kind);
         let binding = if together[0] < i {
             accesses[together[0]].binding
@@ -113,8 +114,8 @@ pub(crate) fn row_address(caps: &Caps, arguments: &[Argument], i: usize, slice: 
     [offset, batch, head, row]
 }
 
-/// Gives arguments that lie in one buffer the same number.
-pub(crate) fn number_buffers(tensors: &[&Tensor]) -> Vec<usize> {
-    let first = |t: &&Tensor| tensors.iter().position(|u| u.buffer() == t.buffer()).expect("it is in the list");
-    tensors.iter().map(first).collect()
+/// Gives tensors that lie in one buffer the same number.
+pub(crate) fn number_buffers<const N: usize>(tensors: [Option<&Tensor>; N]) -> [usize; N] {
+    let same = |i: usize, j: usize| tensors[i].zip(tensors[j]).is_some_and(|(a, b)| a.buffer() == b.buffer());
+    std::array::from_fn(|i| (0..i).find(|&j| same(i, j)).unwrap_or(i))
 }

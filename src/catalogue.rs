@@ -8,7 +8,7 @@ mod flash_cases;
 
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
-pub use flash::{FlashCase, Known, Scores};
+pub use flash::{FlashCase, FlashTensors, Known, Scores};
 pub use flash_cases::{flash_cases, random_flash_cases};
 
 use crate::{Caps, Gpu, GpuTime, Result};

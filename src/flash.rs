@@ -10,7 +10,7 @@ pub use plan::FlashPlan;
 pub use run::{FlashAttention, FlashPrepared};
 
 use crate::error::require;
-use crate::{Layout, Result, Tensor};
+use crate::{DType, Layout, Result, Tensor};
 
 /// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,12 +58,17 @@ pub struct FlashInputs<'a> {
     pub seqlens_q: Option<&'a [usize]>,
     /// How many keys of each batch entry count; the rest is padding that nobody sees.
     pub seqlens_k: Option<&'a [usize]>,
+    /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
+    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen.
+    pub bias: Option<&'a Tensor>,
+    /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
+    pub mask: Option<&'a Tensor>,
 }
 
 impl<'a> FlashInputs<'a> {
     /// Queries, keys and values in full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, seqlens_q: None, seqlens_k: None }
+        Self { q, k, v, seqlens_q: None, seqlens_k: None, bias: None, mask: None }
     }
 }
 
@@ -93,33 +98,47 @@ pub struct FlashShapes {
     pub seqlens_q: Option<Vec<usize>>,
     /// Keys of each batch entry, at most `keys`.
     pub seqlens_k: Option<Vec<usize>>,
-    /// Which of q, k, v, out, lse lie in one buffer: those with the same number. Matters for an output's buffer only.
-    pub buffers: [usize; 5],
+    /// Additive bias [batch, heads_q, queries, keys].
+    pub bias: Option<Layout>,
+    /// Boolean mask, u8 [batch, heads_q, queries, keys].
+    pub mask: Option<Layout>,
+    /// Which of q, k, v, out, lse, bias, mask lie in one buffer: those with the same number. Matters for an output's buffer
+    /// only.
+    pub buffers: [usize; 7],
 }
 
 impl FlashShapes {
-    /// Five buffers, outputs contiguous ([`Layout::heads_first`]), the output of q's type.
+    /// A buffer for each, outputs contiguous ([`Layout::heads_first`]), the output of q's type.
     pub fn new(q: Layout, k: Layout, v: Layout) -> Self {
         let [batch, heads, queries, _] = q.shape;
         let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
-        let lse = Layout::heads_first(crate::DType::F32, [batch, heads, queries, 1]);
-        Self { q, k, v, out, lse, seqlens_q: None, seqlens_k: None, buffers: [0, 1, 2, 3, 4] }
+        let lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
+        let buffers = [0, 1, 2, 3, 4, 5, 6];
+        Self { q, k, v, out, lse, seqlens_q: None, seqlens_k: None, bias: None, mask: None, buffers }
     }
 
     /// As the tensors are.
     pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs) -> Self {
-        let tensors = tensors(inputs, outputs);
-        let [q, k, v, out, lse] = tensors.map(|t| t.layout().clone());
-        let buffers = crate::arguments::number_buffers(&tensors).try_into().expect("five tensors");
+        let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
         let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
-        let (seqlens_q, seqlens_k) = (seqlens(inputs.seqlens_q), seqlens(inputs.seqlens_k));
-        Self { q, k, v, out, lse, seqlens_q, seqlens_k, buffers }
+        Self {
+            out: outputs.out.layout().clone(),
+            lse: outputs.lse.layout().clone(),
+            seqlens_q: seqlens(inputs.seqlens_q),
+            seqlens_k: seqlens(inputs.seqlens_k),
+            bias: layout(inputs.bias),
+            mask: layout(inputs.mask),
+            buffers: crate::arguments::number_buffers(slots(inputs, outputs)),
+            ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
+        }
     }
 }
 
 /// In the order of the shader's bindings.
-fn tensors<'a>(inputs: &FlashInputs<'a>, outputs: &FlashOutputs<'a>) -> [&'a Tensor; 5] {
-    [inputs.q, inputs.k, inputs.v, outputs.out, outputs.lse]
+fn slots<'a>(inputs: &FlashInputs<'a>, outputs: &FlashOutputs<'a>) -> [Option<&'a Tensor>; 7] {
+    let all = [Some(inputs.q), Some(inputs.k), Some(inputs.v), Some(outputs.out), Some(outputs.lse)];
+    let [q, k, v, out, lse] = all;
+    [q, k, v, out, lse, inputs.bias, inputs.mask]
 }
 
 /// Largest head dimension and value width.
@@ -167,11 +186,22 @@ fn check_shapes(shapes: &FlashShapes) -> Result<()> {
     require(out.shape == [batch, heads_q, queries, v.shape[3]], "out.shape", format!("{:?}", out.shape), rows)?;
     let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
     require(lse.shape == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape), rows)?;
-    require(lse.dtype == crate::DType::F32, "lse.dtype", lse.dtype, "f32")?;
+    require(lse.dtype == DType::F32, "lse.dtype", lse.dtype, "f32")?;
     check_lengths("seqlens_q", shapes.seqlens_q.as_deref(), batch, queries)?;
     check_lengths("seqlens_k", shapes.seqlens_k.as_deref(), batch, keys)?;
-    for layout in [q, k, v, out, lse] {
-        layout.byte_span()?;
+    for (name, layout) in [("q", q), ("k", k), ("v", v), ("out", out), ("bias", shapes.bias.as_ref().unwrap_or(q))] {
+        require(layout.dtype != DType::U8, &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
+    }
+    let pairs = [batch, heads_q, queries, keys];
+    for (name, layout) in [("bias", &shapes.bias), ("mask", &shapes.mask)] {
+        let shape = layout.as_ref().map_or(pairs, |layout| layout.shape);
+        let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
+        require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
+    }
+    let mask = shapes.mask.as_ref().map_or(DType::U8, |mask| mask.dtype);
+    require(mask == DType::U8, "mask.dtype", mask, "u8")?;
+    for layout in [Some(q), Some(k), Some(v), Some(out), Some(lse), shapes.bias.as_ref(), shapes.mask.as_ref()] {
+        layout.map_or(Ok(0..0), Layout::byte_span)?;
     }
     out.check_output("out")?;
     lse.check_output("lse")

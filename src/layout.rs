@@ -15,6 +15,8 @@ pub enum DType {
     F16,
     /// The upper 16 bits of an f32.
     Bf16,
+    /// One byte: for masks, where zero is false.
+    U8,
 }
 
 impl DType {
@@ -23,6 +25,7 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::F16 | DType::Bf16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -32,6 +35,7 @@ impl DType {
             DType::F32 => bytemuck::cast_slice(values).to_vec(),
             DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            DType::U8 => values.iter().map(|&x| x.round_ties_even() as u8).collect(),
         }
     }
 
@@ -40,6 +44,7 @@ impl DType {
             DType::F32 => bytemuck::pod_read_unaligned(bytes),
             DType::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
             DType::Bf16 => bytemuck::pod_read_unaligned::<bf16>(bytes).to_f32(),
+            DType::U8 => f32::from(bytes[0]),
         }
     }
 
@@ -55,6 +60,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
+            DType::U8 => "u8",
         })
     }
 }
@@ -84,8 +90,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Rows one after another, [batch, heads, sequence, head_dim] in memory. An odd row of 16-bit elements is padded by
-    /// one element, because rows of outputs start on whole words.
+    /// Rows one after another, [batch, heads, sequence, head_dim] in memory. Rows are padded to whole words of 4 bytes,
+    /// because rows of outputs start there.
     pub fn heads_first(dtype: DType, shape: [usize; 4]) -> Self {
         let [_, heads, rows, dim] = shape;
         let row = Self::padded(dtype, dim);
@@ -94,7 +100,7 @@ impl Layout {
     }
 
     /// [batch, sequence, heads, head_dim] in memory, as many models have it; `shape` is [batch, heads, sequence,
-    /// head_dim] here too. Odd rows of 16-bit elements are padded as in [`Layout::heads_first`].
+    /// head_dim] here too. Rows are padded as in [`Layout::heads_first`].
     pub fn heads_last(dtype: DType, shape: [usize; 4]) -> Self {
         let [_, heads, rows, dim] = shape;
         let head = Self::padded(dtype, dim);
@@ -103,12 +109,25 @@ impl Layout {
     }
 
     fn padded(dtype: DType, dim: usize) -> usize {
-        dim.saturating_add((dtype.bytes() == 2 && dim % 2 == 1).into())
+        let per_word = 4 / dtype.bytes() as usize;
+        dim.checked_next_multiple_of(per_word).unwrap_or(usize::MAX)
     }
 
     /// The same, starting at element `offset` of the buffer.
     pub fn at(self, offset: usize) -> Self {
         Self { offset, ..self }
+    }
+
+    /// The same elements repeated along every dimension where this layout has one and `shape` more: a stride of zero.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the shapes differ elsewhere, or in the last dimension.
+    pub fn expand(self, shape: [usize; 4]) -> Result<Self> {
+        let fits = self.shape[3] == shape[3] && (0..3).all(|i| self.shape[i] == shape[i] || self.shape[i] == 1);
+        let bound = format!("{shape:?}, or 1 in place of the first three");
+        require(fits, "shape", format!("{:?}", self.shape), bound)?;
+        let strides = std::array::from_fn(|i| if self.shape[i] == shape[i] { self.strides[i] } else { 0 });
+        Ok(Self { shape, strides, ..self })
     }
 
     /// Whether there is no element at all.
@@ -174,14 +193,14 @@ impl Layout {
             )?;
             inner = stride.saturating_mul(n - 1).saturating_add(inner);
         }
-        if self.dtype.bytes() == 2 {
-            let even = "even: rows of 16-bit outputs start on whole words";
-            let odd = (0..3).find(|&i| self.shape[i] > 1 && self.strides[i] % 2 == 1);
-            if let Some(i) = odd {
-                return Err(Error::argument(format!("{name}.strides[{i}]"), self.strides[i], even));
-            }
-            require(self.offset.is_multiple_of(2), &format!("{name}.offset"), self.offset, even)?;
+        let per_word = 4 / self.dtype.bytes() as usize;
+        let multiple = if per_word == 2 { "even".into() } else { format!("a multiple of {per_word}") };
+        let bound = format!("{multiple}: rows of outputs start on whole words");
+        let odd = (0..3).find(|&i| self.shape[i] > 1 && !self.strides[i].is_multiple_of(per_word));
+        if let Some(i) = odd {
+            return Err(Error::argument(format!("{name}.strides[{i}]"), self.strides[i], bound));
         }
+        require(self.offset.is_multiple_of(per_word), &format!("{name}.offset"), self.offset, bound)?;
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ pub(crate) mod file {
         SCORE_POSITION = "score/position.wgsl";
         SCORE_SOFTCAP = "score/softcap.wgsl";
         SCORE_ALIBI = "score/alibi.wgsl";
+        SCORE_BIAS = "score/bias.wgsl";
+        SCORE_MASK = "score/mask.wgsl";
         STATE_SOFTMAX = "state/softmax.wgsl";
         EPILOGUE_FINAL = "epilogue/final.wgsl";
     }
@@ -64,6 +66,8 @@ pub(crate) struct Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessKind {
     Load4,
+    /// `load_NAME(i)`: one element.
+    Load1,
     Store4,
     StoreBits,
 }
@@ -78,6 +82,8 @@ pub(crate) struct Shader {
     pub accesses: Vec<Access>,
     /// The functions that change a score, in order.
     pub scores: Vec<&'static str>,
+    /// The functions that hide keys.
+    pub masks: Vec<&'static str>,
     pub files: Vec<&'static str>,
     /// Holds only code of this crate, whose every index is in bounds.
     pub trusted: bool,
@@ -142,8 +148,16 @@ impl Shader {
             "" => "return s;".into(),
             _ => format!("let at = position_of(r, c, w); var x = s; {steps}return x * 1.4426950408889634;"),
         };
-        let changed = !self.scores.is_empty();
-        format!("const SCORED: bool = {changed};\nfn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{ {body} }}\n")
+        let masks: String = self.masks.iter().map(|name| format!(" && {name}(position_of(r, c, w))")).collect();
+        format!(
+            "const SCORED: bool = {};
+const VEILED: bool = {};
+fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{ {body} }}
+fn unveiled(r: Row, c: Col, w: Work) -> bool {{ return true{masks}; }}
+",
+            !self.scores.is_empty(),
+            !self.masks.is_empty()
+        )
     }
 
     fn accessor(&self, access: &Access) -> String {
@@ -154,6 +168,9 @@ impl Shader {
         match access.kind {
             AccessKind::Load4 if access.wide => load_wide(name, data, *words, access.dtype),
             AccessKind::Load4 => load_narrow(name, data, access.dtype),
+            AccessKind::Load1 => {
+                format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
+            }
             AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
             AccessKind::Store4 => store_narrow(name, data, access.dtype),
             AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
@@ -173,12 +190,17 @@ fn load_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {
     format!("fn load_{name}4(i: u32, n: u32) -> vec4f {{ return {value}; }}\n")
 }
 
+/// The i-th element, from words.
+fn element(data: &str, dtype: DType) -> String {
+    match 4 / dtype.bytes() {
+        1 => format!("bitcast<f32>({data}[i])"),
+        per_word => format!("{dtype}_of({data}[i / {per_word}u], i % {per_word}u)"),
+    }
+}
+
 /// One element at a time, zero past the n-th; never reads past the last valid one.
 fn load_narrow(name: &str, data: &str, dtype: DType) -> String {
-    let element = match dtype {
-        DType::F32 => format!("bitcast<f32>({data}[i])"),
-        _ => format!("{dtype}_of({data}[i / 2u], i % 2u)"),
-    };
+    let element = element(data, dtype);
     format!(
         "fn {name}_at(i: u32) -> f32 {{ return {element}; }}
 fn load_{name}4(i: u32, n: u32) -> vec4f {{

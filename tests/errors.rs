@@ -110,6 +110,34 @@ fn soft_caps_and_slopes_that_mean_nothing() {
     );
 }
 
+#[test]
+fn biases_and_masks_that_do_not_fit() {
+    let x = zeros([2, 2, 4, 8]);
+    let of = |dtype, shape| block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, shape))).unwrap();
+    let run = |bias: Option<&Tensor>, mask: Option<&Tensor>| {
+        block_on(attention().forward_with_lse(&FlashInputs { bias, mask, ..FlashInputs::new(&x, &x, &x) }))
+    };
+    let (bias, mask) = (of(DType::F16, [2, 2, 4, 4]), of(DType::U8, [2, 2, 4, 4]));
+    common::read(&run(Some(&bias), Some(&mask)).expect("a bias and a mask that fit").0);
+    let one = of(DType::F32, [1, 1, 4, 4]);
+    says(run(Some(&one), None), &["bias.shape", "[1, 1, 4, 4]", "[2, 2, 4, 4]", "Layout::expand"]);
+    let expanded = one.view(one.layout().clone().expand([2, 2, 4, 4]).unwrap()).unwrap();
+    common::read(&run(Some(&expanded), None).expect("an expanded bias").0);
+    says(run(None, Some(&of(DType::U8, [2, 2, 4, 5]))), &["mask.shape", "[2, 2, 4, 5]", "[2, 2, 4, 4]"]);
+    says(run(None, Some(&bias)), &["mask.dtype", "f16", "u8"]);
+    says(run(Some(&mask), None), &["bias.dtype", "u8", "f32, f16 or bf16"]);
+    says(block_on(attention().forward(&of(DType::U8, [2, 2, 4, 8]), &x, &x)), &["q.dtype", "u8", "f32, f16 or bf16"]);
+    says(one.layout().clone().expand([2, 2, 5, 4]), &["shape", "[1, 1, 4, 4]", "[2, 2, 5, 4]"]);
+    says(one.layout().clone().expand([2, 2, 4, 8]), &["shape", "[1, 1, 4, 4]", "[2, 2, 4, 8]"]);
+    let prepared =
+        block_on(attention().prepare(&FlashShapes::new(x.layout().clone(), x.layout().clone(), x.layout().clone())));
+    let (out, lse) = (zeros([2, 2, 4, 8]), zeros([2, 2, 4, 1]));
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let inputs = FlashInputs { bias: Some(&bias), ..FlashInputs::new(&x, &x, &x) };
+    let encoded = prepared.unwrap().encode(&mut encoder, &inputs, &FlashOutputs { out: &out, lse: &lse });
+    says(encoded, &["bias", "as prepared: None"]);
+}
+
 fn buffer(size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
     let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
     gpu().device().create_buffer(&descriptor)

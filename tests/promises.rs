@@ -50,6 +50,47 @@ fn a_fully_masked_row_is_zero_and_its_lse_minus_infinity() {
 }
 
 #[test]
+fn what_a_mask_or_a_bias_hides_does_not_leak_in() {
+    let (n, d) = (100, 8);
+    let (q, k, v) = (random(61, n * d), random(62, n * d), random(63, n * d));
+    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let upload = |dtype, shape, values: &[f32]| block_on(Tensor::upload(gpu(), shape, dtype, values)).unwrap();
+    // Key 70 is hidden from even rows; row 33 sees nothing at all.
+    let hidden = |i: usize, j: usize| (j == 70 && i.is_multiple_of(2)) || i == 33;
+    let pairs = |hide: f32, show: f32| -> Vec<f32> {
+        (0..n * n).map(|at| if hidden(at / n, at % n) { hide } else { show }).collect()
+    };
+    let mask = upload(DType::U8, [1, 1, n, n], &pairs(0.0, 1.0));
+    let bias = upload(DType::F32, [1, 1, n, n], &pairs(f32::NEG_INFINITY, 0.25));
+    for (bias, mask) in [(None, Some(&mask)), (Some(&bias), None), (Some(&bias), Some(&mask))] {
+        let run = |k: &[f32], v: &[f32]| {
+            let [q, k, v] = [&q[..], k, v].map(|values| tensor([1, 1, n, d], values));
+            let inputs = FlashInputs { bias, mask, ..FlashInputs::new(&q, &k, &v) };
+            let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
+            (read(&out), read(&lse))
+        };
+        let (clean, clean_lse) = run(&k, &v);
+        assert!(clean[33 * d..34 * d].iter().all(|x| x.to_bits() == 0) && clean_lse[33] == f32::NEG_INFINITY);
+        for in_values in [false, true] {
+            let (mut k, mut v) = (k.clone(), v.clone());
+            let poisoned = if in_values { &mut v } else { &mut k };
+            poisoned[70 * d..71 * d].fill(f32::NAN);
+            let (out, _) = run(&k, &v);
+            for i in 0..n {
+                let row = i * d..(i + 1) * d;
+                // A bias of −∞ is added to the NaN of the key itself: only the mask keeps that out.
+                let kept = i == 33 || i.is_multiple_of(2);
+                if kept && (in_values || mask.is_some()) {
+                    assert_eq!(bits(&out[row.clone()]), bits(&clean[row]), "row {i}");
+                } else if !kept {
+                    assert!(out[row].iter().all(|x| x.is_nan()), "row {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_row_cannot_see_does_not_leak_in() {
     let (n, d) = (150, 12);
     let (q, k, v) = (random(4, n * d), random(5, n * d), random(6, n * d));
@@ -256,8 +297,7 @@ fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
         keys: nk,
         head_dim: d,
         value_dim: d,
-        seqlens_q: None,
-        seqlens_k: None,
+        ..FlashProblem::default()
     };
     let expected = flash(&BOTTOM_RIGHT, &problem);
     let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude };

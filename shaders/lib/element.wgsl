@@ -1,5 +1,9 @@
-// What is stored: f32, f16 or bf16 in memory, f32 in registers. Loads need no optional feature. Stores round to nearest even
+// What is stored: f32, f16 or bf16 (for masks, bytes) in memory, f32 in registers. Loads need no optional feature. Stores round to nearest even
 // in integers, overflow to ±inf and keep NaN: pack2x16float may round either way, and turns 70000 into NaN on one driver.
+
+fn u8_of(word: u32, byte: u32) -> f32 {
+    return f32((word >> (8u * byte)) & 0xffu);
+}
 
 fn f16_of(word: u32, half: u32) -> f32 {
     return unpack2x16float(word >> (16u * half)).x;

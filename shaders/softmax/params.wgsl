@@ -9,6 +9,8 @@ struct Params {
     v: vec4u,
     out: vec4u,
     lse: vec4u,
+    bias: vec4u,
+    mask: vec4u,
     // First batch, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,

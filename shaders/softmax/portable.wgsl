@@ -21,7 +21,7 @@ const V_BASE: u32 = PQ * BR;
 const V_WIDTH: u32 = OV * TC;
 
 var<workgroup> tile_data: array<vec4f, TILE>;
-// Set once this workgroup has met a value that is not finite in a border tile; stays set.
+// Set once this workgroup has met a value that is not finite in a tile with masked scores; stays set.
 var<workgroup> leak: atomic<u32>;
 var<private> o: array<array<vec4f, OV>, RT>;
 
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var i = 0u; i < count; i++) {
         let tile = kv_tile(visit, i);
         score_tile(w, visit, tile, thread);
-        state_weigh(tile.kind == BORDER, thread);
+        state_weigh(is_masked(tile), thread);
         accumulate(w, visit, tile, thread);
     }
     write_rows(w, visit, thread);
@@ -58,14 +58,14 @@ fn is_finite4(x: vec4f) -> bool {
 
 // o += p · v for one tile of keys, PQ quads of keys at a time.
 fn accumulate(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    let border = tile.kind == BORDER;
+    let masked = is_masked(tile);
     for (var first = 0u; first < BC / 4u; first += PQ) {
-        if (stage_values(w, visit, tile, first, thread) && border) { atomicStore(&leak, 1u); }
+        if (stage_values(w, visit, tile, first, thread) && masked) { atomicStore(&leak, 1u); }
         stage_weights(first, thread);
         workgroupBarrier();
         // Finite values come out the same either way.
         var careful = false;
-        if (border) { careful = workgroupUniformLoad(&leak) != 0u; }
+        if (masked) { careful = workgroupUniformLoad(&leak) != 0u; }
         if (careful) { weigh_values_carefully(thread); } else { weigh_values(thread); }
         workgroupBarrier();
     }

@@ -5,7 +5,7 @@
 // A row that has seen no key yet has m = MASKED and l = 0. Inputs may hold NaN, and compilers may assume that they do not:
 // what decides is integer bits.
 
-// Weight of a visible key whose exp2 underflows in a border tile: there zero means masked. Too small to change a sum.
+// Weight of a visible key whose exp2 underflows in a tile with masked scores: there zero means masked. Too small to change a sum.
 const TINY: f32 = 1e-37;
 
 var<private> m: array<f32, RT>;
@@ -45,7 +45,7 @@ fn reduce_rows(sum: bool, thread: u32) {
 }
 
 // Turns the scores in `s` into weights and rescales what was accumulated so far.
-fn state_weigh(border: bool, thread: u32) {
+fn state_weigh(masked: bool, thread: u32) {
     for (var i = 0u; i < RT; i++) {
         row_part[i] = s[i][0];
         for (var j = 1u; j < CT; j++) { row_part[i] = max(row_part[i], s[i][j]); }
@@ -58,7 +58,7 @@ fn state_weigh(border: bool, thread: u32) {
         var part = 0.0;
         for (var j = 0u; j < CT; j++) {
             var p = exp2(s[i][j] - top);
-            if (border) {
+            if (masked) {
                 p = select(p, TINY, bitcast<u32>(p) == 0u);
                 p = select(p, 0.0, bitcast<u32>(s[i][j]) == MASKED_BITS);
             }

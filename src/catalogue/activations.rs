@@ -52,8 +52,8 @@ pub fn activations(path: &Path) -> Result<FlashCase> {
         scores: Scores::Given([q, k, v]),
         ..FlashCase::default()
     };
-    let Known { inputs, expected } = case.compute();
+    let Known { inputs, pairs, expected } = case.compute();
     let [out, lse] = [out, lse].map(|values| values.into_iter().map(f64::from).collect());
-    let known = Known { inputs, expected: FlashReference { out, lse, ..expected } };
+    let known = Known { inputs, pairs, expected: FlashReference { out, lse, ..expected } };
     Ok(FlashCase { known: OnceLock::from(known), ..case })
 }

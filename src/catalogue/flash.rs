@@ -43,6 +43,10 @@ pub struct FlashCase {
     pub seqlens_q: Option<Vec<usize>>,
     /// Keys that count.
     pub seqlens_k: Option<Vec<usize>>,
+    /// An additive bias, repeated along batch, heads, queries where true.
+    pub bias: Option<[bool; 3]>,
+    /// A boolean mask, repeated likewise.
+    pub mask: Option<[bool; 3]>,
     /// Where the values come from.
     pub scores: Scores,
     /// [batch, sequence, heads, head_dim] in memory with an odd offset and gaps, instead of contiguous.
@@ -53,10 +57,25 @@ pub struct FlashCase {
     pub known: OnceLock<Known>,
 }
 
+/// The tensors of a case.
+#[derive(Debug)]
+pub struct FlashTensors {
+    /// q, k, v.
+    pub inputs: [Tensor; 3],
+    /// Additive bias.
+    pub bias: Option<Tensor>,
+    /// Boolean mask.
+    pub mask: Option<Tensor>,
+    /// Output and log-sum-exp.
+    pub outputs: [Tensor; 2],
+}
+
 /// Inputs and expected results of a case.
 #[derive(Debug)]
 pub struct Known {
     pub(super) inputs: [Vec<f32>; 3],
+    /// Bias and mask as stored, and repeated to [batch, heads_q, queries, keys].
+    pub(super) pairs: [Option<[Vec<f32>; 2]>; 2],
     pub(super) expected: FlashReference,
 }
 
@@ -72,6 +91,8 @@ impl Default for FlashCase {
             params: FlashParams::default(),
             seqlens_q: None,
             seqlens_k: None,
+            bias: None,
+            mask: None,
             scores: Scores::Normal(1.0),
             strided: false,
             seed: 1,
@@ -99,8 +120,47 @@ impl FlashCase {
 
     pub(super) fn compute(&self) -> Known {
         let inputs = self.inputs();
-        let expected = flash(&self.params, &self.problem(&inputs));
-        Known { inputs, expected }
+        let pairs = self.pairs();
+        let whole = |i: usize| pairs[i].as_ref().map(|[_, whole]| whole.as_slice());
+        let problem = FlashProblem { bias: whole(0), mask: whole(1), ..self.problem(&inputs) };
+        let expected = flash(&self.params, &problem);
+        Known { inputs, pairs, expected }
+    }
+
+    /// The layouts of bias and mask, before they are repeated.
+    fn pair_layouts(&self) -> [Option<Layout>; 2] {
+        let shape = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        [(self.bias, self.dtypes[1]), (self.mask, DType::U8)].map(|(repeated, dtype)| {
+            let repeated = repeated?;
+            let one = |i: usize| if i < 3 && repeated[i] { shape[i].min(1) } else { shape[i] };
+            Some(Layout::heads_first(dtype, std::array::from_fn(one)))
+        })
+    }
+
+    /// The values of bias and mask. A bias of −∞ and a whole row of masked keys are among them.
+    fn pairs(&self) -> [Option<[Vec<f32>; 2]>; 2] {
+        let [batch, heads, queries, keys] = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        let mut which = 0..;
+        self.pair_layouts().map(|layout| {
+            let which: u64 = which.next().expect("endless");
+            let Layout { dtype, shape, .. } = layout?;
+            let stored: Vec<f32> = normal(self.seed + 3 + which, shape.iter().product(), 2.0, DType::F32)
+                .into_iter()
+                .enumerate()
+                .map(|(i, x)| match dtype {
+                    DType::U8 => f32::from(u8::from(x > -1.5 && i / keys % 13 != 5)),
+                    _ if x < -5.0 || i / keys % 17 == 3 => f32::NEG_INFINITY,
+                    _ => dtype.round(x),
+                })
+                .collect();
+            let mut whole = Vec::with_capacity(batch * heads * queries * keys);
+            for index in 0..batch * heads * queries {
+                let [b, h, i] = [index / queries / heads, index / queries % heads, index % queries];
+                let row = (b % shape[0] * shape[1] + h % shape[1]) * shape[2] + i % shape[2];
+                whole.extend_from_slice(&stored[row * keys..(row + 1) * keys]);
+            }
+            Some([stored, whole])
+        })
     }
 
     fn problem<'a>(&'a self, [q, k, v]: &'a [Vec<f32>; 3]) -> FlashProblem<'a> {
@@ -117,6 +177,7 @@ impl FlashCase {
             value_dim: self.dims.1,
             seqlens_q: self.seqlens_q.as_deref(),
             seqlens_k: self.seqlens_k.as_deref(),
+            ..FlashProblem::default()
         }
     }
 
@@ -181,7 +242,11 @@ impl FlashCase {
         let [q, k, v] = self.shapes();
         let [tq, tk, to] = self.dtypes;
         let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
+        let pairs = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        let [bias, mask] = self.pair_layouts().map(|layout| Some(layout?.expand(pairs).expect("made from this shape")));
         FlashShapes {
+            bias,
+            mask,
             out: self.layout(3, to, rows),
             lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
             seqlens_q: self.seqlens_q.clone(),
@@ -202,8 +267,8 @@ impl FlashCase {
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn upload(&self, gpu: &Gpu) -> Result<([Tensor; 3], [Tensor; 2])> {
-        let FlashShapes { q, k, v, out, lse, .. } = self.plan_shapes();
+    pub async fn upload(&self, gpu: &Gpu) -> Result<FlashTensors> {
+        let FlashShapes { q, k, v, out, lse, bias, mask, .. } = self.plan_shapes();
         let known = self.known();
         let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let tensor = async |i: usize, layout: Layout, seqlens| {
@@ -211,19 +276,29 @@ impl FlashCase {
             let values = self.poison(&known.inputs[i], width, heads, length, seqlens);
             poisoned(gpu, layout, &values).await
         };
-        let inputs = [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?];
-        Ok((inputs, [Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?]))
+        let mut pairs = [None, None];
+        for ((stored, layout), (whole, values)) in
+            pairs.iter_mut().zip(self.pair_layouts()).zip([bias, mask].into_iter().zip(&known.pairs))
+        {
+            if let (Some(layout), Some(whole), Some([values, _])) = (layout, whole, values) {
+                *stored = Some(poisoned(gpu, layout, values).await?.view(whole)?);
+            }
+        }
+        let [bias, mask] = pairs;
+        Ok(FlashTensors {
+            inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
+            bias,
+            mask,
+            outputs: [Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?],
+        })
     }
 
     /// The tensors as arguments.
-    pub fn arguments<'a>(
-        &'a self,
-        [q, k, v]: &'a [Tensor; 3],
-        outputs: &'a [Tensor; 2],
-    ) -> (FlashInputs<'a>, FlashOutputs<'a>) {
+    pub fn arguments<'a>(&'a self, tensors: &'a FlashTensors) -> (FlashInputs<'a>, FlashOutputs<'a>) {
+        let FlashTensors { inputs: [q, k, v], bias, mask, outputs: [out, lse] } = tensors;
         let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let [out, lse] = outputs;
-        (FlashInputs { q, k, v, seqlens_q, seqlens_k }, FlashOutputs { out, lse })
+        let (bias, mask) = (bias.as_ref(), mask.as_ref());
+        (FlashInputs { q, k, v, seqlens_q, seqlens_k, bias, mask }, FlashOutputs { out, lse })
     }
 
     /// The output and its log-sum-exp, by the reference.
@@ -272,8 +347,8 @@ impl Case for FlashCase {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             let attention = FlashAttention::new(gpu, self.params.clone())?;
-            let (inputs, outputs) = self.upload(gpu).await?;
-            let (inputs, to) = self.arguments(&inputs, &outputs);
+            let tensors = self.upload(gpu).await?;
+            let (inputs, to) = self.arguments(&tensors);
             let prepared = attention.prepare(&FlashShapes::of(&inputs, &to)).await?;
             for slice in 0..prepared.plan().slices().len() {
                 let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -287,8 +362,8 @@ impl Case for FlashCase {
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
         Box::pin(async move {
             let attention = FlashAttention::new(gpu, self.params.clone())?;
-            let (inputs, outputs) = self.upload(gpu).await?;
-            let (inputs, to) = self.arguments(&inputs, &outputs);
+            let tensors = self.upload(gpu).await?;
+            let (inputs, to) = self.arguments(&tensors);
             let prepared = attention.prepare(&FlashShapes::of(&inputs, &to)).await?;
             gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
         })

@@ -153,6 +153,55 @@ fn scores() -> Vec<FlashCase> {
             ..case(250 + i)
         });
     }
+    for (i, (bias, mask)) in [
+        (Some([false, false, false]), None),
+        (Some([true, true, false]), None),
+        (Some([false, true, true]), None),
+        (None, Some([false, false, false])),
+        (None, Some([true, false, true])),
+        (Some([true, false, false]), Some([false, true, false])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let causal = (i % 2 == 1).then_some(Causal::BottomRight);
+        let label = match (bias, mask) {
+            (Some(_), Some(_)) => "bias and mask",
+            (Some(_), None) => "bias",
+            _ => "mask",
+        };
+        cases.push(FlashCase {
+            label,
+            batch: 2,
+            heads: (4, 2),
+            lengths: (90, 151),
+            seqlens_k: (i % 3 == 0).then(|| vec![151, 77]),
+            params: FlashParams { causal, ..FlashParams::default() },
+            bias,
+            mask,
+            scores: Scores::Normal(3.0),
+            ..case(260 + i).of_type(DTYPES[i % 3])
+        });
+    }
+    cases.push(FlashCase {
+        label: "everything",
+        batch: 2,
+        heads: (4, 2),
+        lengths: (150, 150),
+        seqlens_q: Some(vec![150, 90]),
+        seqlens_k: Some(vec![110, 150]),
+        params: FlashParams {
+            causal: Some(Causal::TopLeft),
+            window: Window { left: Some(100), right: None },
+            scale: Some(0.2),
+            softcap: Some(15.0),
+            alibi_slopes: Some(vec![0.5, 0.25, 0.0, -0.01]),
+        },
+        bias: Some([true, false, false]),
+        mask: Some([false, true, false]),
+        scores: Scores::Normal(3.0),
+        ..case(270)
+    });
     cases
 }
 
@@ -212,6 +261,7 @@ fn random_case(seed: u64) -> FlashCase {
     let softcap = (r.random_range(0..4) == 0).then(|| r.random_range(0.5f32..50.0));
     let alibi_slopes =
         (r.random_range(0..4) == 0).then(|| (0..heads.0).map(|_| r.random_range(-0.05f32..0.5)).collect());
+    let pairs = |r: &mut SmallRng| (r.random_range(0..4) == 0).then(|| [(); 3].map(|()| r.random_range(0..2) == 0));
     FlashCase {
         label: "random",
         batch,
@@ -222,6 +272,8 @@ fn random_case(seed: u64) -> FlashCase {
         params: FlashParams { causal, window, scale, softcap, alibi_slopes },
         seqlens_q: some_lengths(r, queries),
         seqlens_k: some_lengths(r, keys),
+        bias: pairs(r),
+        mask: pairs(r),
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
         strided: r.random_range(0..2) == 0,
         seed,
@@ -252,12 +304,15 @@ pub fn shaders() -> Vec<(String, String)> {
             let layout = if case.strided { "_strided" } else { "" };
             let softcap = if case.params.softcap.is_some() { "_softcap" } else { "" };
             let alibi = if case.params.alibi_slopes.is_some() { "_alibi" } else { "" };
-            add(format!("flash_d{d}_v{dv}_{q}_{k}_{out}{layout}{softcap}{alibi}_{room}"), case.plan(&caps));
+            let bias = if case.bias.is_some() { "_bias" } else { "" };
+            let mask = if case.mask.is_some() { "_mask" } else { "" };
+            let name = format!("flash_d{d}_v{dv}_{q}_{k}_{out}{layout}{softcap}{alibi}{bias}{mask}_{room}");
+            add(name, case.plan(&caps));
         }
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = FlashCase { dims: (d, d), ..FlashCase::default() }.of_type(dtype);
-                let near = FlashShapes { buffers: [0, 0, 1, 0, 0], ..case.plan_shapes() };
+                let near = FlashShapes { buffers: [0, 0, 1, 0, 0, 5, 6], ..case.plan_shapes() };
                 let plan = FlashPlan::new(&caps, &case.params, &near);
                 add(format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), plan);
                 let far = FlashShapes { out: near.out.clone().at(1 << 20), lse: near.lse.clone().at(1 << 22), ..near };

@@ -21,6 +21,8 @@ pub(crate) struct Params {
     pub v: [u32; 4],
     pub out: [u32; 4],
     pub lse: [u32; 4],
+    pub bias: [u32; 4],
+    pub mask: [u32; 4],
     pub first: [u32; 3],
     pub softcap: f32,
     pub queries: u32,
@@ -59,7 +61,7 @@ impl FlashPlan {
         let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
         let arguments = arguments(shapes, heads / heads_kv);
         let slopes = slopes(params, heads)?;
-        let shader = shader(caps, params, &engine, &arguments, [head_dim, value_dim, heads]);
+        let shader = shader(caps, params, shapes, &engine, &arguments);
         caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let tiles = queries.div_ceil(engine.rows as usize);
@@ -89,15 +91,19 @@ impl FlashPlan {
 
 fn arguments(shapes: &FlashShapes, group: usize) -> Vec<Argument> {
     let all = [
-        ("q", &shapes.q, AccessKind::Load4, 1),
-        ("k", &shapes.k, AccessKind::Load4, group),
-        ("v", &shapes.v, AccessKind::Load4, group),
-        ("out", &shapes.out, AccessKind::Store4, 1),
-        ("lse", &shapes.lse, AccessKind::StoreBits, 1),
+        ("q", Some(&shapes.q), AccessKind::Load4, 1),
+        ("k", Some(&shapes.k), AccessKind::Load4, group),
+        ("v", Some(&shapes.v), AccessKind::Load4, group),
+        ("out", Some(&shapes.out), AccessKind::Store4, 1),
+        ("lse", Some(&shapes.lse), AccessKind::StoreBits, 1),
+        ("bias", shapes.bias.as_ref(), AccessKind::Load1, 1),
+        ("mask", shapes.mask.as_ref(), AccessKind::Load1, 1),
     ];
     all.into_iter()
         .zip(shapes.buffers)
-        .map(|((name, layout, kind, group), buffer)| Argument { name, layout: layout.clone(), kind, group, buffer })
+        .filter_map(|((name, layout, kind, group), buffer)| {
+            Some(Argument { name, layout: layout?.clone(), kind, group, buffer })
+        })
         .collect()
 }
 
@@ -113,19 +119,21 @@ fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
 }
 
 /// The functions that change a score, in order, and their files.
-fn score_steps(params: &FlashParams) -> Vec<(&'static str, &'static str)> {
+fn score_steps(params: &FlashParams, shapes: &FlashShapes) -> Vec<(&'static str, &'static str)> {
     let softcap = params.softcap.map(|_| ("softcap", file::SCORE_SOFTCAP));
     let alibi = params.alibi_slopes.as_ref().map(|_| ("alibi", file::SCORE_ALIBI));
-    softcap.into_iter().chain(alibi).collect()
+    let bias = shapes.bias.as_ref().map(|_| ("bias", file::SCORE_BIAS));
+    softcap.into_iter().chain(alibi).chain(bias).collect()
 }
 
 fn shader(
     caps: &Caps,
     params: &FlashParams,
+    shapes: &FlashShapes,
     engine: &Portable,
     arguments: &[Argument],
-    [head_dim, value_dim, heads]: [usize; 3],
 ) -> Shader {
+    let [_, heads, _, head_dim] = shapes.q.shape;
     let mut fixed = vec![
         Binding::Uniform { name: "params", ty: "Params" },
         Binding::Table { name: "sequences", ty: "vec4u", length: None },
@@ -135,7 +143,7 @@ fn shader(
         fixed.push(Binding::Table { name: "slopes", ty: "vec4f", length });
     }
     let (bindings, accesses) = bind(caps, arguments, fixed);
-    let (scores, score_files): (Vec<_>, Vec<_>) = score_steps(params).into_iter().unzip();
+    let (scores, score_files): (Vec<_>, Vec<_>) = score_steps(params, shapes).into_iter().unzip();
     let mut files = vec![
         file::PARAMS,
         file::PORTABLE,
@@ -148,8 +156,17 @@ fn shader(
         file::ELEMENT,
     ];
     files.extend(score_files);
-    let constants = engine.constants(head_dim, value_dim);
-    Shader { name: "flash portable".into(), constants, bindings, accesses, scores, files, trusted: true }
+    files.extend(shapes.mask.as_ref().map(|_| file::SCORE_MASK));
+    Shader {
+        name: "flash portable".into(),
+        constants: engine.constants(head_dim, shapes.v.shape[3]),
+        bindings,
+        accesses,
+        scores,
+        masks: shapes.mask.iter().map(|_| "mask").collect(),
+        files,
+        trusted: true,
+    }
 }
 
 fn storage(shader: &Shader) -> u64 {
@@ -159,16 +176,21 @@ fn storage(shader: &Shader) -> u64 {
 fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: &[Argument], slice: &Slice) -> Params {
     let [_, heads, queries, head_dim] = shapes.q.shape;
     let [_, heads_kv, keys, _] = shapes.k.shape;
-    let [q, k, v, out, lse] = [0, 1, 2, 3, 4].map(|i| row_address(caps, arguments, i, slice));
+    let address = |name: &str| {
+        let argument = arguments.iter().position(|a| a.name == name);
+        argument.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
+    };
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     // A bound as long as any sequence is an open one.
     let side = |bound: Option<usize>| bound.filter(|&n| n < super::MAX_SEQUENCE).map_or(NONE, |n| n as u32);
     Params {
-        q,
-        k,
-        v,
-        out,
-        lse,
+        q: address("q"),
+        k: address("k"),
+        v: address("v"),
+        out: address("out"),
+        lse: address("lse"),
+        bias: address("bias"),
+        mask: address("mask"),
         first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
@@ -178,7 +200,7 @@ fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: 
         left: side(params.window.left),
         right: side(params.window.right),
         // Functions that change a score work in natural units.
-        q_factor: if score_steps(params).is_empty() { scale * std::f32::consts::LOG2_E } else { scale },
+        q_factor: if score_steps(params, shapes).is_empty() { scale * std::f32::consts::LOG2_E } else { scale },
         last_tile: slice.tiles.end as u32 - 1,
     }
 }
@@ -199,7 +221,7 @@ impl fmt::Display for FlashPlan {
         for (argument, access) in self.arguments.iter().zip(&self.shader.accesses) {
             let Layout { shape, strides, offset, .. } = &argument.layout;
             let name = argument.name;
-            if !access.wide && access.kind != AccessKind::StoreBits {
+            if !access.wide && matches!(access.kind, AccessKind::Load4 | AccessKind::Store4) {
                 write!(
                     f,
                     "; {name} moves one element at a time: width {}, strides {strides:?} and offset {offset} are not all \
@@ -234,7 +256,10 @@ mod tests {
         macro_rules! ours {
             ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
         }
-        assert_eq!(theirs, ours!(q k v out lse first softcap queries keys group causal left right q_factor last_tile));
+        assert_eq!(
+            theirs,
+            ours!(q k v out lse bias mask first softcap queries keys group causal left right q_factor last_tile)
+        );
         assert_eq!(*span as usize, size_of::<Params>());
         let constant = |name: &str| {
             let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);

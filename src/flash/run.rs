@@ -1,6 +1,6 @@
 //! From a plan to results.
 
-use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, tensors};
+use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, slots};
 use crate::dispatch::{Launch, check_device};
 use crate::{Error, Gpu, Result, Tensor};
 use std::collections::HashMap;
@@ -74,11 +74,20 @@ impl FlashAttention {
     /// # Errors
     /// Those of [`FlashAttention::forward`].
     pub async fn forward_with_lse(&self, inputs: &FlashInputs<'_>) -> Result<(Tensor, Tensor)> {
-        for (name, tensor) in [("q", inputs.q), ("k", inputs.k), ("v", inputs.v)] {
-            check_device(name, tensor, &self.gpu)?;
+        let all = [
+            ("q", Some(inputs.q)),
+            ("k", Some(inputs.k)),
+            ("v", Some(inputs.v)),
+            ("bias", inputs.bias),
+            ("mask", inputs.mask),
+        ];
+        for (name, tensor) in all {
+            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
         }
         let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|t| t.layout().clone());
         let mut shapes = FlashShapes::new(q, k, v);
+        let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
+        (shapes.bias, shapes.mask) = (layout(inputs.bias), layout(inputs.mask));
         shapes.seqlens_q = inputs.seqlens_q.map(<[usize]>::to_vec);
         shapes.seqlens_k = inputs.seqlens_k.map(<[usize]>::to_vec);
         let prepared = self.prepared(&shapes).await?;
@@ -189,6 +198,15 @@ impl FlashPrepared {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
-        self.launch.encode(pass, &tensors(inputs, outputs), which)
+        for (name, given, prepared) in
+            [("bias", inputs.bias, &self.shapes.bias), ("mask", inputs.mask, &self.shapes.mask)]
+        {
+            if given.is_some() != prepared.is_some() {
+                let (given, prepared) = (given.map(Tensor::layout), prepared.as_ref());
+                return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
+            }
+        }
+        let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
+        self.launch.encode(pass, &tensors, which)
     }
 }

@@ -1,7 +1,7 @@
 use crate::{Causal, FlashParams};
 
 /// One flash attention problem on the host: contiguous [batch, heads, sequence, head_dim] values.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FlashProblem<'a> {
     /// Queries [batch, heads_q, queries, head_dim].
     pub q: &'a [f32],
@@ -27,6 +27,10 @@ pub struct FlashProblem<'a> {
     pub seqlens_q: Option<&'a [usize]>,
     /// Keys that count, for each batch entry.
     pub seqlens_k: Option<&'a [usize]>,
+    /// Added to the scores: [batch, heads_q, queries, keys].
+    pub bias: Option<&'a [f32]>,
+    /// Zero where a key is not seen: [batch, heads_q, queries, keys].
+    pub mask: Option<&'a [f32]>,
 }
 
 /// What [`flash`] computes.
@@ -64,7 +68,7 @@ fn sees(params: &FlashParams, i: usize, j: usize, queries: usize, keys: usize) -
 /// let (q, k, v) = ([1.0], [0.0, f32::ln(3.0)], [0.0, 4.0]);
 /// let problem = FlashProblem {
 ///     q: &q, k: &k, v: &v, batch: 1, heads_q: 1, heads_kv: 1, queries: 1, keys: 2, head_dim: 1, value_dim: 1,
-///     seqlens_q: None, seqlens_k: None,
+///     ..Default::default()
 /// };
 /// let result = flash(&FlashParams::default(), &problem); // weights 1/4 and 3/4
 /// assert!((result.out[0] - 3.0).abs() < 1e-6 && (result.lse[0] - 4f64.ln()).abs() < 1e-6);
@@ -79,7 +83,12 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
             let kv = b * p.heads_kv + h / (p.heads_q / p.heads_kv);
             for i in 0..p.queries {
                 let q = row(p.q, (b * p.heads_q + h) * p.queries + i, p.head_dim);
-                let seen: Vec<usize> = (0..p.keys).filter(|&j| sees(params, i, j, queries, keys)).collect();
+                let pairs = ((b * p.heads_q + h) * p.queries + i) * p.keys;
+                let biased = |j: usize| p.bias.map_or(0.0, |bias| f64::from(bias[pairs + j]));
+                let masked =
+                    |j: usize| p.mask.is_some_and(|mask| mask[pairs + j] == 0.0) || biased(j) == f64::NEG_INFINITY;
+                let seen = (0..p.keys).filter(|&j| sees(params, i, j, queries, keys) && !masked(j));
+                let seen: Vec<usize> = seen.collect();
                 let mut scores = Vec::with_capacity(seen.len());
                 for &j in &seen {
                     let k = row(p.k, kv * p.keys + j, p.head_dim);
@@ -92,7 +101,7 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
                         let distance = (i + keys).abs_diff(queries + j);
                         score -= f64::from(slopes[h]) * distance as f64;
                     }
-                    scores.push(score);
+                    scores.push(score + biased(j));
                     result.magnitude = result.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
                 }
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -3,7 +3,7 @@
 
 use crate::{Result, drivers};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tiny_http::{Header, Method, Response, Server};
 
 const PAGE: &str = include_str!("browser.html");
@@ -11,7 +11,8 @@ const PAGE: &str = include_str!("browser.html");
 const CONTROL: &str = "@compute @workgroup_size(2) fn main(@builtin(local_invocation_index) i: u32) {
     if (i == 0u) { workgroupBarrier(); }
 }";
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long one shader may take; the page asks for them one after another.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Compiles every shader to a pipeline with core limits.
 pub fn compile(shaders: &[(String, String)]) -> Result<()> {
@@ -20,7 +21,7 @@ pub fn compile(shaders: &[(String, String)]) -> Result<()> {
     let profile = std::env::temp_dir().join(format!("wgpu-attention-browser-{}", std::process::id()));
     let mut browser = Command::new(drivers::chromium()?)
         .args(["--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking"])
-        .args(["--disable-component-update", "--disable-sync", "--disable-quic"])
+        .args(["--disable-component-update", "--disable-sync", "--disable-quic", "--disable-gpu-watchdog"])
         .args(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
         .arg(format!("--user-data-dir={}", profile.display()))
         .arg(format!("http://{address}/"))
@@ -37,9 +38,8 @@ pub fn compile(shaders: &[(String, String)]) -> Result<()> {
 
 /// Answers the page until it has posted its report: a line a shader, its name, a tab, and what was wrong with it.
 fn serve(server: &Server, shaders: &[(String, String)]) -> Result<String> {
-    let start = Instant::now();
-    while let Some(rest) = PATIENCE.checked_sub(start.elapsed()) {
-        let Some(mut request) = server.recv_timeout(rest).map_err(|e| e.to_string())? else { break };
+    let mut last = String::from("the page itself");
+    while let Some(mut request) = server.recv_timeout(PATIENCE).map_err(|e| e.to_string())? {
         if *request.method() == Method::Post {
             let mut report = String::new();
             std::io::Read::read_to_string(request.as_reader(), &mut report).map_err(|e| e.to_string())?;
@@ -47,6 +47,7 @@ fn serve(server: &Server, shaders: &[(String, String)]) -> Result<String> {
             return Ok(report);
         }
         let path = request.url().trim_start_matches('/').to_string();
+        last.clone_from(&path);
         let (text, kind) = match path.as_str() {
             "" => (PAGE.to_string(), "text/html"),
             "names" => {
@@ -58,7 +59,7 @@ fn serve(server: &Server, shaders: &[(String, String)]) -> Result<String> {
         let header = Header::from_bytes("Content-Type", kind).expect("plain letters");
         let _ = request.respond(Response::from_string(text).with_header(header));
     }
-    Err(format!("the browser posted no report within {} s", PATIENCE.as_secs()))
+    Err(format!("the browser asked for nothing more within {} s of /{last}", PATIENCE.as_secs()))
 }
 
 fn judge(report: &str, shaders: &[(String, String)]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`.
+//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask browser`.
 
 mod browser;
 mod drivers;
@@ -31,6 +31,8 @@ enum Task {
         #[arg(long)]
         matrix: bool,
     },
+    /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
+    Browser,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Task::Check { options } => check(&options),
         Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests(|_| {})),
         Task::Test { matrix: true } => matrix(),
+        Task::Browser => shaders().and_then(|shaders| browser::compile(&shaders)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
