@@ -5,6 +5,7 @@ mod activations;
 mod data;
 mod flash;
 mod flash_cases;
+mod flash_inputs;
 
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};

@@ -1,6 +1,6 @@
 //! Cases of flash attention.
 
-use super::{Case, Outcome, Tolerance, normal, poisoned};
+use super::{Case, Outcome, Tolerance, poisoned};
 use crate::reference::{FlashProblem, FlashReference, flash};
 use crate::{
     Caps, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu, GpuTime, Layout,
@@ -107,7 +107,7 @@ impl FlashCase {
         Self { dtypes: [dtype; 3], ..self }
     }
 
-    fn shapes(&self) -> [[usize; 4]; 3] {
+    pub(super) fn shapes(&self) -> [[usize; 4]; 3] {
         let (hq, hkv) = self.heads;
         let (nq, nk) = self.lengths;
         [[self.batch, hq, nq, self.dims.0], [self.batch, hkv, nk, self.dims.0], [self.batch, hkv, nk, self.dims.1]]
@@ -127,42 +127,6 @@ impl FlashCase {
         Known { inputs, pairs, expected }
     }
 
-    /// The layouts of bias and mask, before they are repeated.
-    fn pair_layouts(&self) -> [Option<Layout>; 2] {
-        let shape = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
-        [(self.bias, self.dtypes[1]), (self.mask, DType::U8)].map(|(repeated, dtype)| {
-            let repeated = repeated?;
-            let one = |i: usize| if i < 3 && repeated[i] { shape[i].min(1) } else { shape[i] };
-            Some(Layout::heads_first(dtype, std::array::from_fn(one)))
-        })
-    }
-
-    /// The values of bias and mask. A bias of −∞ and a whole row of masked keys are among them.
-    fn pairs(&self) -> [Option<[Vec<f32>; 2]>; 2] {
-        let [batch, heads, queries, keys] = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
-        let mut which = 0..;
-        self.pair_layouts().map(|layout| {
-            let which: u64 = which.next().expect("endless");
-            let Layout { dtype, shape, .. } = layout?;
-            let stored: Vec<f32> = normal(self.seed + 3 + which, shape.iter().product(), 2.0, DType::F32)
-                .into_iter()
-                .enumerate()
-                .map(|(i, x)| match dtype {
-                    DType::U8 => f32::from(u8::from(x > -1.5 && i / keys % 13 != 5)),
-                    _ if x < -5.0 || i / keys % 17 == 3 => f32::NEG_INFINITY,
-                    _ => dtype.round(x),
-                })
-                .collect();
-            let mut whole = Vec::with_capacity(batch * heads * queries * keys);
-            for index in 0..batch * heads * queries {
-                let [b, h, i] = [index / queries / heads, index / queries % heads, index % queries];
-                let row = (b % shape[0] * shape[1] + h % shape[1]) * shape[2] + i % shape[2];
-                whole.extend_from_slice(&stored[row * keys..(row + 1) * keys]);
-            }
-            Some([stored, whole])
-        })
-    }
-
     fn problem<'a>(&'a self, [q, k, v]: &'a [Vec<f32>; 3]) -> FlashProblem<'a> {
         FlashProblem {
             q,
@@ -179,50 +143,6 @@ impl FlashCase {
             seqlens_k: self.seqlens_k.as_deref(),
             ..FlashProblem::default()
         }
-    }
-
-    fn inputs(&self) -> [Vec<f32>; 3] {
-        let [q, k, v] = self.shapes().map(|s| s.iter().product::<usize>());
-        let [tq, tk, _] = self.dtypes;
-        let d = self.dims.0;
-        let amplitude = if let Scores::Normal(a) = self.scores { a } else { 1.0 };
-        let mut values = [
-            normal(self.seed, q, amplitude, tq),
-            normal(self.seed + 1, k, amplitude, tk),
-            normal(self.seed + 2, v, 1.0, tk),
-        ];
-        match &self.scores {
-            Scores::Normal(_) => {}
-            Scores::Given(given) => values = given.clone(),
-            Scores::Around(score) => {
-                // q = (√d, noise…), k = (score, noise…): the first products are the score, the rest varies it.
-                values[0].chunks_exact_mut(d).for_each(|row| row[0] = tq.round((d as f32).sqrt()));
-                values[1].chunks_exact_mut(d).for_each(|row| row[0] = tk.round(*score));
-            }
-            Scores::Peaked => {
-                let (rows, peaks) = (self.lengths.0 * d, self.lengths.1 * d);
-                let group = self.heads.0 / self.heads.1;
-                for (i, query) in (0..values[0].len() / d).enumerate().filter(|(i, _)| i % 2 == 0) {
-                    let head = query * d / rows / group;
-                    let key = head * peaks + (i * 7 % self.lengths.1) * d;
-                    for e in 0..d {
-                        values[0][query * d + e] = tq.round(8.0 * values[1][key + e]);
-                    }
-                }
-            }
-        }
-        values
-    }
-
-    /// The values with NaN in the rows of padding.
-    fn poison(&self, values: &[f32], width: usize, heads: usize, length: usize, seqlens: Option<&[usize]>) -> Vec<f32> {
-        let mut poisoned = values.to_vec();
-        for (row, chunk) in poisoned.chunks_exact_mut(width).enumerate() {
-            if seqlens.is_some_and(|s| row % length >= s[row / length / heads]) {
-                chunk.fill(f32::NAN);
-            }
-        }
-        poisoned
     }
 
     fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {

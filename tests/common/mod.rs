@@ -3,7 +3,16 @@
 #![allow(dead_code)] // each test program uses its part
 
 use std::sync::OnceLock;
-use wgpu_attention::{DType, Gpu, GpuOptions, Tensor};
+use wgpu_attention::catalogue::normal;
+use wgpu_attention::{Causal, DType, FlashParams, Gpu, GpuOptions, Tensor, Window};
+
+pub const BOTTOM_RIGHT: FlashParams = FlashParams {
+    causal: Some(Causal::BottomRight),
+    window: Window { left: None, right: None },
+    scale: None,
+    softcap: None,
+    alibi_slopes: None,
+};
 
 pub fn options() -> GpuOptions {
     let mode = std::env::var("WGPU_ATTENTION_MODE").unwrap_or_default();
@@ -36,4 +45,9 @@ pub fn read(tensor: &Tensor) -> Vec<f32> {
 /// For bitwise comparison: NaN equals NaN.
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Normal values with a standard deviation of 2.
+pub fn random(seed: u64, count: usize) -> Vec<f32> {
+    normal(seed, count, 2.0, DType::F32)
 }

@@ -74,7 +74,7 @@ fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 3] = ["--test=flash", "--test=promises", "--test=errors"];
+const GPU_TESTS: [&str; 4] = ["--test=flash", "--test=promises", "--test=embedding", "--test=errors"];
 
 fn matrix() -> Result<()> {
     let lavapipe = drivers::lavapipe()?;
