@@ -136,9 +136,8 @@ impl FlashShapes {
 
 /// In the order of the shader's bindings.
 fn slots<'a>(inputs: &FlashInputs<'a>, outputs: &FlashOutputs<'a>) -> [Option<&'a Tensor>; 7] {
-    let all = [Some(inputs.q), Some(inputs.k), Some(inputs.v), Some(outputs.out), Some(outputs.lse)];
-    let [q, k, v, out, lse] = all;
-    [q, k, v, out, lse, inputs.bias, inputs.mask]
+    let (FlashInputs { q, k, v, bias, mask, .. }, FlashOutputs { out, lse }) = (inputs, outputs);
+    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask]
 }
 
 /// Largest head dimension and value width.
