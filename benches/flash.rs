@@ -4,10 +4,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use wgpu_attention::catalogue::{FlashCase, FlashTensors, normal};
-use wgpu_attention::{
-    Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPrepared, FlashShapes, Gpu, Layout,
-    Tensor,
-};
+use wgpu_attention::{Causal, DType, FlashInputs, FlashOutputs, FlashParams, FlashPrepared, Gpu, Layout, Tensor};
 
 const HEADS: usize = 8;
 
@@ -126,9 +123,7 @@ struct Fused {
 impl Fused {
     async fn new(gpu: &Gpu, case: &FlashCase) -> Self {
         let tensors = case.upload(gpu).await.expect("memory for the tensors");
-        let attention = FlashAttention::new(gpu, case.params.clone()).expect("valid params");
-        let (from, to) = case.arguments(&tensors);
-        let prepared = attention.prepare(&FlashShapes::of(&from, &to)).await.expect("valid shapes");
+        let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
         Self { gpu: gpu.clone(), prepared, tensors }
     }
 

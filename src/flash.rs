@@ -117,19 +117,26 @@ impl FlashShapes {
         Self { q, k, v, out, lse, seqlens_q: None, seqlens_k: None, bias: None, mask: None, buffers }
     }
 
-    /// As the tensors are.
-    pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs) -> Self {
+    /// As the inputs are, with outputs as in [`FlashShapes::new`].
+    pub fn of_inputs(inputs: &FlashInputs) -> Self {
         let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
         let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
         Self {
-            out: outputs.out.layout().clone(),
-            lse: outputs.lse.layout().clone(),
             seqlens_q: seqlens(inputs.seqlens_q),
             seqlens_k: seqlens(inputs.seqlens_k),
             bias: layout(inputs.bias),
             mask: layout(inputs.mask),
-            buffers: crate::arguments::number_buffers(slots(inputs, outputs)),
             ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
+        }
+    }
+
+    /// As the tensors are.
+    pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs) -> Self {
+        Self {
+            out: outputs.out.layout().clone(),
+            lse: outputs.lse.layout().clone(),
+            buffers: crate::arguments::number_buffers(slots(inputs, outputs)),
+            ..Self::of_inputs(inputs)
         }
     }
 }

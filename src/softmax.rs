@@ -19,10 +19,8 @@ pub(crate) struct Portable {
     memory: u32,
 }
 
-/// Workgroup memory to aim at. A quarter of the smallest that GPUs have per compute unit, so that four workgroups fit;
-/// wide heads, which would pass in many small chunks, may take twice as much.
+/// Workgroup memory to use at most, so that several workgroups fit a compute unit.
 const MEMORY: u32 = 17 << 10;
-const MEMORY_WIDE: u32 = 17 << 10;
 /// Bytes of workgroup memory beside the tile: a flag.
 const FLAG: u32 = 16;
 
@@ -45,8 +43,7 @@ impl Portable {
         let per_row = cols / col_part;
         let threads = rows / row_part * per_row;
         let out_part = v4.div_ceil(per_row);
-        let wide = head_dim.max(value_dim) > 128;
-        let bytes = caps.workgroup_memory.min(if wide { MEMORY_WIDE } else { MEMORY }).saturating_sub(FLAG);
+        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG);
         // Every place of a chunk is staged by a group of eight threads.
         let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
         let per_quad = rows + 4 * out_part * per_row;

@@ -3,8 +3,8 @@
 use super::{Case, Outcome, Tolerance, poisoned};
 use crate::reference::{FlashProblem, FlashReference, flash};
 use crate::{
-    Caps, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu, GpuTime, Layout,
-    Result, Tensor,
+    Caps, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Gpu,
+    GpuTime, Layout, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -221,6 +221,15 @@ impl FlashCase {
         (FlashInputs { q, k, v, seqlens_q, seqlens_k, bias, mask }, FlashOutputs { out, lse })
     }
 
+    /// The kernel, prepared for these tensors.
+    ///
+    /// # Errors
+    /// Those of [`FlashAttention::prepare`].
+    pub async fn prepare(&self, gpu: &Gpu, tensors: &FlashTensors) -> Result<FlashPrepared> {
+        let (inputs, outputs) = self.arguments(tensors);
+        FlashAttention::new(gpu, self.params.clone())?.prepare(&FlashShapes::of(&inputs, &outputs)).await
+    }
+
     /// The output and its log-sum-exp, by the reference.
     pub fn expected(&self) -> (&[f64], &[f64]) {
         let expected = &self.known().expected;
@@ -266,25 +275,18 @@ impl Case for FlashCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let attention = FlashAttention::new(gpu, self.params.clone())?;
             let tensors = self.upload(gpu).await?;
             let (inputs, to) = self.arguments(&tensors);
-            let prepared = attention.prepare(&FlashShapes::of(&inputs, &to)).await?;
-            for slice in 0..prepared.plan().slices().len() {
-                let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                prepared.encode_slice(&mut encoder, slice, &inputs, &to)?;
-                gpu.submit(encoder).await?;
-            }
+            self.prepare(gpu, &tensors).await?.submit(&inputs, &to).await?;
             Ok(self.compare(&to.out.read().await?, &to.lse.read().await?))
         })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
         Box::pin(async move {
-            let attention = FlashAttention::new(gpu, self.params.clone())?;
             let tensors = self.upload(gpu).await?;
             let (inputs, to) = self.arguments(&tensors);
-            let prepared = attention.prepare(&FlashShapes::of(&inputs, &to)).await?;
+            let prepared = self.prepare(gpu, &tensors).await?;
             gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
         })
     }

@@ -69,7 +69,7 @@ impl FlashAttention {
         Ok(self.forward_with_lse(&FlashInputs::new(q, k, v)).await?.0)
     }
 
-    /// The same with lengths, and with the log-sum-exp of each row (f32 [batch, heads_q, queries, 1]).
+    /// The same with lengths, a bias and a mask, and with the log-sum-exp of each row (f32 [batch, heads_q, queries, 1]).
     ///
     /// # Errors
     /// Those of [`FlashAttention::forward`].
@@ -84,21 +84,12 @@ impl FlashAttention {
         for (name, tensor) in all {
             tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
         }
-        let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|t| t.layout().clone());
-        let mut shapes = FlashShapes::new(q, k, v);
-        let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
-        (shapes.bias, shapes.mask) = (layout(inputs.bias), layout(inputs.mask));
-        shapes.seqlens_q = inputs.seqlens_q.map(<[usize]>::to_vec);
-        shapes.seqlens_k = inputs.seqlens_k.map(<[usize]>::to_vec);
+        let shapes = FlashShapes::of_inputs(inputs);
         let prepared = self.prepared(&shapes).await?;
         let out = Tensor::empty(&self.gpu, shapes.out).await?;
         let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
         let outputs = FlashOutputs { out: &out, lse: &lse };
-        for slice in 0..prepared.plan.slices().len() {
-            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            prepared.encode_slice(&mut encoder, slice, inputs, &outputs)?;
-            self.gpu.submit(encoder).await?;
-        }
+        prepared.submit(inputs, &outputs).await?;
         Ok((out, lse))
     }
 
@@ -169,6 +160,20 @@ impl FlashPrepared {
         outputs: &FlashOutputs,
     ) -> Result<()> {
         self.encode_range(pass, inputs, outputs, 0..self.launch.slices().len())
+    }
+
+    /// Records each slice into an encoder of its own and submits it.
+    ///
+    /// # Errors
+    /// Those of [`FlashPrepared::encode`]; [`Error::DeviceLost`].
+    pub async fn submit(&self, inputs: &FlashInputs<'_>, outputs: &FlashOutputs<'_>) -> Result<()> {
+        for slice in 0..self.plan.slices().len() {
+            let gpu = self.launch.gpu();
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            self.encode_slice(&mut encoder, slice, inputs, outputs)?;
+            gpu.submit(encoder).await?;
+        }
+        Ok(())
     }
 
     fn record(
