@@ -14,6 +14,8 @@ pub(crate) struct Argument {
     pub group: usize,
     /// Arguments with the same number lie in one buffer.
     pub buffer: usize,
+    /// Every slice binds all batch entries: the work is not divided by them.
+    pub whole: bool,
 }
 
 impl Argument {
@@ -25,7 +27,8 @@ impl Argument {
     fn span(&self, slice: Option<&Slice>) -> Range<u64> {
         let [batches, heads, ..] = self.layout.shape;
         let (batches, heads) = slice.map_or((0..batches, 0..heads), |s| {
-            (s.batches.clone(), s.heads.start / self.group..s.heads.end.div_ceil(self.group))
+            let batches = if self.whole { 0..batches } else { s.batches.clone() };
+            (batches, s.heads.start / self.group..s.heads.end.div_ceil(self.group))
         });
         let span = self.layout.part_span(&batches, &heads).expect("checked when the tensor was described");
         let size = self.layout.dtype.bytes();
@@ -110,7 +113,8 @@ pub(crate) fn row_address(caps: &Caps, arguments: &[Argument], i: usize, slice: 
     let layout = &arguments[i].layout;
     let start = bound_range(caps, arguments, i, slice).start / layout.dtype.bytes();
     let offset = (layout.offset as u64).wrapping_sub(start) as u32;
-    let [batch, head, row] = layout.strides.map(|s| s as u32);
+    // Packed sequences are numbered, and lie in one batch entry.
+    let [batch, head, row] = [0, 1, 2].map(|i| if layout.shape[i] > 1 { layout.strides[i] as u32 } else { 0 });
     [offset, batch, head, row]
 }
 

@@ -5,12 +5,14 @@ mod activations;
 mod data;
 mod flash;
 mod flash_cases;
+mod flash_hooks;
 mod flash_inputs;
 
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
 pub use flash::{FlashCase, FlashTensors, Known, Scores};
 pub use flash_cases::{flash_cases, random_flash_cases};
+pub use flash_hooks::KnownHook;
 
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;

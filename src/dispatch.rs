@@ -1,20 +1,46 @@
 //! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
 use crate::arguments::{Argument, aligned, bound_range, is_written, overlap, together};
-use crate::shader::{Pipeline, Shader};
-use crate::{Error, Gpu, Layout, Result, Slice, Tensor};
+use crate::shader::{Binding, Pipeline, Shader};
+use crate::{Error, Gpu, Layout, Result, Slice, Tensor, hook};
 use futures::FutureExt;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// How many sets of tensors a prepared kernel keeps bind groups for.
 const BIND_GROUP_SETS: usize = 8;
 
+/// A kernel as planned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kernel {
+    pub shader: Shader,
+    pub arguments: Vec<Argument>,
+    /// The uniform struct of each slice.
+    pub uniforms: Vec<Vec<u8>>,
+    /// The contents of each table, in the order of their bindings; unset for one that a kernel writes or has written.
+    pub tables: Vec<Option<Vec<u8>>>,
+}
+
+/// Tables that kernels write for one another, by their names in the shaders.
+pub(crate) type Scratch = HashMap<&'static str, wgpu::Buffer>;
+
+/// Buffers for tables of these sizes in bytes.
+pub(crate) async fn scratch(gpu: &Gpu, sizes: &[(&'static str, u64)]) -> Result<Scratch> {
+    use wgpu::BufferUsages as Usage;
+    let mut found = Scratch::new();
+    for &(name, bytes) in sizes {
+        let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+        found.insert(name, gpu.buffer(name, bytes, usage, &[]).await?);
+    }
+    Ok(found)
+}
+
 /// A compiled kernel with its constant buffers: all that does not depend on the tensors.
 #[derive(Debug)]
 pub(crate) struct Launch {
     gpu: Gpu,
-    name: String,
+    shader: Shader,
     pipeline: Arc<Pipeline>,
     arguments: Vec<Argument>,
     /// For each argument, the first of those that share its binding.
@@ -25,6 +51,8 @@ pub(crate) struct Launch {
     uniform_size: u64,
     tables: Vec<wgpu::Buffer>,
     empty: wgpu::Buffer,
+    /// The caller's buffers.
+    hooks: Option<wgpu::BindGroup>,
     bound: Mutex<Vec<Bound>>,
 }
 
@@ -37,32 +65,36 @@ struct Bound {
 
 impl Launch {
     /// Builds the pipeline and uploads one uniform struct for each slice, and the tables.
-    pub async fn prepare<U: bytemuck::Pod>(
-        gpu: &Gpu,
-        shader: &Shader,
-        arguments: &[Argument],
-        slices: &[Slice],
-        uniforms: &[U],
-        tables: &[Vec<u8>],
-    ) -> Result<Self> {
+    pub async fn prepare(gpu: &Gpu, kernel: &Kernel, slices: &[Slice], scratch: &Scratch) -> Result<Self> {
+        let Kernel { shader, arguments, uniforms, tables } = kernel;
         let pipeline = gpu.pipeline(shader).await?;
-        let uniform_size = size_of::<U>() as u64;
-        let uniform_stride = uniform_size.next_multiple_of(u64::from(gpu.caps().uniform_alignment));
+        let uniform_size = uniforms.first().map_or(0, |uniform| uniform.len() as u64);
+        let uniform_stride = uniform_size.next_multiple_of(u64::from(gpu.caps().uniform_alignment)).max(1);
         let mut bytes = vec![0; uniforms.len() * uniform_stride as usize];
         for (uniform, at) in uniforms.iter().zip(bytes.chunks_exact_mut(uniform_stride as usize)) {
-            at[..uniform_size as usize].copy_from_slice(bytemuck::bytes_of(uniform));
+            at[..uniform_size as usize].copy_from_slice(uniform);
         }
         use wgpu::BufferUsages as Usage;
         let uniforms = gpu.buffer("parameters", bytes.len() as u64, Usage::UNIFORM | Usage::COPY_DST, &bytes).await?;
         let mut table_buffers = Vec::new();
-        for table in tables {
+        let named = shader.bindings.iter().filter_map(|binding| match binding {
+            Binding::Table { name, .. } => Some(*name),
+            _ => None,
+        });
+        for (name, contents) in named.zip(tables) {
             let usage = Usage::STORAGE | Usage::UNIFORM | Usage::COPY_DST;
-            table_buffers.push(gpu.buffer("table", table.len() as u64, usage, table).await?);
+            table_buffers.push(match contents {
+                Some(contents) => gpu.buffer(name, contents.len() as u64, usage, contents).await?,
+                None => scratch[name].clone(),
+            });
         }
+        let empty = gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await?;
+        let (hooks, popped) = gpu.scoped(|_| hook_group(gpu, shader, &pipeline, &empty));
+        gpu.refused("buffers of hooks", popped.await).await?;
         let leaders = (0..arguments.len()).map(|i| together(gpu.caps(), arguments, i)[0]).collect();
         Ok(Self {
             gpu: gpu.clone(),
-            name: shader.name.clone(),
+            shader: shader.clone(),
             pipeline,
             arguments: arguments.to_vec(),
             leaders,
@@ -71,7 +103,8 @@ impl Launch {
             uniform_stride,
             uniform_size,
             tables: table_buffers,
-            empty: gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await?,
+            empty,
+            hooks,
             bound: Mutex::default(),
         })
     }
@@ -99,6 +132,9 @@ impl Launch {
         }
         let groups = self.groups(tensors, &shifts)?;
         pass.set_pipeline(&self.pipeline.compute);
+        if let Some(hooks) = &self.hooks {
+            pass.set_bind_group(1, hooks, &[]);
+        }
         for i in which {
             let [batches, heads, tiles] = self.slices[i].sizes().map(|n| n as u32);
             pass.set_bind_group(0, &groups[i], &[]);
@@ -109,7 +145,7 @@ impl Launch {
 
     /// Checks that each tensor is as prepared, but for its buffer and for an offset that differs by whole alignments.
     /// Returns that difference for each, in bytes.
-    fn check(&self, tensors: &[&Tensor]) -> Result<Vec<u64>> {
+    pub fn check(&self, tensors: &[&Tensor]) -> Result<Vec<u64>> {
         let caps = self.gpu.caps();
         let mut shifts = Vec::new();
         for (argument, tensor) in self.arguments.iter().zip(tensors) {
@@ -135,7 +171,25 @@ impl Launch {
             }
         }
         self.check_apart(tensors)?;
+        self.check_hooks(tensors)?;
         Ok(shifts)
+    }
+
+    /// No buffer of a hook is one that this kernel writes: a buffer is either read or written in a dispatch.
+    fn check_hooks(&self, tensors: &[&Tensor]) -> Result<()> {
+        for (name, tensor) in hook::buffers(self.shader.hooks()) {
+            let written = |i: &usize| is_written(&self.arguments, self.arguments[*i].buffer);
+            let same = (0..tensors.len()).filter(written).find(|&i| tensors[i].buffer() == tensor.buffer());
+            if let Some(i) = same {
+                let value = format!("in the buffer of {}", self.arguments[i].name);
+                return Err(Error::argument(
+                    format!("hook buffer {name}"),
+                    value,
+                    "in another: that one is bound for writing",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share
@@ -194,7 +248,6 @@ impl Launch {
     }
 
     fn group(&self, index: usize, slice: &Slice, key: &[(wgpu::Buffer, u64)]) -> wgpu::BindGroup {
-        let part = |buffer, offset, size| wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) };
         let mut parts = vec![part(&self.uniforms, index as u64 * self.uniform_stride, self.uniform_size)];
         parts.extend(self.tables.iter().map(|table| part(table, 0, table.size())));
         for (i, (buffer, shift)) in self.binding_leaders().zip(key) {
@@ -204,15 +257,37 @@ impl Launch {
                 bytes => part(buffer, range.start.wrapping_add(*shift), bytes),
             });
         }
-        let entries: Vec<_> = parts
-            .into_iter()
-            .zip(0u32..)
-            .map(|(part, binding)| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(part) })
-            .collect();
-        let layout = &self.pipeline.layout;
-        let descriptor = wgpu::BindGroupDescriptor { label: Some(&self.name), layout, entries: &entries };
-        self.gpu.device().create_bind_group(&descriptor)
+        bind_group(&self.gpu, &self.shader.name, &self.pipeline.layout, parts)
     }
+}
+
+fn part(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
+}
+
+fn bind_group(
+    gpu: &Gpu,
+    label: &str,
+    layout: &wgpu::BindGroupLayout,
+    parts: Vec<wgpu::BufferBinding>,
+) -> wgpu::BindGroup {
+    let entry = |(part, binding)| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(part) };
+    let entries: Vec<_> = parts.into_iter().zip(0u32..).map(entry).collect();
+    gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
+}
+
+/// Group 1: the caller's buffers.
+fn hook_group(gpu: &Gpu, shader: &Shader, pipeline: &Pipeline, empty: &wgpu::Buffer) -> Option<wgpu::BindGroup> {
+    let layout = pipeline.hook_layout.as_ref()?;
+    let buffers = hook::buffers(shader.hooks());
+    let parts = buffers.into_iter().map(|(_, tensor)| {
+        let span = tensor.layout().byte_span().expect("checked when the kernel was planned");
+        match span.end - span.start {
+            0 => part(empty, 0, empty.size()),
+            bytes => part(tensor.buffer(), span.start, bytes.next_multiple_of(4)),
+        }
+    });
+    Some(bind_group(gpu, &shader.name, layout, parts.collect()))
 }
 
 pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()> {

@@ -64,6 +64,16 @@ pub enum Error {
         /// The compiler's own words.
         message: String,
     },
+    /// The compiler rejected a function of the caller's.
+    #[error("{hook}{}: {message}", .line.map_or(String::new(), |line| format!(", line {line} of its source")))]
+    Hook {
+        /// Its place, and the function that it should define.
+        hook: String,
+        /// The line of its own source, from 1; unset if the source lacks the function.
+        line: Option<u32>,
+        /// The compiler's own words.
+        message: String,
+    },
     /// The device has no memory left.
     #[error("out of GPU memory: {what}")]
     OutOfMemory {

@@ -5,12 +5,13 @@
 
 mod plan;
 mod run;
+mod uniforms;
 
 pub use plan::FlashPlan;
 pub use run::{FlashAttention, FlashPrepared};
 
 use crate::error::require;
-use crate::{DType, Layout, Result, Tensor};
+use crate::{Caps, CuSeqlens, CuSeqlensShape, DType, Hook, Layout, Result, Tensor, hook, packed};
 
 /// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +44,10 @@ pub struct FlashParams {
     pub softcap: Option<f32>,
     /// ALiBi (arXiv 2108.12409): one slope a query head; score − slope·|i + keys − queries − j|, after the soft cap.
     pub alibi_slopes: Option<Vec<f32>>,
+    /// The caller's functions that change a score, one after another, after all else that does.
+    pub score_mod: Vec<Hook>,
+    /// The caller's functions that say which keys are seen, besides all else.
+    pub mask_mod: Vec<Hook>,
 }
 
 /// What flash attention reads.
@@ -58,8 +63,14 @@ pub struct FlashInputs<'a> {
     pub seqlens_q: Option<&'a [usize]>,
     /// How many keys of each batch entry count; the rest is padding that nobody sees.
     pub seqlens_k: Option<&'a [usize]>,
+    /// Packed sequences: the queries of all lie one after another in q, [1, heads_q, rows, head_dim]. Goes with
+    /// `cu_seqlens_k`, and not with lengths.
+    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
+    /// The same of the keys, in k and v.
+    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
     /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
-    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen.
+    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
+    /// queries, longest keys].
     pub bias: Option<&'a Tensor>,
     /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
     pub mask: Option<&'a Tensor>,
@@ -68,7 +79,17 @@ pub struct FlashInputs<'a> {
 impl<'a> FlashInputs<'a> {
     /// Queries, keys and values in full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, seqlens_q: None, seqlens_k: None, bias: None, mask: None }
+        Self {
+            q,
+            k,
+            v,
+            seqlens_q: None,
+            seqlens_k: None,
+            cu_seqlens_q: None,
+            cu_seqlens_k: None,
+            bias: None,
+            mask: None,
+        }
     }
 }
 
@@ -98,6 +119,10 @@ pub struct FlashShapes {
     pub seqlens_q: Option<Vec<usize>>,
     /// Keys of each batch entry, at most `keys`.
     pub seqlens_k: Option<Vec<usize>>,
+    /// Packed queries.
+    pub cu_seqlens_q: Option<CuSeqlensShape>,
+    /// Packed keys and values.
+    pub cu_seqlens_k: Option<CuSeqlensShape>,
     /// Additive bias [batch, heads_q, queries, keys].
     pub bias: Option<Layout>,
     /// Boolean mask, u8 [batch, heads_q, queries, keys].
@@ -114,7 +139,20 @@ impl FlashShapes {
         let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
         let lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
         let buffers = [0, 1, 2, 3, 4, 5, 6];
-        Self { q, k, v, out, lse, seqlens_q: None, seqlens_k: None, bias: None, mask: None, buffers }
+        Self {
+            q,
+            k,
+            v,
+            out,
+            lse,
+            seqlens_q: None,
+            seqlens_k: None,
+            cu_seqlens_q: None,
+            cu_seqlens_k: None,
+            bias: None,
+            mask: None,
+            buffers,
+        }
     }
 
     /// As the inputs are, with outputs as in [`FlashShapes::new`].
@@ -124,6 +162,8 @@ impl FlashShapes {
         Self {
             seqlens_q: seqlens(inputs.seqlens_q),
             seqlens_k: seqlens(inputs.seqlens_k),
+            cu_seqlens_q: inputs.cu_seqlens_q.as_ref().map(CuSeqlens::shape),
+            cu_seqlens_k: inputs.cu_seqlens_k.as_ref().map(CuSeqlens::shape),
             bias: layout(inputs.bias),
             mask: layout(inputs.mask),
             ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
@@ -139,6 +179,20 @@ impl FlashShapes {
             ..Self::of_inputs(inputs)
         }
     }
+
+    /// Both sides of packed sequences.
+    fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
+        Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
+    }
+
+    /// [batch, heads_q, queries, keys] of a bias or mask.
+    fn pairs(&self) -> [usize; 4] {
+        let heads = self.q.shape[1];
+        match self.packed() {
+            None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
+            Some([q, k]) => [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()],
+        }
+    }
 }
 
 /// In the order of the shader's bindings.
@@ -152,7 +206,8 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 /// Largest sequence: positions and their differences are 32-bit integers in the shader.
 const MAX_SEQUENCE: usize = 1 << 30;
 
-fn check_params(params: &FlashParams) -> Result<()> {
+fn check_params(caps: &Caps, params: &FlashParams) -> Result<()> {
+    hook::check(caps, &hook::place(&params.score_mod, &params.mask_mod))?;
     if let Some(scale) = params.scale {
         let bound = "finite, and below f32's maximum / log2(e)";
         require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)?;
@@ -193,12 +248,13 @@ fn check_shapes(shapes: &FlashShapes) -> Result<()> {
     let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
     require(lse.shape == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape), rows)?;
     require(lse.dtype == DType::F32, "lse.dtype", lse.dtype, "f32")?;
+    check_packed(shapes)?;
     check_lengths("seqlens_q", shapes.seqlens_q.as_deref(), batch, queries)?;
     check_lengths("seqlens_k", shapes.seqlens_k.as_deref(), batch, keys)?;
     for (name, layout) in [("q", q), ("k", k), ("v", v), ("out", out), ("bias", shapes.bias.as_ref().unwrap_or(q))] {
-        require(layout.dtype != DType::U8, &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
+        require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
     }
-    let pairs = [batch, heads_q, queries, keys];
+    let pairs = shapes.pairs();
     for (name, layout) in [("bias", &shapes.bias), ("mask", &shapes.mask)] {
         let shape = layout.as_ref().map_or(pairs, |layout| layout.shape);
         let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
@@ -211,6 +267,20 @@ fn check_shapes(shapes: &FlashShapes) -> Result<()> {
     }
     out.check_output("out")?;
     lse.check_output("lse")
+}
+
+fn check_packed(shapes: &FlashShapes) -> Result<()> {
+    let FlashShapes { cu_seqlens_q: q, cu_seqlens_k: k, seqlens_q, seqlens_k, .. } = shapes;
+    for (name, given, other) in [("cu_seqlens_q", q, "cu_seqlens_k"), ("cu_seqlens_k", k, "cu_seqlens_q")] {
+        require(given.is_some() || (q.is_none() && k.is_none()), name, "unset", format!("set, as {other} is"))?;
+    }
+    let Some(sides) = shapes.packed() else { return Ok(()) };
+    for (name, lengths) in [("seqlens_q", seqlens_q), ("seqlens_k", seqlens_k)] {
+        require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k, which say the lengths")?;
+    }
+    let batch = shapes.q.shape[0];
+    require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
+    packed::check(sides, [shapes.q.shape[2], shapes.k.shape[2]])
 }
 
 fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {

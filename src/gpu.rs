@@ -1,6 +1,6 @@
 //! A device to compute on: requested, or borrowed from the caller's program.
 
-use crate::shader::{Pipeline, Shader};
+use crate::shader::{self, Pipeline, Shader};
 use crate::{Caps, Error, Result};
 use futures::channel::oneshot;
 use std::collections::HashMap;
@@ -265,6 +265,16 @@ impl Gpu {
         Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| sign.into()) }
     }
 
+    /// Why a module was rejected, by the compiler's first error.
+    async fn complaint(&self, shader: &Shader, module: &wgpu::ShaderModule, message: String) -> Error {
+        let info = module.get_compilation_info().await;
+        let error = info.messages.into_iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
+        match error {
+            Some(e) => shader.complaint(e.location.map(|at| at.line_number), &e.message),
+            None => shader.complaint(None, &message),
+        }
+    }
+
     /// The pipeline of a shader: built once for each text, kept for the device's life.
     pub(crate) async fn pipeline(&self, shader: &Shader) -> Result<Arc<Pipeline>> {
         self.alive()?;
@@ -272,12 +282,18 @@ impl Gpu {
         if let Some(found) = self.0.pipelines.lock().expect("no panic under this lock").get(&source) {
             return Ok(found.clone());
         }
-        let (pipeline, popped) =
-            self.scoped(|device| Pipeline::build(device, shader, &source, !self.0.checked_shaders && shader.trusted));
-        match self.refused(&format!("shader {}", shader.name), popped.await).await {
-            Err(Error::Internal { message, .. }) => return Err(Error::Shader { shader: shader.name.clone(), message }),
-            other => other?,
+        let (module, popped) = self.scoped(|device| shader::module(device, shader, &source, !self.0.checked_shaders));
+        if let Err(e) = self.refused("shader", popped.await).await {
+            return Err(match e {
+                Error::Internal { message, .. } => self.complaint(shader, &module, message).await,
+                other => other,
+            });
         }
+        let (pipeline, popped) = self.scoped(|device| Pipeline::build(device, shader, &module));
+        self.refused("pipeline", popped.await).await.map_err(|e| match e {
+            Error::Internal { message, .. } => Error::Shader { shader: shader.name.clone(), message },
+            other => other,
+        })?;
         let pipeline = Arc::new(pipeline);
         self.0.pipelines.lock().expect("no panic under this lock").insert(source, pipeline.clone());
         Ok(pipeline)

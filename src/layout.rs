@@ -17,13 +17,15 @@ pub enum DType {
     Bf16,
     /// One byte: for masks, where zero is false.
     U8,
+    /// 32-bit unsigned integers: offsets and indices.
+    U32,
 }
 
 impl DType {
     /// Bytes of one element.
     pub fn bytes(self) -> u64 {
         match self {
-            DType::F32 => 4,
+            DType::F32 | DType::U32 => 4,
             DType::F16 | DType::Bf16 => 2,
             DType::U8 => 1,
         }
@@ -36,6 +38,7 @@ impl DType {
             DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
             DType::U8 => values.iter().map(|&x| x.round_ties_even() as u8).collect(),
+            DType::U32 => values.iter().flat_map(|&x| (x.round_ties_even() as u32).to_le_bytes()).collect(),
         }
     }
 
@@ -45,12 +48,20 @@ impl DType {
             DType::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
             DType::Bf16 => bytemuck::pod_read_unaligned::<bf16>(bytes).to_f32(),
             DType::U8 => f32::from(bytes[0]),
+            DType::U32 => bytemuck::pod_read_unaligned::<u32>(bytes) as f32,
         }
     }
 
     /// `x` rounded to nearest even in this type.
     pub fn round(self, x: f32) -> f32 {
         self.decode(&self.encode(&[x]))
+    }
+}
+
+impl DType {
+    /// Whether it holds numbers to compute with.
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::Bf16)
     }
 }
 
@@ -61,6 +72,7 @@ impl fmt::Display for DType {
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
             DType::U8 => "u8",
+            DType::U32 => "u32",
         })
     }
 }

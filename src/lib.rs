@@ -7,7 +7,9 @@ mod dispatch;
 mod error;
 mod flash;
 mod gpu;
+mod hook;
 mod layout;
+mod packed;
 pub mod reference;
 mod shader;
 mod slices;
@@ -24,7 +26,9 @@ pub use flash::{
     Causal, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Window,
 };
 pub use gpu::{Gpu, GpuOptions};
+pub use hook::Hook;
 pub use layout::{DType, Layout};
+pub use packed::{CuSeqlens, CuSeqlensShape};
 pub use slices::Slice;
 pub use tensor::Tensor;
 pub use timing::GpuTime;

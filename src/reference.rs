@@ -3,4 +3,4 @@
 
 mod flash;
 
-pub use flash::{FlashProblem, FlashReference, flash};
+pub use flash::{At, FlashProblem, FlashReference, flash};

@@ -1,7 +1,8 @@
 //! Shaders are lists of plain WGSL files behind a prelude. This is the only place that knows the files; it writes the
 //! constants, the bindings and one accessor for each tensor from the same typed list that makes the bind group layout.
 
-use crate::DType;
+use crate::hook::{self, Placed};
+use crate::{DType, Error};
 use std::fmt::Write;
 
 macro_rules! files {
@@ -15,6 +16,12 @@ pub(crate) mod file {
         PARAMS = "softmax/params.wgsl";
         PORTABLE = "softmax/portable.wgsl";
         SCORE_TILE = "softmax/score_tile.wgsl";
+        TILE_MAP = "softmax/tile_map.wgsl";
+        MAPPED = "softmax/mapped.wgsl";
+        UNMAPPED = "softmax/unmapped.wgsl";
+        WORK_PADDED = "work/padded.wgsl";
+        WORK_PACKED = "work/packed.wgsl";
+        WORK_SCHEDULE = "work/schedule.wgsl";
         TILES_DENSE = "tiles/dense.wgsl";
         ROWS_STRIDED = "rows/strided.wgsl";
         SCORE_POSITION = "score/position.wgsl";
@@ -32,9 +39,9 @@ pub(crate) mod file {
 pub(crate) enum Binding {
     /// `var<uniform> NAME: TYPE`.
     Uniform { name: &'static str, ty: &'static str },
-    /// `var<storage, read> NAME: array<TYPE>`, or `var<uniform> NAME: array<TYPE, LENGTH>`, which does not count among the
-    /// storage buffers: a small table that the host wrote.
-    Table { name: &'static str, ty: &'static str, length: Option<usize> },
+    /// `var<storage, ACCESS> NAME: array<TYPE>`, or `var<uniform> NAME: array<TYPE, LENGTH>`, which does not count among the
+    /// storage buffers: a table that the host or another kernel wrote.
+    Table { name: &'static str, ty: &'static str, length: Option<usize>, write: bool },
     /// Tensor data, reached through accessors.
     Data { name: String, words: Words, write: bool },
 }
@@ -68,6 +75,8 @@ pub(crate) enum AccessKind {
     Load4,
     /// `load_NAME(i)`: one element.
     Load1,
+    /// `load_NAME(i)`: one word.
+    LoadBits,
     Store4,
     StoreBits,
 }
@@ -80,19 +89,113 @@ pub(crate) struct Shader {
     pub constants: Vec<(&'static str, u32)>,
     pub bindings: Vec<Binding>,
     pub accesses: Vec<Access>,
-    /// The functions that change a score, in order.
-    pub scores: Vec<&'static str>,
-    /// The functions that hide keys.
-    pub masks: Vec<&'static str>,
+    pub chain: Option<Chain>,
     pub files: Vec<&'static str>,
-    /// Holds only code of this crate, whose every index is in bounds.
-    pub trusted: bool,
+}
+
+/// What changes a score; see `shaders/score/position.wgsl`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Chain {
+    /// This crate's functions that change a score, in order.
+    pub scores: Vec<&'static str>,
+    /// This crate's functions that hide keys.
+    pub masks: Vec<&'static str>,
+    /// The caller's functions, which follow on either.
+    pub hooks: Vec<Placed>,
+}
+
+impl Chain {
+    /// The same without what changes a score.
+    pub fn of_masks(&self) -> Self {
+        let hooks = self.hooks.iter().filter(|placed| placed.is_mask()).cloned().collect();
+        Self { scores: vec![], masks: self.masks.clone(), hooks }
+    }
+
+    /// The caller's functions that change scores, or hide keys.
+    fn entries(&self, mask: bool) -> impl Iterator<Item = &str> {
+        self.hooks.iter().filter(move |placed| placed.is_mask() == mask).map(|placed| placed.hook.entry.as_str())
+    }
+
+    /// Whether anything changes a score.
+    pub fn scores_change(&self) -> bool {
+        !self.scores.is_empty() || self.entries(false).next().is_some()
+    }
+
+    /// Whether anything hides a key.
+    pub fn masks_hide(&self) -> bool {
+        !self.masks.is_empty() || self.entries(true).next().is_some()
+    }
+
+    /// One call a line, so that a compiler's complaint about a call tells which.
+    fn wgsl(&self) -> String {
+        const AT: &str = "    let at = position_of(r, c, w);\n";
+        let mut score = String::from("    return s;\n");
+        if self.scores_change() {
+            score = format!("{AT}    var x = s;\n");
+            score.extend(self.scores.iter().map(|name| format!("    x = {name}(x, at);\n")));
+            score.extend(self.entries(false).map(|name| format!("    x = still_hidden(x, {name}(x, at));\n")));
+            score += "    return x * 1.4426950408889634;\n";
+        }
+        let mut masks = String::new();
+        if self.masks_hide() {
+            masks += AT;
+            let names = self.masks.iter().copied().chain(self.entries(true));
+            masks.extend(names.map(|name| format!("    if (!{name}(at)) {{ return false; }}\n")));
+        }
+        // A gradient is compiled along, so that an error in it shows at once.
+        let gradients: String = self
+            .hooks
+            .iter()
+            .enumerate()
+            .filter_map(|(i, placed)| Some((i, placed.hook.grad_entry.as_ref()?)))
+            .map(|(i, name)| {
+                format!(
+                    "fn hook_gradient_{i}(score: f32, at: Position, d_out: f32) -> f32 {{\n    return {name}(score, at, \
+                     d_out);\n}}\n"
+                )
+            })
+            .collect();
+        format!(
+            "const SCORED: bool = {};
+const VEILED: bool = {};
+fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
+{score}}}
+fn unveiled(r: Row, c: Col, w: Work) -> bool {{
+{masks}    return true;
+}}
+{gradients}",
+            self.scores_change(),
+            self.masks_hide()
+        )
+    }
 }
 
 impl Binding {
     /// Whether it counts among the storage buffers.
     pub fn is_storage(&self) -> bool {
         !matches!(self, Binding::Uniform { .. } | Binding::Table { length: Some(_), .. })
+    }
+
+    fn ty(&self) -> wgpu::BufferBindingType {
+        match self {
+            Binding::Uniform { .. } | Binding::Table { length: Some(_), .. } => wgpu::BufferBindingType::Uniform,
+            Binding::Table { write, .. } | Binding::Data { write, .. } => {
+                wgpu::BufferBindingType::Storage { read_only: !write }
+            }
+        }
+    }
+
+    /// Address space and access, name, type.
+    fn declaration(&self) -> (&'static str, &str, String) {
+        let storage = |write: bool| if write { "storage, read_write" } else { "storage, read" };
+        match self {
+            Binding::Uniform { name, ty } => ("uniform", name, ty.to_string()),
+            Binding::Table { name, ty, length: Some(length), .. } => {
+                ("uniform", name, format!("array<{ty}, {length}>"))
+            }
+            Binding::Table { name, ty, length: None, write } => (storage(*write), name, format!("array<{ty}>")),
+            Binding::Data { name, words, write } => (storage(*write), name, format!("array<{}>", words.wgsl())),
+        }
     }
 }
 
@@ -107,57 +210,84 @@ impl Words {
 }
 
 impl Shader {
+    /// Holds only code of this crate, whose every index is in bounds.
+    pub fn is_trusted(&self) -> bool {
+        self.hooks().is_empty()
+    }
+
+    /// The caller's functions in it.
+    pub fn hooks(&self) -> &[Placed] {
+        self.chain.as_ref().map_or(&[], |chain| &chain.hooks)
+    }
+
+    /// Storage buffers, those of hooks included.
+    pub fn storage_buffers(&self) -> u64 {
+        (self.bindings.iter().filter(|b| b.is_storage()).count() + hook::buffers(self.hooks()).len()) as u64
+    }
+
     /// The whole text.
     pub fn source(&self) -> String {
+        self.parts().into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// The text in parts, with the hooks that a part is the source of.
+    fn parts(&self) -> Vec<(Option<&Placed>, String)> {
+        let mut parts: Vec<(Option<&Placed>, String)> = vec![(None, self.prelude())];
+        parts.extend(self.files.iter().map(|file| (None, format!("\n{file}"))));
+        for placed in self.hooks() {
+            if parts.iter().all(|(other, _)| other.is_none_or(|other| other.hook.source != placed.hook.source)) {
+                parts.push((Some(placed), format!("{}\n", placed.hook.source)));
+            }
+        }
+        parts
+    }
+
+    /// The error behind a compiler's complaint about line `line` (from 1) of the text.
+    pub fn complaint(&self, line: Option<u32>, message: &str) -> Error {
+        let mut before = 0;
+        for (placed, text) in self.parts() {
+            let lines = text.lines().count();
+            let within = line.and_then(|line| (line as usize).checked_sub(before)).filter(|&n| n >= 1 && n <= lines);
+            if let Some(n) = within {
+                let called = text.lines().nth(n - 1).unwrap_or_default();
+                let by = |placed: &&Placed| {
+                    let Placed { hook, .. } = placed;
+                    [Some(&hook.entry), hook.grad_entry.as_ref()]
+                        .into_iter()
+                        .flatten()
+                        .any(|e| called.contains(&format!("{e}(")))
+                };
+                let (placed, line) = match placed {
+                    Some(placed) => (Some(placed), Some(n as u32)),
+                    None => (self.hooks().iter().find(by), None),
+                };
+                if let Some(placed) = placed {
+                    return Error::Hook { hook: placed.describe(), line, message: message.into() };
+                }
+            }
+            before += lines;
+        }
+        Error::Shader { shader: self.name.clone(), message: message.into() }
+    }
+
+    /// Constants, bindings, accessors, and the chain of functions that change a score.
+    fn prelude(&self) -> String {
         let mut text = String::new();
         for (name, value) in &self.constants {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
         for (i, binding) in self.bindings.iter().enumerate() {
-            let _ = match binding {
-                Binding::Uniform { name, ty } => {
-                    writeln!(text, "@group(0) @binding({i}) var<uniform> {name}: {ty};")
-                }
-                Binding::Table { name, ty, length: None } => {
-                    writeln!(text, "@group(0) @binding({i}) var<storage, read> {name}: array<{ty}>;")
-                }
-                Binding::Table { name, ty, length: Some(length) } => {
-                    writeln!(text, "@group(0) @binding({i}) var<uniform> {name}: array<{ty}, {length}>;")
-                }
-                Binding::Data { name, words, write } => {
-                    let access = if *write { "read_write" } else { "read" };
-                    writeln!(text, "@group(0) @binding({i}) var<storage, {access}> {name}: array<{}>;", words.wgsl())
-                }
-            };
+            let (space, name, ty) = binding.declaration();
+            let _ = writeln!(text, "@group(0) @binding({i}) var<{space}> {name}: {ty};");
+        }
+        for (i, (name, tensor)) in hook::buffers(self.hooks()).into_iter().enumerate() {
+            let _ =
+                writeln!(text, "@group(1) @binding({i}) var<storage, read> {name}: array<{}>;", hook::element(tensor));
         }
         for access in &self.accesses {
             text += &self.accessor(access);
         }
-        text += &self.score();
-        for file in &self.files {
-            text += "\n";
-            text += file;
-        }
-        text
-    }
-
-    /// The chain of functions that change a score; see `shaders/score/position.wgsl`.
-    fn score(&self) -> String {
-        let steps: String = self.scores.iter().map(|name| format!("x = {name}(x, at); ")).collect();
-        let body = match steps.as_str() {
-            "" => "return s;".into(),
-            _ => format!("let at = position_of(r, c, w); var x = s; {steps}return x * 1.4426950408889634;"),
-        };
-        let masks: String = self.masks.iter().map(|name| format!(" && {name}(position_of(r, c, w))")).collect();
-        format!(
-            "const SCORED: bool = {};
-const VEILED: bool = {};
-fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{ {body} }}
-fn unveiled(r: Row, c: Col, w: Work) -> bool {{ return true{masks}; }}
-",
-            !self.scores.is_empty(),
-            !self.masks.is_empty()
-        )
+        text + &self.chain.as_ref().map_or(String::new(), Chain::wgsl)
     }
 
     fn accessor(&self, access: &Access) -> String {
@@ -171,6 +301,7 @@ fn unveiled(r: Row, c: Col, w: Work) -> bool {{ return true{masks}; }}
             AccessKind::Load1 => {
                 format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
             }
+            AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n"),
             AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
             AccessKind::Store4 => store_narrow(name, data, access.dtype),
             AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
@@ -247,36 +378,50 @@ fn store_narrow(name: &str, data: &str, dtype: DType) -> String {
     format!("fn store_{name}4(i: u32, n: u32, x: vec4f) {{\n{body}}}\n")
 }
 
-/// A compiled shader and the layout that its bind groups have.
+/// A compiled shader and the layouts that its bind groups have.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     pub compute: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
+    /// The layout of the caller's buffers.
+    pub hook_layout: Option<wgpu::BindGroupLayout>,
+}
+
+/// Compiles `source`, which is `shader`'s text, to a module. Errors go to the scopes around the call.
+pub(crate) fn module(device: &wgpu::Device, shader: &Shader, source: &str, trusted: bool) -> wgpu::ShaderModule {
+    let label = Some(shader.name.as_str());
+    let descriptor = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+    if trusted && shader.is_trusted() {
+        // SAFETY: the text is this crate's own. Tensor indices come from layouts that `Tensor::wrap` and `plan` have
+        // checked against the bound range, tokens are clamped to it, and every loop ends after a bounded count.
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    } else {
+        device.create_shader_module(descriptor)
+    }
 }
 
 impl Pipeline {
-    /// Compiles `source`, which is `shader`'s text. Errors go to the scopes around the call.
-    pub fn build(device: &wgpu::Device, shader: &Shader, source: &str, trusted: bool) -> Self {
-        let entries: Vec<_> = shader.bindings.iter().zip(0u32..).map(|(binding, i)| layout_entry(binding, i)).collect();
+    /// The pipeline of `shader`'s module. Errors go to the scopes around the call.
+    pub fn build(device: &wgpu::Device, shader: &Shader, module: &wgpu::ShaderModule) -> Self {
         let label = Some(shader.name.as_str());
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+        let group = |types: Vec<wgpu::BufferBindingType>| {
+            let entries: Vec<_> = types.into_iter().zip(0u32..).map(|(ty, i)| layout_entry(ty, i)).collect();
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries })
+        };
+        let layout = group(shader.bindings.iter().map(Binding::ty).collect());
+        let hook_buffers = hook::buffers(shader.hooks()).len();
+        let read = wgpu::BufferBindingType::Storage { read_only: true };
+        let hook_layout = (hook_buffers > 0).then(|| group(vec![read; hook_buffers]));
+        let layouts: Vec<_> = std::iter::once(&layout).chain(&hook_layout).map(Some).collect();
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
-            bind_group_layouts: &[Some(&layout)],
+            bind_group_layouts: &layouts,
             ..Default::default()
         });
-        let descriptor = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
-        let module = if trusted {
-            // SAFETY: the text is this crate's own. Tensor indices come from layouts that `Tensor::wrap` and `plan` have
-            // checked against the bound range, tokens are clamped to it, and every loop ends after a bounded count.
-            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        } else {
-            device.create_shader_module(descriptor)
-        };
         let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,
             layout: Some(&pipeline_layout),
-            module: &module,
+            module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
                 // Every shader writes its workgroup memory before it reads it.
@@ -285,18 +430,13 @@ impl Pipeline {
             },
             cache: None,
         });
-        Self { compute, layout }
+        Self { compute, layout, hook_layout }
     }
 }
 
-fn layout_entry(binding: &Binding, i: u32) -> wgpu::BindGroupLayoutEntry {
-    let ty = match binding {
-        Binding::Uniform { .. } | Binding::Table { length: Some(_), .. } => wgpu::BufferBindingType::Uniform,
-        Binding::Table { .. } => wgpu::BufferBindingType::Storage { read_only: true },
-        Binding::Data { write, .. } => wgpu::BufferBindingType::Storage { read_only: !write },
-    };
+fn layout_entry(ty: wgpu::BufferBindingType, binding: u32) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {
-        binding: i,
+        binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
         count: None,

@@ -2,13 +2,31 @@
 
 use crate::error::require;
 use crate::{DType, Error, Gpu, Layout, Result};
+use std::sync::Arc;
 
 /// A tensor on the GPU. It shares its buffer with whoever else holds that buffer; cloning copies no data.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tensor {
     gpu: Gpu,
     buffer: wgpu::Buffer,
     layout: Layout,
+    verdict: Option<Verdict>,
+}
+
+/// What the kernel that wrote a tensor found wrong in indices that only the GPU has seen.
+#[derive(Clone)]
+pub(crate) struct Verdict {
+    /// Its words.
+    pub words: wgpu::Buffer,
+    /// What they mean.
+    pub judge: Arc<dyn Fn(&[u32]) -> Result<()> + Send + Sync>,
+}
+
+impl Verdict {
+    pub async fn ask(&self, gpu: &Gpu) -> Result<()> {
+        let bytes = gpu.read(&self.words, 0, self.words.size()).await?;
+        (self.judge)(&bytemuck::pod_collect_to_vec(&bytes))
+    }
 }
 
 impl Tensor {
@@ -54,7 +72,23 @@ impl Tensor {
             let needed = format!("at least {} for shape {shape:?}, strides {strides:?}, offset {offset}", span.end);
             return Err(Error::argument("buffer.size", size, needed));
         }
-        Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout })
+        Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout, verdict: None })
+    }
+
+    /// Uploads indices or offsets as [1, 1, 1, values.len()] of type u32.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Limit`].
+    pub async fn upload_u32(gpu: &Gpu, values: &[u32]) -> Result<Self> {
+        let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
+        let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
+        gpu.refused("write", popped.await).await?;
+        Ok(tensor)
+    }
+
+    /// The same tensor, which cannot be read if the verdict is bad.
+    pub(crate) fn under(self, verdict: Verdict) -> Self {
+        Self { verdict: Some(verdict), ..self }
     }
 
     /// Another view of the same buffer.
@@ -62,7 +96,7 @@ impl Tensor {
     /// # Errors
     /// Those of [`Tensor::wrap`].
     pub fn view(&self, layout: Layout) -> Result<Self> {
-        Self::wrap(&self.gpu, &self.buffer, layout)
+        Ok(Self { verdict: self.verdict.clone(), ..Self::wrap(&self.gpu, &self.buffer, layout)? })
     }
 
     /// The buffer.
@@ -121,14 +155,17 @@ impl Tensor {
     /// GPU works.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the buffer lacks the usage `COPY_SRC`; [`Error::DeviceLost`], [`Error::Timeout`],
-    /// [`Error::OutOfMemory`].
+    /// [`Error::Argument`] if the buffer lacks the usage `COPY_SRC`, or if the kernel that wrote the tensor met indices on
+    /// the GPU that were out of order or range; [`Error::DeviceLost`], [`Error::Timeout`], [`Error::OutOfMemory`].
     pub async fn read(&self) -> Result<Vec<f32>> {
         let usage = self.buffer.usage();
         let needed = wgpu::BufferUsages::COPY_SRC;
         require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_SRC, to be read")?;
         if self.layout.is_empty() {
             return Ok(Vec::new());
+        }
+        if let Some(verdict) = &self.verdict {
+            verdict.ask(&self.gpu).await?;
         }
         let span = self.layout.byte_span()?;
         let start = span.start - span.start % 4;
@@ -148,5 +185,18 @@ impl Tensor {
             let element = offset + b * strides[0] + h * strides[1] + n * strides[2];
             (element as u64 * dtype.bytes() - start) as usize
         })
+    }
+}
+
+/// Two are equal if they are the same elements of the same buffer.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.gpu == other.gpu && self.buffer == other.buffer && self.layout == other.layout
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tensor").field("layout", &self.layout).field("buffer", &self.buffer).finish()
     }
 }

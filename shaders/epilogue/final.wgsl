@@ -1,5 +1,4 @@
-// What is written at the end: the finished output rows, and their LSE. Rows between a sequence's length and the tensor's
-// end are written too (0 and −inf), so that nothing is left uninitialised.
+// What is written at the end: the finished output rows, and their LSE.
 
 fn write_rows(w: Work, visit: Visit, thread: u32) {
     let tc = thread % TC;
@@ -8,7 +7,7 @@ fn write_rows(w: Work, visit: Visit, thread: u32) {
     reduce_rows(true, thread);
     for (var i = 0u; i < RT; i++) {
         let token = w.tile * BR + row0 + i;
-        if (token < params.queries) {
+        if (token < rows_end(w)) {
             // A tile that all its queries see whole is not masked: rows of padding have gathered something there.
             let padding = row_token(visit, row0 + i) == NONE;
             let end = state_finish(select(row_part[i], 0.0, padding), m[i]);

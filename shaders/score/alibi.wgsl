@@ -2,7 +2,6 @@
 // slopes: a vec4 holds four heads.
 
 fn alibi(score: f32, at: Position) -> f32 {
-    let sequence = sequences[at.batch];
-    let distance = abs(i32(at.query) + i32(sequence.w) - i32(sequence.y) - i32(at.key));
+    let distance = abs(i32(at.query) + i32(at.keys) - i32(at.queries) - i32(at.key));
     return fma(-slopes[at.head / 4u][at.head % 4u], f32(distance), score);
 }

@@ -1,4 +1,4 @@
-// What the host tells a softmax kernel: written by src/flash.rs, the same for every workgroup of a slice.
+// What the host tells a softmax kernel: written by src/flash/plan.rs, the same for every workgroup of a slice.
 
 const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
 const CAUSAL_TOP_LEFT: u32 = 2u;
@@ -11,19 +11,38 @@ struct Params {
     lse: vec4u,
     bias: vec4u,
     mask: vec4u,
-    // First batch, head and tile of queries of this slice.
+    // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,
     // Rows of the tensors; a sequence may be shorter.
     queries: u32,
     keys: u32,
-    // Query heads per key and value head.
+    // Query heads, and those per key and value head.
+    heads: u32,
     group: u32,
     causal: u32,
     // Sliding window, NONE where it is open.
     left: u32,
     right: u32,
     q_factor: f32,
-    // Last tile of this slice.
+    // Last tile of this slice, and tiles of a batch entry.
     last_tile: u32,
+    tiles: u32,
+    // Packed sequences.
+    sequences: u32,
+    // Words of the tile map to a tile of queries and head.
+    map_words: u32,
+}
+
+struct Work {
+    batch: u32,
+    head: u32,
+    kv_head: u32,
+    // Tile of the sequence's queries, and its number among those of all sequences.
+    tile: u32,
+    item: u32,
+    first_query: u32,
+    queries: u32,
+    first_key: u32,
+    keys: u32,
 }

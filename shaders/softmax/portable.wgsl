@@ -25,17 +25,6 @@ var<workgroup> tile_data: array<vec4f, TILE>;
 var<workgroup> leak: atomic<u32>;
 var<private> o: array<array<vec4f, OV>, RT>;
 
-struct Work { batch: u32, head: u32, kv_head: u32, tile: u32 }
-
-// Tiles come from both ends in turn: under a causal mask the last have the most to do, and neighbours then add up to the
-// same work, whether a driver deals workgroups out one by one or in equal shares.
-fn work_of(workgroup: vec3u) -> Work {
-    let head = params.first.y + workgroup.y;
-    let step = workgroup.x / 2u;
-    let tile = select(params.last_tile - step, params.first.z + step, workgroup.x % 2u == 1u);
-    return Work(params.first.x + workgroup.z, head, head / params.group, tile);
-}
-
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = work_of(workgroup);
@@ -44,7 +33,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     if (thread == 0u) { atomicStore(&leak, 0u); }
     state_reset();
     for (var i = 0u; i < count; i++) {
-        let tile = kv_tile(visit, i);
+        var tile = kv_tile(visit, i);
+        tile.kind = veiled_kind(w, i, tile.kind);
+        if (tile.kind == EMPTY) { continue; }
         score_tile(w, visit, tile, thread);
         state_weigh(is_masked(tile), thread);
         accumulate(w, visit, tile, thread);

@@ -6,7 +6,6 @@
 // −2^127: loses against every score that f32 can carry through the product; recognised by its bits.
 const MASKED: f32 = -170141183460469231731687303715884105728.0;
 const MASKED_BITS: u32 = 0xff000000u;
-const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 const K_BASE: u32 = BD4 * BR;
 
 var<private> s: array<array<f32, CT>, RT>;
@@ -41,7 +40,7 @@ fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
 
 // Whether scores of this tile can be MASKED: by the visiting order, by a mask, or because something made them −inf.
 fn is_masked(tile: Tile) -> bool {
-    return SCORED || VEILED || tile.kind == BORDER;
+    return SCORED || tile.kind == BORDER;
 }
 
 // What changes a score, then the mask: a second pass over the registers.
@@ -51,7 +50,7 @@ fn finish_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
         for (var j = 0u; j < CT; j++) {
             let col = col_state(w, col_token(visit, tile, tc + TC * j));
             s[i][j] = score(s[i][j], row, col, w);
-            let seen = (tile.kind != BORDER || visible(row, col)) && unveiled(row, col, w);
+            let seen = tile.kind != BORDER || (visible(row, col) && unveiled(row, col, w));
             if (!seen || bitcast<u32>(s[i][j]) == MINUS_INFINITY_BITS) { s[i][j] = MASKED; }
         }
     }

@@ -6,6 +6,7 @@
 const NONE: u32 = 0xffffffffu;
 const FULL: u32 = 0u;
 const BORDER: u32 = 1u;
+const EMPTY: u32 = 2u;
 
 struct Visit { row0: u32, queries: u32, keys: u32, first_tile: u32, end_tile: u32, full_from: u32, full_to: u32 }
 struct Tile { base: u32, kind: u32 }
@@ -27,14 +28,11 @@ fn key_range(i: u32, queries: u32, keys: u32) -> vec2u {
 
 // Rows past the end of the sequence see nothing, and do not count when tiles are chosen.
 fn kv_visit(w: Work) -> Visit {
-    let sequence = sequences[w.batch];
     let row0 = w.tile * BR;
-    let queries = sequence.y;
-    let keys = sequence.w;
-    var visit = Visit(row0, queries, keys, 0u, 0u, 0u, 0u);
-    if (row0 < queries) {
-        let first = key_range(row0, queries, keys);
-        let last = key_range(min(row0 + BR, queries) - 1u, queries, keys);
+    var visit = Visit(row0, w.queries, w.keys, 0u, 0u, 0u, 0u);
+    if (row0 < w.queries) {
+        let first = key_range(row0, w.queries, w.keys);
+        let last = key_range(min(row0 + BR, w.queries) - 1u, w.queries, w.keys);
         visit.first_tile = first.x / BC;
         visit.end_tile = select(0u, (last.y + BC - 1u) / BC, last.y > first.x);
         visit.full_from = last.x;

@@ -33,6 +33,7 @@ pub async fn poisoned(gpu: &Gpu, layout: Layout, values: &[f32]) -> Result<Tenso
                 DType::F16 => half::f16::from_f32(x).to_le_bytes().into(),
                 DType::Bf16 => half::bf16::from_f32(x).to_le_bytes().into(),
                 DType::U8 => vec![x as u8],
+                DType::U32 => (x as u32).to_le_bytes().into(),
             };
             bytes[at * size..(at + 1) * size].copy_from_slice(&element);
         }
@@ -86,7 +87,7 @@ impl Tolerance {
 
     fn round(&self, x: f64) -> f64 {
         match self.dtype {
-            DType::F32 | DType::U8 => x,
+            DType::F32 | DType::U8 | DType::U32 => x,
             DType::F16 => half::f16::from_f64(x).to_f64(),
             DType::Bf16 => half::bf16::from_f64(x).to_f64(),
         }

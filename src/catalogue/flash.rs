@@ -1,10 +1,10 @@
 //! Cases of flash attention.
 
-use super::{Case, Outcome, Tolerance, poisoned};
+use super::{Case, KnownHook, Outcome, Tolerance, poisoned};
 use crate::reference::{FlashProblem, FlashReference, flash};
 use crate::{
-    Caps, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Gpu,
-    GpuTime, Layout, Result, Tensor,
+    Caps, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan,
+    FlashPrepared, FlashShapes, Gpu, GpuTime, Layout, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -47,6 +47,12 @@ pub struct FlashCase {
     pub bias: Option<[bool; 3]>,
     /// A boolean mask, repeated likewise.
     pub mask: Option<[bool; 3]>,
+    /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
+    pub cu_seqlens: Option<[Vec<u32>; 2]>,
+    /// Those offsets on the GPU.
+    pub on_gpu: bool,
+    /// Functions of the caller's.
+    pub hooks: Vec<KnownHook>,
     /// Where the values come from.
     pub scores: Scores,
     /// [batch, sequence, heads, head_dim] in memory with an odd offset and gaps, instead of contiguous.
@@ -66,6 +72,8 @@ pub struct FlashTensors {
     pub bias: Option<Tensor>,
     /// Boolean mask.
     pub mask: Option<Tensor>,
+    /// Offsets of packed sequences.
+    pub offsets: Option<[Tensor; 2]>,
     /// Output and log-sum-exp.
     pub outputs: [Tensor; 2],
 }
@@ -93,6 +101,9 @@ impl Default for FlashCase {
             seqlens_k: None,
             bias: None,
             mask: None,
+            cu_seqlens: None,
+            on_gpu: false,
+            hooks: Vec::new(),
             scores: Scores::Normal(1.0),
             strided: false,
             seed: 1,
@@ -122,7 +133,23 @@ impl FlashCase {
         let inputs = self.inputs();
         let pairs = self.pairs();
         let whole = |i: usize| pairs[i].as_ref().map(|[_, whole]| whole.as_slice());
-        let problem = FlashProblem { bias: whole(0), mask: whole(1), ..self.problem(&inputs) };
+        let (masks, scores): (Vec<_>, Vec<_>) = self
+            .hooks
+            .iter()
+            .map(|hook| (hook, hook.buffer(self).unwrap_or_default().1))
+            .partition(|(hook, _)| hook.is_mask());
+        let score_mod = |score: f64, at| {
+            let hidden = |s: f64| s == f64::NEG_INFINITY;
+            scores.iter().fold(score, |s, (hook, values)| if hidden(s) { s } else { hook.score(self, values, s, at) })
+        };
+        let mask_mod = |at| masks.iter().all(|(hook, values)| hook.sees(self, values, at));
+        let problem = FlashProblem {
+            bias: whole(0),
+            mask: whole(1),
+            score_mod: Some(&score_mod),
+            mask_mod: Some(&mask_mod),
+            ..self.problem(&inputs)
+        };
         let expected = flash(&self.params, &problem);
         Known { inputs, pairs, expected }
     }
@@ -141,6 +168,7 @@ impl FlashCase {
             value_dim: self.dims.1,
             seqlens_q: self.seqlens_q.as_deref(),
             seqlens_k: self.seqlens_k.as_deref(),
+            cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
             ..FlashProblem::default()
         }
     }
@@ -162,11 +190,21 @@ impl FlashCase {
         let [q, k, v] = self.shapes();
         let [tq, tk, to] = self.dtypes;
         let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
-        let pairs = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        let pairs = self.pair_shape();
         let [bias, mask] = self.pair_layouts().map(|layout| Some(layout?.expand(pairs).expect("made from this shape")));
+        let offsets = self.cu_seqlens.as_ref().map(|sides| {
+            sides.each_ref().map(|offsets| {
+                let host = CuSeqlensShape::Host(offsets.clone());
+                let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
+                let max_seqlen = host.max_seqlen();
+                if self.on_gpu { CuSeqlensShape::Gpu { offsets: layout, max_seqlen } } else { host }
+            })
+        });
         FlashShapes {
             bias,
             mask,
+            cu_seqlens_q: offsets.as_ref().map(|[q, _]| q.clone()),
+            cu_seqlens_k: offsets.map(|[_, k]| k),
             out: self.layout(3, to, rows),
             lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
             seqlens_q: self.seqlens_q.clone(),
@@ -175,12 +213,12 @@ impl FlashCase {
         }
     }
 
-    /// What would run on a device.
+    /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
     /// Those of [`FlashPlan::new`].
     pub fn plan(&self, caps: &Caps) -> Result<FlashPlan> {
-        FlashPlan::new(caps, &self.params, &self.plan_shapes())
+        FlashPlan::new(caps, &self.params_without_buffers(), &self.plan_shapes())
     }
 
     /// The tensors of the case, padding and gaps filled with NaN.
@@ -205,7 +243,12 @@ impl FlashCase {
             }
         }
         let [bias, mask] = pairs;
+        let offsets = match &self.cu_seqlens {
+            Some([q, k]) if self.on_gpu => Some([Tensor::upload_u32(gpu, q).await?, Tensor::upload_u32(gpu, k).await?]),
+            _ => None,
+        };
         Ok(FlashTensors {
+            offsets,
             inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
             bias,
             mask,
@@ -215,10 +258,20 @@ impl FlashCase {
 
     /// The tensors as arguments.
     pub fn arguments<'a>(&'a self, tensors: &'a FlashTensors) -> (FlashInputs<'a>, FlashOutputs<'a>) {
-        let FlashTensors { inputs: [q, k, v], bias, mask, outputs: [out, lse] } = tensors;
+        let FlashTensors { inputs: [q, k, v], bias, mask, offsets, outputs: [out, lse] } = tensors;
+        let side = |i: usize| {
+            let host = &self.cu_seqlens.as_ref()?[i];
+            let max_seqlen = CuSeqlensShape::Host(host.clone()).max_seqlen();
+            Some(match offsets {
+                Some(sides) => CuSeqlens::Gpu { offsets: &sides[i], max_seqlen },
+                None => CuSeqlens::Host(host),
+            })
+        };
+        let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
         let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let (bias, mask) = (bias.as_ref(), mask.as_ref());
-        (FlashInputs { q, k, v, seqlens_q, seqlens_k, bias, mask }, FlashOutputs { out, lse })
+        let inputs = FlashInputs { q, k, v, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask };
+        (inputs, FlashOutputs { out, lse })
     }
 
     /// The kernel, prepared for these tensors.
@@ -227,7 +280,7 @@ impl FlashCase {
     /// Those of [`FlashAttention::prepare`].
     pub async fn prepare(&self, gpu: &Gpu, tensors: &FlashTensors) -> Result<FlashPrepared> {
         let (inputs, outputs) = self.arguments(tensors);
-        FlashAttention::new(gpu, self.params.clone())?.prepare(&FlashShapes::of(&inputs, &outputs)).await
+        FlashAttention::new(gpu, self.params_on(gpu).await?)?.prepare(&FlashShapes::of(&inputs, &outputs)).await
     }
 
     /// The output and its log-sum-exp, by the reference.
@@ -266,7 +319,12 @@ impl Case for FlashCase {
             Scores::Normal(a) if a != 1.0 => format!(" ×{a}"),
             _ => String::new(),
         };
-        format!("{}: B {} H {hq}/{hkv} N {nq}/{nk} {dim} {dtype}{amplitude}", self.label, self.batch)
+        let packed = match &self.cu_seqlens {
+            Some([q, _]) => format!(" packed {}{}", q.len() - 1, if self.on_gpu { " by the GPU" } else { "" }),
+            None => String::new(),
+        };
+        let hooks: String = self.hooks.iter().map(|hook| format!(" {hook:?}")).collect();
+        format!("{}: B {} H {hq}/{hkv} N {nq}/{nk} {dim} {dtype}{amplitude}{packed}{hooks}", self.label, self.batch)
     }
 
     fn flops(&self) -> f64 {

@@ -1,6 +1,6 @@
 //! The list of flash attention cases, random ones, and the shaders that they lead to.
 
-use super::{FlashCase, Scores};
+use super::{FlashCase, KnownHook, Scores};
 use crate::{Caps, Causal, DType, FlashParams, FlashPlan, FlashShapes, Result, Window};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -51,6 +51,8 @@ pub fn flash_cases() -> Vec<FlashCase> {
     cases.extend(values());
     cases.extend(scores());
     cases.extend(storage());
+    cases.extend(hooks());
+    cases.extend(packed());
     cases
 }
 
@@ -196,6 +198,7 @@ fn scores() -> Vec<FlashCase> {
             scale: Some(0.2),
             softcap: Some(15.0),
             alibi_slopes: Some(vec![0.5, 0.25, 0.0, -0.01]),
+            ..FlashParams::default()
         },
         bias: Some([true, false, false]),
         mask: Some([false, true, false]),
@@ -226,6 +229,73 @@ fn storage() -> Vec<FlashCase> {
     cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), ..case(340) });
     let dtypes = [DType::Bf16, DType::F32, DType::F32];
     cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), dims: (20, 21), ..case(341) });
+    cases
+}
+
+fn hooks() -> Vec<FlashCase> {
+    use KnownHook::{Document, Fields, Prefix, Relative, Stripes, TanhCap};
+    let mut cases = Vec::new();
+    for (i, (hooks, causal, batch)) in [
+        (vec![Relative], None, 1),
+        (vec![TanhCap], Some(Causal::BottomRight), 1),
+        (vec![Fields], None, 2),
+        (vec![Document], None, 2),
+        (vec![Document], Some(Causal::BottomRight), 1),
+        (vec![Prefix], None, 1),
+        (vec![Stripes], None, 2),
+        (vec![TanhCap, Relative, Fields, Document, Stripes, Prefix], Some(Causal::TopLeft), 2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cases.push(FlashCase {
+            label: "hooks",
+            batch,
+            heads: (4, 2),
+            lengths: (170, 210),
+            params: FlashParams { causal, softcap: (i == 7).then_some(30.0), ..FlashParams::default() },
+            seqlens_k: (i % 4 == 3 && batch == 2).then(|| vec![150, 210]),
+            mask: (i == 7).then_some([true, true, false]),
+            hooks,
+            scores: Scores::Normal(3.0),
+            ..case(400 + i).of_type(DTYPES[i % 3])
+        });
+    }
+    cases
+}
+
+fn packed() -> Vec<FlashCase> {
+    let mut cases = Vec::new();
+    for (i, (q, k)) in [
+        (vec![0, 5, 5, 70, 200, 264], vec![0, 9, 40, 105, 105, 250]),
+        (vec![0, 130], vec![0, 77]),
+        (vec![0, 0, 64, 128, 129], vec![0, 1, 65, 65, 194]),
+        (vec![0], vec![0]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for on_gpu in [false, true] {
+            let i = 2 * i + usize::from(on_gpu);
+            let causal = [None, Some(Causal::BottomRight), Some(Causal::TopLeft)][i % 3];
+            let window = Window { left: (i % 4 == 1).then_some(30), right: None };
+            let slopes = (i % 3 == 0).then(|| vec![0.1, 0.02, 0.0, -0.01]);
+            cases.push(FlashCase {
+                label: "packed",
+                heads: (4, 2),
+                lengths: (q[q.len() - 1] as usize, k[k.len() - 1] as usize),
+                cu_seqlens: Some([q.clone(), k.clone()]),
+                on_gpu,
+                params: FlashParams { causal, window, alibi_slopes: slopes, ..FlashParams::default() },
+                bias: (i % 3 == 1).then_some([false, true, false]),
+                mask: (i % 4 >= 2).then_some([false, false, false]),
+                hooks: if i % 4 == 1 { vec![KnownHook::Relative, KnownHook::Stripes] } else { vec![] },
+                strided: i % 2 == 0,
+                scores: Scores::Normal(3.0),
+                ..case(420 + i).of_type(DTYPES[i % 3])
+            });
+        }
+    }
     cases
 }
 
@@ -261,6 +331,21 @@ fn random_case(seed: u64) -> FlashCase {
     let softcap = (r.random_range(0..4) == 0).then(|| r.random_range(0.5f32..50.0));
     let alibi_slopes =
         (r.random_range(0..4) == 0).then(|| (0..heads.0).map(|_| r.random_range(-0.05f32..0.5)).collect());
+    let cu_seqlens = (r.random_range(0..4) == 0).then(|| {
+        let sequences = r.random_range(1..8);
+        [queries, keys].map(|rows| {
+            let mut offsets: Vec<u32> = (1..sequences).map(|_| r.random_range(0..=rows as u32)).collect();
+            offsets.extend([0, rows as u32]);
+            offsets.sort_unstable();
+            offsets
+        })
+    });
+    let batch = if cu_seqlens.is_some() { 1 } else { batch };
+    let padded = cu_seqlens.is_none();
+    let mut hooks = Vec::new();
+    if r.random_range(0..3) == 0 {
+        hooks = KnownHook::ALL.into_iter().filter(|_| r.random_range(0..3) == 0).collect();
+    }
     let pairs = |r: &mut SmallRng| (r.random_range(0..4) == 0).then(|| [(); 3].map(|()| r.random_range(0..2) == 0));
     FlashCase {
         label: "random",
@@ -269,9 +354,12 @@ fn random_case(seed: u64) -> FlashCase {
         lengths,
         dims,
         dtypes: [(); 3].map(|()| *DTYPES.choose(r).expect("three")),
-        params: FlashParams { causal, window, scale, softcap, alibi_slopes },
-        seqlens_q: some_lengths(r, queries),
-        seqlens_k: some_lengths(r, keys),
+        params: FlashParams { causal, window, scale, softcap, alibi_slopes, ..FlashParams::default() },
+        seqlens_q: some_lengths(r, queries).filter(|_| padded),
+        seqlens_k: some_lengths(r, keys).filter(|_| padded),
+        cu_seqlens,
+        on_gpu: r.random_range(0..2) == 0,
+        hooks,
         bias: pairs(r),
         mask: pairs(r),
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
@@ -293,9 +381,10 @@ pub fn shaders() -> Vec<(String, String)> {
     let roomy = Caps { workgroup_memory: 32 << 10, ..Caps::core() };
     let mut found: Vec<(String, String)> = Vec::new();
     let mut add = |name: String, plan: Result<FlashPlan>| {
-        let text = plan.expect("the catalogue has valid cases").wgsl();
-        if found.iter().all(|(_, known)| *known != text) {
-            found.push((name, text));
+        for (kernel, text) in plan.expect("the catalogue has valid cases").wgsl() {
+            if found.iter().all(|(_, known)| *known != text) {
+                found.push((format!("{name}_{}", kernel.replace(' ', "_")), text));
+            }
         }
     };
     for (caps, room) in [(Caps::core(), "16k"), (roomy, "32k")] {

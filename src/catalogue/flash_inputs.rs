@@ -55,9 +55,18 @@ impl FlashCase {
         poisoned
     }
 
+    /// [batch, heads_q, queries, keys] of a bias or mask.
+    pub(super) fn pair_shape(&self) -> [usize; 4] {
+        let longest = |offsets: &[u32]| offsets.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
+        match &self.cu_seqlens {
+            None => [self.batch, self.heads.0, self.lengths.0, self.lengths.1],
+            Some([q, k]) => [q.len() - 1, self.heads.0, longest(q), longest(k)],
+        }
+    }
+
     /// The layouts of bias and mask, before they are repeated.
     pub(super) fn pair_layouts(&self) -> [Option<Layout>; 2] {
-        let shape = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        let shape = self.pair_shape();
         [(self.bias, self.dtypes[1]), (self.mask, DType::U8)].map(|(repeated, dtype)| {
             let repeated = repeated?;
             let one = |i: usize| if i < 3 && repeated[i] { shape[i].min(1) } else { shape[i] };
@@ -67,7 +76,7 @@ impl FlashCase {
 
     /// The values of bias and mask. A bias of −∞ and a whole row of masked keys are among them.
     pub(super) fn pairs(&self) -> [Option<[Vec<f32>; 2]>; 2] {
-        let [batch, heads, queries, keys] = [self.batch, self.heads.0, self.lengths.0, self.lengths.1];
+        let [batch, heads, queries, keys] = self.pair_shape();
         let mut which = 0..;
         self.pair_layouts().map(|layout| {
             let which: u64 = which.next().expect("endless");
@@ -76,8 +85,8 @@ impl FlashCase {
                 .into_iter()
                 .enumerate()
                 .map(|(i, x)| match dtype {
-                    DType::U8 => f32::from(u8::from(x > -1.5 && i / keys % 13 != 5)),
-                    _ if x < -5.0 || i / keys % 17 == 3 => f32::NEG_INFINITY,
+                    DType::U8 => f32::from(u8::from(x > -1.5 && i / keys.max(1) % 13 != 5)),
+                    _ if x < -5.0 || i / keys.max(1) % 17 == 3 => f32::NEG_INFINITY,
                     _ => dtype.round(x),
                 })
                 .collect();

@@ -1,51 +1,36 @@
 //! What will run for given params and shapes: decided without a GPU.
 
-use super::{Causal, FlashParams, FlashShapes, check_params, check_shapes};
-use crate::arguments::{Argument, bind, row_address};
+use super::uniforms::{Division, uniforms};
+use super::{FlashParams, FlashShapes, check_params, check_shapes};
+use crate::arguments::{Argument, bind};
+use crate::dispatch::Kernel;
 use crate::error::require;
-use crate::shader::{AccessKind, Binding, Shader, file};
+use crate::hook;
+use crate::packed::{Schedule, ScheduleTable};
+use crate::shader::{AccessKind, Binding, Chain, Shader, file};
 use crate::slices::cut;
 use crate::softmax::Portable;
 use crate::{Caps, Layout, Result, Slice};
 use std::fmt;
 
-/// `NONE` of the shaders.
-const NONE: u32 = u32::MAX;
-
-/// The uniform struct of `shaders/softmax/params.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct Params {
-    pub q: [u32; 4],
-    pub k: [u32; 4],
-    pub v: [u32; 4],
-    pub out: [u32; 4],
-    pub lse: [u32; 4],
-    pub bias: [u32; 4],
-    pub mask: [u32; 4],
-    pub first: [u32; 3],
-    pub softcap: f32,
-    pub queries: u32,
-    pub keys: u32,
-    pub group: u32,
-    pub causal: u32,
-    pub left: u32,
-    pub right: u32,
-    pub q_factor: f32,
-    pub last_tile: u32,
-}
-
 /// What runs and why. Print it to read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlashPlan {
-    pub(crate) shader: Shader,
-    pub(crate) arguments: Vec<Argument>,
-    pub(crate) params: Vec<Params>,
-    /// In the order of their bindings: one entry a batch, (first query, queries, first key, keys); ALiBi's slopes.
-    pub(crate) tables: Vec<Vec<u8>>,
+    pub(crate) attention: Kernel,
+    /// Finds out which tiles the masks leave anything of.
+    pub(crate) map: Option<Kernel>,
+    /// Makes the table of packed sequences, where their offsets are on the GPU.
+    pub(crate) schedule: Option<Kernel>,
+    /// Tables that kernels write for one another: names and sizes in bytes.
+    pub(crate) scratch: Vec<(&'static str, u64)>,
     engine: Portable,
     slices: Vec<Slice>,
+    /// Why tiles are skipped or not, where masks are asked.
+    masks: Option<String>,
 }
+
+/// Tiles of a word of the tile map: two bits each.
+const TILES_PER_WORD: usize = 16;
 
 impl FlashPlan {
     /// Chooses variant, tile sizes and slices.
@@ -54,28 +39,57 @@ impl FlashPlan {
     /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device
     /// that has too little.
     pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
-        check_params(params)?;
+        check_params(caps, params)?;
         check_shapes(shapes)?;
         let [batch, heads, queries, head_dim] = shapes.q.shape;
         let [_, heads_kv, keys, value_dim] = shapes.v.shape;
         let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
-        let arguments = arguments(shapes, heads / heads_kv);
-        let slopes = slopes(params, heads)?;
-        let shader = shader(caps, params, shapes, &engine, &arguments);
-        caps.within("flash", "maxStorageBuffersPerShaderStage", storage(&shader), caps.storage_buffers.into())?;
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
-        let tiles = queries.div_ceil(engine.rows as usize);
+        let slopes = slopes(params, heads)?;
+        let packed = shapes.packed().map(|sides| Schedule::plan(caps, sides, [queries, keys], engine.rows as usize));
+        let packed = packed.transpose()?;
+
+        let (tiles, tile_keys) = match &packed {
+            Some(schedule) => (schedule.items, schedule.keys),
+            None => (queries.div_ceil(engine.rows as usize), keys),
+        };
+        let arguments = arguments(shapes, heads / heads_kv);
         let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
-        let tile_flops = 2.0 * f64::from(engine.rows) * keys as f64 * (head_dim + value_dim) as f64;
+        let tile_flops = 2.0 * f64::from(engine.rows) * tile_keys as f64 * (head_dim + value_dim) as f64;
         let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
-        let uniforms = slices.iter().map(|slice| uniforms(caps, params, shapes, &arguments, slice)).collect();
-        let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-        let sequences: Vec<[u32; 4]> = (0..if slices.is_empty() { 0 } else { batch })
-            .map(|b| [0, length(&shapes.seqlens_q, b, queries), 0, length(&shapes.seqlens_k, b, keys)])
-            .collect();
-        let mut tables = vec![bytemuck::cast_slice(&sequences).to_vec()];
-        tables.extend(slopes.map(|slopes| bytemuck::cast_slice(&slopes).to_vec()));
-        Ok(Self { shader, arguments, params: uniforms, tables, engine, slices })
+
+        let mut parts = Parts { caps, params, shapes, engine: &engine, slopes, packed, slices: &slices, mapped: false };
+        let longest = shapes.pairs()[3].div_ceil(engine.cols as usize);
+        let map_words = longest.div_ceil(TILES_PER_WORD).max(1);
+        let map_bytes = 4 * (batch * tiles * heads * map_words) as u64;
+        let masks = parts.chain().masks_hide().then(|| {
+            parts.mapped = true;
+            let buffers = parts.attention(arguments.clone(), map_words).shader.storage_buffers();
+            parts.mapped = buffers <= u64::from(caps.storage_buffers) && map_bytes <= caps.binding_bytes;
+            match parts.mapped {
+                true => "masks are asked first, and tiles that they hide are skipped".to_string(),
+                false => format!(
+                    "masks are asked in every tile: a map of what they hide would need {buffers} storage buffers of {}, \
+                     and a binding of {map_bytes} bytes of {}",
+                    caps.storage_buffers, caps.binding_bytes
+                ),
+            }
+        });
+        let attention = parts.attention(arguments, map_words);
+        let buffers = attention.shader.storage_buffers();
+        caps.within("flash", "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+        let map = parts.mapped.then(|| parts.map(map_words));
+        let mut scratch = vec![];
+        scratch.extend(map.is_some().then_some(("tile_map", map_bytes)));
+        let mut schedule = None;
+        if let Some(packed) = parts.packed
+            && let entries = packed.entries()
+            && let ScheduleTable::Gpu(kernel) = packed.table
+        {
+            schedule = Some(*kernel);
+            scratch.extend([("sequences", 16 * entries as u64), ("problem", 16)]);
+        }
+        Ok(Self { attention, map, schedule, scratch, engine, slices, masks })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
@@ -83,9 +97,10 @@ impl FlashPlan {
         &self.slices
     }
 
-    /// The whole WGSL text that runs.
-    pub fn wgsl(&self) -> String {
-        self.shader.source()
+    /// The whole WGSL text of each kernel that runs, in their order, with its name.
+    pub fn wgsl(&self) -> Vec<(&str, String)> {
+        let kernels = self.schedule.iter().chain(&self.map).chain([&self.attention]);
+        kernels.map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
     }
 }
 
@@ -102,13 +117,11 @@ fn arguments(shapes: &FlashShapes, group: usize) -> Vec<Argument> {
     all.into_iter()
         .zip(shapes.buffers)
         .filter_map(|((name, layout, kind, group), buffer)| {
-            Some(Argument { name, layout: layout?.clone(), kind, group, buffer })
+            let whole = shapes.packed().is_some() && ["bias", "mask"].contains(&name);
+            Some(Argument { name, layout: layout?.clone(), kind, group, buffer, whole })
         })
         .collect()
 }
-
-/// Largest uniform table, by WebGPU's default limit.
-const UNIFORM_BYTES: usize = 64 << 10;
 
 /// ALiBi's slopes, four a row.
 fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
@@ -118,107 +131,156 @@ fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
     Ok(Some(slopes.chunks(4).map(four).collect()))
 }
 
-/// The functions that change a score, in order, and their files.
-fn score_steps(params: &FlashParams, shapes: &FlashShapes) -> Vec<(&'static str, &'static str)> {
-    let softcap = params.softcap.map(|_| ("softcap", file::SCORE_SOFTCAP));
-    let alibi = params.alibi_slopes.as_ref().map(|_| ("alibi", file::SCORE_ALIBI));
-    let bias = shapes.bias.as_ref().map(|_| ("bias", file::SCORE_BIAS));
-    softcap.into_iter().chain(alibi).chain(bias).collect()
+/// Largest uniform table, by WebGPU's default limit.
+const UNIFORM_ROWS: usize = (64 << 10) / 16;
+
+/// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
+fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
+    let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
+    let mut bytes = bytemuck::cast_slice(rows).to_vec();
+    bytes.resize(16 * length.unwrap_or(rows.len()), 0);
+    (Binding::Table { name, ty, length, write: false }, Some(bytes))
 }
 
-fn shader(
-    caps: &Caps,
-    params: &FlashParams,
-    shapes: &FlashShapes,
-    engine: &Portable,
-    arguments: &[Argument],
-) -> Shader {
-    let [_, heads, _, head_dim] = shapes.q.shape;
-    let mut fixed = vec![
-        Binding::Uniform { name: "params", ty: "Params" },
-        Binding::Table { name: "sequences", ty: "vec4u", length: None },
-    ];
-    if params.alibi_slopes.is_some() {
-        let length = Some(heads.div_ceil(4)).filter(|rows| rows * 16 <= UNIFORM_BYTES);
-        fixed.push(Binding::Table { name: "slopes", ty: "vec4f", length });
+/// What the kernels are made of.
+struct Parts<'a> {
+    caps: &'a Caps,
+    params: &'a FlashParams,
+    shapes: &'a FlashShapes,
+    engine: &'a Portable,
+    slopes: Option<Vec<[f32; 4]>>,
+    packed: Option<Schedule>,
+    slices: &'a [Slice],
+    mapped: bool,
+}
+
+impl Parts<'_> {
+    fn chain(&self) -> Chain {
+        let FlashParams { softcap, score_mod, mask_mod, .. } = self.params;
+        let softcap = softcap.map(|_| "softcap");
+        let alibi = self.slopes.as_ref().map(|_| "alibi");
+        let bias = self.shapes.bias.as_ref().map(|_| "bias");
+        Chain {
+            scores: softcap.into_iter().chain(alibi).chain(bias).collect(),
+            masks: self.shapes.mask.iter().map(|_| "mask").collect(),
+            hooks: hook::place(score_mod, mask_mod),
+        }
     }
-    let (bindings, accesses) = bind(caps, arguments, fixed);
-    let (scores, score_files): (Vec<_>, Vec<_>) = score_steps(params, shapes).into_iter().unzip();
-    let mut files = vec![
-        file::PARAMS,
-        file::PORTABLE,
-        file::SCORE_TILE,
-        file::TILES_DENSE,
-        file::ROWS_STRIDED,
-        file::SCORE_POSITION,
-        file::STATE_SOFTMAX,
-        file::EPILOGUE_FINAL,
-        file::ELEMENT,
-    ];
-    files.extend(score_files);
-    files.extend(shapes.mask.as_ref().map(|_| file::SCORE_MASK));
-    Shader {
-        name: "flash portable".into(),
-        constants: engine.constants(head_dim, shapes.v.shape[3]),
-        bindings,
-        accesses,
-        scores,
-        masks: shapes.mask.iter().map(|_| "mask").collect(),
-        files,
-        trusted: true,
+
+    /// The files behind the chain.
+    fn chain_files(chain: &Chain) -> impl Iterator<Item = &'static str> {
+        chain.scores.iter().chain(&chain.masks).map(|&name| match name {
+            "softcap" => file::SCORE_SOFTCAP,
+            "alibi" => file::SCORE_ALIBI,
+            "bias" => file::SCORE_BIAS,
+            _ => file::SCORE_MASK,
+        })
+    }
+
+    /// The table of sequences, and the file that reads it.
+    fn sequences(&self) -> ((Binding, Option<Vec<u8>>), &'static str) {
+        let [batch, _, queries, _] = self.shapes.q.shape;
+        let storage = |contents| {
+            let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
+            ((binding, contents), file::WORK_PACKED)
+        };
+        match self.packed.as_ref().map(|schedule| &schedule.table) {
+            Some(ScheduleTable::Host(rows)) => storage(Some(bytemuck::cast_slice(rows).to_vec())),
+            Some(ScheduleTable::Gpu(_)) => storage(None),
+            None => {
+                let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
+                let FlashShapes { seqlens_q, seqlens_k, k, .. } = self.shapes;
+                let rows: Vec<[u32; 4]> = (0..batch)
+                    .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
+                    .collect();
+                (table("sequences", "vec4u", &rows), file::WORK_PADDED)
+            }
+        }
+    }
+
+    fn kernel(
+        &self,
+        name: &str,
+        arguments: Vec<Argument>,
+        tables: Vec<(Binding, Option<Vec<u8>>)>,
+        files: Vec<&'static str>,
+        (chain, map_words): (Chain, usize),
+    ) -> Kernel {
+        let [batch, _, queries, head_dim] = self.shapes.q.shape;
+        let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
+        let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
+        let (bindings, accesses) = bind(self.caps, &arguments, fixed);
+        let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
+        let division = Division {
+            tiles: queries.div_ceil(self.engine.rows as usize),
+            sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
+            map_words,
+            scored: self.chain().scores_change(),
+        };
+        let uniforms = self
+            .slices
+            .iter()
+            .map(|slice| uniforms(self.caps, self.params, self.shapes, division, &arguments, slice))
+            .collect();
+        let constants = self.engine.constants(head_dim, self.shapes.v.shape[3]);
+        let shader = Shader { name: name.into(), constants, bindings, accesses, chain: Some(chain), files };
+        Kernel { shader, arguments, uniforms, tables }
+    }
+
+    fn attention(&self, arguments: Vec<Argument>, map_words: usize) -> Kernel {
+        let (sequences, work) = self.sequences();
+        let mut tables = vec![sequences];
+        tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
+        tables.extend(self.mapped.then_some((tile_map(false), None)));
+        let files = vec![
+            file::PARAMS,
+            file::PORTABLE,
+            file::SCORE_TILE,
+            work,
+            file::TILES_DENSE,
+            if self.mapped { file::MAPPED } else { file::UNMAPPED },
+            file::ROWS_STRIDED,
+            file::SCORE_POSITION,
+            file::STATE_SOFTMAX,
+            file::EPILOGUE_FINAL,
+            file::ELEMENT,
+        ];
+        self.kernel("flash portable", arguments, tables, files, (self.chain(), map_words))
+    }
+
+    fn map(&self, map_words: usize) -> Kernel {
+        let (sequences, work) = self.sequences();
+        let tables = vec![sequences, (tile_map(true), None)];
+        let arguments = arguments(self.shapes, 1).into_iter().filter(|a| a.name == "mask").collect();
+        let files = vec![
+            file::PARAMS,
+            file::TILE_MAP,
+            work,
+            file::TILES_DENSE,
+            file::MAPPED,
+            file::ROWS_STRIDED,
+            file::SCORE_POSITION,
+            file::ELEMENT,
+        ];
+        self.kernel("tile map", arguments, tables, files, (self.chain().of_masks(), map_words))
     }
 }
 
-fn storage(shader: &Shader) -> u64 {
-    shader.bindings.iter().filter(|b| b.is_storage()).count() as u64
-}
-
-fn uniforms(caps: &Caps, params: &FlashParams, shapes: &FlashShapes, arguments: &[Argument], slice: &Slice) -> Params {
-    let [_, heads, queries, head_dim] = shapes.q.shape;
-    let [_, heads_kv, keys, _] = shapes.k.shape;
-    let address = |name: &str| {
-        let argument = arguments.iter().position(|a| a.name == name);
-        argument.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
-    };
-    let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
-    // A bound as long as any sequence is an open one.
-    let side = |bound: Option<usize>| bound.filter(|&n| n < super::MAX_SEQUENCE).map_or(NONE, |n| n as u32);
-    Params {
-        q: address("q"),
-        k: address("k"),
-        v: address("v"),
-        out: address("out"),
-        lse: address("lse"),
-        bias: address("bias"),
-        mask: address("mask"),
-        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
-        softcap: params.softcap.unwrap_or(0.0),
-        queries: queries as u32,
-        keys: keys as u32,
-        group: (heads / heads_kv) as u32,
-        causal: causal_code(params.causal),
-        left: side(params.window.left),
-        right: side(params.window.right),
-        // Functions that change a score work in natural units.
-        q_factor: if score_steps(params, shapes).is_empty() { scale * std::f32::consts::LOG2_E } else { scale },
-        last_tile: slice.tiles.end as u32 - 1,
-    }
-}
-
-/// `CAUSAL_…` of the shaders.
-fn causal_code(causal: Option<Causal>) -> u32 {
-    match causal {
-        None => 0,
-        Some(Causal::BottomRight) => 1,
-        Some(Causal::TopLeft) => 2,
-    }
+fn tile_map(write: bool) -> Binding {
+    Binding::Table { name: "tile_map", ty: "u32", length: None, write }
 }
 
 impl fmt::Display for FlashPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flash, {}", self.engine)?;
         write!(f, "; {} slice{}", self.slices.len(), if self.slices.len() == 1 { "" } else { "s" })?;
-        for (argument, access) in self.arguments.iter().zip(&self.shader.accesses) {
+        if let Some(note) = &self.masks {
+            write!(f, "; {note}")?;
+        }
+        if !self.attention.shader.is_trusted() {
+            write!(f, "; bounds checks stay on, because of the caller's functions")?;
+        }
+        for (argument, access) in self.attention.arguments.iter().zip(&self.attention.shader.accesses) {
             let Layout { shape, strides, offset, .. } = &argument.layout;
             let name = argument.name;
             if !access.wide && matches!(access.kind, AccessKind::Load4 | AccessKind::Store4) {
@@ -229,47 +291,11 @@ impl fmt::Display for FlashPlan {
                     shape[3]
                 )?;
             }
-            let first = self.shader.accesses.iter().find(|other| other.binding == access.binding);
+            let first = self.attention.shader.accesses.iter().find(|other| other.binding == access.binding);
             if let Some(first) = first.filter(|first| first.name != name) {
                 write!(f, "; {name} lies so near {} in one buffer that both are bound as words", first.name)?;
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Params;
-    use std::mem::offset_of;
-
-    #[test]
-    fn params_lie_in_memory_as_the_shader_reads_them() {
-        let text = format!("@group(0) @binding(0) var<uniform> params: Params;\n{}", crate::shader::file::PARAMS);
-        let module = naga::front::wgsl::parse_str(&text).expect("valid WGSL");
-        let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params"));
-        let naga::TypeInner::Struct { members, span } = &found.expect("the struct").1.inner else {
-            panic!("no struct")
-        };
-        let theirs: Vec<(&str, usize)> =
-            members.iter().map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize)).collect();
-        macro_rules! ours {
-            ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
-        }
-        assert_eq!(
-            theirs,
-            ours!(q k v out lse bias mask first softcap queries keys group causal left right q_factor last_tile)
-        );
-        assert_eq!(*span as usize, size_of::<Params>());
-        let constant = |name: &str| {
-            let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);
-            match module.global_expressions[constant.init] {
-                naga::Expression::Literal(naga::Literal::U32(value)) => value,
-                ref other => panic!("{name} is {other:?}"),
-            }
-        };
-        use crate::Causal::{BottomRight, TopLeft};
-        assert_eq!(super::causal_code(Some(BottomRight)), constant("CAUSAL_BOTTOM_RIGHT"));
-        assert_eq!(super::causal_code(Some(TopLeft)), constant("CAUSAL_TOP_LEFT"));
     }
 }

@@ -1,8 +1,10 @@
 //! From a plan to results.
 
 use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, slots};
-use crate::dispatch::{Launch, check_device};
-use crate::{Error, Gpu, Result, Tensor};
+use crate::dispatch::{Launch, check_device, scratch};
+use crate::packed::{ONE, judge};
+use crate::tensor::Verdict;
+use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Slice, Tensor, hook};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -36,9 +38,11 @@ impl FlashAttention {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a scale that is not finite.
+    /// [`Error::Argument`] for a number that is not finite or not in range, for a name in a hook that is none, and for a
+    /// hook's buffer that cannot be bound; [`Error::OtherDevice`] for one of another device.
     pub fn new(gpu: &Gpu, params: FlashParams) -> Result<Self> {
-        check_params(&params)?;
+        check_params(gpu.caps(), &params)?;
+        hook::check_devices(gpu, &hook::place(&params.score_mod, &params.mask_mod))?;
         Ok(Self { gpu: gpu.clone(), params, prepared: Mutex::default() })
     }
 
@@ -56,9 +60,18 @@ impl FlashAttention {
     /// Those of [`FlashPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &FlashShapes) -> Result<FlashPrepared> {
         let plan = self.plan(shapes)?;
-        let (shader, arguments) = (&plan.shader, &plan.arguments);
-        let launch = Launch::prepare(&self.gpu, shader, arguments, plan.slices(), &plan.params, &plan.tables).await?;
-        Ok(FlashPrepared { launch, shapes: shapes.clone(), plan })
+        let scratch = scratch(&self.gpu, &plan.scratch).await?;
+        let launch = async |kernel, slices: &[Slice]| Launch::prepare(&self.gpu, kernel, slices, &scratch).await;
+        let attention = launch(&plan.attention, plan.slices()).await?;
+        let map = match &plan.map {
+            Some(map) => Some(launch(map, plan.slices()).await?),
+            None => None,
+        };
+        let schedule = match &plan.schedule {
+            Some(kernel) => Some((launch(kernel, &[ONE]).await?, scratch["problem"].clone())),
+            None => None,
+        };
+        Ok(FlashPrepared { attention, map, schedule, shapes: shapes.clone(), plan })
     }
 
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
@@ -69,7 +82,8 @@ impl FlashAttention {
         Ok(self.forward_with_lse(&FlashInputs::new(q, k, v)).await?.0)
     }
 
-    /// The same with lengths, a bias and a mask, and with the log-sum-exp of each row (f32 [batch, heads_q, queries, 1]).
+    /// The same with lengths, packed sequences, a bias and a mask, and with the log-sum-exp of each row (f32 [batch,
+    /// heads_q, queries, 1]). Where packed sequences' offsets are on the GPU and wrong, reading a result is an error.
     ///
     /// # Errors
     /// Those of [`FlashAttention::forward`].
@@ -80,6 +94,8 @@ impl FlashAttention {
             ("v", Some(inputs.v)),
             ("bias", inputs.bias),
             ("mask", inputs.mask),
+            ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
+            ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
         ];
         for (name, tensor) in all {
             tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
@@ -90,7 +106,10 @@ impl FlashAttention {
         let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
         let outputs = FlashOutputs { out: &out, lse: &lse };
         prepared.submit(inputs, &outputs).await?;
-        Ok((out, lse))
+        match prepared.verdict().await? {
+            Some(verdict) => Ok((out.under(verdict.clone()), lse.under(verdict))),
+            None => Ok((out, lse)),
+        }
     }
 
     async fn prepared(&self, shapes: &FlashShapes) -> Result<Arc<FlashPrepared>> {
@@ -111,7 +130,10 @@ impl FlashAttention {
 /// Flash attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
 pub struct FlashPrepared {
-    launch: Launch,
+    attention: Launch,
+    map: Option<Launch>,
+    /// With the words that say what was wrong.
+    schedule: Option<(Launch, wgpu::Buffer)>,
     shapes: FlashShapes,
     plan: FlashPlan,
 }
@@ -132,7 +154,7 @@ impl FlashPrepared {
         inputs: &FlashInputs,
         outputs: &FlashOutputs,
     ) -> Result<()> {
-        self.record(encoder, inputs, outputs, 0..self.launch.slices().len())
+        self.record(encoder, inputs, outputs, 0..self.attention.slices().len())
     }
 
     /// Records one of [`FlashPlan::slices`], so that the caller can submit long work in parts of 50 to 100 ms.
@@ -159,7 +181,7 @@ impl FlashPrepared {
         inputs: &FlashInputs,
         outputs: &FlashOutputs,
     ) -> Result<()> {
-        self.encode_range(pass, inputs, outputs, 0..self.launch.slices().len())
+        self.encode_range(pass, inputs, outputs, 0..self.attention.slices().len())
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -168,7 +190,7 @@ impl FlashPrepared {
     /// Those of [`FlashPrepared::encode`]; [`Error::DeviceLost`].
     pub async fn submit(&self, inputs: &FlashInputs<'_>, outputs: &FlashOutputs<'_>) -> Result<()> {
         for slice in 0..self.plan.slices().len() {
-            let gpu = self.launch.gpu();
+            let gpu = self.attention.gpu();
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.encode_slice(&mut encoder, slice, inputs, outputs)?;
             gpu.submit(encoder).await?;
@@ -187,6 +209,35 @@ impl FlashPrepared {
         self.encode_range(&mut encoder.begin_compute_pass(&descriptor), inputs, outputs, which)
     }
 
+    /// Whether the offsets that the last recorded work found on the GPU were in order and in range, once it was submitted.
+    /// (Results of [`FlashAttention::forward_with_lse`] say so when they are read.)
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names the offset; [`Error::DeviceLost`].
+    pub async fn check_offsets(&self) -> Result<()> {
+        match self.verdict().await? {
+            Some(verdict) => verdict.ask(self.attention.gpu()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A copy of what the schedule's kernel found, which later work does not change.
+    async fn verdict(&self) -> Result<Option<Verdict>> {
+        let (Some((schedule, problem)), Some(sides)) = (&self.schedule, self.shapes.packed()) else { return Ok(None) };
+        if self.plan.slices().is_empty() {
+            return Ok(None);
+        }
+        let gpu = schedule.gpu();
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let words = gpu.buffer("problem", problem.size(), usage, &[]).await?;
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(problem, 0, &words, 0, problem.size());
+        gpu.submit(encoder).await?;
+        let sides = sides.map(CuSeqlensShape::clone);
+        let rows = [self.shapes.q.shape[2], self.shapes.k.shape[2]];
+        Ok(Some(Verdict { words, judge: Arc::new(move |words| judge(words, [&sides[0], &sides[1]], rows)) }))
+    }
+
     fn encode_range(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -194,24 +245,54 @@ impl FlashPrepared {
         outputs: &FlashOutputs,
         which: Range<usize>,
     ) -> Result<()> {
-        self.launch.gpu().alive()?;
-        for (name, given, prepared) in [
-            ("seqlens_q", inputs.seqlens_q, &self.shapes.seqlens_q),
-            ("seqlens_k", inputs.seqlens_k, &self.shapes.seqlens_k),
-        ] {
+        self.attention.gpu().alive()?;
+        self.check_as_prepared(inputs)?;
+        let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
+        self.attention.check(&tensors)?;
+        let sides = [inputs.cu_seqlens_q, inputs.cu_seqlens_k];
+        let offsets: Vec<&Tensor> = sides.iter().flatten().filter_map(CuSeqlens::tensor).collect();
+        if let Some((schedule, _)) = self.schedule.as_ref().filter(|_| !which.is_empty()) {
+            schedule.encode(pass, &offsets, 0..1)?;
+        }
+        if let Some(map) = &self.map {
+            let mask: Vec<&Tensor> = inputs.mask.into_iter().collect();
+            map.encode(pass, &mask, which.clone())?;
+        }
+        self.attention.encode(pass, &tensors, which)
+    }
+
+    /// Inputs that are not tensors, and whether the others are there.
+    fn check_as_prepared(&self, inputs: &FlashInputs) -> Result<()> {
+        let shapes = &self.shapes;
+        for (name, given, prepared) in
+            [("seqlens_q", inputs.seqlens_q, &shapes.seqlens_q), ("seqlens_k", inputs.seqlens_k, &shapes.seqlens_k)]
+        {
             if given != prepared.as_deref() {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
-        for (name, given, prepared) in
-            [("bias", inputs.bias, &self.shapes.bias), ("mask", inputs.mask, &self.shapes.mask)]
-        {
+        for (name, given, prepared) in [
+            ("cu_seqlens_q", inputs.cu_seqlens_q, &shapes.cu_seqlens_q),
+            ("cu_seqlens_k", inputs.cu_seqlens_k, &shapes.cu_seqlens_k),
+        ] {
+            let given = given.as_ref().map(CuSeqlens::shape);
+            // Where a tensor of offsets lies is checked with the other tensors.
+            let same = match (&given, prepared) {
+                (Some(CuSeqlensShape::Gpu { max_seqlen: a, .. }), Some(CuSeqlensShape::Gpu { max_seqlen: b, .. })) => {
+                    a == b
+                }
+                (given, prepared) => given == prepared,
+            };
+            if !same {
+                return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
+            }
+        }
+        for (name, given, prepared) in [("bias", inputs.bias, &shapes.bias), ("mask", inputs.mask, &shapes.mask)] {
             if given.is_some() != prepared.is_some() {
                 let (given, prepared) = (given.map(Tensor::layout), prepared.as_ref());
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
-        let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
-        self.launch.encode(pass, &tensors, which)
+        Ok(())
     }
 }

@@ -1,7 +1,24 @@
 use crate::{Causal, FlashParams};
 
+/// Where a pair of query and key stands: what a caller's function is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Batch entry, or number of the packed sequence.
+    pub batch: usize,
+    /// Query head.
+    pub head: usize,
+    /// Place of the query in its sequence.
+    pub query: usize,
+    /// Place of the key in its sequence.
+    pub key: usize,
+    /// Queries of the sequence.
+    pub queries: usize,
+    /// Keys of the sequence.
+    pub keys: usize,
+}
+
 /// One flash attention problem on the host: contiguous [batch, heads, sequence, head_dim] values.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct FlashProblem<'a> {
     /// Queries [batch, heads_q, queries, head_dim].
     pub q: &'a [f32],
@@ -27,10 +44,17 @@ pub struct FlashProblem<'a> {
     pub seqlens_q: Option<&'a [usize]>,
     /// Keys that count, for each batch entry.
     pub seqlens_k: Option<&'a [usize]>,
-    /// Added to the scores: [batch, heads_q, queries, keys].
+    /// Packed sequences in the one batch entry: offsets of the queries and of the keys.
+    pub cu_seqlens: Option<[&'a [u32]; 2]>,
+    /// Added to the scores: [batch, heads_q, queries, keys]; of packed sequences [sequences, heads_q, longest queries,
+    /// longest keys].
     pub bias: Option<&'a [f32]>,
-    /// Zero where a key is not seen: [batch, heads_q, queries, keys].
+    /// Zero where a key is not seen; shaped likewise.
     pub mask: Option<&'a [f32]>,
+    /// Changes a score, after all else that does; −∞ hides the key.
+    pub score_mod: Option<&'a dyn Fn(f64, At) -> f64>,
+    /// Whether a key is seen, besides all else.
+    pub mask_mod: Option<&'a dyn Fn(At) -> bool>,
 }
 
 /// What [`flash`] computes.
@@ -74,52 +98,113 @@ fn sees(params: &FlashParams, i: usize, j: usize, queries: usize, keys: usize) -
 /// assert!((result.out[0] - 3.0).abs() < 1e-6 && (result.lse[0] - 4f64.ln()).abs() < 1e-6);
 /// ```
 pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
-    let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
-    let mut result = FlashReference::default();
-    for b in 0..p.batch {
-        let queries = p.seqlens_q.map_or(p.queries, |s| s[b]);
-        let keys = p.seqlens_k.map_or(p.keys, |s| s[b]);
-        for h in 0..p.heads_q {
-            let kv = b * p.heads_kv + h / (p.heads_q / p.heads_kv);
-            for i in 0..p.queries {
-                let q = row(p.q, (b * p.heads_q + h) * p.queries + i, p.head_dim);
-                let pairs = ((b * p.heads_q + h) * p.queries + i) * p.keys;
-                let biased = |j: usize| p.bias.map_or(0.0, |bias| f64::from(bias[pairs + j]));
-                let masked =
-                    |j: usize| p.mask.is_some_and(|mask| mask[pairs + j] == 0.0) || biased(j) == f64::NEG_INFINITY;
-                let seen = (0..p.keys).filter(|&j| sees(params, i, j, queries, keys) && !masked(j));
-                let seen: Vec<usize> = seen.collect();
-                let mut scores = Vec::with_capacity(seen.len());
-                for &j in &seen {
-                    let k = row(p.k, kv * p.keys + j, p.head_dim);
-                    let products = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k));
-                    let mut score = scale * products.clone().sum::<f64>();
-                    if let Some(cap) = params.softcap.map(f64::from) {
-                        score = cap * (score / cap).tanh();
-                    }
-                    if let Some(slopes) = &params.alibi_slopes {
-                        let distance = (i + keys).abs_diff(queries + j);
-                        score -= f64::from(slopes[h]) * distance as f64;
-                    }
-                    scores.push(score + biased(j));
-                    result.magnitude = result.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
-                }
-                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                let mut out = vec![0.0; p.value_dim];
-                for (&j, weight) in seen.iter().zip(&weights) {
-                    for (o, &v) in out.iter_mut().zip(row(p.v, kv * p.keys + j, p.value_dim)) {
-                        *o += weight / sum * f64::from(v);
-                    }
-                }
-                result.out.extend(out);
-                result.lse.push(if seen.is_empty() { f64::NEG_INFINITY } else { top + sum.ln() });
-                result.visible += seen.len() as u64;
+    let sequences = sequences(p);
+    let longest = match p.cu_seqlens {
+        None => (p.queries, p.keys),
+        Some(_) => sequences.iter().fold((0, 0), |(q, k), s| (q.max(s.queries), k.max(s.keys))),
+    };
+    let rows = p.batch * p.heads_q * p.queries;
+    let (out, lse) = (vec![0.0; rows * p.value_dim], vec![f64::NEG_INFINITY; rows]);
+    let mut result = FlashReference { out, lse, magnitude: 0.0, visible: 0 };
+    for (batch, sequence) in sequences.iter().enumerate() {
+        for head in 0..p.heads_q {
+            for query in 0..sequence.queries {
+                let at = At { batch, head, query, key: 0, queries: sequence.queries, keys: sequence.keys };
+                let pairs = ((batch * p.heads_q + head) * longest.0 + query) * longest.1;
+                attend(params, p, sequence, at, pairs, &mut result);
             }
         }
     }
     result
+}
+
+/// The rows of one sequence.
+struct Sequence {
+    entry: usize,
+    first_query: usize,
+    queries: usize,
+    first_key: usize,
+    keys: usize,
+}
+
+fn sequences(p: &FlashProblem) -> Vec<Sequence> {
+    match p.cu_seqlens {
+        None => (0..p.batch)
+            .map(|b| Sequence {
+                entry: b,
+                first_query: 0,
+                queries: p.seqlens_q.map_or(p.queries, |s| s[b]),
+                first_key: 0,
+                keys: p.seqlens_k.map_or(p.keys, |s| s[b]),
+            })
+            .collect(),
+        Some([q, k]) => q
+            .windows(2)
+            .zip(k.windows(2))
+            .map(|(q, k)| Sequence {
+                entry: 0,
+                first_query: q[0] as usize,
+                queries: (q[1] - q[0]) as usize,
+                first_key: k[0] as usize,
+                keys: (k[1] - k[0]) as usize,
+            })
+            .collect(),
+    }
+}
+
+/// One row of the output. `pairs` is where the row's part of bias and mask begins.
+fn attend(
+    params: &FlashParams,
+    p: &FlashProblem,
+    sequence: &Sequence,
+    at: At,
+    pairs: usize,
+    result: &mut FlashReference,
+) {
+    let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
+    let kv = (sequence.entry * p.heads_kv + at.head / (p.heads_q / p.heads_kv)) * p.keys + sequence.first_key;
+    let index = (sequence.entry * p.heads_q + at.head) * p.queries + sequence.first_query + at.query;
+    let q = row(p.q, index, p.head_dim);
+    let (mut scores, mut seen) = (vec![], vec![]);
+    for j in 0..at.keys {
+        let at = At { key: j, ..at };
+        let masked = p.mask.is_some_and(|mask| mask[pairs + j] == 0.0) || p.mask_mod.is_some_and(|sees| !sees(at));
+        if masked || !sees(params, at.query, j, at.queries, at.keys) {
+            continue;
+        }
+        let products = q.iter().zip(row(p.k, kv + j, p.head_dim)).map(|(&q, &k)| f64::from(q) * f64::from(k));
+        let mut score = scale * products.clone().sum::<f64>();
+        if let Some(cap) = params.softcap.map(f64::from) {
+            score = cap * (score / cap).tanh();
+        }
+        if let Some(slopes) = &params.alibi_slopes {
+            let distance = (at.query + at.keys).abs_diff(at.queries + j);
+            score -= f64::from(slopes[at.head]) * distance as f64;
+        }
+        score += p.bias.map_or(0.0, |bias| f64::from(bias[pairs + j]));
+        if let Some(change) = p.score_mod.filter(|_| score != f64::NEG_INFINITY) {
+            score = change(score, at);
+        }
+        if score != f64::NEG_INFINITY {
+            scores.push(score);
+            seen.push(j);
+            result.magnitude = result.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
+        }
+    }
+    if seen.is_empty() {
+        return;
+    }
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    for (&j, weight) in seen.iter().zip(&weights) {
+        let out = &mut result.out[index * p.value_dim..(index + 1) * p.value_dim];
+        for (o, &v) in out.iter_mut().zip(row(p.v, kv + j, p.value_dim)) {
+            *o += weight / sum * f64::from(v);
+        }
+    }
+    result.lse[index] = top + sum.ln();
+    result.visible += seen.len() as u64;
 }
 
 fn row(values: &[f32], index: usize, width: usize) -> &[f32] {

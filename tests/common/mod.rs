@@ -12,6 +12,8 @@ pub const BOTTOM_RIGHT: FlashParams = FlashParams {
     scale: None,
     softcap: None,
     alibi_slopes: None,
+    score_mod: Vec::new(),
+    mask_mod: Vec::new(),
 };
 
 pub fn options() -> GpuOptions {

@@ -1,0 +1,46 @@
+// Which tiles of keys a tile of queries sees: so that masks are asked before anything is computed, tiles that nobody sees
+// are skipped, and tiles that all see whole are not masked.
+//
+// tile_map: two bits for each tile that kv_visit names, in that order, 16 to a word; params.map_words words to a tile of
+// queries and head. Bit 0: some query sees some key. Bit 1: some query does not see some key, or there is no such key.
+//
+// A workgroup owns one tile of queries of one head, its WG threads the pairs of each tile; four bytes of workgroup memory.
+
+const TILES_PER_WORD: u32 = 16u;
+
+var<workgroup> found: atomic<u32>;
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let w = work_of(workgroup);
+    let visit = kv_visit(w);
+    let count = kv_count(visit);
+    for (var first = 0u; first < count; first += TILES_PER_WORD) {
+        if (thread == 0u) { atomicStore(&found, 0u); }
+        workgroupBarrier();
+        var bits = 0u;
+        for (var i = 0u; i < TILES_PER_WORD && first + i < count; i++) {
+            bits |= tile_bits(w, visit, kv_tile(visit, first + i), thread) << (2u * i);
+        }
+        atomicOr(&found, bits);
+        workgroupBarrier();
+        if (thread == 0u) { tile_map[map_word(w, first)] = atomicLoad(&found); }
+        workgroupBarrier();
+    }
+}
+
+// What this thread finds: a row of the tile, and every (WG / BR)-th key.
+fn tile_bits(w: Work, visit: Visit, tile: Tile, thread: u32) -> u32 {
+    let token = row_token(visit, thread % BR);
+    if (token == NONE) { return 0u; }
+    let row = row_state(w, visit, token);
+    var bits = 0u;
+    for (var c = thread / BR; c < BC; c += WG / BR) {
+        let key = col_token(visit, tile, c);
+        let col = col_state(w, key);
+        var seen = key != NONE && (tile.kind != BORDER || visible(row, col));
+        if (seen) { seen = unveiled(row, col, w); }
+        bits |= select(2u, 1u, seen);
+    }
+    return bits;
+}

@@ -1,0 +1,5 @@
+// Without a map, a mask may hide something of any tile.
+
+fn veiled_kind(w: Work, i: u32, kind: u32) -> u32 {
+    return select(kind, BORDER, VEILED);
+}

@@ -1,0 +1,99 @@
+// Packed sequences whose offsets lie on the GPU: makes the table that work/packed.wgsl reads.
+//
+// cu_q, cu_k: params.sequences + 1 offsets each. Offsets that are not in order, not within the tensors, or further apart
+// than stated are clamped, and the first such is reported in `problem`: (number, value, the one before), where number is
+// (index · 2 + side) · 4 + rule, side 0 for queries, or NONE.
+//
+// One workgroup; a thread takes every WG-th sequence. Workgroup memory: 4·WG + 4 bytes.
+
+const NONE: u32 = 0xffffffffu;
+const RULE_START: u32 = 0u;
+const RULE_ORDER: u32 = 1u;
+const RULE_END: u32 = 2u;
+const RULE_LENGTH: u32 = 3u;
+
+struct Params {
+    cu_q: vec4u,
+    cu_k: vec4u,
+    sequences: u32,
+    // Rows of the tensors, and the longest sequence as stated.
+    queries: u32,
+    keys: u32,
+    max_queries: u32,
+    max_keys: u32,
+    // Rows of a tile, and tiles that there is room for.
+    rows: u32,
+    items: u32,
+    pad: u32,
+}
+
+var<workgroup> sums: array<u32, WG>;
+var<workgroup> first_problem: atomic<u32>;
+
+fn cu(side: u32, i: u32) -> u32 {
+    if (side == 0u) { return load_cu_q(params.cu_q.x + i); }
+    return load_cu_k(params.cu_k.x + i);
+}
+
+// (first row, rows) of sequence i.
+fn rows_of(side: u32, i: u32) -> vec2u {
+    let total = select(params.keys, params.queries, side == 0u);
+    let longest = select(params.max_keys, params.max_queries, side == 0u);
+    let start = cu(side, i);
+    let end = cu(side, i + 1u);
+    if (i == 0u && start != 0u) { complain(0u, side, RULE_START); }
+    if (end < start) { complain(i + 1u, side, RULE_ORDER); }
+    else if (end > total) { complain(i + 1u, side, RULE_END); }
+    else if (end - start > longest) { complain(i + 1u, side, RULE_LENGTH); }
+    let first = min(start, total);
+    return vec2u(first, min(max(min(end, total), first) - first, longest));
+}
+
+fn complain(index: u32, side: u32, rule: u32) {
+    atomicMin(&first_problem, (index * 2u + side) * 4u + rule);
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(local_invocation_index) thread: u32) {
+    if (thread == 0u) { atomicStore(&first_problem, NONE); }
+    workgroupBarrier();
+    var next = 0u;
+    for (var base = 0u; base < params.sequences; base += WG) {
+        let i = base + thread;
+        var tiles = 0u;
+        if (i < params.sequences) {
+            let q = rows_of(0u, i);
+            let k = rows_of(1u, i);
+            sequences[i] = vec4u(q, k);
+            tiles = (q.y + params.rows - 1u) / params.rows;
+        }
+        sums[thread] = tiles;
+        workgroupBarrier();
+        for (var step = 1u; step < WG; step *= 2u) {
+            var before = 0u;
+            if (thread >= step) { before = sums[thread - step]; }
+            workgroupBarrier();
+            sums[thread] += before;
+            workgroupBarrier();
+        }
+        let first = next + sums[thread] - tiles;
+        for (var j = 0u; j < tiles && first + j < params.items; j++) {
+            sequences[params.sequences + first + j] = vec4u(i, j, 0u, 0u);
+        }
+        next += workgroupUniformLoad(&sums[WG - 1u]);
+    }
+    for (var item = next + thread; item < params.items; item += WG) {
+        sequences[params.sequences + item] = vec4u(NONE, 0u, 0u, 0u);
+    }
+    workgroupBarrier();
+    if (thread == 0u) {
+        let number = atomicLoad(&first_problem);
+        problem[0] = number;
+        if (number != NONE) {
+            let index = number / 8u;
+            let side = (number / 4u) % 2u;
+            problem[1] = cu(side, index);
+            problem[2] = cu(side, max(index, 1u) - 1u);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Functions of a caller's own, in WGSL and, for the reference, in Rust.
+
+use super::{FlashCase, normal};
+use crate::reference::At;
+use crate::{DType, FlashParams, Gpu, Hook, Result, Tensor};
+
+/// A hook whose right answer is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KnownHook {
+    /// Score: one of five learned values added, by the distance of query and key. Reads an f32 buffer.
+    Relative,
+    /// Score: 8 · tanh(score / 8), with its gradient.
+    TanhCap,
+    /// Score: something of every field of the position; −∞ for one pair in eleven.
+    Fields,
+    /// Mask: within a document, by a number for each token. Reads a u32 buffer.
+    Document,
+    /// Mask: the first twenty keys, and those up to the query.
+    Prefix,
+    /// Mask: by head and batch entry; some queries see nothing.
+    Stripes,
+}
+
+use KnownHook::{Document, Fields, Prefix, Relative, Stripes, TanhCap};
+
+impl KnownHook {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Relative, TanhCap, Fields, Document, Prefix, Stripes];
+
+    /// Whether it hides keys; the others change scores.
+    pub fn is_mask(self) -> bool {
+        self >= Document
+    }
+
+    /// What it reads: its name, its type and its values.
+    pub(super) fn buffer(self, case: &FlashCase) -> Option<(&'static str, Vec<f32>)> {
+        match self {
+            Relative => Some(("distances", normal(case.seed + 7, 5, 1.0, DType::F32))),
+            Document => {
+                // Documents of 37 tokens and more, other ones in each batch entry.
+                let [batch, _, queries, keys] = case.pair_shape();
+                let length = queries.max(keys);
+                let number = |i: usize| (i % length.max(1) / (37 + 20 * (i / length.max(1)))) as f32;
+                Some(("documents", (0..batch * length).map(number).collect()))
+            }
+            _ => None,
+        }
+    }
+
+    fn wgsl(self) -> &'static str {
+        match self {
+            Relative => {
+                "fn relative(score: f32, at: Position) -> f32 {
+    let distance = max(at.query, at.key) - min(at.query, at.key);
+    return score + distances[min(distance, 4u)];
+}"
+            }
+            TanhCap => {
+                "const LIMIT: f32 = 8.0;
+fn tanh_cap(score: f32, at: Position) -> f32 {
+    return LIMIT * tanh(clamp(score / LIMIT, -10.0, 10.0));
+}
+fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
+    let t = tanh(clamp(score / LIMIT, -10.0, 10.0));
+    return d_out * (1.0 - t * t);
+}"
+            }
+            Fields => {
+                "fn fields(score: f32, at: Position) -> f32 {
+    if ((3u * at.query + at.key) % 11u == 4u) { return bitcast<f32>(0xff800000u | (at.batch & 0u)); }
+    let place = f32(at.query) / f32(at.queries) - f32(at.key) / f32(at.keys);
+    return score * (1.0 + 0.1 * f32(at.head)) + place + 0.5 * f32(at.batch % 2u);
+}"
+            }
+            Document => {
+                "fn document(at: Position) -> bool {
+    let first = at.batch * (arrayLength(&documents) / BATCH);
+    return documents[first + at.query] == documents[first + at.key];
+}"
+            }
+            Prefix => "fn prefix(at: Position) -> bool { return at.key < 20u || at.key <= at.query; }",
+            Stripes => {
+                "fn stripes(at: Position) -> bool {
+    return at.query % 7u != 3u + at.head % 2u && (at.key / 10u + at.batch + at.head) % 3u != 0u;
+}"
+            }
+        }
+    }
+
+    fn entry(self) -> &'static str {
+        match self {
+            Relative => "relative",
+            TanhCap => "tanh_cap",
+            Fields => "fields",
+            Document => "document",
+            Prefix => "prefix",
+            Stripes => "stripes",
+        }
+    }
+
+    /// The hook without its buffers.
+    fn hook(self, case: &FlashCase) -> Hook {
+        let batch = format!("const BATCH: u32 = {}u;\n", case.pair_shape()[0].max(1));
+        let source = if self == Document { batch + self.wgsl() } else { self.wgsl().into() };
+        let hook = Hook::new(self.entry(), source);
+        if self == TanhCap { hook.with_gradient("tanh_cap_grad") } else { hook }
+    }
+
+    pub(super) fn score(self, case: &FlashCase, values: &[f32], score: f64, at: At) -> f64 {
+        match self {
+            Relative => score + f64::from(values[at.query.abs_diff(at.key).min(4)]),
+            TanhCap => 8.0 * (score / 8.0).tanh(),
+            Fields if (3 * at.query + at.key) % 11 == 4 => f64::NEG_INFINITY,
+            Fields => {
+                let place = at.query as f64 / at.queries as f64 - at.key as f64 / at.keys as f64;
+                score * (1.0 + 0.1 * at.head as f64) + place + 0.5 * (at.batch % 2) as f64
+            }
+            _ => unreachable!("{}: {self:?} is a mask", case.label),
+        }
+    }
+
+    pub(super) fn sees(self, case: &FlashCase, values: &[f32], at: At) -> bool {
+        match self {
+            Document => {
+                let first = at.batch * (values.len() / case.pair_shape()[0].max(1));
+                values[first + at.query] == values[first + at.key]
+            }
+            Prefix => at.key < 20 || at.key <= at.query,
+            Stripes => at.query % 7 != 3 + at.head % 2 && (at.key / 10 + at.batch + at.head) % 3 != 0,
+            _ => unreachable!("{}: {self:?} is no mask", case.label),
+        }
+    }
+}
+
+impl FlashCase {
+    /// The params with the hooks of the case, as far as they read nothing.
+    pub(super) fn params_without_buffers(&self) -> FlashParams {
+        let (masks, scores): (Vec<KnownHook>, Vec<KnownHook>) = self.hooks.iter().partition(|hook| hook.is_mask());
+        let hooks = |all: Vec<KnownHook>| {
+            all.into_iter().filter(|hook| hook.buffer(self).is_none()).map(|hook| hook.hook(self)).collect()
+        };
+        FlashParams { score_mod: hooks(scores), mask_mod: hooks(masks), ..self.params.clone() }
+    }
+
+    /// The params with the hooks of the case and their buffers.
+    ///
+    /// # Errors
+    /// A lack of memory, a lost device.
+    pub async fn params_on(&self, gpu: &Gpu) -> Result<FlashParams> {
+        let mut params = self.params.clone();
+        for &known in &self.hooks {
+            let mut hook = known.hook(self);
+            if let Some((name, values)) = known.buffer(self) {
+                let tensor = match known {
+                    Document => {
+                        let numbers: Vec<u32> = values.iter().map(|&x| x as u32).collect();
+                        Tensor::upload_u32(gpu, &numbers).await?
+                    }
+                    _ => Tensor::upload(gpu, [1, 1, 1, values.len()], DType::F32, &values).await?,
+                };
+                hook = hook.with_buffer(name, &tensor);
+            }
+            if known.is_mask() { &mut params.mask_mod } else { &mut params.score_mod }.push(hook);
+        }
+        Ok(params)
+    }
+}

@@ -1,0 +1,140 @@
+//! What the host tells the shaders of flash attention.
+
+use super::{Causal, FlashParams, FlashShapes, MAX_SEQUENCE};
+use crate::arguments::{Argument, row_address};
+use crate::{Caps, Slice};
+
+/// `NONE` of the shaders.
+const NONE: u32 = u32::MAX;
+
+/// The uniform struct of `shaders/softmax/params.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct Params {
+    pub q: [u32; 4],
+    pub k: [u32; 4],
+    pub v: [u32; 4],
+    pub out: [u32; 4],
+    pub lse: [u32; 4],
+    pub bias: [u32; 4],
+    pub mask: [u32; 4],
+    pub first: [u32; 3],
+    pub softcap: f32,
+    pub queries: u32,
+    pub keys: u32,
+    pub heads: u32,
+    pub group: u32,
+    pub causal: u32,
+    pub left: u32,
+    pub right: u32,
+    pub q_factor: f32,
+    pub last_tile: u32,
+    pub tiles: u32,
+    pub sequences: u32,
+    pub map_words: u32,
+}
+
+/// How the work is divided: the same for every slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Division {
+    /// Tiles of queries of a batch entry.
+    pub tiles: usize,
+    /// Packed sequences.
+    pub sequences: usize,
+    /// Words of the tile map to a tile of queries and head.
+    pub map_words: usize,
+    /// Whether a function changes scores: those work in natural units.
+    pub scored: bool,
+}
+
+/// The uniform struct of a slice, for a kernel with these arguments.
+pub(super) fn uniforms(
+    caps: &Caps,
+    params: &FlashParams,
+    shapes: &FlashShapes,
+    division: Division,
+    arguments: &[Argument],
+    slice: &Slice,
+) -> Vec<u8> {
+    let [_, heads, queries, head_dim] = shapes.q.shape;
+    let [_, heads_kv, keys, _] = shapes.k.shape;
+    let address = |name: &str| {
+        let argument = arguments.iter().position(|a| a.name == name);
+        argument.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
+    };
+    let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+    // A bound as long as any sequence is an open one.
+    let side = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
+    let params = Params {
+        q: address("q"),
+        k: address("k"),
+        v: address("v"),
+        out: address("out"),
+        lse: address("lse"),
+        bias: address("bias"),
+        mask: address("mask"),
+        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
+        softcap: params.softcap.unwrap_or(0.0),
+        queries: queries as u32,
+        keys: keys as u32,
+        heads: heads as u32,
+        group: (heads / heads_kv) as u32,
+        causal: causal_code(params.causal),
+        left: side(params.window.left),
+        right: side(params.window.right),
+        q_factor: if division.scored { scale } else { scale * std::f32::consts::LOG2_E },
+        last_tile: slice.tiles.end as u32 - 1,
+        tiles: division.tiles as u32,
+        sequences: division.sequences as u32,
+        map_words: division.map_words as u32,
+    };
+    bytemuck::bytes_of(&params).to_vec()
+}
+
+/// `CAUSAL_…` of the shaders.
+fn causal_code(causal: Option<Causal>) -> u32 {
+    match causal {
+        None => 0,
+        Some(Causal::BottomRight) => 1,
+        Some(Causal::TopLeft) => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use std::mem::offset_of;
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        let text = format!("@group(0) @binding(0) var<uniform> params: Params;\n{}", crate::shader::file::PARAMS);
+        let module = naga::front::wgsl::parse_str(&text).expect("valid WGSL");
+        let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params"));
+        let naga::TypeInner::Struct { members, span } = &found.expect("the struct").1.inner else {
+            panic!("no struct")
+        };
+        let theirs: Vec<(&str, usize)> =
+            members.iter().map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize)).collect();
+        macro_rules! ours {
+            ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
+        }
+        assert_eq!(
+            theirs,
+            ours!(
+                q k v out lse bias mask first softcap queries keys heads group causal left right q_factor last_tile tiles
+                sequences map_words
+            )
+        );
+        assert_eq!(*span as usize, size_of::<Params>());
+        let constant = |name: &str| {
+            let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);
+            match module.global_expressions[constant.init] {
+                naga::Expression::Literal(naga::Literal::U32(value)) => value,
+                ref other => panic!("{name} is {other:?}"),
+            }
+        };
+        use crate::Causal::{BottomRight, TopLeft};
+        assert_eq!(super::causal_code(Some(BottomRight)), constant("CAUSAL_BOTTOM_RIGHT"));
+        assert_eq!(super::causal_code(Some(TopLeft)), constant("CAUSAL_TOP_LEFT"));
+    }
+}
