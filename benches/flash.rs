@@ -1,197 +1,222 @@
-//! Flash attention on the GPU: time by its own timestamps, against the same in three unfused kernels (`unfused.wgsl`).
-//! `cargo bench --bench flash`; the first lines say on which adapter.
+//! Flash attention on the GPU, timed by its own timestamps where it has them: sweeps over length and head dim, hooks on and
+//! off, packed against padded, each beside the same in three tiled but unfused kernels (`unfused.wgsl`).
+//! `cargo bench --features catalogue --bench flash`; the first line says on which adapter, the last ones give ratios of
+//! interleaved runs, which mean more than times where a machine is shared.
+
+#[path = "flash/unfused.rs"]
+mod unfused;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
-use wgpu_attention::catalogue::{FlashCase, FlashTensors, normal};
-use wgpu_attention::{Causal, DType, FlashInputs, FlashOutputs, FlashParams, FlashPrepared, Gpu, Layout, Tensor};
+use unfused::Unfused;
+use wgpu_attention::catalogue::{FlashCase, FlashTensors, KnownHook};
+use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, FlashPrepared, Gpu};
 
-const HEADS: usize = 8;
-
-fn case(n: usize, d: usize, causal: bool) -> FlashCase {
-    FlashCase {
-        heads: (HEADS, HEADS),
-        lengths: (n, n),
-        dims: (d, d),
-        params: FlashParams { causal: causal.then_some(Causal::BottomRight), ..FlashParams::default() },
-        ..FlashCase::default()
-    }
-}
-
-/// The baseline, prepared for one size.
-struct Unfused {
-    gpu: Gpu,
-    group: wgpu::BindGroup,
-    stages: Vec<(wgpu::ComputePipeline, [u32; 3])>,
-    out: Tensor,
-}
-
-impl Unfused {
-    async fn new(gpu: &Gpu, case: &FlashCase) -> Self {
-        let (n, d) = (case.lengths.0, case.dims.0);
-        let device = gpu.device();
-        let shape = [1, HEADS, n, d];
-        let mut tensors = Vec::new();
-        for seed in 0..3 {
-            let values = normal(case.seed + seed, HEADS * n * d, 1.0, DType::F32);
-            tensors.push(Tensor::upload(gpu, shape, DType::F32, &values).await.expect("memory for q, k, v"));
-        }
-        for shape in [[1, HEADS, n, n], shape] {
-            let layout = Layout::heads_first(DType::F32, shape);
-            tensors.push(Tensor::empty(gpu, layout).await.expect("memory for scores and output"));
-        }
-        let sizes = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("sizes"),
-            size: 16,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let scale = (1.0 / (d as f32).sqrt()).to_bits();
-        let words = [n as u32, d as u32, scale, case.params.causal.is_some().into()];
-        gpu.queue().write_buffer(&sizes, 0, &words.map(u32::to_le_bytes).concat());
-        let buffers = || std::iter::once(&sizes).chain(tensors.iter().map(Tensor::buffer)).zip(0..);
-        let entries: Vec<_> = buffers()
-            .map(|(_, binding)| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: match binding {
-                        0 => wgpu::BufferBindingType::Uniform,
-                        _ => wgpu::BufferBindingType::Storage { read_only: binding < 4 },
-                    },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
-        let layout =
-            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: None,
-            bind_group_layouts: &[Some(&layout)],
-            ..Default::default()
-        });
-        let module = device.create_shader_module(wgpu::include_wgsl!("unfused.wgsl"));
-        let tiles = |size: usize, tile: usize| size.div_ceil(tile) as u32;
-        let heads = HEADS as u32;
-        let stages = [
-            ("score", [tiles(n, 16), tiles(n, 16), heads]),
-            ("soften", [tiles(n, 64), 1, heads]),
-            ("weigh", [tiles(d, 16), tiles(n, 16), heads]),
-        ]
-        .map(|(entry, size)| {
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(entry),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(entry),
-                compilation_options: Default::default(),
-                cache: None,
-            });
-            (pipeline, size)
-        });
-        let entries: Vec<_> = buffers()
-            .map(|(buffer, binding)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-            .collect();
-        let group =
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
-        let out = tensors.pop().expect("five tensors");
-        Self { gpu: gpu.clone(), group, stages: stages.into(), out }
-    }
-
-    async fn time(&self) -> f64 {
-        let record = |pass: &mut wgpu::ComputePass<'_>| {
-            pass.set_bind_group(0, &self.group, &[]);
-            for (pipeline, [x, y, z]) in &self.stages {
-                pass.set_pipeline(pipeline);
-                pass.dispatch_workgroups(*x, *y, *z);
-            }
-            Ok(())
-        };
-        self.gpu.time(record).await.expect("a GPU that works").seconds
-    }
-}
-
-/// The kernel, prepared for one case.
-struct Fused {
+/// A problem on the GPU, ready to be timed.
+pub struct Timed {
+    name: String,
+    case: FlashCase,
+    /// Multiply and add of every pair of query and key that see each other count as two each.
+    flops: f64,
     gpu: Gpu,
     prepared: FlashPrepared,
     tensors: FlashTensors,
 }
 
-impl Fused {
-    async fn new(gpu: &Gpu, case: &FlashCase) -> Self {
-        let tensors = case.upload(gpu).await.expect("memory for the tensors");
-        let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
-        Self { gpu: gpu.clone(), prepared, tensors }
+impl Timed {
+    /// `visible` pairs of query and key to a head see each other.
+    fn new(gpu: &Gpu, name: &str, case: FlashCase, visible: f64) -> Self {
+        let (tensors, prepared) = pollster::block_on(async {
+            let tensors = case.upload(gpu).await.expect("memory for the tensors");
+            let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
+            (tensors, prepared)
+        });
+        let flops = 2.0 * visible * (case.batch * case.heads.0 * (case.dims.0 + case.dims.1)) as f64;
+        Self { name: name.into(), case, flops, gpu: gpu.clone(), prepared, tensors }
     }
 
-    async fn time(&self) -> f64 {
-        let FlashTensors { inputs: [q, k, v], outputs: [out, lse], .. } = &self.tensors;
-        let record = |pass: &mut wgpu::ComputePass<'_>| {
-            self.prepared.encode_in(pass, &FlashInputs::new(q, k, v), &FlashOutputs { out, lse })
-        };
-        self.gpu.time(record).await.expect("a GPU that works").seconds
+    fn seconds(&self) -> f64 {
+        let (inputs, outputs) = self.case.arguments(&self.tensors);
+        let time = self.gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &outputs));
+        pollster::block_on(time).expect("a GPU that works").seconds
+    }
+
+    /// Bytes that have to be moved at least: every input read and the output written once.
+    fn bytes(&self) -> f64 {
+        let tensors = self.tensors.inputs.iter().chain(&self.tensors.outputs);
+        tensors.map(|t| t.shape().iter().product::<usize>() as f64 * t.layout().dtype.bytes() as f64).sum()
+    }
+
+    fn measure(&self, criterion: &mut Criterion) {
+        let mut group = criterion.benchmark_group("flash");
+        group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));
+        group.throughput(Throughput::ElementsAndBytes { elements: self.flops as u64, bytes: self.bytes() as u64 });
+        group.bench_function(&self.name, |b| {
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| self.seconds()).sum()));
+        });
+        group.finish();
     }
 }
 
-/// The baseline must compute the same, or its time means nothing.
-async fn check_baseline(gpu: &Gpu) {
-    for causal in [false, true] {
-        let case = case(80, 20, causal);
-        let unfused = Unfused::new(gpu, &case).await;
-        unfused.time().await;
-        let out = unfused.out.read().await.expect("a GPU that works");
-        assert!(case.compare_out(&out).passed(), "the unfused kernels are wrong");
+fn dense(heads: usize, n: usize, d: usize) -> FlashCase {
+    FlashCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..FlashCase::default() }
+}
+
+fn causal() -> FlashParams {
+    FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() }
+}
+
+/// Lengths 1, 2, … `longest`, one after another.
+fn packed(heads: usize, longest: usize, d: usize) -> FlashCase {
+    let offsets: Vec<u32> = (0..=longest as u32).map(|n| n * (n + 1) / 2).collect();
+    let rows = *offsets.last().expect("at least one") as usize;
+    FlashCase { cu_seqlens: Some([offsets.clone(), offsets]), ..dense(heads, rows, d) }
+}
+
+/// The same sequences, each in a batch entry of its own, as long as the longest.
+fn padded(heads: usize, longest: usize, d: usize) -> FlashCase {
+    let lengths: Vec<usize> = (1..=longest).collect();
+    FlashCase { batch: longest, seqlens_q: Some(lengths.clone()), seqlens_k: Some(lengths), ..dense(heads, longest, d) }
+}
+
+/// What to measure: sizes for a processor, for a GPU, or just large enough to see that it still works.
+struct Sizes {
+    heads: usize,
+    lengths: &'static [usize],
+    head_dims: &'static [usize],
+    n: usize,
+    longest: usize,
+}
+
+impl Sizes {
+    fn of(kind: AdapterKind) -> Self {
+        let testing = std::env::args().all(|argument| argument != "--bench");
+        match kind {
+            _ if testing => Self { heads: 1, lengths: &[70], head_dims: &[16], n: 70, longest: 9 },
+            AdapterKind::Software => Self {
+                heads: 8,
+                lengths: &[256, 512, 1024, 2048],
+                head_dims: &[32, 64, 80, 128, 256],
+                n: 1024,
+                longest: 512,
+            },
+            _ => Self {
+                heads: 16,
+                lengths: &[512, 1024, 2048, 4096, 8192, 16384],
+                head_dims: &[32, 64, 80, 96, 128, 256],
+                n: 4096,
+                longest: 512,
+            },
+        }
     }
 }
 
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
     eprintln!("{}", gpu.caps());
-    pollster::block_on(check_baseline(&gpu));
-    let mut group = criterion.benchmark_group("flash");
-    group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(4));
-    // `cargo test` runs each benchmark once, to see that it still works: small ones will do.
-    let testing = std::env::args().all(|argument| argument != "--bench");
-    for (d, n) in if testing { [(16, 70), (128, 20)] } else { [(64, 1024), (128, 1024)] } {
-        let flops = 4.0 * (HEADS * n * n * d) as f64;
-        let (full, causal) = (case(n, d, false), case(n, d, true));
-        let unfused = pollster::block_on(Unfused::new(&gpu, &full));
-        let [full, causal] = [full, causal].map(|case| pollster::block_on(Fused::new(&gpu, &case)));
-        let mut measure = |name: &str, flops: f64, time: &dyn Fn() -> f64| {
-            group.throughput(Throughput::Elements(flops as u64));
-            group.bench_function(format!("{name}/B 1 H {HEADS} N {n} D {d} f32"), |b| {
-                b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| time()).sum()));
-            });
-        };
-        measure("unfused", flops, &|| pollster::block_on(unfused.time()));
-        measure("flash", flops, &|| pollster::block_on(full.time()));
-        measure("flash causal", flops / 2.0, &|| pollster::block_on(causal.time()));
-        ratios(n, d, &unfused, &full, &causal);
+    pollster::block_on(unfused::check(&gpu));
+    let sizes = Sizes::of(gpu.caps().kind);
+    for &n in sizes.lengths {
+        lengths(criterion, &gpu, sizes.heads, n, 64);
     }
-    group.finish();
+    lengths(criterion, &gpu, sizes.heads, sizes.n, 128);
+    for &d in sizes.head_dims {
+        let name = format!("head dim/D {d} N {} H {}", sizes.n / 2, sizes.heads);
+        let n = sizes.n / 2;
+        Timed::new(&gpu, &name, dense(sizes.heads, n, d), (n * n) as f64).measure(criterion);
+    }
+    hooks(criterion, &gpu, sizes.heads, sizes.n);
+    packing(criterion, &gpu, sizes.longest);
 }
 
-/// Times drift on a shared machine; ratios of interleaved runs do not.
-fn ratios(n: usize, d: usize, unfused: &Unfused, full: &Fused, causal: &Fused) {
-    let rounds = 5;
-    let mut times = [vec![], vec![], vec![]];
-    for _ in 0..rounds {
-        times[0].push(pollster::block_on(unfused.time()));
-        times[1].push(pollster::block_on(full.time()));
-        times[2].push(pollster::block_on(causal.time()));
+fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usize) {
+    let size = format!("B 1 H {heads} N {n} D {d}");
+    let pairs = (n * n) as f64;
+    let full = Timed::new(gpu, &format!("f32/{size}"), dense(heads, n, d), pairs);
+    let half = dense(heads, n, d).of_type(DType::F16);
+    let half = Timed::new(gpu, &format!("f16/{size}"), half, pairs);
+    let causal = FlashCase { params: causal(), ..dense(heads, n, d) };
+    let causal = Timed::new(gpu, &format!("f32 causal/{size}"), causal, pairs / 2.0);
+    for timed in [&full, &half, &causal] {
+        timed.measure(criterion);
     }
-    let [unfused, full, causal] = times.map(|mut t| {
-        t.sort_by(f64::total_cmp);
-        t[rounds / 2]
-    });
-    println!(
-        "N {n} D {d}, medians of {rounds} interleaved runs: unfused / flash {:.2}, causal / not causal {:.3}",
-        unfused / full,
-        causal / full
-    );
+    let unfused = Unfused::new(gpu, &full.case);
+    if let Some(unfused) = &unfused {
+        let seconds = ratios(&size, &[("flash", &|| full.seconds()), ("unfused", &|| unfused.seconds())]);
+        println!("  unfused {:.3} ms, {:.4} TFLOP/s", 1e3 * seconds[1], full.flops / seconds[1] * 1e-12);
+    } else {
+        println!("{size}: unfused does not run, its scores do not fit a binding");
+    }
+    ratios(&size, &[("flash", &|| full.seconds()), ("causal", &|| causal.seconds()), ("f16", &|| half.seconds())]);
+}
+
+fn hooks(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
+    let size = format!("B 1 H {heads} N {n} D 64");
+    let pairs = (n * n) as f64;
+    let with = |name: &str, change: &dyn Fn(FlashCase) -> FlashCase, visible: f64| {
+        Timed::new(gpu, &format!("{name}/{size}"), change(dense(heads, n, 64)), visible)
+    };
+    let hook = |hook: KnownHook| move |case| FlashCase { hooks: vec![hook], ..case };
+    let documents = 16;
+    let all = [
+        with("plain", &|case| case, pairs),
+        with(
+            "softcap",
+            &|case| FlashCase { params: FlashParams { softcap: Some(8.0), ..case.params.clone() }, ..case },
+            pairs,
+        ),
+        with("score_mod tanh", &hook(KnownHook::TanhCap), pairs),
+        with("score_mod with a buffer", &hook(KnownHook::Relative), pairs),
+        with("bias", &|case| FlashCase { bias: Some([true, false, false]), ..case }, pairs),
+        with("mask, random", &|case| FlashCase { mask: Some([true, true, false]), ..case }, 0.9 * pairs),
+        with("mask_mod prefix", &hook(KnownHook::Prefix), pairs / 2.0),
+        with("mask_mod 16 documents", &hook(KnownHook::Documents(documents)), pairs / documents as f64),
+    ];
+    for timed in &all {
+        timed.measure(criterion);
+    }
+    let runs: Vec<_> = all.iter().map(|timed| (timed.name.as_str(), || timed.seconds())).collect();
+    let runs: Vec<(&str, &dyn Fn() -> f64)> = runs.iter().map(|(name, run)| (*name, run as _)).collect();
+    ratios(&size, &runs);
+}
+
+fn packing(criterion: &mut Criterion, gpu: &Gpu, longest: usize) {
+    let pairs: f64 = (1..=longest).map(|n| (n * n) as f64).sum();
+    let n = pairs.sqrt().round() as usize;
+    let sequences = format!("lengths 1 to {longest} H 1 D 64");
+    let dense = Timed::new(gpu, &format!("as many pairs in one sequence/N {n} H 1 D 64"), dense(1, n, 64), pairs);
+    let packed = Timed::new(gpu, &format!("packed/{sequences}"), packed(1, longest, 64), pairs);
+    let padded = padded(1, longest, 64);
+    let padded = Timed::new(gpu, &format!("padded/{sequences}"), padded, pairs / longest as f64);
+    for timed in [&dense, &packed, &padded] {
+        timed.measure(criterion);
+    }
+    let runs: [(&str, &dyn Fn() -> f64); 3] =
+        [("one sequence", &|| dense.seconds()), ("packed", &|| packed.seconds()), ("padded", &|| padded.seconds())];
+    ratios(&sequences, &runs);
+}
+
+/// Medians of interleaved runs, printed over the first one's: times drift on a shared machine, these do not.
+fn ratios(what: &str, runs: &[(&str, &dyn Fn() -> f64)]) -> Vec<f64> {
+    let rounds = 5;
+    let mut times = vec![vec![]; runs.len()];
+    for _ in 0..rounds {
+        for (times, (_, run)) in times.iter_mut().zip(runs) {
+            times.push(run());
+        }
+    }
+    let medians: Vec<f64> = times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[rounds / 2]
+        })
+        .collect();
+    println!("ratio  {what}: {} 1 = {:.3} ms", runs[0].0, 1e3 * medians[0]);
+    for ((name, _), median) in runs.iter().zip(&medians).skip(1) {
+        println!("ratio    {name} {:.3}", median / medians[0]);
+    }
+    medians
 }
 
 criterion_group!(benches, bench);

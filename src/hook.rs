@@ -95,6 +95,21 @@ impl Placed {
         format!("{} (`{}`{gradient})", self.place, self.signature())
     }
 
+    /// A function `hook_N` that calls the entry, so that a compiler tells a wrong signature there. A gradient is called
+    /// along, so that an error in it shows at once.
+    pub fn call(&self, number: usize) -> String {
+        let entry = &self.hook.entry;
+        let call = match self.is_mask() {
+            true => format!("fn hook_{number}(at: Position) -> bool {{ return {entry}(at); }}\n"),
+            false => format!("fn hook_{number}(score: f32, at: Position) -> f32 {{ return {entry}(score, at); }}\n"),
+        };
+        let gradient = self.hook.grad_entry.as_ref().map(|entry| {
+            let parameters = "score: f32, at: Position, d_out: f32";
+            format!("fn hook_{number}_grad({parameters}) -> f32 {{ return {entry}(score, at, d_out); }}\n")
+        });
+        call + &gradient.unwrap_or_default()
+    }
+
     pub fn is_mask(&self) -> bool {
         self.place.starts_with("mask")
     }

@@ -111,50 +111,37 @@ impl Chain {
         Self { scores: vec![], masks: self.masks.clone(), hooks }
     }
 
-    /// The caller's functions that change scores, or hide keys.
-    fn entries(&self, mask: bool) -> impl Iterator<Item = &str> {
-        self.hooks.iter().filter(move |placed| placed.is_mask() == mask).map(|placed| placed.hook.entry.as_str())
+    /// The functions that call the caller's, which change scores or hide keys.
+    fn calls(&self, mask: bool) -> impl Iterator<Item = String> {
+        let placed = self.hooks.iter().enumerate().filter(move |(_, placed)| placed.is_mask() == mask);
+        placed.map(|(i, _)| format!("hook_{i}"))
     }
 
     /// Whether anything changes a score.
     pub fn scores_change(&self) -> bool {
-        !self.scores.is_empty() || self.entries(false).next().is_some()
+        !self.scores.is_empty() || self.calls(false).next().is_some()
     }
 
     /// Whether anything hides a key.
     pub fn masks_hide(&self) -> bool {
-        !self.masks.is_empty() || self.entries(true).next().is_some()
+        !self.masks.is_empty() || self.calls(true).next().is_some()
     }
 
-    /// One call a line, so that a compiler's complaint about a call tells which.
     fn wgsl(&self) -> String {
         const AT: &str = "    let at = position_of(r, c, w);\n";
         let mut score = String::from("    return s;\n");
         if self.scores_change() {
             score = format!("{AT}    var x = s;\n");
             score.extend(self.scores.iter().map(|name| format!("    x = {name}(x, at);\n")));
-            score.extend(self.entries(false).map(|name| format!("    x = still_hidden(x, {name}(x, at));\n")));
+            score.extend(self.calls(false).map(|name| format!("    x = still_hidden(x, {name}(x, at));\n")));
             score += "    return x * 1.4426950408889634;\n";
         }
         let mut masks = String::new();
         if self.masks_hide() {
             masks += AT;
-            let names = self.masks.iter().copied().chain(self.entries(true));
+            let names = self.masks.iter().map(ToString::to_string).chain(self.calls(true));
             masks.extend(names.map(|name| format!("    if (!{name}(at)) {{ return false; }}\n")));
         }
-        // A gradient is compiled along, so that an error in it shows at once.
-        let gradients: String = self
-            .hooks
-            .iter()
-            .enumerate()
-            .filter_map(|(i, placed)| Some((i, placed.hook.grad_entry.as_ref()?)))
-            .map(|(i, name)| {
-                format!(
-                    "fn hook_gradient_{i}(score: f32, at: Position, d_out: f32) -> f32 {{\n    return {name}(score, at, \
-                     d_out);\n}}\n"
-                )
-            })
-            .collect();
         format!(
             "const SCORED: bool = {};
 const VEILED: bool = {};
@@ -163,11 +150,20 @@ fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
 fn unveiled(r: Row, c: Col, w: Work) -> bool {{
 {masks}    return true;
 }}
-{gradients}",
+",
             self.scores_change(),
             self.masks_hide()
         )
     }
+}
+
+/// Whose a part of the text is.
+enum Part<'a> {
+    Own,
+    /// A caller's source, as it is.
+    Source(&'a Placed),
+    /// The call of a caller's function.
+    Call(&'a Placed),
 }
 
 impl Binding {
@@ -230,42 +226,35 @@ impl Shader {
         self.parts().into_iter().map(|(_, text)| text).collect()
     }
 
-    /// The text in parts, with the hooks that a part is the source of.
-    fn parts(&self) -> Vec<(Option<&Placed>, String)> {
-        let mut parts: Vec<(Option<&Placed>, String)> = vec![(None, self.prelude())];
-        parts.extend(self.files.iter().map(|file| (None, format!("\n{file}"))));
-        for placed in self.hooks() {
-            if parts.iter().all(|(other, _)| other.is_none_or(|other| other.hook.source != placed.hook.source)) {
-                parts.push((Some(placed), format!("{}\n", placed.hook.source)));
+    /// The text in parts.
+    fn parts(&self) -> Vec<(Part<'_>, String)> {
+        let mut parts = vec![(Part::Own, self.prelude())];
+        parts.extend(self.files.iter().map(|file| (Part::Own, format!("\n{file}"))));
+        let hooks = self.hooks();
+        for (i, placed) in hooks.iter().enumerate() {
+            if hooks[..i].iter().all(|other| other.hook.source != placed.hook.source) {
+                parts.push((Part::Source(placed), format!("{}\n", placed.hook.source)));
             }
+            parts.push((Part::Call(placed), placed.call(i)));
         }
         parts
     }
 
     /// The error behind a compiler's complaint about line `line` (from 1) of the text.
     pub fn complaint(&self, line: Option<u32>, message: &str) -> Error {
-        let mut before = 0;
-        for (placed, text) in self.parts() {
-            let lines = text.lines().count();
-            let within = line.and_then(|line| (line as usize).checked_sub(before)).filter(|&n| n >= 1 && n <= lines);
-            if let Some(n) = within {
-                let called = text.lines().nth(n - 1).unwrap_or_default();
-                let by = |placed: &&Placed| {
-                    let Placed { hook, .. } = placed;
-                    [Some(&hook.entry), hook.grad_entry.as_ref()]
-                        .into_iter()
-                        .flatten()
-                        .any(|e| called.contains(&format!("{e}(")))
-                };
-                let (placed, line) = match placed {
-                    Some(placed) => (Some(placed), Some(n as u32)),
-                    None => (self.hooks().iter().find(by), None),
-                };
-                if let Some(placed) = placed {
-                    return Error::Hook { hook: placed.describe(), line, message: message.into() };
+        let mut rest = line.unwrap_or(0);
+        for (part, text) in self.parts() {
+            let lines = text.lines().count() as u32;
+            let within = (1..=lines).contains(&rest);
+            let (placed, line) = match part {
+                Part::Source(placed) if within => (placed, Some(rest)),
+                Part::Call(placed) if within => (placed, None),
+                _ => {
+                    rest = rest.saturating_sub(lines);
+                    continue;
                 }
-            }
-            before += lines;
+            };
+            return Error::Hook { hook: placed.describe(), line, message: message.into() };
         }
         Error::Shader { shader: self.name.clone(), message: message.into() }
     }

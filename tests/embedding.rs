@@ -177,3 +177,23 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
         assert_eq!(bits(&read(&out)), bits(&read(&expected)), "shift {shift}");
     }
 }
+
+#[test]
+fn masks_come_out_the_same_without_room_for_a_map_of_tiles() {
+    let (b, h, n, d) = (2, 2, 140, 16);
+    let values = random(110, b * h * n * d);
+    let seen: Vec<f32> = (0..n * n).map(|i| f32::from(i % n / 30 == i / n / 30)).collect();
+    let run = |gpu: &Gpu, says: &str| {
+        let x = block_on(Tensor::upload(gpu, [b, h, n, d], DType::F32, &values)).unwrap();
+        let mask = block_on(Tensor::upload(gpu, [1, 1, n, n], DType::U8, &seen)).unwrap();
+        let mask = mask.view(mask.layout().clone().expand([b, h, n, n]).unwrap()).unwrap();
+        let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
+        let inputs = FlashInputs { mask: Some(&mask), ..FlashInputs::new(&x, &x, &x) };
+        let plan = attention.plan(&FlashShapes::of_inputs(&inputs)).unwrap().to_string();
+        assert!(plan.contains(says), "{plan}");
+        bits(&block_on(block_on(attention.forward_with_lse(&inputs)).unwrap().0.read()).unwrap())
+    };
+    let mapped = run(&device(|_| {}), "tiles that they hide are skipped");
+    let unmapped = run(&device(|l| l.max_storage_buffers_per_shader_stage = 6), "masks are asked in every tile");
+    assert_eq!(mapped, unmapped);
+}

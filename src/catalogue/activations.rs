@@ -1,6 +1,5 @@
 //! A real model's queries, keys and values, with the output that they must give.
 
-use super::flash::Known;
 use super::{FlashCase, Scores};
 use crate::error::require;
 use crate::reference::FlashReference;
@@ -42,7 +41,7 @@ pub fn activations(path: &Path) -> Result<FlashCase> {
     let fits = fits && out_shape == expected && lse_shape == expected[..3];
     let shapes = format!("q {q_shape:?}, k {k_shape:?}, v {v_shape:?}, out {out_shape:?}, lse {lse_shape:?}");
     require(fits, &name, shapes, "of shapes that fit together")?;
-    let case = FlashCase {
+    let mut case = FlashCase {
         label: "real model",
         batch: q_shape[0],
         heads: (q_shape[1], k_shape[1]),
@@ -52,8 +51,9 @@ pub fn activations(path: &Path) -> Result<FlashCase> {
         scores: Scores::Given([q, k, v]),
         ..FlashCase::default()
     };
-    let Known { inputs, pairs, expected } = case.compute();
+    let expected = case.reference().clone();
     let [out, lse] = [out, lse].map(|values| values.into_iter().map(f64::from).collect());
-    let known = Known { inputs, pairs, expected: FlashReference { out, lse, ..expected } };
-    Ok(FlashCase { known: OnceLock::from(known), ..case })
+    let known = case.known.get_mut().expect("the reference has filled it");
+    known.expected = OnceLock::from(FlashReference { out, lse, ..expected });
+    Ok(case)
 }

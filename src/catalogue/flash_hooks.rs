@@ -5,7 +5,7 @@ use crate::reference::At;
 use crate::{DType, FlashParams, Gpu, Hook, Result, Tensor};
 
 /// A hook whose right answer is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownHook {
     /// Score: one of five learned values added, by the distance of query and key. Reads an f32 buffer.
     Relative,
@@ -13,35 +13,36 @@ pub enum KnownHook {
     TanhCap,
     /// Score: something of every field of the position; −∞ for one pair in eleven.
     Fields,
-    /// Mask: within a document, by a number for each token. Reads a u32 buffer.
-    Document,
+    /// Mask: within one of so many documents, by a number for each token. Reads a u32 buffer.
+    Documents(usize),
     /// Mask: the first twenty keys, and those up to the query.
     Prefix,
     /// Mask: by head and batch entry; some queries see nothing.
     Stripes,
 }
 
-use KnownHook::{Document, Fields, Prefix, Relative, Stripes, TanhCap};
+use KnownHook::{Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 
 impl KnownHook {
     /// All of them.
-    pub const ALL: [Self; 6] = [Relative, TanhCap, Fields, Document, Prefix, Stripes];
+    pub const ALL: [Self; 6] = [Relative, TanhCap, Fields, Documents(4), Prefix, Stripes];
 
     /// Whether it hides keys; the others change scores.
     pub fn is_mask(self) -> bool {
-        self >= Document
+        matches!(self, Documents(_) | Prefix | Stripes)
     }
 
     /// What it reads: its name, its type and its values.
     pub(super) fn buffer(self, case: &FlashCase) -> Option<(&'static str, Vec<f32>)> {
         match self {
             Relative => Some(("distances", normal(case.seed + 7, 5, 1.0, DType::F32))),
-            Document => {
-                // Documents of 37 tokens and more, other ones in each batch entry.
+            Documents(count) => {
+                // Of about equal lengths, that begin within tiles, elsewhere in each batch entry.
                 let [batch, _, queries, keys] = case.pair_shape();
                 let length = queries.max(keys);
-                let number = |i: usize| (i % length.max(1) / (37 + 20 * (i / length.max(1)))) as f32;
-                Some(("documents", (0..batch * length).map(number).collect()))
+                let number = |b: usize, i: usize| ((count * i + length / 5 + b) / length).min(count - 1) as f32;
+                let entry = |b: usize| (0..length).map(move |i| number(b, i));
+                Some(("documents", (0..batch).flat_map(entry).collect()))
             }
             _ => None,
         }
@@ -72,7 +73,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
     return score * (1.0 + 0.1 * f32(at.head)) + place + 0.5 * f32(at.batch % 2u);
 }"
             }
-            Document => {
+            Documents(_) => {
                 "fn document(at: Position) -> bool {
     let first = at.batch * (arrayLength(&documents) / BATCH);
     return documents[first + at.query] == documents[first + at.key];
@@ -92,7 +93,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
             Relative => "relative",
             TanhCap => "tanh_cap",
             Fields => "fields",
-            Document => "document",
+            Documents(_) => "document",
             Prefix => "prefix",
             Stripes => "stripes",
         }
@@ -101,7 +102,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
     /// The hook without its buffers.
     fn hook(self, case: &FlashCase) -> Hook {
         let batch = format!("const BATCH: u32 = {}u;\n", case.pair_shape()[0].max(1));
-        let source = if self == Document { batch + self.wgsl() } else { self.wgsl().into() };
+        let source = if matches!(self, Documents(_)) { batch + self.wgsl() } else { self.wgsl().into() };
         let hook = Hook::new(self.entry(), source);
         if self == TanhCap { hook.with_gradient("tanh_cap_grad") } else { hook }
     }
@@ -121,7 +122,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
 
     pub(super) fn sees(self, case: &FlashCase, values: &[f32], at: At) -> bool {
         match self {
-            Document => {
+            Documents(_) => {
                 let first = at.batch * (values.len() / case.pair_shape()[0].max(1));
                 values[first + at.query] == values[first + at.key]
             }
@@ -152,7 +153,7 @@ impl FlashCase {
             let mut hook = known.hook(self);
             if let Some((name, values)) = known.buffer(self) {
                 let tensor = match known {
-                    Document => {
+                    Documents(_) => {
                         let numbers: Vec<u32> = values.iter().map(|&x| x as u32).collect();
                         Tensor::upload_u32(gpu, &numbers).await?
                     }

@@ -1,0 +1,142 @@
+// The baseline of the flash bench: attention as three kernels with the scores in memory, each well tiled.
+//   scores = scale · q kᵀ  (entry `score`);   p = softmax(scores) by rows  (entry `soften`);   out = p v  (entry `weigh`)
+// All tensors contiguous f32: q, k, v, out [heads, n, d], scores [heads, n, n]; d and n any numbers.
+//
+// `score` and `weigh`: a workgroup owns 64 × 64 results, a thread 8 × 4 of them, as in the fused kernel: rows 8·(t / 16) on,
+// columns t % 16 + 16·j. Both operands pass through 8 KiB of workgroup memory, 16 of the summed index at a time, as vec4
+// along it: [4][64]. `soften`: a workgroup of 128 threads owns a row.
+
+struct Sizes { n: u32, d: u32, scale: f32, causal: u32 }
+
+@group(0) @binding(0) var<uniform> sizes: Sizes;
+@group(0) @binding(1) var<storage, read> q: array<f32>;
+@group(0) @binding(2) var<storage, read> k: array<f32>;
+@group(0) @binding(3) var<storage, read> v: array<f32>;
+@group(0) @binding(4) var<storage, read_write> scores: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+var<workgroup> a_tile: array<vec4f, 256>;
+var<workgroup> b_tile: array<vec4f, 256>;
+var<private> sums: array<array<f32, 4>, 8>;
+
+// sums += a_tile · b_tileᵀ
+fn multiply(thread: u32) {
+    for (var e = 0u; e < 4u; e++) {
+        var b: array<vec4f, 4>;
+        for (var j = 0u; j < 4u; j++) { b[j] = b_tile[64u * e + thread % 16u + 16u * j]; }
+        for (var i = 0u; i < 8u; i++) {
+            let a = a_tile[64u * e + thread / 16u * 8u + i];
+            for (var j = 0u; j < 4u; j++) {
+                sums[i][j] = fma(a.w, b[j].w, fma(a.z, b[j].z, fma(a.y, b[j].y, fma(a.x, b[j].x, sums[i][j]))));
+            }
+        }
+    }
+}
+
+fn reset() {
+    for (var i = 0u; i < 8u; i++) {
+        for (var j = 0u; j < 4u; j++) { sums[i][j] = 0.0; }
+    }
+}
+
+@compute @workgroup_size(128)
+fn score(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let base = group.z * sizes.n * sizes.d;
+    // Under a causal mask, tiles above the diagonal are left to `soften`.
+    if (sizes.causal != 0u && group.x > group.y) { return; }
+    reset();
+    for (var d0 = 0u; d0 < sizes.d; d0 += 16u) {
+        for (var at = thread; at < 256u; at += 128u) {
+            let row = group.y * 64u + at % 64u;
+            let col = group.x * 64u + at % 64u;
+            var x: vec4f;
+            var y: vec4f;
+            for (var e = 0u; e < 4u; e++) {
+                let d = d0 + at / 64u * 4u + e;
+                if (d < sizes.d && row < sizes.n) { x[e] = q[base + row * sizes.d + d]; }
+                if (d < sizes.d && col < sizes.n) { y[e] = k[base + col * sizes.d + d]; }
+            }
+            a_tile[at] = x;
+            b_tile[at] = y;
+        }
+        workgroupBarrier();
+        multiply(thread);
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < 8u; i++) {
+        let row = group.y * 64u + thread / 16u * 8u + i;
+        for (var j = 0u; j < 4u; j++) {
+            let col = group.x * 64u + thread % 16u + 16u * j;
+            if (row < sizes.n && col < sizes.n) {
+                scores[(group.z * sizes.n + row) * sizes.n + col] = sums[i][j] * sizes.scale;
+            }
+        }
+    }
+}
+
+var<workgroup> parts: array<f32, 128>;
+
+fn reduce(x: f32, sum: bool, thread: u32) -> f32 {
+    parts[thread] = x;
+    workgroupBarrier();
+    for (var step = 64u; step > 0u; step /= 2u) {
+        if (thread < step) {
+            let y = parts[thread + step];
+            parts[thread] = select(max(parts[thread], y), parts[thread] + y, sum);
+        }
+        workgroupBarrier();
+    }
+    let all = parts[0];
+    workgroupBarrier();
+    return all;
+}
+
+@compute @workgroup_size(128)
+fn soften(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let row = (group.z * sizes.n + group.x) * sizes.n;
+    let seen = select(sizes.n, group.x + 1u, sizes.causal != 0u);
+    var top = -3e38;
+    for (var j = thread; j < seen; j += 128u) { top = max(top, scores[row + j]); }
+    top = reduce(top, false, thread);
+    var sum = 0.0;
+    for (var j = thread; j < seen; j += 128u) {
+        let p = exp(scores[row + j] - top);
+        scores[row + j] = p;
+        sum += p;
+    }
+    sum = reduce(sum, true, thread);
+    for (var j = thread; j < sizes.n; j += 128u) {
+        if (j < seen) { scores[row + j] /= sum; } else { scores[row + j] = 0.0; }
+    }
+}
+
+@compute @workgroup_size(128)
+fn weigh(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let end = select(sizes.n, min(sizes.n, group.y * 64u + 64u), sizes.causal != 0u);
+    reset();
+    for (var j0 = 0u; j0 < end; j0 += 16u) {
+        for (var at = thread; at < 256u; at += 128u) {
+            let row = group.y * 64u + at % 64u;
+            let col = group.x * 64u + at % 64u;
+            var x: vec4f;
+            var y: vec4f;
+            for (var e = 0u; e < 4u; e++) {
+                let j = j0 + at / 64u * 4u + e;
+                if (j < sizes.n && row < sizes.n) { x[e] = scores[(group.z * sizes.n + row) * sizes.n + j]; }
+                if (j < sizes.n && col < sizes.d) { y[e] = v[(group.z * sizes.n + j) * sizes.d + col]; }
+            }
+            a_tile[at] = x;
+            b_tile[at] = y;
+        }
+        workgroupBarrier();
+        multiply(thread);
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < 8u; i++) {
+        let row = group.y * 64u + thread / 16u * 8u + i;
+        for (var j = 0u; j < 4u; j++) {
+            let col = group.x * 64u + thread % 16u + 16u * j;
+            if (row < sizes.n && col < sizes.d) { out[(group.z * sizes.n + row) * sizes.d + col] = sums[i][j]; }
+        }
+    }
+}
