@@ -126,6 +126,7 @@ fn bench(criterion: &mut Criterion) {
         Timed::new(&gpu, &name, dense(sizes.heads, n, d), (n * n) as f64).measure(criterion);
     }
     hooks(criterion, &gpu, sizes.heads, sizes.n);
+    hooks(criterion, &gpu, sizes.heads, 2 * sizes.n);
     packing(criterion, &gpu, sizes.longest);
 }
 

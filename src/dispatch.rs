@@ -122,11 +122,7 @@ impl Launch {
     /// # Errors
     /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, tensors: &[&Tensor], which: Range<usize>) -> Result<()> {
-        let known = self.slices.len();
-        if which.end > known || which.start > which.end {
-            return Err(Error::argument("slice", format!("{which:?}"), format!("within 0..{known}")));
-        }
-        let shifts = self.check(tensors)?;
+        let shifts = self.check(tensors, &which)?;
         if which.is_empty() {
             return Ok(());
         }
@@ -143,9 +139,13 @@ impl Launch {
         Ok(())
     }
 
-    /// Checks that each tensor is as prepared, but for its buffer and for an offset that differs by whole alignments.
-    /// Returns that difference for each, in bytes.
-    pub fn check(&self, tensors: &[&Tensor]) -> Result<Vec<u64>> {
+    /// Checks that the slices are there, and that each tensor is as prepared, but for its buffer and for an offset that
+    /// differs by whole alignments. Returns that difference for each, in bytes.
+    pub fn check(&self, tensors: &[&Tensor], which: &Range<usize>) -> Result<Vec<u64>> {
+        let known = self.slices.len();
+        if which.end > known || which.start > which.end {
+            return Err(Error::argument("slice", format!("{which:?}"), format!("within 0..{known}")));
+        }
         let caps = self.gpu.caps();
         let mut shifts = Vec::new();
         for (argument, tensor) in self.arguments.iter().zip(tensors) {

@@ -17,7 +17,11 @@ use crate::{Caps, DType, Error, Gpu, Result, Tensor, dispatch::check_device};
 /// hook's source stands alone, and a text that several share is taken once.
 ///
 /// Shaders with a hook keep their bounds checks: a read outside of a buffer gives zero or some element of it, and nothing
-/// else of the device's memory.
+/// else of the device's memory. A source without loops costs less than one with: loops of a caller's are guarded against
+/// never ending, and the guard slows all loops of the shader.
+///
+/// A `mask_mod` is asked for every pair of query and key first, for all heads at once if its source does not have the word
+/// `head`; tiles of keys that it hides from a whole tile of queries are then skipped.
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -108,6 +112,12 @@ impl Placed {
             format!("fn hook_{number}_grad({parameters}) -> f32 {{ return {entry}(score, at, d_out); }}\n")
         });
         call + &gradient.unwrap_or_default()
+    }
+
+    /// Whether its source has this word anywhere, be it in a comment. Without the name of a field it cannot read the field,
+    /// and without a keyword it has no such statement.
+    pub fn says(&self, word: &str) -> bool {
+        self.hook.source.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
     }
 
     pub fn is_mask(&self) -> bool {

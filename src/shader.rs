@@ -380,13 +380,18 @@ pub(crate) struct Pipeline {
 pub(crate) fn module(device: &wgpu::Device, shader: &Shader, source: &str, trusted: bool) -> wgpu::ShaderModule {
     let label = Some(shader.name.as_str());
     let descriptor = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
-    if trusted && shader.is_trusted() {
-        // SAFETY: the text is this crate's own. Tensor indices come from layouts that `Tensor::wrap` and `plan` have
-        // checked against the bound range, tokens are clamped to it, and every loop ends after a bounded count.
-        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-    } else {
-        device.create_shader_module(descriptor)
+    let loops = shader.hooks().iter().any(|placed| ["for", "while", "loop"].iter().any(|word| placed.says(word)));
+    if !trusted || loops {
+        return device.create_shader_module(descriptor);
     }
+    let checks = match shader.is_trusted() {
+        true => wgpu::ShaderRuntimeChecks::unchecked(),
+        false => wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() },
+    };
+    // SAFETY: without bounds checks the text is this crate's own. Tensor indices come from layouts that `Tensor::wrap` and
+    // `plan` have checked against the bound range, and tokens are clamped to it. Without loop bounding every loop is this
+    // crate's own, and ends after a bounded count: a caller's text with a loop, or anything like it, went the other way.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 
 impl Pipeline {

@@ -2,7 +2,7 @@
 
 // The word of the map that holds tile number i of the visit.
 fn map_word(w: Work, i: u32) -> u32 {
-    return (w.item * params.heads + w.head) * params.map_words + i / 16u;
+    return w.item * params.map_tile + w.head * params.map_head + i / 16u;
 }
 
 // What the masks leave of tile number i: EMPTY, FULL or BORDER.

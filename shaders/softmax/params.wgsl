@@ -17,8 +17,7 @@ struct Params {
     // Rows of the tensors; a sequence may be shorter.
     queries: u32,
     keys: u32,
-    // Query heads, and those per key and value head.
-    heads: u32,
+    // Query heads per key and value head.
     group: u32,
     causal: u32,
     // Sliding window, NONE where it is open.
@@ -30,8 +29,9 @@ struct Params {
     tiles: u32,
     // Packed sequences.
     sequences: u32,
-    // Words of the tile map to a tile of queries and head.
-    map_words: u32,
+    // Words of the tile map from one tile of queries to the next, and from one head to the next.
+    map_tile: u32,
+    map_head: u32,
 }
 
 struct Work {

@@ -1,8 +1,8 @@
 // Which tiles of keys a tile of queries sees: so that masks are asked before anything is computed, tiles that nobody sees
 // are skipped, and tiles that all see whole are not masked.
 //
-// tile_map: two bits for each tile that kv_visit names, in that order, 16 to a word; params.map_words words to a tile of
-// queries and head. Bit 0: some query sees some key. Bit 1: some query does not see some key, or there is no such key.
+// tile_map: two bits for each tile that kv_visit names, in that order, 16 to a word, for each tile of queries and each head,
+// or for all heads where the masks are the same. Bit 0: some query sees some key. Bit 1: some query does not see some key, or there is no such key.
 //
 // A workgroup owns one tile of queries of one head, its WG threads the pairs of each tile; four bytes of workgroup memory.
 

@@ -25,6 +25,8 @@ pub struct FlashPlan {
     pub(crate) scratch: Vec<(&'static str, u64)>,
     engine: Portable,
     slices: Vec<Slice>,
+    /// The slices of the map: the same, or with one head each.
+    map_slices: Vec<Slice>,
     /// Why tiles are skipped or not, where masks are asked.
     masks: Option<String>,
 }
@@ -58,27 +60,31 @@ impl FlashPlan {
         let tile_flops = 2.0 * f64::from(engine.rows) * tile_keys as f64 * (head_dim + value_dim) as f64;
         let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
 
-        let mut parts = Parts { caps, params, shapes, engine: &engine, slopes, packed, slices: &slices, mapped: false };
-        let longest = shapes.pairs()[3].div_ceil(engine.cols as usize);
-        let map_words = longest.div_ceil(TILES_PER_WORD).max(1);
-        let map_bytes = 4 * (batch * tiles * heads * map_words) as u64;
+        let mut parts = Parts { caps, params, shapes, engine: &engine, slopes, packed, map: None };
+        let words = shapes.pairs()[3].div_ceil(engine.cols as usize).div_ceil(TILES_PER_WORD).max(1);
+        let by_head = parts.masks_differ_by_head();
+        let strides = if by_head { [words * heads, words] } else { [words, 0] };
+        let map_bytes = 4 * (batch * tiles * strides[0]) as u64;
         let masks = parts.chain().masks_hide().then(|| {
-            parts.mapped = true;
-            let buffers = parts.attention(arguments.clone(), map_words).shader.storage_buffers();
-            parts.mapped = buffers <= u64::from(caps.storage_buffers) && map_bytes <= caps.binding_bytes;
-            match parts.mapped {
-                true => "masks are asked first, and tiles that they hide are skipped".to_string(),
-                false => format!(
+            parts.map = Some(strides);
+            let buffers = parts.attention(arguments.clone(), &slices).shader.storage_buffers();
+            if buffers > u64::from(caps.storage_buffers) || map_bytes > caps.binding_bytes {
+                parts.map = None;
+                return format!(
                     "masks are asked in every tile: a map of what they hide would need {buffers} storage buffers of {}, \
                      and a binding of {map_bytes} bytes of {}",
                     caps.storage_buffers, caps.binding_bytes
-                ),
+                );
             }
+            let once = if by_head { "for each head" } else { "once for all heads" };
+            format!("masks are asked first, {once}, and tiles that they hide are skipped")
         });
-        let attention = parts.attention(arguments, map_words);
+        let attention = parts.attention(arguments, &slices);
         let buffers = attention.shader.storage_buffers();
         caps.within("flash", "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
-        let map = parts.mapped.then(|| parts.map(map_words));
+        let heads_of = |slice: &Slice| if by_head { slice.heads.clone() } else { 0..1 };
+        let map_slices: Vec<Slice> = slices.iter().map(|s| Slice { heads: heads_of(s), ..s.clone() }).collect();
+        let map = parts.map.map(|_| parts.map(&map_slices));
         let mut scratch = vec![];
         scratch.extend(map.is_some().then_some(("tile_map", map_bytes)));
         let mut schedule = None;
@@ -89,12 +95,17 @@ impl FlashPlan {
             schedule = Some(*kernel);
             scratch.extend([("sequences", 16 * entries as u64), ("problem", 16)]);
         }
-        Ok(Self { attention, map, schedule, scratch, engine, slices, masks })
+        Ok(Self { attention, map, schedule, scratch, engine, slices, map_slices, masks })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
     pub fn slices(&self) -> &[Slice] {
         &self.slices
+    }
+
+    /// The slices for which the map of tiles is made: those of [`FlashPlan::slices`] cut to what differs.
+    pub(crate) fn map_slices(&self) -> &[Slice] {
+        &self.map_slices
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
@@ -150,8 +161,8 @@ struct Parts<'a> {
     engine: &'a Portable,
     slopes: Option<Vec<[f32; 4]>>,
     packed: Option<Schedule>,
-    slices: &'a [Slice],
-    mapped: bool,
+    /// Words of the tile map from one tile of queries to the next, and from one head to the next.
+    map: Option<[usize; 2]>,
 }
 
 impl Parts<'_> {
@@ -165,6 +176,12 @@ impl Parts<'_> {
             masks: self.shapes.mask.iter().map(|_| "mask").collect(),
             hooks: hook::place(score_mod, mask_mod),
         }
+    }
+
+    /// Whether a mask may hide something else from one head than from another.
+    fn masks_differ_by_head(&self) -> bool {
+        let mask = self.shapes.mask.as_ref().is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1);
+        mask || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
     }
 
     /// The files behind the chain.
@@ -204,7 +221,8 @@ impl Parts<'_> {
         arguments: Vec<Argument>,
         tables: Vec<(Binding, Option<Vec<u8>>)>,
         files: Vec<&'static str>,
-        (chain, map_words): (Chain, usize),
+        chain: Chain,
+        slices: &[Slice],
     ) -> Kernel {
         let [batch, _, queries, head_dim] = self.shapes.q.shape;
         let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
@@ -214,11 +232,10 @@ impl Parts<'_> {
         let division = Division {
             tiles: queries.div_ceil(self.engine.rows as usize),
             sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
-            map_words,
+            map: self.map.unwrap_or_default(),
             scored: self.chain().scores_change(),
         };
-        let uniforms = self
-            .slices
+        let uniforms = slices
             .iter()
             .map(|slice| uniforms(self.caps, self.params, self.shapes, division, &arguments, slice))
             .collect();
@@ -227,28 +244,28 @@ impl Parts<'_> {
         Kernel { shader, arguments, uniforms, tables }
     }
 
-    fn attention(&self, arguments: Vec<Argument>, map_words: usize) -> Kernel {
+    fn attention(&self, arguments: Vec<Argument>, slices: &[Slice]) -> Kernel {
         let (sequences, work) = self.sequences();
         let mut tables = vec![sequences];
         tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
-        tables.extend(self.mapped.then_some((tile_map(false), None)));
+        tables.extend(self.map.map(|_| (tile_map(false), None)));
         let files = vec![
             file::PARAMS,
             file::PORTABLE,
             file::SCORE_TILE,
             work,
             file::TILES_DENSE,
-            if self.mapped { file::MAPPED } else { file::UNMAPPED },
+            if self.map.is_some() { file::MAPPED } else { file::UNMAPPED },
             file::ROWS_STRIDED,
             file::SCORE_POSITION,
             file::STATE_SOFTMAX,
             file::EPILOGUE_FINAL,
             file::ELEMENT,
         ];
-        self.kernel("flash portable", arguments, tables, files, (self.chain(), map_words))
+        self.kernel("flash portable", arguments, tables, files, self.chain(), slices)
     }
 
-    fn map(&self, map_words: usize) -> Kernel {
+    fn map(&self, slices: &[Slice]) -> Kernel {
         let (sequences, work) = self.sequences();
         let tables = vec![sequences, (tile_map(true), None)];
         let arguments = arguments(self.shapes, 1).into_iter().filter(|a| a.name == "mask").collect();
@@ -262,7 +279,7 @@ impl Parts<'_> {
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
-        self.kernel("tile map", arguments, tables, files, (self.chain().of_masks(), map_words))
+        self.kernel("tile map", arguments, tables, files, self.chain().of_masks(), slices)
     }
 }
 

@@ -64,7 +64,7 @@ impl FlashAttention {
         let launch = async |kernel, slices: &[Slice]| Launch::prepare(&self.gpu, kernel, slices, &scratch).await;
         let attention = launch(&plan.attention, plan.slices()).await?;
         let map = match &plan.map {
-            Some(map) => Some(launch(map, plan.slices()).await?),
+            Some(map) => Some(launch(map, plan.map_slices()).await?),
             None => None,
         };
         let schedule = match &plan.schedule {
@@ -105,8 +105,7 @@ impl FlashAttention {
         let out = Tensor::empty(&self.gpu, shapes.out).await?;
         let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
         let outputs = FlashOutputs { out: &out, lse: &lse };
-        prepared.submit(inputs, &outputs).await?;
-        match prepared.verdict().await? {
+        match prepared.submit_slices(inputs, &outputs).await? {
             Some(verdict) => Ok((out.under(verdict.clone()), lse.under(verdict))),
             None => Ok((out, lse)),
         }
@@ -189,13 +188,22 @@ impl FlashPrepared {
     /// # Errors
     /// Those of [`FlashPrepared::encode`]; [`Error::DeviceLost`].
     pub async fn submit(&self, inputs: &FlashInputs<'_>, outputs: &FlashOutputs<'_>) -> Result<()> {
+        self.submit_slices(inputs, outputs).await.map(|_| ())
+    }
+
+    /// The same, with what was found wrong in offsets on the GPU.
+    async fn submit_slices(&self, inputs: &FlashInputs<'_>, outputs: &FlashOutputs<'_>) -> Result<Option<Verdict>> {
+        let gpu = self.attention.gpu();
+        let mut verdict = None;
         for slice in 0..self.plan.slices().len() {
-            let gpu = self.attention.gpu();
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.encode_slice(&mut encoder, slice, inputs, outputs)?;
+            if verdict.is_none() {
+                verdict = self.verdict(&mut encoder).await?;
+            }
             gpu.submit(encoder).await?;
         }
-        Ok(())
+        Ok(verdict)
     }
 
     fn record(
@@ -215,24 +223,22 @@ impl FlashPrepared {
     /// # Errors
     /// [`Error::Argument`] that names the offset; [`Error::DeviceLost`].
     pub async fn check_offsets(&self) -> Result<()> {
-        match self.verdict().await? {
-            Some(verdict) => verdict.ask(self.attention.gpu()).await,
-            None => Ok(()),
-        }
+        let gpu = self.attention.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let Some(verdict) = self.verdict(&mut encoder).await? else { return Ok(()) };
+        gpu.submit(encoder).await?;
+        verdict.ask(gpu).await
     }
 
-    /// A copy of what the schedule's kernel found, which later work does not change.
-    async fn verdict(&self) -> Result<Option<Verdict>> {
+    /// Records a copy of what the schedule's kernel found, which later work does not change.
+    async fn verdict(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Option<Verdict>> {
         let (Some((schedule, problem)), Some(sides)) = (&self.schedule, self.shapes.packed()) else { return Ok(None) };
         if self.plan.slices().is_empty() {
             return Ok(None);
         }
-        let gpu = schedule.gpu();
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let words = gpu.buffer("problem", problem.size(), usage, &[]).await?;
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let words = schedule.gpu().buffer("problem", problem.size(), usage, &[]).await?;
         encoder.copy_buffer_to_buffer(problem, 0, &words, 0, problem.size());
-        gpu.submit(encoder).await?;
         let sides = sides.map(CuSeqlensShape::clone);
         let rows = [self.shapes.q.shape[2], self.shapes.k.shape[2]];
         Ok(Some(Verdict { words, judge: Arc::new(move |words| judge(words, [&sides[0], &sides[1]], rows)) }))
@@ -248,7 +254,7 @@ impl FlashPrepared {
         self.attention.gpu().alive()?;
         self.check_as_prepared(inputs)?;
         let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
-        self.attention.check(&tensors)?;
+        self.attention.check(&tensors, &which)?;
         let sides = [inputs.cu_seqlens_q, inputs.cu_seqlens_k];
         let offsets: Vec<&Tensor> = sides.iter().flatten().filter_map(CuSeqlens::tensor).collect();
         if let Some((schedule, _)) = self.schedule.as_ref().filter(|_| !which.is_empty()) {
@@ -256,7 +262,12 @@ impl FlashPrepared {
         }
         if let Some(map) = &self.map {
             let mask: Vec<&Tensor> = inputs.mask.into_iter().collect();
-            map.encode(pass, &mask, which.clone())?;
+            // Slices that differ by their heads only may share a map. It is made anew in every command buffer, because
+            // others may use it in between.
+            let slices = self.plan.map_slices();
+            for i in which.clone().filter(|&i| !slices[which.start..i].contains(&slices[i])) {
+                map.encode(pass, &mask, i..i + 1)?;
+            }
         }
         self.attention.encode(pass, &tensors, which)
     }

@@ -22,7 +22,6 @@ pub(super) struct Params {
     pub softcap: f32,
     pub queries: u32,
     pub keys: u32,
-    pub heads: u32,
     pub group: u32,
     pub causal: u32,
     pub left: u32,
@@ -31,7 +30,8 @@ pub(super) struct Params {
     pub last_tile: u32,
     pub tiles: u32,
     pub sequences: u32,
-    pub map_words: u32,
+    pub map_tile: u32,
+    pub map_head: u32,
 }
 
 /// How the work is divided: the same for every slice.
@@ -41,8 +41,8 @@ pub(super) struct Division {
     pub tiles: usize,
     /// Packed sequences.
     pub sequences: usize,
-    /// Words of the tile map to a tile of queries and head.
-    pub map_words: usize,
+    /// Words of the tile map from one tile of queries to the next, and from one head to the next.
+    pub map: [usize; 2],
     /// Whether a function changes scores: those work in natural units.
     pub scored: bool,
 }
@@ -77,7 +77,6 @@ pub(super) fn uniforms(
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
         keys: keys as u32,
-        heads: heads as u32,
         group: (heads / heads_kv) as u32,
         causal: causal_code(params.causal),
         left: side(params.window.left),
@@ -86,7 +85,8 @@ pub(super) fn uniforms(
         last_tile: slice.tiles.end as u32 - 1,
         tiles: division.tiles as u32,
         sequences: division.sequences as u32,
-        map_words: division.map_words as u32,
+        map_tile: division.map[0] as u32,
+        map_head: division.map[1] as u32,
     };
     bytemuck::bytes_of(&params).to_vec()
 }
@@ -121,8 +121,8 @@ mod tests {
         assert_eq!(
             theirs,
             ours!(
-                q k v out lse bias mask first softcap queries keys heads group causal left right q_factor last_tile tiles
-                sequences map_words
+                q k v out lse bias mask first softcap queries keys group causal left right q_factor last_tile tiles
+                sequences map_tile map_head
             )
         );
         assert_eq!(*span as usize, size_of::<Params>());
