@@ -127,6 +127,7 @@ fn bench(criterion: &mut Criterion) {
     }
     hooks(criterion, &gpu, sizes.heads, sizes.n);
     hooks(criterion, &gpu, sizes.heads, 2 * sizes.n);
+
     packing(criterion, &gpu, sizes.longest);
 }
 

@@ -7,12 +7,14 @@ mod flash;
 mod flash_cases;
 mod flash_hooks;
 mod flash_inputs;
+mod merge;
 
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
 pub use flash::{FlashCase, FlashTensors, Known, Scores};
 pub use flash_cases::{flash_cases, random_flash_cases};
 pub use flash_hooks::KnownHook;
+pub use merge::{MergeCase, merge_cases, random_merge_cases};
 
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
@@ -75,10 +77,19 @@ pub struct Family {
 }
 
 /// Every kernel family.
-pub const FAMILIES: &[Family] = &[Family {
-    name: "flash",
-    cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
-    random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
-    variants: flash_cases::variants,
-    shaders: flash_cases::shaders,
-}];
+pub const FAMILIES: &[Family] = &[
+    Family {
+        name: "flash",
+        cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
+        random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+        variants: flash_cases::variants,
+        shaders: flash_cases::shaders,
+    },
+    Family {
+        name: "merge",
+        cases: || merge_cases().into_iter().map(|case| Box::new(case) as _).collect(),
+        random: |count, seed| random_merge_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+        variants: merge::variants,
+        shaders: merge::shaders,
+    },
+];

@@ -9,6 +9,7 @@ mod flash;
 mod gpu;
 mod hook;
 mod layout;
+mod merge;
 mod packed;
 pub mod reference;
 mod shader;
@@ -28,6 +29,7 @@ pub use flash::{
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;
 pub use layout::{DType, Layout};
+pub use merge::{Merge, MergePrepared, MergeShapes};
 pub use packed::{CuSeqlens, CuSeqlensShape};
 pub use slices::Slice;
 pub use tensor::Tensor;

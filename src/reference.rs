@@ -2,5 +2,7 @@
 //! shared with planning or with the shaders.
 
 mod flash;
+mod merge;
 
 pub use flash::{At, FlashProblem, FlashReference, flash};
+pub use merge::merge;

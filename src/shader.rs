@@ -31,6 +31,7 @@ pub(crate) mod file {
         SCORE_MASK = "score/mask.wgsl";
         STATE_SOFTMAX = "state/softmax.wgsl";
         EPILOGUE_FINAL = "epilogue/final.wgsl";
+        MERGE = "merge.wgsl";
     }
 }
 
@@ -136,11 +137,11 @@ impl Chain {
             score.extend(self.calls(false).map(|name| format!("    x = still_hidden(x, {name}(x, at));\n")));
             score += "    return x * 1.4426950408889634;\n";
         }
-        let mut masks = String::new();
+        let mut masks = String::from("    return true;\n");
         if self.masks_hide() {
-            masks += AT;
             let names = self.masks.iter().map(ToString::to_string).chain(self.calls(true));
-            masks.extend(names.map(|name| format!("    if (!{name}(at)) {{ return false; }}\n")));
+            let calls: Vec<String> = names.map(|name| format!("{name}(at)")).collect();
+            masks = format!("{AT}    return {};\n", calls.join(" & "));
         }
         format!(
             "const SCORED: bool = {};
@@ -148,8 +149,7 @@ const VEILED: bool = {};
 fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
 {score}}}
 fn unveiled(r: Row, c: Col, w: Work) -> bool {{
-{masks}    return true;
-}}
+{masks}}}
 ",
             self.scores_change(),
             self.masks_hide()

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{gpu, options, tensor};
+use common::{gpu, options, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
     Caps, DType, Error, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu,
@@ -11,15 +11,6 @@ use wgpu_attention::{
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), FlashParams::default()).expect("valid params")
-}
-
-/// Asserts that an `Error` says all of these words.
-#[track_caller]
-fn says<T>(result: Result<T, Error>, words: &[&str]) {
-    let message = result.err().expect("an error").to_string();
-    for word in words {
-        assert!(message.contains(word), "\"{message}\" does not say \"{word}\"");
-    }
 }
 
 fn zeros(shape: [usize; 4]) -> Tensor {

@@ -2,22 +2,9 @@
 
 mod common;
 
-use common::gpu;
+use common::run_all;
 use std::path::Path;
-use wgpu_attention::catalogue::{Case, FlashCase, activations, flash_cases, random_flash_cases};
-
-fn run_all(cases: &[FlashCase]) {
-    let mut failures = Vec::new();
-    let mut worst = 0.0f64;
-    for case in cases {
-        match pollster::block_on(case.run(gpu())) {
-            Ok(outcome) if outcome.passed() => worst = worst.max(outcome.over_tolerance),
-            other => failures.push(format!("{}: {other:?}", case.name())),
-        }
-    }
-    eprintln!("{} cases on {}, worst error {worst:.3} of the tolerance", cases.len(), gpu().caps().adapter);
-    assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
-}
+use wgpu_attention::catalogue::{FlashCase, activations, flash_cases, random_flash_cases};
 
 #[test]
 fn catalogue() {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{bits, gpu, options, read, tensor};
+use common::{bits, gpu, options, read, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
     Caps, DType, FlashAttention, FlashInputs, FlashParams, FlashPlan, FlashShapes, Gpu, Hook, Layout, Result, Tensor,
@@ -17,14 +17,6 @@ fn lse(n: usize, params: FlashParams) -> Result<Vec<f32>> {
     let x = tensor([1, 1, n, 4], &vec![0.0; 4 * n]);
     let attention = FlashAttention::new(gpu(), params)?;
     Ok(read(&block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x)))?.1))
-}
-
-#[track_caller]
-fn says<T>(result: Result<T>, words: &[&str]) {
-    let message = result.err().expect("an error").to_string();
-    for word in words {
-        assert!(message.contains(word), "\"{message}\" does not say \"{word}\"");
-    }
 }
 
 #[test]

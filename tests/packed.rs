@@ -2,22 +2,12 @@
 
 mod common;
 
-use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
+use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{
-    CuSeqlens, DType, FlashAttention, FlashInputs, FlashOutputs, FlashShapes, Layout, Result, Tensor,
-};
+use wgpu_attention::{CuSeqlens, DType, FlashAttention, FlashInputs, FlashOutputs, FlashShapes, Layout, Tensor};
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params")
-}
-
-#[track_caller]
-fn says<T>(result: Result<T>, words: &[&str]) {
-    let message = result.err().expect("an error").to_string();
-    for word in words {
-        assert!(message.contains(word), "\"{message}\" does not say \"{word}\"");
-    }
 }
 
 /// The part of a [1, heads, rows, dim] tensor from row `first` on.

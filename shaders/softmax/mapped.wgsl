@@ -5,8 +5,23 @@ fn map_word(w: Work, i: u32) -> u32 {
     return w.item * params.map_tile + w.head * params.map_head + i / 16u;
 }
 
-// What the masks leave of tile number i: EMPTY, FULL or BORDER.
+// The two bits of tile number i, and above them those of the tiles behind it in the same word.
+fn map_bits(w: Work, i: u32) -> u32 {
+    return tile_map[map_word(w, i)] >> (2u * (i % 16u));
+}
+
+// The next tile from number i on that someone sees, or `count`.
+fn next_tile(w: Work, i: u32, count: u32) -> u32 {
+    var next = i;
+    var seen = 0u;
+    while (next < count && seen == 0u) {
+        seen = map_bits(w, next) & 0x55555555u;
+        next = select(next / 16u * 16u + 16u, next + countTrailingZeros(seen) / 2u, seen != 0u);
+    }
+    return min(next, count);
+}
+
+// What the masks make of tile number i, which someone sees.
 fn veiled_kind(w: Work, i: u32, kind: u32) -> u32 {
-    let bits = (tile_map[map_word(w, i)] >> (2u * (i % 16u))) & 3u;
-    return select(select(FULL, BORDER, bits == 3u), EMPTY, (bits & 1u) == 0u);
+    return select(FULL, BORDER, (map_bits(w, i) & 3u) == 3u);
 }

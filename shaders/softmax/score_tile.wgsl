@@ -33,9 +33,9 @@ fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
         }
         workgroupBarrier();
     }
-    if (is_masked(tile)) {
-        finish_scores(w, visit, tile, tc, row0);
-    }
+    // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
+    if (SCORED) { change_scores(w, visit, tile, tc, row0); }
+    if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
 }
 
 // Whether scores of this tile can be MASKED: by the visiting order, by a mask, or because something made them −inf.
@@ -43,15 +43,24 @@ fn is_masked(tile: Tile) -> bool {
     return SCORED || tile.kind == BORDER;
 }
 
-// What changes a score, then the mask: a second pass over the registers.
-fn finish_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
+fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
     for (var i = 0u; i < RT; i++) {
         let row = row_state(w, visit, row_token(visit, row0 + i));
         for (var j = 0u; j < CT; j++) {
             let col = col_state(w, col_token(visit, tile, tc + TC * j));
-            s[i][j] = score(s[i][j], row, col, w);
-            let seen = tile.kind != BORDER || (visible(row, col) && unveiled(row, col, w));
-            if (!seen || bitcast<u32>(s[i][j]) == MINUS_INFINITY_BITS) { s[i][j] = MASKED; }
+            let x = score(s[i][j], row, col, w);
+            s[i][j] = select(x, MASKED, bitcast<u32>(x) == MINUS_INFINITY_BITS);
+        }
+    }
+}
+
+fn hide_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
+    for (var i = 0u; i < RT; i++) {
+        let row = row_state(w, visit, row_token(visit, row0 + i));
+        for (var j = 0u; j < CT; j++) {
+            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            let seen = visible(row, col) & unveiled(row, col, w) & (bitcast<u32>(s[i][j]) != MINUS_INFINITY_BITS);
+            s[i][j] = select(MASKED, s[i][j], seen);
         }
     }
 }

@@ -38,8 +38,7 @@ fn tile_bits(w: Work, visit: Visit, tile: Tile, thread: u32) -> u32 {
     for (var c = thread / BR; c < BC; c += WG / BR) {
         let key = col_token(visit, tile, c);
         let col = col_state(w, key);
-        var seen = key != NONE && (tile.kind != BORDER || visible(row, col));
-        if (seen) { seen = unveiled(row, col, w); }
+        let seen = (key != NONE) & visible(row, col) & unveiled(row, col, w);
         bits |= select(2u, 1u, seen);
     }
     return bits;

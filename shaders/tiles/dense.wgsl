@@ -6,7 +6,6 @@
 const NONE: u32 = 0xffffffffu;
 const FULL: u32 = 0u;
 const BORDER: u32 = 1u;
-const EMPTY: u32 = 2u;
 
 struct Visit { row0: u32, queries: u32, keys: u32, first_tile: u32, end_tile: u32, full_from: u32, full_to: u32 }
 struct Tile { base: u32, kind: u32 }

@@ -75,7 +75,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
             }
             Documents(_) => {
                 "fn document(at: Position) -> bool {
-    let first = at.batch * (arrayLength(&documents) / BATCH);
+    let first = at.batch * LENGTH;
     return documents[first + at.query] == documents[first + at.key];
 }"
             }
@@ -101,8 +101,9 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
 
     /// The hook without its buffers.
     fn hook(self, case: &FlashCase) -> Hook {
-        let batch = format!("const BATCH: u32 = {}u;\n", case.pair_shape()[0].max(1));
-        let source = if matches!(self, Documents(_)) { batch + self.wgsl() } else { self.wgsl().into() };
+        let [_, _, queries, keys] = case.pair_shape();
+        let length = format!("const LENGTH: u32 = {}u;\n", queries.max(keys));
+        let source = if matches!(self, Documents(_)) { length + self.wgsl() } else { self.wgsl().into() };
         let hook = Hook::new(self.entry(), source);
         if self == TanhCap { hook.with_gradient("tanh_cap_grad") } else { hook }
     }

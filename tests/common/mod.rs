@@ -3,8 +3,8 @@
 #![allow(dead_code)] // each test program uses its part
 
 use std::sync::OnceLock;
-use wgpu_attention::catalogue::normal;
-use wgpu_attention::{Causal, DType, FlashParams, Gpu, GpuOptions, Tensor, Window};
+use wgpu_attention::catalogue::{Case, normal};
+use wgpu_attention::{Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
 
 pub const BOTTOM_RIGHT: FlashParams = FlashParams {
     causal: Some(Causal::BottomRight),
@@ -52,4 +52,27 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 /// Normal values with a standard deviation of 2.
 pub fn random(seed: u64, count: usize) -> Vec<f32> {
     normal(seed, count, 2.0, DType::F32)
+}
+
+/// Runs cases against their references.
+pub fn run_all<C: Case>(cases: &[C]) {
+    let mut failures = Vec::new();
+    let mut worst = 0.0f64;
+    for case in cases {
+        match pollster::block_on(case.run(gpu())) {
+            Ok(outcome) if outcome.passed() => worst = worst.max(outcome.over_tolerance),
+            other => failures.push(format!("{}: {other:?}", case.name())),
+        }
+    }
+    eprintln!("{} cases on {}, worst error {worst:.3} of the tolerance", cases.len(), gpu().caps().adapter);
+    assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+/// Asserts that an `Error` says all of these words.
+#[track_caller]
+pub fn says<T>(result: Result<T, Error>, words: &[&str]) {
+    let message = result.err().expect("an error").to_string();
+    for word in words {
+        assert!(message.contains(word), "\"{message}\" does not say \"{word}\"");
+    }
 }

@@ -1,0 +1,69 @@
+// Merge of partial attention results over disjoint keys, by their log-sum-exp:
+//
+//   lse = ln Σ_i exp(lse_i),   out = Σ_i exp(lse_i − lse) · out_i
+//
+// a, b: out [batch, heads, rows, value_dim] by strides, lse [batch, heads, rows, 1]; with params.parts 1, b is not looked at.
+// A workgroup takes WG vec4 of the output, along rows and value_dim; a thread one. No workgroup memory.
+
+const MINUS_INFINITY_BITS: u32 = 0xff800000u;
+
+struct Params {
+    // (offset, batch stride, head stride, row stride) of each tensor.
+    a: vec4u,
+    a_lse: vec4u,
+    b: vec4u,
+    b_lse: vec4u,
+    out: vec4u,
+    lse: vec4u,
+    // First batch entry, head and block of WG vec4 of this slice.
+    first: vec3u,
+    parts: u32,
+    rows: u32,
+    pad: vec3u,
+}
+
+fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
+    return at.x + batch * at.y + head * at.z + row * at.w;
+}
+
+// exp(lse − top), 0 for an empty part; what decides is integer bits, because compilers may assume that there is no infinity.
+fn weight(lse: u32, top: f32) -> f32 {
+    if (lse == MINUS_INFINITY_BITS) { return 0.0; }
+    return exp(bitcast<f32>(lse) - top);
+}
+
+fn is_nan(bits: u32) -> bool {
+    return (bits & 0x7fffffffu) > 0x7f800000u;
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let batch = params.first.x + workgroup.z;
+    let head = params.first.y + workgroup.y;
+    let at = (params.first.z + workgroup.x) * WG + thread;
+    let row = at / DV4;
+    let d = at % DV4;
+    if (row >= params.rows) { return; }
+    let la = load_a_lse(row_of(params.a_lse, batch, head, row));
+    var lb = MINUS_INFINITY_BITS;
+    if (params.parts == 2u) { lb = load_b_lse(row_of(params.b_lse, batch, head, row)); }
+    let nan = is_nan(la) || is_nan(lb);
+    let low = -3.4028234663852886e38;
+    let top = max(select(bitcast<f32>(la), low, la == MINUS_INFINITY_BITS), select(bitcast<f32>(lb), low, lb == MINUS_INFINITY_BITS));
+    let wa = weight(la, top);
+    let wb = weight(lb, top);
+    let sum = wa + wb;
+    let n = HEAD_DIM_V - 4u * d;
+    var x: vec4f;
+    // A part without keys holds nothing, be it NaN; one whose weight underflows may hold a NaN that shows.
+    if (la != MINUS_INFINITY_BITS) { x = wa / sum * load_a4(row_of(params.a, batch, head, row) + 4u * d, n); }
+    if (lb != MINUS_INFINITY_BITS) { x += wb / sum * load_b4(row_of(params.b, batch, head, row) + 4u * d, n); }
+    var bits = bitcast<u32>(top + log(sum));
+    if (la == MINUS_INFINITY_BITS && lb == MINUS_INFINITY_BITS) { bits = MINUS_INFINITY_BITS; }
+    if (nan) {
+        bits = 0x7fc00000u;
+        x = vec4f(bitcast<f32>(bits));
+    }
+    store_out4(row_of(params.out, batch, head, row) + 4u * d, n, x);
+    if (d == 0u) { store_lse(row_of(params.lse, batch, head, row), bits); }
+}
