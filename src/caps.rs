@@ -52,6 +52,19 @@ impl Caps {
         Self { adapter: "WebGPU core".into(), ..Self::of(&info, &wgpu::Limits::default(), wgpu::Features::empty()) }
     }
 
+    /// No limits at all: to plan without running.
+    pub fn unlimited() -> Self {
+        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::Noop);
+        Self {
+            adapter: "no device".into(),
+            binding_bytes: u64::MAX,
+            buffer_bytes: u64::MAX,
+            workgroups: u32::MAX,
+            storage_buffers: u32::MAX,
+            ..Self::of(&info, &wgpu::Limits::default(), wgpu::Features::empty())
+        }
+    }
+
     /// What a device with these limits and features can do.
     pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         Self {

@@ -2,6 +2,7 @@
 
 mod check;
 mod info;
+mod run;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -24,6 +25,12 @@ enum Command {
     },
     /// Run every kernel against its float64 reference on every adapter present. Exits with 1 if a case fails.
     Check(check::Options),
+    /// Run a kernel on the tensors of a file.
+    ///
+    /// Token tensors are [B, H, N, D], or [B, N, H, D] with --layout heads-last; packed ones [total, H, D], with cu_seqlens_q
+    /// and cu_seqlens_k. Lengths and offsets are I32 or U32, a mask U8 or BOOL. Outputs have the type of q; lse is f32,
+    /// [B, H, N], packed [H, total]. An error is one line, with exit code 2, and leaves no output behind.
+    Run(run::Options),
     /// Write the WGSL text of every kernel variant to a folder, to be read or given to other compilers.
     Shaders {
         /// The folder; made if it is not there.
@@ -52,15 +59,38 @@ impl Device {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => return refuse(&one_line(&e.to_string())),
+        Err(e) => e.exit(),
+    };
+    let result = match cli.command {
         Command::Info { device } => info::info(&device.options()),
         Command::Check(options) => check::check(&options),
         Command::Shaders { folder } => info::shaders(&folder),
+        Command::Run(options) => run::run(&options),
     };
-    result.unwrap_or_else(|e| {
-        eprintln!("wgpu-attention: {e}");
-        ExitCode::from(2)
-    })
+    result.unwrap_or_else(|e| refuse(&one_line(&e.to_string())))
+}
+
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("wgpu-attention: {message}");
+    ExitCode::from(2)
+}
+
+/// What is wrong, without the hints on usage that follow it.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+    lines.join(" ").trim_start_matches("error: ").to_string()
+}
+
+/// The error of a device that was not given, with what there is to say where no adapter is.
+fn no_gpu(options: &GpuOptions, error: Error) -> Error {
+    match error {
+        Error::NoAdapter { .. } if options.adapter.is_none() => no_adapter(options),
+        other => other,
+    }
 }
 
 /// What there is to say where no adapter is.

@@ -1,0 +1,75 @@
+//! `run`: a kernel on the tensors of a file.
+
+mod file;
+mod flash;
+
+use file::{Destination, Inputs, Order};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use wgpu_attention::{DType, Result};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// What to compute.
+    kernel: Kernel,
+    /// Tensors by name, a safetensors file: see `wgpu-attention run --help`.
+    input: PathBuf,
+    /// Where the results go, a safetensors file too.
+    output: PathBuf,
+    /// Parameters: the fields of the kernel's params struct, such as '{"causal": "bottom_right", "softcap": 30}'.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    params: String,
+    /// [B, H, N, D] or [B, N, H, D], of inputs and outputs.
+    #[arg(long, default_value = "heads-first")]
+    layout: Order,
+    /// Convert the floating-point inputs to this type first.
+    #[arg(long)]
+    dtype: Option<Type>,
+    /// The kernel, or the float64 reference on the CPU.
+    #[arg(long, default_value = "gpu")]
+    backend: Backend,
+    /// The adapter whose name contains this, in any case.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kernel {
+    /// Reads q k v, and if they are there bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes; writes out lse.
+    Flash,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Type {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    Gpu,
+    Reference,
+}
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let dtype = options.dtype.map(|dtype| match dtype {
+        Type::F32 => DType::F32,
+        Type::F16 => DType::F16,
+        Type::Bf16 => DType::Bf16,
+    });
+    let inputs = Inputs::read(&options.input, options.layout, dtype)?;
+    let destination = Destination::new(&options.output)?;
+    let outputs = match options.kernel {
+        Kernel::Flash => flash::run(options, &inputs)?,
+    };
+    destination.write(&outputs)?;
+    for output in &outputs {
+        println!("{} {:?} {}", output.name, output.shape, output.dtype);
+    }
+    let unread = inputs.unread();
+    if !unread.is_empty() {
+        println!("not read: {}", unread.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,241 @@
+//! Tensors of a safetensors file, by name, in one order of dimensions.
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use wgpu_attention::{DType, Error, Result};
+
+/// The order of dimensions in a file. In memory it is always [batch, heads, sequence, head_dim].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Order {
+    HeadsFirst,
+    HeadsLast,
+}
+
+/// A tensor of floats as [batch, heads, sequence, head_dim], rounded to its type.
+#[derive(Clone, Debug)]
+pub struct Floats {
+    pub dtype: DType,
+    pub shape: [usize; 4],
+    pub values: Vec<f32>,
+}
+
+/// A result, in the order in which it is written.
+pub struct Output {
+    pub name: &'static str,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+pub fn error(argument: impl ToString, value: impl ToString, bound: impl ToString) -> Error {
+    Error::Argument { argument: argument.to_string(), value: value.to_string(), bound: bound.to_string() }
+}
+
+/// The file's tensors, and which were read.
+pub struct Inputs {
+    file: String,
+    order: Order,
+    dtype: Option<DType>,
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Inputs {
+    pub fn read(path: &Path, order: Order, dtype: Option<DType>) -> Result<Self> {
+        let file = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|e| error(&file, format!("\"{e}\""), "a readable file"))?;
+        let found =
+            SafeTensors::deserialize(&bytes).map_err(|e| error(&file, format!("\"{e}\""), "a safetensors file"))?;
+        let tensor = |(name, view): (&str, TensorView)| {
+            (name.to_string(), view.dtype(), view.shape().to_vec(), view.data().to_vec())
+        };
+        let tensors = found.iter().map(tensor).collect();
+        Ok(Self { file, order, dtype, tensors, read: RefCell::default() })
+    }
+
+    /// The names that nobody asked for.
+    pub fn unread(&self) -> Vec<String> {
+        let names = self.tensors.iter().map(|(name, ..)| name.clone());
+        names.filter(|name| !self.read.borrow().contains(name)).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.iter().any(|(other, ..)| other == name)
+    }
+
+    /// The name of a tensor in errors.
+    pub fn what(&self, name: &str) -> String {
+        format!("{}: {name}", self.file)
+    }
+
+    fn find(&self, name: &str, types: &[Dtype]) -> Result<Option<(Dtype, &[usize], &[u8])>> {
+        let Some((_, dtype, shape, data)) = self.tensors.iter().find(|(other, ..)| other == name) else {
+            return Ok(None);
+        };
+        if !types.contains(dtype) {
+            let names: Vec<String> = types.iter().map(|dtype| format!("{dtype:?}")).collect();
+            return Err(error(self.what(name), format!("of type {dtype:?}"), format!("one of {}", names.join(", "))));
+        }
+        self.read.borrow_mut().insert(name.into());
+        Ok(Some((*dtype, shape, data)))
+    }
+
+    /// Whole numbers: lengths and offsets.
+    pub fn integers(&self, name: &str) -> Result<Option<Vec<u32>>> {
+        let Some((dtype, shape, data)) = self.find(name, &[Dtype::I32, Dtype::U32])? else { return Ok(None) };
+        if shape.len() != 1 {
+            return Err(error(self.what(name), format!("of shape {shape:?}"), "of one dimension"));
+        }
+        if dtype == Dtype::U32 {
+            return Ok(Some(bytemuck::pod_collect_to_vec(data)));
+        }
+        let values: Vec<i32> = bytemuck::pod_collect_to_vec(data);
+        let positive = |(i, &x): (usize, &i32)| {
+            u32::try_from(x).map_err(|_| error(format!("{}[{i}]", self.what(name)), x, "0 or more"))
+        };
+        values.iter().enumerate().map(positive).collect::<Result<_>>().map(Some)
+    }
+
+    /// Floats of one dimension, one a head.
+    pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some((dtype, shape, data)) = self.find(name, &FLOATS)? else { return Ok(None) };
+        if shape.len() != 1 {
+            return Err(error(self.what(name), format!("of shape {shape:?}"), "of one dimension"));
+        }
+        Ok(Some(decode(dtype, data)))
+    }
+
+    /// A token tensor: [B, H, N, D] or [B, N, H, D] by the order, or packed [total, H, D].
+    pub fn tokens(&self, name: &str, packed: bool) -> Result<Floats> {
+        let (dtype, shape, data) =
+            self.find(name, &FLOATS)?.ok_or_else(|| error(self.what(name), "missing", "in the file"))?;
+        let values = decode(dtype, data);
+        let (shape, values) = match (packed, shape) {
+            (true, &[total, heads, width]) => ([1, heads, total, width], swap(&values, [1, total, heads, width])),
+            (false, &[b, x, y, width]) if self.order == Order::HeadsLast => {
+                ([b, y, x, width], swap(&values, [b, x, y, width]))
+            }
+            (false, &[b, heads, n, width]) => ([b, heads, n, width], values),
+            _ => {
+                let bound = if packed { "[total, H, D], since there are cu_seqlens" } else { "of four dimensions" };
+                return Err(error(self.what(name), format!("of shape {shape:?}"), bound));
+            }
+        };
+        Ok(self.convert(Floats { dtype: stored(dtype), shape, values }))
+    }
+
+    /// A bias: [B or 1, H or 1, Nq or 1, Nk] in either order.
+    pub fn bias(&self, name: &str) -> Result<Option<Floats>> {
+        let Some((dtype, shape, data)) = self.find(name, &FLOATS)? else { return Ok(None) };
+        let shape = self.four(name, shape)?;
+        Ok(Some(self.convert(Floats { dtype: stored(dtype), shape, values: decode(dtype, data) })))
+    }
+
+    /// A mask, shaped likewise: zero for false.
+    pub fn mask(&self, name: &str) -> Result<Option<Floats>> {
+        let Some((_, shape, data)) = self.find(name, &[Dtype::U8, Dtype::BOOL])? else { return Ok(None) };
+        let values = data.iter().map(|&x| f32::from(u8::from(x != 0))).collect();
+        Ok(Some(Floats { dtype: DType::U8, shape: self.four(name, shape)?, values }))
+    }
+
+    fn four(&self, name: &str, shape: &[usize]) -> Result<[usize; 4]> {
+        shape.try_into().map_err(|_| error(self.what(name), format!("of shape {shape:?}"), "of four dimensions"))
+    }
+
+    fn convert(&self, floats: Floats) -> Floats {
+        match self.dtype {
+            None => floats,
+            Some(dtype) => Floats { dtype, values: floats.values.iter().map(|&x| dtype.round(x)).collect(), ..floats },
+        }
+    }
+
+    /// A result as a file has it: [batch, heads, sequence, head_dim] in the file's order, or packed [total, H, D].
+    pub fn output(&self, name: &'static str, floats: Floats, packed: bool) -> Output {
+        let Floats { dtype, shape: [b, h, n, d], values } = floats;
+        let (shape, values) = match (packed, self.order) {
+            (true, _) => (vec![n, h, d], swap(&values, [1, h, n, d])),
+            (false, Order::HeadsLast) => (vec![b, n, h, d], swap(&values, [b, h, n, d])),
+            (false, Order::HeadsFirst) => (vec![b, h, n, d], values),
+        };
+        Output { name, dtype, shape, values }
+    }
+}
+
+const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+
+fn stored(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        _ => DType::F32,
+    }
+}
+
+fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+    let halves = || data.chunks_exact(2).map(|two| [two[0], two[1]]);
+    match dtype {
+        Dtype::F16 => halves().map(|two| half::f16::from_le_bytes(two).to_f32()).collect(),
+        Dtype::BF16 => halves().map(|two| half::bf16::from_le_bytes(two).to_f32()).collect(),
+        _ => bytemuck::pod_collect_to_vec(data),
+    }
+}
+
+fn encode(dtype: DType, values: &[f32]) -> (Dtype, Vec<u8>) {
+    match dtype {
+        DType::F16 => (Dtype::F16, values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect()),
+        DType::Bf16 => (Dtype::BF16, values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()),
+        _ => (Dtype::F32, bytemuck::cast_slice(values).to_vec()),
+    }
+}
+
+/// [a, b, c, d] to [a, c, b, d].
+fn swap(values: &[f32], [a, b, c, d]: [usize; 4]) -> Vec<f32> {
+    let mut swapped = Vec::with_capacity(values.len());
+    for (i, k, j) in (0..a).flat_map(|i| (0..c).flat_map(move |k| (0..b).map(move |j| (i, k, j)))) {
+        let row = ((i * b + j) * c + k) * d;
+        swapped.extend_from_slice(&values[row..row + d]);
+    }
+    swapped
+}
+
+/// A file that is written whole or not at all: into another beside it, which takes its place at the end.
+pub struct Destination {
+    path: PathBuf,
+    part: PathBuf,
+}
+
+impl Destination {
+    /// Makes sure that the file can be written, before anything is computed.
+    pub fn new(path: &Path) -> Result<Self> {
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let new = Self { path: path.into(), part: part.into() };
+        std::fs::File::create(&new.part).map_err(|e| new.failed(&e))?;
+        Ok(new)
+    }
+
+    fn failed(&self, e: &dyn std::fmt::Display) -> Error {
+        error(self.path.display(), format!("\"{e}\""), "a file that can be written")
+    }
+
+    pub fn write(self, outputs: &[Output]) -> Result<()> {
+        let encoded: Vec<(Dtype, Vec<u8>)> = outputs.iter().map(|o| encode(o.dtype, &o.values)).collect();
+        let views = outputs.iter().zip(&encoded).map(|(o, (dtype, bytes))| {
+            let view = TensorView::new(*dtype, o.shape.clone(), bytes).map_err(|e| self.failed(&e))?;
+            Ok((o.name, view))
+        });
+        let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(|e| self.failed(&e))?;
+        let written = std::fs::write(&self.part, bytes).and_then(|()| std::fs::rename(&self.part, &self.path));
+        written.map_err(|e| self.failed(&e))
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        // Gone already if all went well.
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
