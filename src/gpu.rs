@@ -20,6 +20,20 @@ pub struct GpuOptions {
     /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
     /// native), since every index in them is checked on the host or clamped.
     pub checked_shaders: bool,
+    /// Percent of the memory that the driver grants this program, beyond which nothing is allocated any more and what asks
+    /// for more gets [`Error::OutOfMemory`]. Unset: 95. Only where the driver tells how much it grants (Vulkan's memory
+    /// budget, DX12).
+    pub memory_percent: Option<u8>,
+}
+
+/// How much of the granted memory is used where nothing else is asked for.
+const MEMORY_PERCENT: u8 = 95;
+
+fn instance(options: &GpuOptions) -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    let percent = options.memory_percent.unwrap_or(MEMORY_PERCENT).min(100);
+    descriptor.memory_budget_thresholds.for_resource_creation = Some(percent);
+    wgpu::Instance::new(descriptor)
 }
 
 /// A device, its queue, what it can do, and the pipelines that were built for it so far. Cloning is cheap and shares all.
@@ -50,7 +64,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`], which lists the adapters present; [`Error::NoDevice`].
     pub async fn request_with(options: &GpuOptions) -> Result<Self> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let instance = instance(options);
         let adapter = match &options.adapter {
             None => instance
                 .request_adapter(&wgpu::RequestAdapterOptions {
@@ -74,7 +88,7 @@ impl Gpu {
 
     /// A device of every adapter in the system (one that several back ends offer comes once for each).
     pub async fn request_all(options: &GpuOptions) -> Vec<Result<Self>> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let instance = instance(options);
         let mut all = Vec::new();
         for adapter in instance.enumerate_adapters(wgpu::Backends::all()).await {
             let name = adapter.get_info().name.to_lowercase();

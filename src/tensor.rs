@@ -19,8 +19,10 @@ pub(crate) struct Verdict {
     /// Its words.
     pub words: wgpu::Buffer,
     /// What they mean.
-    pub judge: Arc<dyn Fn(&[u32]) -> Result<()> + Send + Sync>,
+    pub judge: Arc<Judge>,
 }
+
+type Judge = dyn Fn(&[u32]) -> Result<()> + Send + Sync;
 
 impl Verdict {
     pub async fn ask(&self, gpu: &Gpu) -> Result<()> {

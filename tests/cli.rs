@@ -182,7 +182,7 @@ fn run_computes_what_the_reference_does() {
     // The same numbers with heads last give the same result with heads last.
     let swap = |values: &[f32], [_, b, c, d]: [usize; 4]| -> Vec<f32> {
         let at = |i: usize| [i / d / b / c, i / d / b % c, i / d % b, i % d];
-        (0..values.len()).map(|i| at(i)).map(|[w, x, y, z]| values[((w * b + y) * c + x) * d + z]).collect()
+        (0..values.len()).map(at).map(|[w, x, y, z]| values[((w * b + y) * c + x) * d + z]).collect()
     };
     let mut last = first(1);
     for (name, _, shape, bytes) in last.iter_mut().filter(|(name, ..)| ["q", "k", "v"].contains(name)) {

@@ -128,7 +128,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
                 values[first + at.query] == values[first + at.key]
             }
             Prefix => at.key < 20 || at.key <= at.query,
-            Stripes => at.query % 7 != 3 + at.head % 2 && (at.key / 10 + at.batch + at.head) % 3 != 0,
+            Stripes => at.query % 7 != 3 + at.head % 2 && !(at.key / 10 + at.batch + at.head).is_multiple_of(3),
             _ => unreachable!("{}: {self:?} is no mask", case.label),
         }
     }

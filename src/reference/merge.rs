@@ -9,7 +9,7 @@
 pub fn merge(parts: &[(&[f32], &[f32])], value_dim: usize) -> (Vec<f64>, Vec<f64>) {
     let rows = parts.first().map_or(0, |(_, lse)| lse.len());
     let (mut out, mut lse) = (vec![0.0; rows * value_dim], vec![f64::NEG_INFINITY; rows]);
-    for row in 0..rows {
+    for (row, (out, lse)) in out.chunks_mut(value_dim.max(1)).zip(&mut lse).enumerate() {
         let seen = || parts.iter().filter(|(_, lse)| lse[row] != f32::NEG_INFINITY);
         if seen().next().is_none() {
             continue;
@@ -17,10 +17,10 @@ pub fn merge(parts: &[(&[f32], &[f32])], value_dim: usize) -> (Vec<f64>, Vec<f64
         let top = seen().map(|(_, lse)| f64::from(lse[row])).fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = seen().map(|(_, lse)| (f64::from(lse[row]) - top).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        lse[row] = top + sum.ln();
+        *lse = top + sum.ln();
         for ((values, _), weight) in seen().zip(weights) {
-            for d in row * value_dim..(row + 1) * value_dim {
-                out[d] += weight / sum * f64::from(values[d]);
+            for (out, &value) in out.iter_mut().zip(&values[row * value_dim..]) {
+                *out += weight / sum * f64::from(value);
             }
         }
     }

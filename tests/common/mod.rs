@@ -1,5 +1,6 @@
 //! The device that a test runs on. The environment variable `WGPU_ATTENTION_MODE` lists `checked` (bounds checks and loop
-//! guards in the shaders), `core` (WebGPU's default limits, no optional feature), both, or neither.
+//! guards in the shaders), `core` (WebGPU's default limits, no optional feature), `budget` (the driver must tell how much
+//! memory there is), any of them or none.
 #![allow(dead_code)] // each test program uses its part
 
 use std::sync::OnceLock;
@@ -18,9 +19,14 @@ pub const BOTTOM_RIGHT: FlashParams = FlashParams {
 
 pub fn options() -> GpuOptions {
     let mode = std::env::var("WGPU_ATTENTION_MODE").unwrap_or_default();
-    let known = |part: &&str| ["checked", "core"].contains(part);
-    assert!(mode.split(',').filter(|p| !p.is_empty()).all(|p| known(&p)), "WGPU_ATTENTION_MODE={mode}: checked, core");
-    GpuOptions { adapter: None, core_limits: mode.contains("core"), checked_shaders: mode.contains("checked") }
+    let known = |part: &&str| ["checked", "core", "budget"].contains(part);
+    let valid = mode.split(',').filter(|p| !p.is_empty()).all(|p| known(&p));
+    assert!(valid, "WGPU_ATTENTION_MODE={mode}: checked, core, budget");
+    GpuOptions {
+        core_limits: mode.contains("core"),
+        checked_shaders: mode.contains("checked"),
+        ..GpuOptions::default()
+    }
 }
 
 /// One device for all tests of a program.

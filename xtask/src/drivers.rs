@@ -1,6 +1,6 @@
 //! Vulkan drivers: whether there is one, and software ones from the system's packages.
 
-use crate::{CLI, Result, cargo, run};
+use crate::{CLI, Result, cargo, run, run_quietly};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,6 +51,64 @@ pub fn spirv_val() -> Result<PathBuf> {
     manifest(&["/usr/bin/spirv-val"], &["spirv-tools"])
 }
 
+/// Mesa's software driver of Debian unstable, in a folder of its own: it has cooperative matrices, and tells how much
+/// memory it grants. Its C library is newer than the system's, so programs start through its own loader.
+pub struct Cooperative {
+    manifest: PathBuf,
+    runner: String,
+}
+
+/// Installs it with debootstrap, once.
+pub fn cooperative() -> Result<Cooperative> {
+    let machine = std::env::consts::ARCH;
+    let (lib, loader) = match machine {
+        "x86_64" => ("x86_64-linux-gnu", "lib64/ld-linux-x86-64.so.2"),
+        "aarch64" => ("aarch64-linux-gnu", "lib/ld-linux-aarch64.so.1"),
+        other => return Err(format!("Mesa's driver with cooperative matrices is not set up on {other}")),
+    };
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let folder = cache.unwrap_or_else(std::env::temp_dir).join("wgpu-attention/mesa-unstable");
+    let manifest = folder.with_extension("json");
+    if !manifest.exists() {
+        if !Path::new("/usr/sbin/debootstrap").exists() {
+            install(&["debootstrap", "debian-archive-keyring"])?;
+        }
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let mut command = as_root("debootstrap");
+        command.args(["--variant=minbase", "--include=mesa-vulkan-drivers,libvulkan1", "sid"]);
+        run_quietly(command.arg(&folder).args(mirror()).stdout(Stdio::null()))?;
+        let library = folder.join("usr/lib").join(lib).join("libvulkan_lvp.so");
+        let text = format!(
+            r#"{{"file_format_version":"1.0.0","ICD":{{"library_path":"{}","api_version":"1.3.0"}}}}"#,
+            library.display()
+        );
+        std::fs::write(&manifest, text).map_err(|e| format!("{}: {e}", manifest.display()))?;
+    }
+    let libraries = ["usr/lib", "lib"].map(|part| folder.join(part).join(lib).display().to_string());
+    let runner = format!("{} --library-path {}", folder.join(loader).display(), libraries.join(":"));
+    Ok(Cooperative { manifest, runner })
+}
+
+impl Cooperative {
+    /// The cargo command with only this driver in sight.
+    pub fn only<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let target = format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
+        only(command, &self.manifest).env(target, &self.runner)
+    }
+}
+
+/// Where the system's own packages come from; elsewhere debootstrap knows.
+fn mirror() -> Option<String> {
+    let sources = std::fs::read_to_string("/etc/apt/sources.list.d/debian.sources").unwrap_or_default();
+    let old = std::fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    let new_style = sources.lines().find_map(|line| line.strip_prefix("URIs:"));
+    let old_style = old.lines().filter_map(|line| line.strip_prefix("deb ")).find(|line| line.contains("debian"));
+    let words = new_style.or(old_style)?.split_whitespace();
+    words.map(str::to_string).find(|word| word.contains("://"))
+}
+
 fn manifest(places: &[&str], packages: &[&str]) -> Result<PathBuf> {
     let find = || places.iter().map(PathBuf::from).find(|p| p.exists());
     if let Some(found) = find() {
@@ -79,15 +137,21 @@ fn install(packages: &[&str]) -> Result<()> {
              vulkan-swrast vulkan-icd-loader chromium spirv-tools), then run this again"
         ));
     }
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0\n"));
     let apt = |arguments: &[&str]| {
-        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-        if !root {
-            command.arg("apt-get");
-        }
+        let mut command = as_root("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
         run(command).map_err(|e| format!("{e}; install these packages by hand, then run this again: {list}"))
     };
     apt(&["update", "-qq"])?;
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat())
+}
+
+/// The command, by sudo where this is not root.
+fn as_root(program: &str) -> Command {
+    if Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0\n")) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
 }

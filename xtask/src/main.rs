@@ -26,7 +26,7 @@ enum Task {
     },
     /// Run the tests. Makes sure that there is a Vulkan driver first.
     Test {
-        /// On two software drivers, with trusted and checked shaders, with core limits, and every shader through a
+        /// On three software drivers, with trusted and checked shaders, with core limits, and every shader through a
         /// browser's compiler. Installs what it needs on Debian and Ubuntu.
         #[arg(long)]
         matrix: bool,
@@ -74,11 +74,20 @@ fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 4] = ["--test=flash", "--test=promises", "--test=embedding", "--test=errors"];
+const GPU_TESTS: [&str; 7] = [
+    "--test=flash",
+    "--test=hooks",
+    "--test=packed",
+    "--test=merge",
+    "--test=promises",
+    "--test=embedding",
+    "--test=errors",
+];
 
 fn matrix() -> Result<()> {
     let lavapipe = drivers::lavapipe()?;
     let swiftshader = drivers::swiftshader()?;
+    let cooperative = drivers::cooperative()?;
     drivers::spirv_val()?;
     let mut summary = Vec::new();
     let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
@@ -104,6 +113,11 @@ fn matrix() -> Result<()> {
         stage("lavapipe, core WebGPU features and default limits", &mut || gpu(&lavapipe, "core")),
         stage("SwiftShader, trusted shaders", &mut || gpu(&swiftshader, "")),
         stage("SwiftShader, checked shaders, core features and limits", &mut || gpu(&swiftshader, "checked,core")),
+        stage("Mesa's lavapipe with cooperative matrices, and a memory budget", &mut || {
+            let mut command = cargo(&["test", CLI, "--test=memory"]);
+            command.args(GPU_TESTS).env("WGPU_ATTENTION_MODE", "budget").args(["--", "--nocapture"]);
+            run(cooperative.only(&mut command))
+        }),
         stage("the library as WebAssembly", &mut wasm),
         stage("every shader through a browser's compiler", &mut || browser::compile(&shaders()?)),
     ];

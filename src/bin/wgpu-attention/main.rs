@@ -54,7 +54,12 @@ struct Device {
 
 impl Device {
     fn options(&self) -> GpuOptions {
-        GpuOptions { adapter: self.adapter.clone(), core_limits: self.core, checked_shaders: self.checked }
+        GpuOptions {
+            adapter: self.adapter.clone(),
+            core_limits: self.core,
+            checked_shaders: self.checked,
+            ..GpuOptions::default()
+        }
     }
 }
 

@@ -34,12 +34,20 @@ pub fn error(argument: impl ToString, value: impl ToString, bound: impl ToString
     Error::Argument { argument: argument.to_string(), value: value.to_string(), bound: bound.to_string() }
 }
 
+/// A tensor as a file has it.
+struct Stored {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
 /// The file's tensors, and which were read.
 pub struct Inputs {
     file: String,
     order: Order,
     dtype: Option<DType>,
-    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    tensors: Vec<Stored>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -49,8 +57,11 @@ impl Inputs {
         let bytes = std::fs::read(path).map_err(|e| error(&file, format!("\"{e}\""), "a readable file"))?;
         let found =
             SafeTensors::deserialize(&bytes).map_err(|e| error(&file, format!("\"{e}\""), "a safetensors file"))?;
-        let tensor = |(name, view): (&str, TensorView)| {
-            (name.to_string(), view.dtype(), view.shape().to_vec(), view.data().to_vec())
+        let tensor = |(name, view): (&str, TensorView)| Stored {
+            name: name.into(),
+            dtype: view.dtype(),
+            shape: view.shape().into(),
+            data: view.data().into(),
         };
         let tensors = found.iter().map(tensor).collect();
         Ok(Self { file, order, dtype, tensors, read: RefCell::default() })
@@ -58,12 +69,12 @@ impl Inputs {
 
     /// The names that nobody asked for.
     pub fn unread(&self) -> Vec<String> {
-        let names = self.tensors.iter().map(|(name, ..)| name.clone());
+        let names = self.tensors.iter().map(|tensor| tensor.name.clone());
         names.filter(|name| !self.read.borrow().contains(name)).collect()
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.iter().any(|(other, ..)| other == name)
+        self.tensors.iter().any(|tensor| tensor.name == name)
     }
 
     /// The name of a tensor in errors.
@@ -71,28 +82,32 @@ impl Inputs {
         format!("{}: {name}", self.file)
     }
 
-    fn find(&self, name: &str, types: &[Dtype]) -> Result<Option<(Dtype, &[usize], &[u8])>> {
-        let Some((_, dtype, shape, data)) = self.tensors.iter().find(|(other, ..)| other == name) else {
-            return Ok(None);
-        };
-        if !types.contains(dtype) {
+    fn find(&self, name: &str, types: &[Dtype]) -> Result<Option<&Stored>> {
+        let Some(found) = self.tensors.iter().find(|tensor| tensor.name == name) else { return Ok(None) };
+        if !types.contains(&found.dtype) {
             let names: Vec<String> = types.iter().map(|dtype| format!("{dtype:?}")).collect();
-            return Err(error(self.what(name), format!("of type {dtype:?}"), format!("one of {}", names.join(", "))));
+            return Err(error(
+                self.what(name),
+                format!("of type {:?}", found.dtype),
+                format!("one of {}", names.join(", ")),
+            ));
         }
         self.read.borrow_mut().insert(name.into());
-        Ok(Some((*dtype, shape, data)))
+        Ok(Some(found))
     }
 
     /// Whole numbers: lengths and offsets.
     pub fn integers(&self, name: &str) -> Result<Option<Vec<u32>>> {
-        let Some((dtype, shape, data)) = self.find(name, &[Dtype::I32, Dtype::U32])? else { return Ok(None) };
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::I32, Dtype::U32])? else {
+            return Ok(None);
+        };
         if shape.len() != 1 {
             return Err(error(self.what(name), format!("of shape {shape:?}"), "of one dimension"));
         }
-        if dtype == Dtype::U32 {
-            return Ok(Some(bytemuck::pod_collect_to_vec(data)));
+        if *dtype == Dtype::U32 {
+            return Ok(Some(bytemuck::pod_collect_to_vec(data.as_slice())));
         }
-        let values: Vec<i32> = bytemuck::pod_collect_to_vec(data);
+        let values: Vec<i32> = bytemuck::pod_collect_to_vec(data.as_slice());
         let positive = |(i, &x): (usize, &i32)| {
             u32::try_from(x).map_err(|_| error(format!("{}[{i}]", self.what(name)), x, "0 or more"))
         };
@@ -101,19 +116,19 @@ impl Inputs {
 
     /// Floats of one dimension, one a head.
     pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let Some((dtype, shape, data)) = self.find(name, &FLOATS)? else { return Ok(None) };
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
         if shape.len() != 1 {
             return Err(error(self.what(name), format!("of shape {shape:?}"), "of one dimension"));
         }
-        Ok(Some(decode(dtype, data)))
+        Ok(Some(decode(*dtype, data)))
     }
 
     /// A token tensor: [B, H, N, D] or [B, N, H, D] by the order, or packed [total, H, D].
     pub fn tokens(&self, name: &str, packed: bool) -> Result<Floats> {
-        let (dtype, shape, data) =
+        let Stored { dtype, shape, data, .. } =
             self.find(name, &FLOATS)?.ok_or_else(|| error(self.what(name), "missing", "in the file"))?;
-        let values = decode(dtype, data);
-        let (shape, values) = match (packed, shape) {
+        let values = decode(*dtype, data);
+        let (shape, values) = match (packed, shape.as_slice()) {
             (true, &[total, heads, width]) => ([1, heads, total, width], swap(&values, [1, total, heads, width])),
             (false, &[b, x, y, width]) if self.order == Order::HeadsLast => {
                 ([b, y, x, width], swap(&values, [b, x, y, width]))
@@ -124,19 +139,19 @@ impl Inputs {
                 return Err(error(self.what(name), format!("of shape {shape:?}"), bound));
             }
         };
-        Ok(self.convert(Floats { dtype: stored(dtype), shape, values }))
+        Ok(self.convert(Floats { dtype: stored(*dtype), shape, values }))
     }
 
     /// A bias: [B or 1, H or 1, Nq or 1, Nk] in either order.
     pub fn bias(&self, name: &str) -> Result<Option<Floats>> {
-        let Some((dtype, shape, data)) = self.find(name, &FLOATS)? else { return Ok(None) };
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
         let shape = self.four(name, shape)?;
-        Ok(Some(self.convert(Floats { dtype: stored(dtype), shape, values: decode(dtype, data) })))
+        Ok(Some(self.convert(Floats { dtype: stored(*dtype), shape, values: decode(*dtype, data) })))
     }
 
     /// A mask, shaped likewise: zero for false.
     pub fn mask(&self, name: &str) -> Result<Option<Floats>> {
-        let Some((_, shape, data)) = self.find(name, &[Dtype::U8, Dtype::BOOL])? else { return Ok(None) };
+        let Some(Stored { shape, data, .. }) = self.find(name, &[Dtype::U8, Dtype::BOOL])? else { return Ok(None) };
         let values = data.iter().map(|&x| f32::from(u8::from(x != 0))).collect();
         Ok(Some(Floats { dtype: DType::U8, shape: self.four(name, shape)?, values }))
     }
