@@ -20,7 +20,7 @@ use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
 
 /// A problem whose right answer is known.
-pub trait Case: Send + Sync {
+pub trait Case {
     /// The kernel family.
     fn kernel(&self) -> &'static str;
     /// What is special about it: shape, type, masks.

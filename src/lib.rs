@@ -7,6 +7,7 @@ mod dispatch;
 mod error;
 mod flash;
 mod gpu;
+pub mod guide;
 mod hook;
 mod layout;
 mod merge;
