@@ -1,15 +1,16 @@
 // For the examples of the guides: inputs, and the float64 reference beside them.
 
-use pollster::block_on;
+pub use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
-use wgpu_attention::reference::{At, FlashProblem, flash};
-use wgpu_attention::*;
+pub use wgpu_attention::reference::At;
+use wgpu_attention::reference::{FlashProblem, flash};
+pub use wgpu_attention::*;
 
-const HEADS: usize = 2;
-const N: usize = 150;
-const D: usize = 16;
+pub const HEADS: usize = 2;
+pub const N: usize = 150;
+pub const D: usize = 16;
 
-fn gpu() -> Gpu {
+pub fn gpu() -> Gpu {
     block_on(Gpu::request()).unwrap()
 }
 
@@ -18,7 +19,7 @@ fn values(seed: u64) -> Vec<f32> {
 }
 
 /// Runs attention with `params`, and fails if it is not what the reference says of `known`, `score_mod` and `mask_mod`.
-fn check(
+pub fn check(
     gpu: &Gpu,
     params: FlashParams,
     known: FlashParams,
@@ -47,10 +48,10 @@ fn check(
     assert!(Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude }.compare(&out, &expected.out).passed());
 }
 
-fn same(score: f64, _: At) -> f64 {
+pub fn same(score: f64, _: At) -> f64 {
     score
 }
 
-fn all(_: At) -> bool {
+pub fn all(_: At) -> bool {
     true
 }
