@@ -113,7 +113,7 @@ impl Sizes {
 
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
-    eprintln!("{}", gpu.caps());
+    eprintln!("{}\nan element is a floating-point operation: thrpt is in FLOP/s and bytes/s", gpu.caps());
     pollster::block_on(unfused::check(&gpu));
     let sizes = Sizes::of(gpu.caps().kind);
     for &n in sizes.lengths {
@@ -129,6 +129,7 @@ fn bench(criterion: &mut Criterion) {
     hooks(criterion, &gpu, sizes.heads, 2 * sizes.n);
 
     packing(criterion, &gpu, sizes.longest);
+    few_queries(criterion, &gpu, sizes.heads, 4 * sizes.n);
 }
 
 fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usize) {
@@ -196,6 +197,20 @@ fn packing(criterion: &mut Criterion, gpu: &Gpu, longest: usize) {
     let runs: [(&str, &dyn Fn() -> f64); 3] =
         [("one sequence", &|| dense.seconds()), ("packed", &|| packed.seconds()), ("padded", &|| padded.seconds())];
     ratios(&sequences, &runs);
+}
+
+/// A long cache and one query, or as many as make a tile.
+fn few_queries(criterion: &mut Criterion, gpu: &Gpu, heads: usize, keys: usize) {
+    let with = |queries: usize| {
+        let case = FlashCase { lengths: (queries, keys), ..dense(heads, keys, 64) };
+        let name = format!("few queries/{queries} of B 1 H {heads} N {keys} D 64");
+        Timed::new(gpu, &name, case, (queries * keys) as f64)
+    };
+    let (tile, one) = (with(64), with(1));
+    for timed in [&tile, &one] {
+        timed.measure(criterion);
+    }
+    ratios(&format!("N {keys}"), &[("64 queries", &|| tile.seconds()), ("1 query", &|| one.seconds())]);
 }
 
 /// Medians of interleaved runs, printed over the first one's: times drift on a shared machine, these do not.

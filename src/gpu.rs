@@ -162,7 +162,11 @@ impl Gpu {
         let made = make(device);
         let [memory, internal, validation] = scopes;
         let [validation, internal, memory] = [validation, internal, memory].map(|scope| scope.pop());
-        (made, async move { validation.await.or(internal.await).or(memory.await) })
+        // Whatever else is wrong follows from a lack of memory, if there is one.
+        (made, async move {
+            let (validation, internal) = (validation.await, internal.await);
+            memory.await.or(internal).or(validation)
+        })
     }
 
     /// A buffer of at least `bytes` bytes (16 at the least: no binding is empty), with `contents` in it.

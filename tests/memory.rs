@@ -41,8 +41,16 @@ fn too_much_is_an_error_and_nothing_is_lost() {
     eprintln!("{} MiB given, then: {error}", 64 * held.len());
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     assert!(error.to_string().contains("tensor of 67108864 bytes"), "{error}");
-    // What was there before is still there, and the device works on.
+    // What was there before is still there, and the device works on. A system may take its time with what is freed.
     held.clear();
-    let out = block_on(FlashAttention::new(&gpu, FlashParams::default()).unwrap().forward(&x, &x, &x)).expect("room");
-    assert!(block_on(out.read()).unwrap().iter().all(|x| (x - 0.5).abs() < 1e-6));
+    let attention = FlashAttention::new(&gpu, FlashParams::default()).unwrap();
+    let run = || block_on(async { attention.forward(&x, &x, &x).await?.read().await });
+    let again = (0..100).find_map(|_| match run() {
+        Err(Error::OutOfMemory { .. }) => {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            None
+        }
+        other => Some(other.expect("lack of memory is the only error")),
+    });
+    assert!(again.expect("room again").iter().all(|x| (x - 0.5).abs() < 1e-6));
 }

@@ -50,6 +50,7 @@ fn is_finite4(x: vec4f) -> bool {
 // o += p · v for one tile of keys, PQ quads of keys at a time.
 fn accumulate(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let masked = is_masked(tile);
+    let busy = owns_rows(visit, (thread / TC) * RT);
     for (var first = 0u; first < BC / 4u; first += PQ) {
         if (stage_values(w, visit, tile, first, thread) && masked) { atomicStore(&leak, 1u); }
         stage_weights(first, thread);
@@ -57,7 +58,7 @@ fn accumulate(w: Work, visit: Visit, tile: Tile, thread: u32) {
         // Finite values come out the same either way.
         var careful = false;
         if (masked) { careful = workgroupUniformLoad(&leak) != 0u; }
-        if (careful) { weigh_values_carefully(thread); } else { weigh_values(thread); }
+        if (careful) { weigh_values_carefully(thread); } else if (busy) { weigh_values(thread); }
         workgroupBarrier();
     }
 }

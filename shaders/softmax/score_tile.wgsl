@@ -17,25 +17,38 @@ fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     for (var i = 0u; i < RT; i++) {
         for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
     }
+    let busy = owns_rows(visit, row0);
     for (var d0 = 0u; d0 < D4; d0 += BD4) {
         stage_queries(w, visit, d0, thread);
         stage_keys(w, visit, tile, d0, thread);
         workgroupBarrier();
-        for (var d = 0u; d < BD4; d++) {
-            var k: array<vec4f, CT>;
-            for (var j = 0u; j < CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
-            for (var i = 0u; i < RT; i++) {
-                let q = tile_data[d * BR + row0 + i];
-                for (var j = 0u; j < CT; j++) {
-                    s[i][j] = fma(q.w, k[j].w, fma(q.z, k[j].z, fma(q.y, k[j].y, fma(q.x, k[j].x, s[i][j]))));
-                }
-            }
-        }
+        if (busy) { add_products(tc, row0); }
         workgroupBarrier();
     }
     // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
     if (SCORED) { change_scores(w, visit, tile, tc, row0); }
     if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
+}
+
+// s += q·k over one chunk of the head dimension.
+fn add_products(tc: u32, row0: u32) {
+    for (var d = 0u; d < BD4; d++) {
+        var k: array<vec4f, CT>;
+        for (var j = 0u; j < CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
+        for (var i = 0u; i < RT; i++) {
+            let q = tile_data[d * BR + row0 + i];
+            for (var j = 0u; j < CT; j++) {
+                s[i][j] = fma(q.w, k[j].w, fma(q.z, k[j].z, fma(q.y, k[j].y, fma(q.x, k[j].x, s[i][j]))));
+            }
+        }
+    }
+}
+
+// Whether any of this thread's rows is a query: few queries, and the ends of packed sequences, leave many without.
+fn owns_rows(visit: Visit, row0: u32) -> bool {
+    var owns = false;
+    for (var i = 0u; i < RT; i++) { owns = owns | (row_token(visit, row0 + i) != NONE); }
+    return owns;
 }
 
 // Whether scores of this tile can be MASKED: by the visiting order, by a mask, or because something made them −inf.
