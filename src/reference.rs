@@ -4,5 +4,5 @@
 mod flash;
 mod merge;
 
-pub use flash::{At, FlashProblem, FlashReference, flash};
+pub use flash::{At, FlashGradients, FlashProblem, FlashReference, flash, flash_backward};
 pub use merge::merge;

@@ -98,24 +98,91 @@ fn sees(params: &FlashParams, i: usize, j: usize, queries: usize, keys: usize) -
 /// assert!((result.out[0] - 3.0).abs() < 1e-6 && (result.lse[0] - 4f64.ln()).abs() < 1e-6);
 /// ```
 pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
-    let sequences = sequences(p);
-    let longest = match p.cu_seqlens {
-        None => (p.queries, p.keys),
-        Some(_) => sequences.iter().fold((0, 0), |(q, k), s| (q.max(s.queries), k.max(s.keys))),
-    };
     let rows = p.batch * p.heads_q * p.queries;
     let (out, lse) = (vec![0.0; rows * p.value_dim], vec![f64::NEG_INFINITY; rows]);
     let mut result = FlashReference { out, lse, magnitude: 0.0, visible: 0 };
-    for (batch, sequence) in sequences.iter().enumerate() {
-        for head in 0..p.heads_q {
-            for query in 0..sequence.queries {
-                let at = At { batch, head, query, key: 0, queries: sequence.queries, keys: sequence.keys };
-                let pairs = ((batch * p.heads_q + head) * longest.0 + query) * longest.1;
-                attend(params, p, sequence, at, pairs, &mut result);
+    for_each_query(p, |rows, at| {
+        let found = Scores::of(params, p, rows, at);
+        if found.seen.is_empty() {
+            return;
+        }
+        let (lse, weights) = found.weigh();
+        let out = &mut result.out[rows.query * p.value_dim..(rows.query + 1) * p.value_dim];
+        for (&j, weight) in found.seen.iter().zip(&weights) {
+            for (o, &v) in out.iter_mut().zip(row(p.v, rows.key + j, p.value_dim)) {
+                *o += weight * f64::from(v);
             }
         }
-    }
+        result.lse[rows.query] = lse;
+        result.magnitude = result.magnitude.max(found.magnitude);
+        result.visible += found.seen.len() as u64;
+    });
     result
+}
+
+/// What [`flash_backward`] computes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FlashGradients {
+    /// As q.
+    pub dq: Vec<f64>,
+    /// As k.
+    pub dk: Vec<f64>,
+    /// As v.
+    pub dv: Vec<f64>,
+    /// As a bias that is repeated nowhere; empty without a bias.
+    pub dbias: Vec<f64>,
+}
+
+/// The gradients of Σ dout · out + Σ dlse · lse with respect to q, k, v and bias, by the chain rule, query by query.
+/// `score_mod_grad` is what the gradient of `score_mod`'s result (its third argument) makes of its argument's.
+///
+/// With p the weights of a query's keys: d score_j = p_j · (dout·v_j − Σ_i p_i · dout·v_i + dlse).
+pub fn flash_backward(
+    params: &FlashParams,
+    p: &FlashProblem,
+    dout: &[f32],
+    dlse: Option<&[f32]>,
+    score_mod_grad: Option<&dyn Fn(f64, At, f64) -> f64>,
+) -> FlashGradients {
+    let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
+    let zeros = |like: &[f32]| vec![0.0; like.len()];
+    let mut g = FlashGradients { dq: zeros(p.q), dk: zeros(p.k), dv: zeros(p.v), dbias: p.bias.map_or(vec![], zeros) };
+    for_each_query(p, |rows, at| {
+        let found = Scores::of(params, p, rows, at);
+        if found.seen.is_empty() {
+            return;
+        }
+        let (_, weights) = found.weigh();
+        let dout = row(dout, rows.query, p.value_dim);
+        let dot = |j: usize| -> f64 {
+            let products = dout.iter().zip(row(p.v, rows.key + j, p.value_dim));
+            products.map(|(&d, &v)| f64::from(d) * f64::from(v)).sum()
+        };
+        let dweights: Vec<f64> = found.seen.iter().map(|&j| dot(j)).collect();
+        let mean: f64 = weights.iter().zip(&dweights).map(|(p, d)| p * d).sum();
+        let dlse = dlse.map_or(0.0, |dlse| f64::from(dlse[rows.query]));
+        for (n, &j) in found.seen.iter().enumerate() {
+            for (dv, &d) in g.dv[(rows.key + j) * p.value_dim..].iter_mut().zip(dout) {
+                *dv += weights[n] * f64::from(d);
+            }
+            let mut ds = weights[n] * (dweights[n] - mean + dlse);
+            if let Some(gradient) = score_mod_grad {
+                ds = gradient(found.biased[n], At { key: j, ..at }, ds);
+            }
+            if !g.dbias.is_empty() {
+                g.dbias[rows.pairs + j] += ds;
+            }
+            if let Some(cap) = params.softcap.map(f64::from) {
+                ds *= 1.0 - (found.raw[n] / cap).tanh().powi(2);
+            }
+            for d in 0..p.head_dim {
+                let (q, k) = (rows.query * p.head_dim + d, (rows.key + j) * p.head_dim + d);
+                g.dq[q] += scale * ds * f64::from(p.k[k]);
+                g.dk[k] += scale * ds * f64::from(p.q[q]);
+            }
+        }
+    });
+    g
 }
 
 /// The rows of one sequence.
@@ -152,61 +219,170 @@ fn sequences(p: &FlashProblem) -> Vec<Sequence> {
     }
 }
 
-/// One row of the output. `pairs` is where the row's part of bias and mask begins.
-fn attend(
-    params: &FlashParams,
-    p: &FlashProblem,
-    sequence: &Sequence,
-    at: At,
+/// The scores of one query: of the keys that it sees, and what they come from.
+struct Scores {
+    seen: Vec<usize>,
+    /// scale · q·k.
+    raw: Vec<f64>,
+    /// After soft cap, ALiBi and bias.
+    biased: Vec<f64>,
+    /// After `score_mod`.
+    scores: Vec<f64>,
+    /// Largest scale·Σ|q·k|.
+    magnitude: f64,
+}
+
+/// Where the rows of a query lie.
+struct Rows {
+    /// Row of q, out and LSE.
+    query: usize,
+    /// Row of the sequence's first key.
+    key: usize,
+    /// First element of the query's part of bias and mask.
     pairs: usize,
-    result: &mut FlashReference,
-) {
-    let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
-    let kv = (sequence.entry * p.heads_kv + at.head / (p.heads_q / p.heads_kv)) * p.keys + sequence.first_key;
-    let index = (sequence.entry * p.heads_q + at.head) * p.queries + sequence.first_query + at.query;
-    let q = row(p.q, index, p.head_dim);
-    let (mut scores, mut seen) = (vec![], vec![]);
-    for j in 0..at.keys {
-        let at = At { key: j, ..at };
-        let masked = p.mask.is_some_and(|mask| mask[pairs + j] == 0.0) || p.mask_mod.is_some_and(|sees| !sees(at));
-        if masked || !sees(params, at.query, j, at.queries, at.keys) {
-            continue;
+}
+
+impl Scores {
+    fn of(params: &FlashParams, p: &FlashProblem, rows: &Rows, at: At) -> Self {
+        let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
+        let mut found = Self { seen: vec![], raw: vec![], biased: vec![], scores: vec![], magnitude: 0.0 };
+        let q = row(p.q, rows.query, p.head_dim);
+        for j in 0..at.keys {
+            let at = At { key: j, ..at };
+            let masked =
+                p.mask.is_some_and(|mask| mask[rows.pairs + j] == 0.0) || p.mask_mod.is_some_and(|sees| !sees(at));
+            if masked || !sees(params, at.query, j, at.queries, at.keys) {
+                continue;
+            }
+            let products = q.iter().zip(row(p.k, rows.key + j, p.head_dim)).map(|(&q, &k)| f64::from(q) * f64::from(k));
+            let raw = scale * products.clone().sum::<f64>();
+            let mut score = params.softcap.map(f64::from).map_or(raw, |cap| cap * (raw / cap).tanh());
+            if let Some(slopes) = &params.alibi_slopes {
+                let distance = (at.query + at.keys).abs_diff(at.queries + j);
+                score -= f64::from(slopes[at.head]) * distance as f64;
+            }
+            score += p.bias.map_or(0.0, |bias| f64::from(bias[rows.pairs + j]));
+            let biased = score;
+            if let Some(change) = p.score_mod.filter(|_| score != f64::NEG_INFINITY) {
+                score = change(score, at);
+            }
+            if score != f64::NEG_INFINITY {
+                found.seen.push(j);
+                found.raw.push(raw);
+                found.biased.push(biased);
+                found.scores.push(score);
+                found.magnitude = found.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
+            }
         }
-        let products = q.iter().zip(row(p.k, kv + j, p.head_dim)).map(|(&q, &k)| f64::from(q) * f64::from(k));
-        let mut score = scale * products.clone().sum::<f64>();
-        if let Some(cap) = params.softcap.map(f64::from) {
-            score = cap * (score / cap).tanh();
-        }
-        if let Some(slopes) = &params.alibi_slopes {
-            let distance = (at.query + at.keys).abs_diff(at.queries + j);
-            score -= f64::from(slopes[at.head]) * distance as f64;
-        }
-        score += p.bias.map_or(0.0, |bias| f64::from(bias[pairs + j]));
-        if let Some(change) = p.score_mod.filter(|_| score != f64::NEG_INFINITY) {
-            score = change(score, at);
-        }
-        if score != f64::NEG_INFINITY {
-            scores.push(score);
-            seen.push(j);
-            result.magnitude = result.magnitude.max(scale.abs() * products.map(f64::abs).sum::<f64>());
+        found
+    }
+
+    /// The log-sum-exp and the weight of each key.
+    fn weigh(&self) -> (f64, Vec<f64>) {
+        let top = self.scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = self.scores.iter().map(|s| (s - top).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        (top + sum.ln(), weights.iter().map(|weight| weight / sum).collect())
+    }
+}
+
+/// Calls `each` for every query of every sequence and head.
+fn for_each_query(p: &FlashProblem, mut each: impl FnMut(&Rows, At)) {
+    let sequences = sequences(p);
+    let longest = match p.cu_seqlens {
+        None => (p.queries, p.keys),
+        Some(_) => sequences.iter().fold((0, 0), |(q, k), s| (q.max(s.queries), k.max(s.keys))),
+    };
+    for (batch, s) in sequences.iter().enumerate() {
+        for head in 0..p.heads_q {
+            for query in 0..s.queries {
+                let rows = Rows {
+                    query: (s.entry * p.heads_q + head) * p.queries + s.first_query + query,
+                    key: (s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv)) * p.keys + s.first_key,
+                    pairs: ((batch * p.heads_q + head) * longest.0 + query) * longest.1,
+                };
+                each(&rows, At { batch, head, query, key: 0, queries: s.queries, keys: s.keys });
+            }
         }
     }
-    if seen.is_empty() {
-        return;
-    }
-    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    for (&j, weight) in seen.iter().zip(&weights) {
-        let out = &mut result.out[index * p.value_dim..(index + 1) * p.value_dim];
-        for (o, &v) in out.iter_mut().zip(row(p.v, kv + j, p.value_dim)) {
-            *o += weight / sum * f64::from(v);
-        }
-    }
-    result.lse[index] = top + sum.ln();
-    result.visible += seen.len() as u64;
 }
 
 fn row(values: &[f32], index: usize, width: usize) -> &[f32] {
     &values[index * width..(index + 1) * width]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between −1 and 1 that f32 holds exactly.
+    fn numbers(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1024.0 - 0.978).collect()
+    }
+
+    /// Every gradient against central differences, with every feature that a gradient goes through.
+    #[test]
+    fn gradients_are_what_central_differences_say() {
+        let (batch, hq, hkv, nq, nk, d, dv) = (2, 4, 2, 5, 7, 3, 4);
+        let mut inputs = [
+            numbers(1, batch * hq * nq * d),
+            numbers(2, batch * hkv * nk * d),
+            numbers(3, batch * hkv * nk * dv),
+            numbers(4, batch * hq * nq * nk),
+        ];
+        let (dout, dlse) = (numbers(5, batch * hq * nq * dv), numbers(6, batch * hq * nq));
+        let params = FlashParams {
+            causal: Some(Causal::BottomRight),
+            softcap: Some(1.5),
+            scale: Some(0.8),
+            alibi_slopes: Some(vec![0.1, 0.2, 0.0, -0.1]),
+            ..FlashParams::default()
+        };
+        let score_mod = |s: f64, at: At| (0.7 * s).sin() + 0.1 * at.key as f64;
+        let score_mod_grad = |s: f64, _: At, d: f64| 0.7 * d * (0.7 * s).cos();
+        let mask_mod = |at: At| (at.query + at.key) % 4 != 1;
+        fn problem<'a>([q, k, v, bias]: &'a [Vec<f32>; 4]) -> FlashProblem<'a> {
+            FlashProblem {
+                q,
+                k,
+                v,
+                batch: 2,
+                heads_q: 4,
+                heads_kv: 2,
+                queries: 5,
+                keys: 7,
+                head_dim: 3,
+                value_dim: 4,
+                seqlens_k: Some(&[7, 4]),
+                bias: Some(bias),
+                ..FlashProblem::default()
+            }
+        }
+        let loss = |inputs: &[Vec<f32>; 4]| -> f64 {
+            let p = FlashProblem { score_mod: Some(&score_mod), mask_mod: Some(&mask_mod), ..problem(inputs) };
+            let found = flash(&params, &p);
+            let out: f64 = found.out.iter().zip(&dout).map(|(o, &d)| o * f64::from(d)).sum();
+            let lse = found.lse.iter().zip(&dlse).filter(|(lse, _)| lse.is_finite());
+            out + lse.map(|(lse, &d)| lse * f64::from(d)).sum::<f64>()
+        };
+        let p = FlashProblem { score_mod: Some(&score_mod), mask_mod: Some(&mask_mod), ..problem(&inputs) };
+        let g = flash_backward(&params, &p, &dout, Some(&dlse), Some(&score_mod_grad));
+        let step = 1.0 / 1024.0;
+        for (which, gradient) in [g.dq, g.dk, g.dv, g.dbias].into_iter().enumerate() {
+            assert!(gradient.iter().any(|g| g.abs() > 0.01));
+            for (i, expected) in gradient.into_iter().enumerate() {
+                let at = inputs[which][i];
+                inputs[which][i] = at + step;
+                let above = loss(&inputs);
+                inputs[which][i] = at - step;
+                let below = loss(&inputs);
+                inputs[which][i] = at;
+                let found = (above - below) / f64::from(2.0 * step);
+                assert!(
+                    (found - expected).abs() < 2e-6,
+                    "{which} {i}: {found} by differences, {expected} by the chain rule"
+                );
+            }
+        }
+    }
 }
