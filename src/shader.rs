@@ -16,6 +16,8 @@ pub(crate) mod file {
         PARAMS = "softmax/params.wgsl";
         PORTABLE = "softmax/portable.wgsl";
         SCORE_TILE = "softmax/score_tile.wgsl";
+        ACCUMULATE = "softmax/accumulate.wgsl";
+        SIDES_FORWARD = "sides/forward.wgsl";
         TILE_MAP = "softmax/tile_map.wgsl";
         MAPPED = "softmax/mapped.wgsl";
         UNMAPPED = "softmax/unmapped.wgsl";

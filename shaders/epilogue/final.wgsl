@@ -3,14 +3,14 @@
 fn write_rows(w: Work, visit: Visit, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    for (var i = 0u; i < RT; i++) { row_part[i] = l[i]; }
+    for (var i = 0u; i < RT; i++) { row_value[i] = l[i]; }
     reduce_rows(true, thread);
     for (var i = 0u; i < RT; i++) {
         let token = w.tile * BR + row0 + i;
         if (token < rows_end(w)) {
             // A tile that all its queries see whole is not masked: rows of padding have gathered something there.
             let padding = row_token(visit, row0 + i) == NONE;
-            let end = state_finish(select(row_part[i], 0.0, padding), m[i]);
+            let end = state_finish(select(row_value[i], 0.0, padding), m[i]);
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;
                 if (d < DV4) { store_out4(out_row(w, token) + 4u * d, HEAD_DIM_V - 4u * d, select(o[i][c] * end.factor, vec4f(), padding)); }

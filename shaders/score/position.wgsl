@@ -8,11 +8,6 @@ const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 // Positions within the sequence, always below its lengths; `head` is the query head.
 struct Position { batch: u32, head: u32, query: u32, key: u32, queries: u32, keys: u32 }
 
-// What is computed at a token past the end is not used.
-fn position_of(r: Row, c: Col, w: Work) -> Position {
-    return Position(w.batch, w.head, min(r.token, w.queries - 1u), min(c.token, w.keys - 1u), w.queries, w.keys);
-}
-
 // A key that a score of −inf hides stays hidden, whatever a caller's function makes of −inf.
 fn still_hidden(before: f32, after: f32) -> f32 {
     return select(after, before, bitcast<u32>(before) == MINUS_INFINITY_BITS);

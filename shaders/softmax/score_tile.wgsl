@@ -14,23 +14,35 @@ var<private> s: array<array<f32, CT>, RT>;
 fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    for (var i = 0u; i < RT; i++) {
-        for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
-    }
-    let busy = owns_rows(visit, row0);
-    for (var d0 = 0u; d0 < D4; d0 += BD4) {
-        stage_queries(w, visit, d0, thread);
-        stage_keys(w, visit, tile, d0, thread);
-        workgroupBarrier();
-        if (busy) { add_products(tc, row0); }
-        workgroupBarrier();
-    }
+    multiply_tiles(SCORES, w, visit, tile, thread);
     // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
     if (SCORED) { change_scores(w, visit, tile, tc, row0); }
     if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
 }
 
-// s += q·k over one chunk of the head dimension.
+// What is multiplied: the scores, or, for gradients, those of the weights (dout · vᵀ). sides/ says of which tensors.
+const SCORES: u32 = 0u;
+const WEIGHT_GRADIENTS: u32 = 1u;
+
+// s = rows · colsᵀ
+fn multiply_tiles(what: u32, w: Work, visit: Visit, tile: Tile, thread: u32) {
+    let tc = thread % TC;
+    let row0 = (thread / TC) * RT;
+    for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
+    }
+    let busy = owns_rows(visit, row0);
+    let depth = select(D4, DV4, what == WEIGHT_GRADIENTS);
+    for (var d0 = 0u; d0 < depth; d0 += BD4) {
+        stage_rows(what, w, visit, d0, depth, thread);
+        stage_cols(what, w, visit, tile, d0, depth, thread);
+        workgroupBarrier();
+        if (busy) { add_products(tc, row0); }
+        workgroupBarrier();
+    }
+}
+
+// s += rows · colsᵀ over one chunk of the summed dimension.
 fn add_products(tc: u32, row0: u32) {
     for (var d = 0u; d < BD4; d++) {
         var k: array<vec4f, CT>;
@@ -86,22 +98,20 @@ fn stage_row(thread: u32) -> u32 {
     return thread % 8u + 8u * (thread / (8u * BD4));
 }
 
-fn stage_queries(w: Work, visit: Visit, d0: u32, thread: u32) {
+fn stage_rows(what: u32, w: Work, visit: Visit, d0: u32, depth: u32, thread: u32) {
     let d = (thread / 8u) % BD4;
-    let inside = min(d0 + d, D4 - 1u);
+    let inside = min(d0 + d, depth - 1u);
     for (var r = stage_row(thread); r < BR && thread < STAGE_ROWS * BD4; r += STAGE_ROWS) {
         let token = row_token(visit, r);
-        let x = load_q4(q_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
-        tile_data[d * BR + r] = select(vec4f(), x * params.q_factor, token != NONE && d0 + d < D4);
+        tile_data[d * BR + r] = select(vec4f(), row_part(what, w, token, inside), token != NONE && d0 + d < depth);
     }
 }
 
-fn stage_keys(w: Work, visit: Visit, tile: Tile, d0: u32, thread: u32) {
+fn stage_cols(what: u32, w: Work, visit: Visit, tile: Tile, d0: u32, depth: u32, thread: u32) {
     let d = (thread / 8u) % BD4;
-    let inside = min(d0 + d, D4 - 1u);
+    let inside = min(d0 + d, depth - 1u);
     for (var c = stage_row(thread); c < BC && thread < STAGE_ROWS * BD4; c += STAGE_ROWS) {
         let token = col_token(visit, tile, c);
-        let x = load_k4(k_row(w, token) + 4u * inside, HEAD_DIM - 4u * inside);
-        tile_data[K_BASE + d * BC + c] = select(vec4f(), x, token != NONE && d0 + d < D4);
+        tile_data[K_BASE + d * BC + c] = select(vec4f(), col_part(what, w, token, inside), token != NONE && d0 + d < depth);
     }
 }

@@ -1,7 +1,7 @@
 // Which tiles of keys a tile of queries sees: so that masks are asked before anything is computed, tiles that nobody sees
 // are skipped, and tiles that all see whole are not masked.
 //
-// tile_map: two bits for each tile that kv_visit names, in that order, 16 to a word, for each tile of queries and each head,
+// tile_map: two bits for each tile that visit_of names, in that order, 16 to a word, for each tile of queries and each head,
 // or for all heads where the masks are the same. Bit 0: some query sees some key. Bit 1: some query does not see some key, or there is no such key.
 //
 // A workgroup owns one tile of queries of one head, its WG threads the pairs of each tile; four bytes of workgroup memory.
@@ -13,14 +13,14 @@ var<workgroup> found: atomic<u32>;
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = work_of(workgroup);
-    let visit = kv_visit(w);
-    let count = kv_count(visit);
+    let visit = visit_of(w);
+    let count = tile_count(visit);
     for (var first = 0u; first < count; first += TILES_PER_WORD) {
         if (thread == 0u) { atomicStore(&found, 0u); }
         workgroupBarrier();
         var bits = 0u;
         for (var i = 0u; i < TILES_PER_WORD && first + i < count; i++) {
-            bits |= tile_bits(w, visit, kv_tile(visit, first + i), thread) << (2u * i);
+            bits |= tile_bits(w, visit, tile_at(visit, first + i), thread) << (2u * i);
         }
         atomicOr(&found, bits);
         workgroupBarrier();

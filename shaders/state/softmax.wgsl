@@ -10,7 +10,7 @@ const TINY: f32 = 1e-37;
 
 var<private> m: array<f32, RT>;
 var<private> l: array<f32, RT>;
-var<private> row_part: array<f32, RT>;
+var<private> row_value: array<f32, RT>;
 
 fn state_reset() {
     for (var i = 0u; i < RT; i++) {
@@ -20,12 +20,12 @@ fn state_reset() {
     }
 }
 
-// Combines row_part over the TC threads of each row group: their sum, or their maximum. Each gets the result back.
+// Combines row_value over the TC threads of each row group: their sum, or their maximum. Each gets the result back.
 fn reduce_rows(sum: bool, thread: u32) {
     let tc = thread % TC;
     let quad0 = (thread / TC) * (RT / 4u);
     for (var e = 0u; e < RT / 4u; e++) {
-        tile_data[tc * (BR / 4u) + quad0 + e] = vec4f(row_part[4u * e], row_part[4u * e + 1u], row_part[4u * e + 2u], row_part[4u * e + 3u]);
+        tile_data[tc * (BR / 4u) + quad0 + e] = vec4f(row_value[4u * e], row_value[4u * e + 1u], row_value[4u * e + 2u], row_value[4u * e + 3u]);
     }
     workgroupBarrier();
     if (thread < BR / 4u) {
@@ -39,7 +39,7 @@ fn reduce_rows(sum: bool, thread: u32) {
     workgroupBarrier();
     for (var e = 0u; e < RT / 4u; e++) {
         let x = tile_data[TC * (BR / 4u) + quad0 + e];
-        for (var i = 0u; i < 4u; i++) { row_part[4u * e + i] = x[i]; }
+        for (var i = 0u; i < 4u; i++) { row_value[4u * e + i] = x[i]; }
     }
     workgroupBarrier();
 }
@@ -47,12 +47,12 @@ fn reduce_rows(sum: bool, thread: u32) {
 // Turns the scores in `s` into weights and rescales what was accumulated so far.
 fn state_weigh(masked: bool, thread: u32) {
     for (var i = 0u; i < RT; i++) {
-        row_part[i] = s[i][0];
-        for (var j = 1u; j < CT; j++) { row_part[i] = max(row_part[i], s[i][j]); }
+        row_value[i] = s[i][0];
+        for (var j = 1u; j < CT; j++) { row_value[i] = max(row_value[i], s[i][j]); }
     }
     reduce_rows(false, thread);
     for (var i = 0u; i < RT; i++) {
-        let top = max(m[i], row_part[i]);
+        let top = max(m[i], row_value[i]);
         let keep = exp2(m[i] - top);
         m[i] = top;
         var part = 0.0;

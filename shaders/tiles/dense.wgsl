@@ -26,7 +26,7 @@ fn key_range(i: u32, queries: u32, keys: u32) -> vec2u {
 }
 
 // Rows past the end of the sequence see nothing, and do not count when tiles are chosen.
-fn kv_visit(w: Work) -> Visit {
+fn visit_of(w: Work) -> Visit {
     let row0 = w.tile * BR;
     var visit = Visit(row0, w.queries, w.keys, 0u, 0u, 0u, 0u);
     if (row0 < w.queries) {
@@ -40,11 +40,11 @@ fn kv_visit(w: Work) -> Visit {
     return visit;
 }
 
-fn kv_count(visit: Visit) -> u32 {
+fn tile_count(visit: Visit) -> u32 {
     return max(visit.end_tile, visit.first_tile) - visit.first_tile;
 }
 
-fn kv_tile(visit: Visit, i: u32) -> Tile {
+fn tile_at(visit: Visit, i: u32) -> Tile {
     let base = (visit.first_tile + i) * BC;
     return Tile(base, select(BORDER, FULL, base >= visit.full_from && base + BC <= visit.full_to));
 }
@@ -69,4 +69,9 @@ fn col_state(w: Work, token: u32) -> Col {
 // One unsigned compare: a key before lo wraps round to a large number, and so does NONE.
 fn visible(r: Row, c: Col) -> bool {
     return c.at - r.lo < r.len;
+}
+
+// What is computed at a token past the end is not used.
+fn position_of(r: Row, c: Col, w: Work) -> Position {
+    return Position(w.batch, w.head, min(r.token, w.queries - 1u), min(c.token, w.keys - 1u), w.queries, w.keys);
 }

@@ -253,6 +253,8 @@ impl Parts<'_> {
             file::PARAMS,
             file::PORTABLE,
             file::SCORE_TILE,
+            file::ACCUMULATE,
+            file::SIDES_FORWARD,
             work,
             file::TILES_DENSE,
             if self.map.is_some() { file::MAPPED } else { file::UNMAPPED },
