@@ -10,8 +10,10 @@ pub(crate) struct Argument {
     pub name: &'static str,
     pub layout: Layout,
     pub kind: AccessKind,
-    /// Query heads to one head of this tensor.
+    /// Heads of work to one head of this tensor.
     pub group: usize,
+    /// Heads of this tensor to one head of work.
+    pub spread: usize,
     /// Arguments with the same number lie in one buffer.
     pub buffer: usize,
     /// Every slice binds all batch entries: the work is not divided by them.
@@ -28,7 +30,8 @@ impl Argument {
         let [batches, heads, ..] = self.layout.shape;
         let (batches, heads) = slice.map_or((0..batches, 0..heads), |s| {
             let batches = if self.whole { 0..batches } else { s.batches.clone() };
-            (batches, s.heads.start / self.group..s.heads.end.div_ceil(self.group))
+            let heads = s.heads.start * self.spread..s.heads.end * self.spread;
+            (batches, heads.start / self.group..heads.end.div_ceil(self.group))
         });
         let span = self.layout.part_span(&batches, &heads).expect("checked when the tensor was described");
         let size = self.layout.dtype.bytes();

@@ -4,6 +4,7 @@
 mod activations;
 mod data;
 mod flash;
+mod flash_backward;
 mod flash_cases;
 mod flash_hooks;
 mod flash_inputs;
@@ -12,6 +13,7 @@ mod merge;
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
 pub use flash::{FlashCase, FlashTensors, Known, Scores};
+pub use flash_backward::{FlashBackwardCase, flash_backward_cases, random_flash_backward_cases};
 pub use flash_cases::{flash_cases, random_flash_cases};
 pub use flash_hooks::KnownHook;
 pub use merge::{MergeCase, merge_cases, random_merge_cases};

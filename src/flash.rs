@@ -3,10 +3,15 @@
 //! `out = softmax(score(scale · q kᵀ) + mask) v`, `lse = ln Σ exp(score(scale · q kᵀ) + mask)`, nothing of size queries × keys
 //! in memory.
 
+mod backward;
 mod plan;
 mod run;
+mod stage;
 mod uniforms;
 
+pub use backward::{
+    FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashOutputGradients,
+};
 pub use plan::FlashPlan;
 pub use run::{FlashAttention, FlashPrepared};
 

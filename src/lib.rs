@@ -25,7 +25,8 @@ pub mod catalogue;
 pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
 pub use flash::{
-    Causal, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Window,
+    Causal, FlashAttention, FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashInputs,
+    FlashOutputGradients, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Window,
 };
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;

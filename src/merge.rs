@@ -178,7 +178,7 @@ fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result
         .zip(ends.into_iter().flatten())
         .map(|((name, kind), (layout, buffer))| {
             let layout = layout.clone();
-            Argument { name, layout, kind, group: 1, buffer, whole: false }
+            Argument { name, layout, kind, group: 1, spread: 1, buffer, whole: false }
         })
         .collect();
     let [batch, heads, rows, width] = arguments[4].layout.shape;

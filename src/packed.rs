@@ -136,14 +136,21 @@ pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()>
 
 const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
 
-/// The work of packed sequences, cut into tiles of queries.
+/// What the rows of a tile are; the columns are the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Queries = 0,
+    Keys = 1,
+}
+
+/// The work of packed sequences, cut into tiles of rows.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Schedule {
     pub sequences: usize,
-    /// Tiles of queries of all sequences, or the most that there can be.
+    /// Tiles of rows of all sequences, or the most that there can be.
     pub items: usize,
-    /// Keys to a tile: on average, or at most.
-    pub keys: usize,
+    /// Columns to a tile: on average, or at most.
+    pub cols: usize,
     pub table: ScheduleTable,
 }
 
@@ -168,7 +175,7 @@ struct Params {
     max_keys: u32,
     rows: u32,
     items: u32,
-    pad: u32,
+    by_keys: u32,
 }
 
 /// The one slice of the kernel that makes the table.
@@ -176,20 +183,22 @@ pub(crate) const ONE: Slice = Slice { batches: 0..1, heads: 0..1, tiles: 0..1 };
 const THREADS: u32 = 128;
 
 impl Schedule {
-    /// For tiles of `tile` queries.
-    pub fn plan(caps: &Caps, sides: [&CuSeqlensShape; 2], rows: [usize; 2], tile: usize) -> Result<Self> {
+    /// For tiles of `tile` rows of one side.
+    pub fn plan(caps: &Caps, sides: [&CuSeqlensShape; 2], rows: [usize; 2], side: Side, tile: usize) -> Result<Self> {
         let sequences = sides[0].sequences();
         match sides {
-            [CuSeqlensShape::Host(q), CuSeqlensShape::Host(k)] => Ok(Self::on_host(q, k, tile)),
+            [CuSeqlensShape::Host(q), CuSeqlensShape::Host(k)] => Ok(Self::on_host(q, k, side, tile)),
             [CuSeqlensShape::Gpu { offsets: q, .. }, CuSeqlensShape::Gpu { offsets: k, .. }] => {
-                let [max_q, max_k] = sides.map(CuSeqlensShape::max_seqlen);
+                let longest = sides.map(CuSeqlensShape::max_seqlen);
+                let (own, other) = (side as usize, 1 - side as usize);
                 // Every sequence has at most one tile that is not full.
-                let items = (rows[0] / tile + sequences).min(sequences * max_q.div_ceil(tile));
+                let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
                 let argument = |name, layout: &Layout, buffer| Argument {
                     name,
                     layout: layout.clone(),
                     kind: AccessKind::LoadBits,
                     group: 1,
+                    spread: 1,
                     buffer,
                     whole: true,
                 };
@@ -216,31 +225,33 @@ impl Schedule {
                     sequences: sequences as u32,
                     queries: rows[0] as u32,
                     keys: rows[1] as u32,
-                    max_queries: max_q as u32,
-                    max_keys: max_k as u32,
+                    max_queries: longest[0] as u32,
+                    max_keys: longest[1] as u32,
                     rows: tile as u32,
                     items: items as u32,
-                    pad: 0,
+                    by_keys: side as u32,
                 };
                 let uniforms = vec![bytemuck::bytes_of(&params).to_vec()];
                 let kernel = Kernel { shader, arguments, uniforms, tables: vec![None, None] };
-                Ok(Self { sequences, items, keys: max_k, table: ScheduleTable::Gpu(Box::new(kernel)) })
+                Ok(Self { sequences, items, cols: longest[other], table: ScheduleTable::Gpu(Box::new(kernel)) })
             }
             _ => unreachable!("`check` lets only two of a kind pass"),
         }
     }
 
-    fn on_host(q: &[u32], k: &[u32], tile: usize) -> Self {
+    fn on_host(q: &[u32], k: &[u32], side: Side, tile: usize) -> Self {
+        // Of a sequence's entry, its rows and its columns.
+        let (own, other) = (1 + 2 * side as usize, 3 - 2 * side as usize);
         let sequences = q.len() - 1;
         let mut table: Vec<[u32; 4]> = (0..sequences).map(|i| [q[i], q[i + 1] - q[i], k[i], k[i + 1] - k[i]]).collect();
-        let tiles = |i: usize| (0..table[i][1].div_ceil(tile as u32)).map(move |t| [i as u32, t, 0, 0]);
+        let tiles = |i: usize| (0..table[i][own].div_ceil(tile as u32)).map(move |t| [i as u32, t, 0, 0]);
         let mut items: Vec<[u32; 4]> = (0..sequences).flat_map(tiles).collect();
         // Long and short ones in turn, so that neighbours add up to the same work.
-        items.sort_by_key(|item| std::cmp::Reverse(table[item[0] as usize][3]));
+        items.sort_by_key(|item| std::cmp::Reverse(table[item[0] as usize][other]));
         let count = items.len();
-        let keys: usize = items.iter().map(|item| table[item[0] as usize][3] as usize).sum();
+        let cols: usize = items.iter().map(|item| table[item[0] as usize][other] as usize).sum();
         table.extend((0..count).map(|n| items[if n % 2 == 0 { n / 2 } else { count - 1 - n / 2 }]));
-        Self { sequences, items: count, keys: keys / count.max(1), table: ScheduleTable::Host(table) }
+        Self { sequences, items: count, cols: cols / count.max(1), table: ScheduleTable::Host(table) }
     }
 
     /// Entries of the table.

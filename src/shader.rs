@@ -18,6 +18,15 @@ pub(crate) mod file {
         SCORE_TILE = "softmax/score_tile.wgsl";
         ACCUMULATE = "softmax/accumulate.wgsl";
         SIDES_FORWARD = "sides/forward.wgsl";
+        SIDES_DQ = "sides/dq.wgsl";
+        SIDES_DKV = "sides/dkv.wgsl";
+        GRADIENTS = "softmax/gradients.wgsl";
+        PORTABLE_DQ = "softmax/portable_dq.wgsl";
+        PORTABLE_DKV = "softmax/portable_dkv.wgsl";
+        DELTA = "softmax/delta.wgsl";
+        NO_DLSE = "softmax/no_dlse.wgsl";
+        TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
+        ROWS_STRIDED_GRADIENTS = "rows/strided_gradients.wgsl";
         TILE_MAP = "softmax/tile_map.wgsl";
         MAPPED = "softmax/mapped.wgsl";
         UNMAPPED = "softmax/unmapped.wgsl";
@@ -105,13 +114,15 @@ pub(crate) struct Chain {
     pub masks: Vec<&'static str>,
     /// The caller's functions, which follow on either.
     pub hooks: Vec<Placed>,
+    /// Whether gradients go through it.
+    pub gradient: bool,
 }
 
 impl Chain {
     /// The same without what changes a score.
     pub fn of_masks(&self) -> Self {
         let hooks = self.hooks.iter().filter(|placed| placed.is_mask()).cloned().collect();
-        Self { scores: vec![], masks: self.masks.clone(), hooks }
+        Self { scores: vec![], masks: self.masks.clone(), hooks, gradient: false }
     }
 
     /// The functions that call the caller's, which change scores or hide keys.
@@ -128,6 +139,29 @@ impl Chain {
     /// Whether anything hides a key.
     pub fn masks_hide(&self) -> bool {
         !self.masks.is_empty() || self.calls(true).next().is_some()
+    }
+
+    /// `score_gradient`: the chain again, and back through it. What only adds to a score lets its gradient through.
+    fn gradient_wgsl(&self) -> String {
+        let mut forth = String::from("    let x0 = s;\n");
+        let mut back = Vec::new();
+        let own = self.scores.iter().map(ToString::to_string);
+        for (i, name) in own.chain(self.calls(false)).enumerate() {
+            let _ = writeln!(forth, "    let x{} = {name}(x{i}, at);", i + 1);
+            if !["alibi", "bias"].contains(&name.as_str()) {
+                back.push(format!("    d = {name}_grad(x{i}, at, d);\n"));
+            }
+        }
+        back.reverse();
+        format!(
+            "fn score_gradient(s: f32, d_out: f32, r: Row, c: Col, w: Work) -> f32 {{
+    let at = position_of(r, c, w);
+{forth}    var d = d_out;
+{}    return d;
+}}
+",
+            back.concat()
+        )
     }
 
     fn wgsl(&self) -> String {
@@ -152,9 +186,10 @@ fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
 {score}}}
 fn unveiled(r: Row, c: Col, w: Work) -> bool {{
 {masks}}}
-",
+{}",
             self.scores_change(),
-            self.masks_hide()
+            self.masks_hide(),
+            if self.gradient { self.gradient_wgsl() } else { String::new() }
         )
     }
 }

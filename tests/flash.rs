@@ -4,7 +4,9 @@ mod common;
 
 use common::run_all;
 use std::path::Path;
-use wgpu_attention::catalogue::{FlashCase, activations, flash_cases, random_flash_cases};
+use wgpu_attention::catalogue::{
+    FlashCase, activations, flash_backward_cases, flash_cases, random_flash_backward_cases, random_flash_cases,
+};
 
 #[test]
 fn catalogue() {
@@ -41,4 +43,14 @@ fn wrong_results_fail() {
         lse[2] = wrong;
         assert!(!case.compare(&out, &lse).passed(), "{wrong} for the -inf of a masked row");
     }
+}
+
+#[test]
+fn gradients_of_the_catalogue() {
+    run_all(&flash_backward_cases());
+}
+
+#[test]
+fn gradients_of_random_cases() {
+    run_all(&random_flash_backward_cases(12, 2));
 }

@@ -40,8 +40,8 @@ fn stage_values(what: u32, w: Work, visit: Visit, tile: Tile, first: u32, thread
         let key = n / V_WIDTH;
         let quad = first + key / 4u;
         let token = col_token(visit, tile, quad % TC + TC * (4u * (quad / TC) + key % 4u));
-        let x = sum_part(what, w, token, min(d, SUM_WIDTH - 1u));
-        let value = select(vec4f(), x, token != NONE && d < SUM_WIDTH);
+        let x = sum_part(what, w, token, min(d, sum_width(what) - 1u));
+        let value = select(vec4f(), x, token != NONE && d < sum_width(what));
         broken = broken || !is_finite4(value);
         tile_data[V_BASE + n] = value;
     }

@@ -1,4 +1,4 @@
-// What the host tells a softmax kernel: written by src/flash/plan.rs, the same for every workgroup of a slice.
+// What the host tells a softmax kernel: written by src/flash/uniforms.rs, the same for every workgroup of a slice.
 
 const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
 const CAUSAL_TOP_LEFT: u32 = 2u;
@@ -11,6 +11,12 @@ struct Params {
     lse: vec4u,
     bias: vec4u,
     mask: vec4u,
+    dout: vec4u,
+    dlse: vec4u,
+    dq: vec4u,
+    dk: vec4u,
+    dv: vec4u,
+    stats: vec4u,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,
@@ -32,7 +38,17 @@ struct Params {
     // Words of the tile map from one tile of queries to the next, and from one head to the next.
     map_tile: u32,
     map_head: u32,
+    // Rows of the tensor that is written: those behind a sequence's end are written too.
+    rows: u32,
+    // For gradients: query heads that a workgroup adds up, and the factor of q·k.
+    heads_together: u32,
+    scale: f32,
+    pad: u32,
 }
+
+// Log-sum-exp of a row that has seen nothing, in log2 units, where weights are computed again: exp2(s − UNSEEN) is 0.
+const UNSEEN: f32 = 3e38;
+
 
 struct Work {
     batch: u32,

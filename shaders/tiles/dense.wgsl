@@ -40,6 +40,11 @@ fn visit_of(w: Work) -> Visit {
     return visit;
 }
 
+// Rows are queries.
+fn rows_of_sequence(w: Work) -> u32 {
+    return w.queries;
+}
+
 fn tile_count(visit: Visit) -> u32 {
     return max(visit.end_tile, visit.first_tile) - visit.first_tile;
 }

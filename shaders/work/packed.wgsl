@@ -12,5 +12,5 @@ fn work_of(workgroup: vec3u) -> Work {
 
 // What lies behind a sequence's last row belongs to the next sequence.
 fn rows_end(w: Work) -> u32 {
-    return w.queries;
+    return rows_of_sequence(w);
 }

@@ -14,5 +14,5 @@ fn work_of(workgroup: vec3u) -> Work {
 
 // Rows between a sequence's length and the tensor's end are written too (0 and −inf), so that nothing is left uninitialised.
 fn rows_end(w: Work) -> u32 {
-    return params.queries;
+    return params.rows;
 }

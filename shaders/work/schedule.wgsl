@@ -24,7 +24,8 @@ struct Params {
     // Rows of a tile, and tiles that there is room for.
     rows: u32,
     items: u32,
-    pad: u32,
+    // 1 for tiles of keys instead of queries.
+    by_keys: u32,
 }
 
 var<workgroup> sums: array<u32, WG>;
@@ -65,7 +66,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             let q = rows_of(0u, i);
             let k = rows_of(1u, i);
             sequences[i] = vec4u(q, k);
-            tiles = (q.y + params.rows - 1u) / params.rows;
+            tiles = (select(q.y, k.y, params.by_keys == 1u) + params.rows - 1u) / params.rows;
         }
         sums[thread] = tiles;
         workgroupBarrier();

@@ -1,7 +1,7 @@
 //! Cases of flash attention.
 
 use super::{Case, KnownHook, Outcome, Tolerance, poisoned};
-use crate::reference::{FlashProblem, FlashReference, flash};
+use crate::reference::{At, FlashProblem, FlashReference, flash};
 use crate::{
     Caps, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan,
     FlashPrepared, FlashShapes, Gpu, GpuTime, Layout, Result, Tensor,
@@ -134,6 +134,11 @@ impl FlashCase {
     }
 
     fn compute(&self) -> FlashReference {
+        self.with_problem(|problem, _| flash(&self.params, problem))
+    }
+
+    /// Calls `run` with the problem for the reference, and with the gradient through its hooks.
+    pub(super) fn with_problem<R>(&self, run: impl Fn(&FlashProblem, &dyn Fn(f64, At, f64) -> f64) -> R) -> R {
         let Known { inputs, pairs, .. } = self.known();
         let whole = |i: usize| pairs[i].as_ref().map(|[_, whole]| whole.as_slice());
         let (masks, scores): (Vec<_>, Vec<_>) = self
@@ -141,11 +146,22 @@ impl FlashCase {
             .iter()
             .map(|hook| (hook, hook.buffer(self).unwrap_or_default().1))
             .partition(|(hook, _)| hook.is_mask());
-        let score_mod = |score: f64, at| {
-            let hidden = |s: f64| s == f64::NEG_INFINITY;
-            scores.iter().fold(score, |s, (hook, values)| if hidden(s) { s } else { hook.score(self, values, s, at) })
+        let hidden = |s: f64| s == f64::NEG_INFINITY;
+        let step = |s: f64, (hook, values): &(&KnownHook, Vec<f32>), at: At| match hidden(s) {
+            true => s,
+            false => hook.score(self, values, s, at),
         };
-        let mask_mod = |at| masks.iter().all(|(hook, values)| hook.sees(self, values, at));
+        let score_mod = |score: f64, at: At| scores.iter().fold(score, |s, one| step(s, one, at));
+        let score_mod_grad = |score: f64, at: At, d_out: f64| {
+            let mut before = vec![score];
+            before.extend(scores.iter().scan(score, |s, one| {
+                *s = step(*s, one, at);
+                Some(*s)
+            }));
+            let back = scores.iter().zip(&before).rev();
+            back.fold(d_out, |d, ((hook, _), &s)| hook.score_gradient(s, at, d))
+        };
+        let mask_mod = |at: At| masks.iter().all(|(hook, values)| hook.sees(self, values, at));
         let problem = FlashProblem {
             bias: whole(0),
             mask: whole(1),
@@ -153,7 +169,7 @@ impl FlashCase {
             mask_mod: Some(&mask_mod),
             ..self.problem(inputs)
         };
-        flash(&self.params, &problem)
+        run(&problem, &score_mod_grad)
     }
 
     fn problem<'a>(&'a self, [q, k, v]: &'a [Vec<f32>; 3]) -> FlashProblem<'a> {
@@ -175,7 +191,7 @@ impl FlashCase {
         }
     }
 
-    fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {
+    pub(super) fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {
         let contiguous = Layout::heads_first(dtype, shape);
         if !self.strided {
             return contiguous;

@@ -54,7 +54,8 @@ impl KnownHook {
                 "fn relative(score: f32, at: Position) -> f32 {
     let distance = max(at.query, at.key) - min(at.query, at.key);
     return score + distances[min(distance, 4u)];
-}"
+}
+fn relative_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }"
             }
             TanhCap => {
                 "const LIMIT: f32 = 8.0;
@@ -71,7 +72,8 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
     if ((3u * at.query + at.key) % 11u == 4u) { return bitcast<f32>(0xff800000u | (at.batch & 0u)); }
     let place = f32(at.query) / f32(at.queries) - f32(at.key) / f32(at.keys);
     return score * (1.0 + 0.1 * f32(at.head)) + place + 0.5 * f32(at.batch % 2u);
-}"
+}
+fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.0 + 0.1 * f32(at.head)); }"
             }
             Documents(_) => {
                 "fn document(at: Position) -> bool {
@@ -105,7 +107,7 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
         let length = format!("const LENGTH: u32 = {}u;\n", queries.max(keys));
         let source = if matches!(self, Documents(_)) { length + self.wgsl() } else { self.wgsl().into() };
         let hook = Hook::new(self.entry(), source);
-        if self == TanhCap { hook.with_gradient("tanh_cap_grad") } else { hook }
+        if self.is_mask() { hook } else { hook.with_gradient(format!("{}_grad", self.entry())) }
     }
 
     pub(super) fn score(self, case: &FlashCase, values: &[f32], score: f64, at: At) -> f64 {
@@ -118,6 +120,15 @@ fn tanh_cap_grad(score: f32, at: Position, d_out: f32) -> f32 {
                 score * (1.0 + 0.1 * at.head as f64) + place + 0.5 * (at.batch % 2) as f64
             }
             _ => unreachable!("{}: {self:?} is a mask", case.label),
+        }
+    }
+
+    /// What the gradient of the result makes of the argument's.
+    pub(super) fn score_gradient(self, score: f64, at: At, d_out: f64) -> f64 {
+        match self {
+            TanhCap => d_out * (1.0 - (score / 8.0).tanh().powi(2)),
+            Fields => d_out * (1.0 + 0.1 * at.head as f64),
+            _ => d_out,
         }
     }
 

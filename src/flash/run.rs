@@ -1,10 +1,11 @@
 //! From a plan to results.
 
+use super::stage::StagePrepared;
 use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, slots};
-use crate::dispatch::{Launch, check_device, scratch};
-use crate::packed::{ONE, judge};
+use crate::dispatch::{Scratch, check_device};
+use crate::packed::judge;
 use crate::tensor::Verdict;
-use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Slice, Tensor, hook};
+use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor, hook};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -46,6 +47,14 @@ impl FlashAttention {
         Ok(Self { gpu: gpu.clone(), params, prepared: Mutex::default() })
     }
 
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub(super) fn params(&self) -> &FlashParams {
+        &self.params
+    }
+
     /// What would run for these shapes, in words and as WGSL.
     ///
     /// # Errors
@@ -60,18 +69,8 @@ impl FlashAttention {
     /// Those of [`FlashPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &FlashShapes) -> Result<FlashPrepared> {
         let plan = self.plan(shapes)?;
-        let scratch = scratch(&self.gpu, &plan.scratch).await?;
-        let launch = async |kernel, slices: &[Slice]| Launch::prepare(&self.gpu, kernel, slices, &scratch).await;
-        let attention = launch(&plan.attention, plan.slices()).await?;
-        let map = match &plan.map {
-            Some(map) => Some(launch(map, plan.map_slices()).await?),
-            None => None,
-        };
-        let schedule = match &plan.schedule {
-            Some(kernel) => Some((launch(kernel, &[ONE]).await?, scratch["problem"].clone())),
-            None => None,
-        };
-        Ok(FlashPrepared { attention, map, schedule, shapes: shapes.clone(), plan })
+        let stage = StagePrepared::new(&self.gpu, &plan.stage, &Scratch::new()).await?;
+        Ok(FlashPrepared { stage, shapes: shapes.clone(), plan })
     }
 
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
@@ -129,10 +128,7 @@ impl FlashAttention {
 /// Flash attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
 pub struct FlashPrepared {
-    attention: Launch,
-    map: Option<Launch>,
-    /// With the words that say what was wrong.
-    schedule: Option<(Launch, wgpu::Buffer)>,
+    stage: StagePrepared,
     shapes: FlashShapes,
     plan: FlashPlan,
 }
@@ -153,7 +149,7 @@ impl FlashPrepared {
         inputs: &FlashInputs,
         outputs: &FlashOutputs,
     ) -> Result<()> {
-        self.record(encoder, inputs, outputs, 0..self.attention.slices().len())
+        self.record(encoder, inputs, outputs, 0..self.stage.slices().len())
     }
 
     /// Records one of [`FlashPlan::slices`], so that the caller can submit long work in parts of 50 to 100 ms.
@@ -180,7 +176,7 @@ impl FlashPrepared {
         inputs: &FlashInputs,
         outputs: &FlashOutputs,
     ) -> Result<()> {
-        self.encode_range(pass, inputs, outputs, 0..self.attention.slices().len())
+        self.encode_range(pass, inputs, outputs, 0..self.stage.slices().len())
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -193,7 +189,7 @@ impl FlashPrepared {
 
     /// The same, with what was found wrong in offsets on the GPU.
     async fn submit_slices(&self, inputs: &FlashInputs<'_>, outputs: &FlashOutputs<'_>) -> Result<Option<Verdict>> {
-        let gpu = self.attention.gpu();
+        let gpu = self.stage.gpu();
         let mut verdict = None;
         for slice in 0..self.plan.slices().len() {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -223,7 +219,7 @@ impl FlashPrepared {
     /// # Errors
     /// [`Error::Argument`] that names the offset; [`Error::DeviceLost`].
     pub async fn check_offsets(&self) -> Result<()> {
-        let gpu = self.attention.gpu();
+        let gpu = self.stage.gpu();
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let Some(verdict) = self.verdict(&mut encoder).await? else { return Ok(()) };
         gpu.submit(encoder).await?;
@@ -232,7 +228,9 @@ impl FlashPrepared {
 
     /// Records a copy of what the schedule's kernel found, which later work does not change.
     async fn verdict(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Option<Verdict>> {
-        let (Some((schedule, problem)), Some(sides)) = (&self.schedule, self.shapes.packed()) else { return Ok(None) };
+        let (Some((schedule, problem)), Some(sides)) = (&self.stage.schedule, self.shapes.packed()) else {
+            return Ok(None);
+        };
         if self.plan.slices().is_empty() {
             return Ok(None);
         }
@@ -251,30 +249,19 @@ impl FlashPrepared {
         outputs: &FlashOutputs,
         which: Range<usize>,
     ) -> Result<()> {
-        self.attention.gpu().alive()?;
-        self.check_as_prepared(inputs)?;
+        self.stage.gpu().alive()?;
+        self.shapes.check_as_prepared(inputs)?;
         let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
-        self.attention.check(&tensors, &which)?;
         let sides = [inputs.cu_seqlens_q, inputs.cu_seqlens_k];
         let offsets: Vec<&Tensor> = sides.iter().flatten().filter_map(CuSeqlens::tensor).collect();
-        if let Some((schedule, _)) = self.schedule.as_ref().filter(|_| !which.is_empty()) {
-            schedule.encode(pass, &offsets, 0..1)?;
-        }
-        if let Some(map) = &self.map {
-            let mask: Vec<&Tensor> = inputs.mask.into_iter().collect();
-            // Slices that differ by their heads only may share a map. It is made anew in every command buffer, because
-            // others may use it in between.
-            let slices = self.plan.map_slices();
-            for i in which.clone().filter(|&i| !slices[which.start..i].contains(&slices[i])) {
-                map.encode(pass, &mask, i..i + 1)?;
-            }
-        }
-        self.attention.encode(pass, &tensors, which)
+        self.stage.encode(pass, &tensors, inputs.mask, &offsets, which)
     }
+}
 
+impl FlashShapes {
     /// Inputs that are not tensors, and whether the others are there.
-    fn check_as_prepared(&self, inputs: &FlashInputs) -> Result<()> {
-        let shapes = &self.shapes;
+    pub(super) fn check_as_prepared(&self, inputs: &FlashInputs) -> Result<()> {
+        let shapes = self;
         for (name, given, prepared) in
             [("seqlens_q", inputs.seqlens_q, &shapes.seqlens_q), ("seqlens_k", inputs.seqlens_k, &shapes.seqlens_k)]
         {

@@ -2,6 +2,7 @@
 
 use super::{Causal, FlashParams, FlashShapes, MAX_SEQUENCE};
 use crate::arguments::{Argument, row_address};
+use crate::packed::Side;
 use crate::{Caps, Slice};
 
 /// `NONE` of the shaders.
@@ -18,6 +19,12 @@ pub(super) struct Params {
     pub lse: [u32; 4],
     pub bias: [u32; 4],
     pub mask: [u32; 4],
+    pub dout: [u32; 4],
+    pub dlse: [u32; 4],
+    pub dq: [u32; 4],
+    pub dk: [u32; 4],
+    pub dv: [u32; 4],
+    pub stats: [u32; 4],
     pub first: [u32; 3],
     pub softcap: f32,
     pub queries: u32,
@@ -32,19 +39,25 @@ pub(super) struct Params {
     pub sequences: u32,
     pub map_tile: u32,
     pub map_head: u32,
+    pub rows: u32,
+    pub heads_together: u32,
+    pub scale: f32,
+    pub pad: u32,
 }
 
 /// How the work is divided: the same for every slice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Division {
-    /// Tiles of queries of a batch entry.
+    /// Tiles of rows of a batch entry.
     pub tiles: usize,
     /// Packed sequences.
     pub sequences: usize,
-    /// Words of the tile map from one tile of queries to the next, and from one head to the next.
+    /// Words of the tile map from one tile of rows to the next, and from one head to the next.
     pub map: [usize; 2],
     /// Whether a function changes scores: those work in natural units.
     pub scored: bool,
+    /// What the rows of a tile are.
+    pub side: Side,
 }
 
 /// The uniform struct of a slice, for a kernel with these arguments.
@@ -56,7 +69,7 @@ pub(super) fn uniforms(
     arguments: &[Argument],
     slice: &Slice,
 ) -> Vec<u8> {
-    let [_, heads, queries, head_dim] = shapes.q.shape;
+    let [batch, heads, queries, head_dim] = shapes.q.shape;
     let [_, heads_kv, keys, _] = shapes.k.shape;
     let address = |name: &str| {
         let argument = arguments.iter().position(|a| a.name == name);
@@ -65,6 +78,8 @@ pub(super) fn uniforms(
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     // A bound as long as any sequence is an open one.
     let side = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
+    let group = (heads / heads_kv) as u32;
+    let by_keys = division.side == Side::Keys;
     let params = Params {
         q: address("q"),
         k: address("k"),
@@ -73,11 +88,17 @@ pub(super) fn uniforms(
         lse: address("lse"),
         bias: address("bias"),
         mask: address("mask"),
+        dout: address("dout"),
+        dlse: address("dlse"),
+        dq: address("dq"),
+        dk: address("dk"),
+        dv: address("dv"),
+        stats: [0, if batch > 1 { (heads * queries) as u32 } else { 0 }, queries as u32, 1],
         first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
         keys: keys as u32,
-        group: (heads / heads_kv) as u32,
+        group: if by_keys { 1 } else { group },
         causal: causal_code(params.causal),
         left: side(params.window.left),
         right: side(params.window.right),
@@ -87,6 +108,10 @@ pub(super) fn uniforms(
         sequences: division.sequences as u32,
         map_tile: division.map[0] as u32,
         map_head: division.map[1] as u32,
+        rows: if by_keys { keys } else { queries } as u32,
+        heads_together: group,
+        scale,
+        pad: 0,
     };
     bytemuck::bytes_of(&params).to_vec()
 }
@@ -121,8 +146,8 @@ mod tests {
         assert_eq!(
             theirs,
             ours!(
-                q k v out lse bias mask first softcap queries keys group causal left right q_factor last_tile tiles
-                sequences map_tile map_head
+                q k v out lse bias mask dout dlse dq dk dv stats first softcap queries keys group causal left right q_factor last_tile tiles
+                sequences map_tile map_head rows heads_together scale pad
             )
         );
         assert_eq!(*span as usize, size_of::<Params>());

@@ -136,10 +136,12 @@ pub struct FlashGradients {
 /// The gradients of Σ dout · out + Σ dlse · lse with respect to q, k, v and bias, by the chain rule, query by query.
 /// `score_mod_grad` is what the gradient of `score_mod`'s result (its third argument) makes of its argument's.
 ///
-/// With p the weights of a query's keys: d score_j = p_j · (dout·v_j − Σ_i p_i · dout·v_i + dlse).
+/// With p the weights of a query's keys: d score_j = p_j · (dout·v_j − Δ), Δ = dout·out − dlse. `out` is the output as it was
+/// stored, rounded to its type: it is an input of the backward pass.
 pub fn flash_backward(
     params: &FlashParams,
     p: &FlashProblem,
+    out: &[f32],
     dout: &[f32],
     dlse: Option<&[f32]>,
     score_mod_grad: Option<&dyn Fn(f64, At, f64) -> f64>,
@@ -158,14 +160,14 @@ pub fn flash_backward(
             let products = dout.iter().zip(row(p.v, rows.key + j, p.value_dim));
             products.map(|(&d, &v)| f64::from(d) * f64::from(v)).sum()
         };
-        let dweights: Vec<f64> = found.seen.iter().map(|&j| dot(j)).collect();
-        let mean: f64 = weights.iter().zip(&dweights).map(|(p, d)| p * d).sum();
-        let dlse = dlse.map_or(0.0, |dlse| f64::from(dlse[rows.query]));
+        let products = dout.iter().zip(row(out, rows.query, p.value_dim));
+        let mean: f64 = products.map(|(&d, &o)| f64::from(d) * f64::from(o)).sum();
+        let delta = mean - dlse.map_or(0.0, |dlse| f64::from(dlse[rows.query]));
         for (n, &j) in found.seen.iter().enumerate() {
             for (dv, &d) in g.dv[(rows.key + j) * p.value_dim..].iter_mut().zip(dout) {
                 *dv += weights[n] * f64::from(d);
             }
-            let mut ds = weights[n] * (dweights[n] - mean + dlse);
+            let mut ds = weights[n] * (dot(j) - delta);
             if let Some(gradient) = score_mod_grad {
                 ds = gradient(found.biased[n], At { key: j, ..at }, ds);
             }
@@ -366,7 +368,8 @@ mod tests {
             out + lse.map(|(lse, &d)| lse * f64::from(d)).sum::<f64>()
         };
         let p = FlashProblem { score_mod: Some(&score_mod), mask_mod: Some(&mask_mod), ..problem(&inputs) };
-        let g = flash_backward(&params, &p, &dout, Some(&dlse), Some(&score_mod_grad));
+        let out: Vec<f32> = flash(&params, &p).out.iter().map(|&x| x as f32).collect();
+        let g = flash_backward(&params, &p, &out, &dout, Some(&dlse), Some(&score_mod_grad));
         let step = 1.0 / 1024.0;
         for (which, gradient) in [g.dq, g.dk, g.dv, g.dbias].into_iter().enumerate() {
             assert!(gradient.iter().any(|g| g.abs() > 0.01));

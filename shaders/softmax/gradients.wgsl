@@ -1,0 +1,68 @@
+// The weights of one tile again, from the row's log-sum-exp, and the gradients of its scores:
+//
+//   p = exp(s − lse),   dp = dout · vᵀ,   ds = p · (dp − Δ),   Δ = Σ dout · out − dlse   (delta.wgsl)
+//
+// and through what changed the score back to scale · q·k. Leaves p in `s` and the gradients in `t`.
+
+var<private> t: array<array<f32, CT>, RT>;
+
+fn gradient_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
+    multiply_tiles(WEIGHT_GRADIENTS, w, visit, tile, thread);
+    take_gradients();
+    multiply_tiles(SCORES, w, visit, tile, thread);
+    if (is_masked(tile)) {
+        masked_gradients(w, visit, tile, thread);
+    } else {
+        plain_gradients();
+    }
+}
+
+fn take_gradients() {
+    for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < CT; j++) { t[i][j] = s[i][j]; }
+    }
+}
+
+fn give_gradients() {
+    for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < CT; j++) { s[i][j] = t[i][j]; }
+    }
+}
+
+fn plain_gradients() {
+    for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < CT; j++) {
+            let known = pair_stats(i, j);
+            let p = exp2(s[i][j] - known.x);
+            s[i][j] = p;
+            t[i][j] = p * (t[i][j] - known.y);
+        }
+    }
+}
+
+// A pair that does not see each other has no gradient, whatever lies there.
+fn masked_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
+    let tc = thread % TC;
+    let row0 = (thread / TC) * RT;
+    for (var i = 0u; i < RT; i++) {
+        let row = row_state(w, visit, row_token(visit, row0 + i));
+        for (var j = 0u; j < CT; j++) {
+            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            let known = pair_stats(i, j);
+            let raw = s[i][j];
+            let x = score(raw, row, col, w);
+            var seen = visible(row, col) & (bitcast<u32>(x) != MINUS_INFINITY_BITS);
+            if (tile.kind == BORDER) { seen = seen & unveiled(row, col, w); }
+            let p = exp2(x - known.x);
+            let gradient = score_gradient(raw, p * (t[i][j] - known.y), row, col, w);
+            s[i][j] = select(0.0, p, seen);
+            t[i][j] = select(0.0, gradient, seen);
+        }
+    }
+}
+
+fn reset_sums(sums: ptr<private, Sums>) {
+    for (var i = 0u; i < RT; i++) {
+        for (var c = 0u; c < OV; c++) { (*sums)[i][c] = vec4f(); }
+    }
+}

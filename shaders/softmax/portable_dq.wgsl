@@ -1,0 +1,42 @@
+// Gradient of queries, engine `portable`:   dq[i] = scale · Σ_j ds[i][j] · k[j]
+//
+// Recomputed from the log-sum-exp (Dao, FlashAttention-2, arXiv 2307.08691, algorithm 2); no atomics. A workgroup owns BR
+// query rows of one (batch, query head) and visits the tiles of keys that they see, as portable.wgsl does, with the same
+// division among threads and the same workgroup memory.
+
+var<private> dq: Sums;
+var<private> row_stats: array<vec2f, RT>;
+
+fn pair_stats(i: u32, j: u32) -> vec2f { return row_stats[i]; }
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let w = work_of(workgroup);
+    let visit = visit_of(w);
+    let count = tile_count(visit);
+    let row0 = (thread / TC) * RT;
+    if (thread == 0u) { atomicStore(&leak, 0u); }
+    reset_sums(&dq);
+    for (var i = 0u; i < RT; i++) {
+        let token = row_token(visit, row0 + i);
+        row_stats[i] = select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+    }
+    for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
+        var tile = tile_at(visit, i);
+        tile.kind = veiled_kind(w, i, tile.kind);
+        gradient_tile(w, visit, tile, thread);
+        give_gradients();
+        accumulate(0u, &dq, w, visit, tile, thread);
+    }
+    let tc = thread % TC;
+    for (var i = 0u; i < RT; i++) {
+        let token = w.tile * BR + row0 + i;
+        if (token < rows_end(w)) {
+            let none = row_token(visit, row0 + i) == NONE;
+            for (var c = 0u; c < OV; c++) {
+                let d = tc + TC * c;
+                if (d < D4) { store_dq4(dq_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dq[i][c] * params.scale, vec4f(), none)); }
+            }
+        }
+    }
+}

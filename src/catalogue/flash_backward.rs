@@ -1,0 +1,149 @@
+//! Cases of the gradients of flash attention.
+
+use super::{
+    Case, FlashCase, FlashTensors, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases,
+};
+use crate::reference::{FlashGradients as Expected, flash_backward};
+use crate::{
+    DType, FlashAttention, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashOutputGradients, Gpu,
+    GpuTime, Result, Tensor,
+};
+use futures::future::LocalBoxFuture;
+use std::sync::OnceLock;
+
+/// The gradients of one flash attention problem.
+#[derive(Debug)]
+pub struct FlashBackwardCase {
+    /// The forward pass.
+    pub forward: FlashCase,
+    /// Whether the log-sum-exp has a gradient.
+    pub dlse: bool,
+    /// Filled at first use: leave it empty.
+    pub expected: OnceLock<Expected>,
+}
+
+struct Prepared {
+    tensors: FlashTensors,
+    dout: Tensor,
+    dlse: Option<Tensor>,
+    to: FlashGradients,
+    backward: FlashBackwardPrepared,
+}
+
+impl FlashBackwardCase {
+    /// The gradients of this problem.
+    pub fn of(forward: FlashCase) -> Self {
+        Self { dlse: forward.seed.is_multiple_of(2), forward, expected: OnceLock::new() }
+    }
+
+    fn rows(&self) -> [usize; 4] {
+        [self.forward.batch, self.forward.heads.0, self.forward.lengths.0, self.forward.dims.1]
+    }
+
+    /// The output as it is stored.
+    fn out(&self) -> Vec<f32> {
+        let dtype = self.forward.dtypes[2];
+        self.forward.reference().out.iter().map(|&x| dtype.round(x as f32)).collect()
+    }
+
+    fn dout(&self) -> Vec<f32> {
+        normal(self.forward.seed + 20, self.rows().iter().product(), 1.0, self.forward.dtypes[2])
+    }
+
+    fn dlse(&self) -> Option<Vec<f32>> {
+        let count = self.rows()[..3].iter().product();
+        self.dlse.then(|| normal(self.forward.seed + 21, count, 1.0, DType::F32))
+    }
+
+    fn expected(&self) -> &Expected {
+        self.expected.get_or_init(|| {
+            let (dout, dlse) = (self.dout(), self.dlse());
+            self.forward.with_problem(|problem, score_mod_grad| {
+                flash_backward(&self.forward.params, problem, &self.out(), &dout, dlse.as_deref(), Some(score_mod_grad))
+            })
+        })
+    }
+
+    /// Uploads what the forward pass leaves, and prepares the backward one.
+    async fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
+        let case = &self.forward;
+        let tensors = case.upload(gpu).await?;
+        let (inputs, outputs) = case.arguments(&tensors);
+        outputs.out.write(&self.out()).await?;
+        let lse: Vec<f32> = case.reference().lse.iter().map(|&x| x as f32).collect();
+        outputs.lse.write(&lse).await?;
+        let [b, h, n, width] = self.rows();
+        let seqlens = case.seqlens_q.as_deref();
+        let dout = case.poison(&self.dout(), width, h, n, seqlens);
+        let dout = poisoned(gpu, case.layout(0, case.dtypes[2], [b, h, n, width]), &dout).await?;
+        let dlse = match self.dlse() {
+            None => None,
+            Some(values) => {
+                let values = case.poison(&values, 1, h, n, seqlens);
+                Some(poisoned(gpu, case.layout(1, DType::F32, [b, h, n, 1]), &values).await?)
+            }
+        };
+        let [q, k, v] = case.shapes();
+        let [tq, tk, _] = case.dtypes;
+        let like = async |dtype, shape| Tensor::empty(gpu, case.layout(3, dtype, shape)).await;
+        let to = FlashGradients { dq: like(tq, q).await?, dk: like(tk, k).await?, dv: like(tk, v).await? };
+        let from = FlashOutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let shapes = FlashBackwardShapes::of(&inputs, &outputs, &from, &to);
+        let backward = FlashAttention::new(gpu, case.params_on(gpu).await?)?.prepare_backward(&shapes).await?;
+        Ok(Prepared { tensors, dout, dlse, to, backward })
+    }
+}
+
+impl Case for FlashBackwardCase {
+    fn kernel(&self) -> &'static str {
+        "flash"
+    }
+
+    fn name(&self) -> String {
+        format!("backward, {}{}", self.forward.name(), if self.dlse { " dlse" } else { "" })
+    }
+
+    fn flops(&self) -> f64 {
+        // Five products, two of them done twice.
+        3.5 * self.forward.flops()
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            let p = self.prepare(gpu).await?;
+            let (inputs, outputs) = self.forward.arguments(&p.tensors);
+            let from = FlashOutputGradients { dout: &p.dout, dlse: p.dlse.as_ref() };
+            p.backward.submit(&inputs, &outputs, &from, &p.to).await?;
+            let magnitude = self.forward.reference().magnitude;
+            let expected = self.expected();
+            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
+            for (found, expected) in [(&p.to.dq, &expected.dq), (&p.to.dk, &expected.dk), (&p.to.dv, &expected.dv)] {
+                let tolerance = Tolerance { dtype: found.layout().dtype, unit: 5e-5, magnitude };
+                outcome = outcome.and(tolerance.compare(&found.read().await?, expected));
+            }
+            Ok(outcome)
+        })
+    }
+
+    fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
+        Box::pin(async move {
+            let p = self.prepare(gpu).await?;
+            let (inputs, outputs) = self.forward.arguments(&p.tensors);
+            let from = FlashOutputGradients { dout: &p.dout, dlse: p.dlse.as_ref() };
+            gpu.time(|pass| p.backward.encode_in(pass, &inputs, &outputs, &from, &p.to)).await
+        })
+    }
+}
+
+/// The gradients of the forward catalogue's smaller cases.
+pub fn flash_backward_cases() -> Vec<FlashBackwardCase> {
+    let small = |case: &FlashCase| case.batch * case.heads.0 * case.lengths.0 * case.lengths.1 <= 200_000;
+    // Scores so low that their rounding is all there is to see have no gradients worth comparing.
+    let exact = |case: &FlashCase| !matches!(case.scores, Scores::Around(_));
+    flash_cases().into_iter().filter(|case| small(case) && exact(case)).map(FlashBackwardCase::of).collect()
+}
+
+/// The gradients of random cases.
+pub fn random_flash_backward_cases(count: usize, seed: u64) -> Vec<FlashBackwardCase> {
+    random_flash_cases(count, seed).into_iter().map(FlashBackwardCase::of).collect()
+}
