@@ -9,7 +9,7 @@ mod unfused;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
-use wgpu_attention::catalogue::{FlashCase, FlashTensors, KnownHook};
+use wgpu_attention::catalogue::{FlashBackwardCase, FlashCase, FlashTensors, KnownHook};
 use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, FlashPrepared, Gpu};
 
 /// A problem on the GPU, ready to be timed.
@@ -128,6 +128,7 @@ fn bench(criterion: &mut Criterion) {
     hooks(criterion, &gpu, sizes.heads, sizes.n);
     hooks(criterion, &gpu, sizes.heads, 2 * sizes.n);
 
+    gradients(criterion, &gpu, sizes.heads, sizes.n);
     packing(criterion, &gpu, sizes.longest);
     few_queries(criterion, &gpu, sizes.heads, 4 * sizes.n);
 }
@@ -197,6 +198,26 @@ fn packing(criterion: &mut Criterion, gpu: &Gpu, longest: usize) {
     let runs: [(&str, &dyn Fn() -> f64); 3] =
         [("one sequence", &|| dense.seconds()), ("packed", &|| packed.seconds()), ("padded", &|| padded.seconds())];
     ratios(&sequences, &runs);
+}
+
+/// The backward pass beside the forward pass. Arithmetic says 3.5 times the time.
+fn gradients(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
+    for d in [64, 128] {
+        let size = format!("B 1 H {heads} N {n} D {d}");
+        let forward = Timed::new(gpu, &format!("forward/{size}"), dense(heads, n, d), (n * n) as f64);
+        let backward = FlashBackwardCase::of(dense(heads, n, d));
+        let prepared = pollster::block_on(backward.prepare(gpu)).expect("memory for the tensors");
+        let seconds = || pollster::block_on(prepared.time(&backward, gpu)).expect("a GPU that works").seconds;
+        let mut group = criterion.benchmark_group("flash");
+        group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));
+        group.throughput(Throughput::Elements((2.5 * forward.flops) as u64));
+        group.bench_function(format!("backward/{size}"), |b| {
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| seconds()).sum()));
+        });
+        group.finish();
+        let medians = ratios(&size, &[("forward", &|| forward.seconds()), ("backward", &seconds)]);
+        println!("ratio    forward and backward {:.3}", 1.0 + medians[1] / medians[0]);
+    }
 }
 
 /// A long cache and one query, or as many as make a tile.

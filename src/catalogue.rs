@@ -13,7 +13,7 @@ mod merge;
 pub use activations::activations;
 pub use data::{Tolerance, normal, poisoned};
 pub use flash::{FlashCase, FlashTensors, Known, Scores};
-pub use flash_backward::{FlashBackwardCase, flash_backward_cases, random_flash_backward_cases};
+pub use flash_backward::{FlashBackwardCase, FlashBackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use flash_cases::{flash_cases, random_flash_cases};
 pub use flash_hooks::KnownHook;
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
@@ -78,19 +78,25 @@ pub struct Family {
     pub shaders: fn() -> Vec<(String, String)>,
 }
 
+fn boxed<C: Case + 'static>(cases: Vec<C>) -> impl Iterator<Item = Box<dyn Case>> {
+    cases.into_iter().map(|case| Box::new(case) as _)
+}
+
 /// Every kernel family.
 pub const FAMILIES: &[Family] = &[
     Family {
         name: "flash",
-        cases: || flash_cases().into_iter().map(|case| Box::new(case) as _).collect(),
-        random: |count, seed| random_flash_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+        cases: || boxed(flash_cases()).chain(boxed(flash_backward_cases())).collect(),
+        random: |count, seed| {
+            boxed(random_flash_cases(count, seed)).chain(boxed(random_flash_backward_cases(count, seed))).collect()
+        },
         variants: flash_cases::variants,
         shaders: flash_cases::shaders,
     },
     Family {
         name: "merge",
-        cases: || merge_cases().into_iter().map(|case| Box::new(case) as _).collect(),
-        random: |count, seed| random_merge_cases(count, seed).into_iter().map(|case| Box::new(case) as _).collect(),
+        cases: || boxed(merge_cases()).collect(),
+        random: |count, seed| boxed(random_merge_cases(count, seed)).collect(),
         variants: merge::variants,
         shaders: merge::shaders,
     },

@@ -190,6 +190,13 @@ impl FlashShapes {
         Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
     }
 
+    /// The shape of the bias without what is only repeated: that of its gradient.
+    fn bias_shape(&self) -> [usize; 4] {
+        let pairs = self.pairs();
+        let once = |i: usize, bias: &Layout| if i < 3 && bias.strides[i] == 0 { pairs[i].min(1) } else { pairs[i] };
+        self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, bias)))
+    }
+
     /// [batch, heads_q, queries, keys] of a bias or mask.
     fn pairs(&self) -> [usize; 4] {
         let heads = self.q.shape[1];

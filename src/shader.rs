@@ -23,6 +23,11 @@ pub(crate) mod file {
         GRADIENTS = "softmax/gradients.wgsl";
         PORTABLE_DQ = "softmax/portable_dq.wgsl";
         PORTABLE_DKV = "softmax/portable_dkv.wgsl";
+        DK = "softmax/dk.wgsl";
+        DV = "softmax/dv.wgsl";
+        NO_DK = "softmax/no_dk.wgsl";
+        NO_DV = "softmax/no_dv.wgsl";
+        PORTABLE_DBIAS = "softmax/portable_dbias.wgsl";
         DELTA = "softmax/delta.wgsl";
         NO_DLSE = "softmax/no_dlse.wgsl";
         TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
@@ -114,15 +119,24 @@ pub(crate) struct Chain {
     pub masks: Vec<&'static str>,
     /// The caller's functions, which follow on either.
     pub hooks: Vec<Placed>,
-    /// Whether gradients go through it.
-    pub gradient: bool,
+    /// Where gradients go through it.
+    pub gradient: Option<Gradient>,
+}
+
+/// How far a gradient goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gradient {
+    /// To scale · q·k.
+    Score,
+    /// To what the bias is added to.
+    Bias,
 }
 
 impl Chain {
     /// The same without what changes a score.
     pub fn of_masks(&self) -> Self {
         let hooks = self.hooks.iter().filter(|placed| placed.is_mask()).cloned().collect();
-        Self { scores: vec![], masks: self.masks.clone(), hooks, gradient: false }
+        Self { scores: vec![], masks: self.masks.clone(), hooks, gradient: None }
     }
 
     /// The functions that call the caller's, which change scores or hide keys.
@@ -142,13 +156,14 @@ impl Chain {
     }
 
     /// `score_gradient`: the chain again, and back through it. What only adds to a score lets its gradient through.
-    fn gradient_wgsl(&self) -> String {
+    fn gradient_wgsl(&self, gradient: Gradient) -> String {
         let mut forth = String::from("    let x0 = s;\n");
         let mut back = Vec::new();
         let own = self.scores.iter().map(ToString::to_string);
         for (i, name) in own.chain(self.calls(false)).enumerate() {
             let _ = writeln!(forth, "    let x{} = {name}(x{i}, at);", i + 1);
-            if !["alibi", "bias"].contains(&name.as_str()) {
+            let before_bias = gradient == Gradient::Bias && name == "softcap";
+            if !["alibi", "bias"].contains(&name.as_str()) && !before_bias {
                 back.push(format!("    d = {name}_grad(x{i}, at, d);\n"));
             }
         }
@@ -189,7 +204,7 @@ fn unveiled(r: Row, c: Col, w: Work) -> bool {{
 {}",
             self.scores_change(),
             self.masks_hide(),
-            if self.gradient { self.gradient_wgsl() } else { String::new() }
+            self.gradient.map_or(String::new(), |gradient| self.gradient_wgsl(gradient))
         )
     }
 }

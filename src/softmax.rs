@@ -48,7 +48,8 @@ impl Portable {
         let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
         let per_quad = rows + 4 * out_part * per_row;
         let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
-        let memory = (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4);
+        let memory =
+            (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4).max(threads * col_part / 4);
         let needed = u64::from(memory * 16 + FLAG);
         caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
         caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;

@@ -17,6 +17,7 @@ struct Params {
     dk: vec4u,
     dv: vec4u,
     stats: vec4u,
+    dbias: vec4u,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,
@@ -43,7 +44,12 @@ struct Params {
     // For gradients: query heads that a workgroup adds up, and the factor of q·k.
     heads_together: u32,
     scale: f32,
-    pad: u32,
+    // Gradient of the bias: tiles of keys; batch entries, heads and tiles of queries that are added up; its rows and columns.
+    key_tiles: u32,
+    together: vec3u,
+    bias_rows: u32,
+    bias_cols: u32,
+    pad: vec3u,
 }
 
 // Log-sum-exp of a row that has seen nothing, in log2 units, where weights are computed again: exp2(s − UNSEEN) is 0.

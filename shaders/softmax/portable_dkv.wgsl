@@ -3,10 +3,9 @@
 //   dv[j] = Σ_i p[i][j] · dout[i],   dk[j] = scale · Σ_i ds[i][j] · q[i],   over all query heads that use the key's head
 //
 // A workgroup owns BR keys of one (batch, key head) and visits, head by head, the tiles of queries that see them; the
-// division among threads and the workgroup memory are those of portable.wgsl. No atomics: the same bits every time.
+// division among threads and the workgroup memory are those of portable.wgsl. No atomics: the same bits every time. Where a
+// device has too few storage buffers, dk and dv come in two passes: no_dk.wgsl or no_dv.wgsl stands for the other.
 
-var<private> dk: Sums;
-var<private> dv: Sums;
 var<private> col_stats: array<vec2f, CT>;
 
 fn pair_stats(i: u32, j: u32) -> vec2f { return col_stats[j]; }
@@ -20,8 +19,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
     if (thread == 0u) { atomicStore(&leak, 0u); }
-    reset_sums(&dk);
-    reset_sums(&dv);
+    reset_dk();
+    reset_dv();
     for (var head = 0u; head < params.heads_together; head++) {
         w.head = w.kv_head * params.heads_together + head;
         for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
@@ -32,9 +31,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
                 col_stats[j] = select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
             }
             gradient_tile(w, visit, tile, thread);
-            accumulate(OF_VALUES, &dv, w, visit, tile, thread);
-            give_gradients();
-            accumulate(OF_KEYS, &dk, w, visit, tile, thread);
+            add_dv(w, visit, tile, thread);
+            add_dk(w, visit, tile, thread);
         }
     }
     for (var i = 0u; i < RT; i++) {
@@ -43,8 +41,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let none = row_token(visit, row0 + i) == NONE;
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;
-                if (d < D4) { store_dk4(dk_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none)); }
-                if (d < DV4) { store_dv4(dv_row(w, token) + 4u * d, HEAD_DIM_V - 4u * d, select(dv[i][c], vec4f(), none)); }
+                if (d < D4) { write_dk(w, token, d, i, c, none); }
+                if (d < DV4) { write_dv(w, token, d, i, c, none); }
             }
         }
     }

@@ -64,6 +64,12 @@ impl FlashCase {
         }
     }
 
+    /// The layout of the bias, before it is repeated.
+    pub(super) fn bias_layout(&self) -> Option<Layout> {
+        let [bias, _] = self.pair_layouts();
+        bias
+    }
+
     /// The layouts of bias and mask, before they are repeated.
     pub(super) fn pair_layouts(&self) -> [Option<Layout>; 2] {
         let shape = self.pair_shape();

@@ -1,10 +1,8 @@
 //! Gradients: what runs for them, and the calls that a training loop makes.
 
 use super::stage::{Pass, Stage, StagePrepared};
-use super::uniforms::{Division, uniforms};
+use super::uniforms::{BiasDivision, Division, uniforms};
 use super::{FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashShapes, check_params, check_shapes};
-#[cfg(doc)]
-use crate::Error;
 use crate::arguments::{Argument, bind, number_buffers};
 use crate::dispatch::{Kernel, Launch, check_device, scratch};
 use crate::error::require;
@@ -12,7 +10,7 @@ use crate::packed::Side;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
 use crate::softmax::Portable;
-use crate::{Caps, CuSeqlens, DType, Layout, Result, Slice, Tensor};
+use crate::{Caps, CuSeqlens, DType, Error, Layout, Result, Slice, Tensor};
 
 /// What the backward pass reads besides the forward pass's inputs and outputs.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +30,9 @@ pub struct FlashGradients {
     pub dk: Tensor,
     /// Gradient of v, likewise.
     pub dv: Tensor,
+    /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that a stride of zero
+    /// repeats, along which it is the sum.
+    pub dbias: Option<Tensor>,
 }
 
 /// Types, shapes and strides of a backward pass.
@@ -49,8 +50,10 @@ pub struct FlashBackwardShapes {
     pub dk: Layout,
     /// Gradient of v.
     pub dv: Layout,
-    /// Which of q, k, v, out, lse, bias, mask, dout, dlse, dq, dk, dv lie in one buffer: those with the same number.
-    pub buffers: [usize; 12],
+    /// Gradient of the bias.
+    pub dbias: Option<Layout>,
+    /// Which of q, k, v, out, lse, bias, mask, dout, dlse, dq, dk, dv, dbias lie in one buffer: those with the same number.
+    pub buffers: [usize; 13],
 }
 
 /// In the order of [`FlashBackwardShapes::buffers`].
@@ -59,13 +62,13 @@ fn slots<'a>(
     outputs: &FlashOutputs<'a>,
     from: &FlashOutputGradients<'a>,
     to: &'a FlashGradients,
-) -> [Option<&'a Tensor>; 12] {
+) -> [Option<&'a Tensor>; 13] {
     let [q, k, v, out, lse, bias, mask] = super::slots(inputs, outputs);
-    let FlashGradients { dq, dk, dv } = to;
-    [q, k, v, out, lse, bias, mask, Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv)]
+    let FlashGradients { dq, dk, dv, dbias } = to;
+    [q, k, v, out, lse, bias, mask, Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv), dbias.as_ref()]
 }
 
-const NAMES: [&str; 12] = ["q", "k", "v", "out", "lse", "bias", "mask", "dout", "dlse", "dq", "dk", "dv"];
+const NAMES: [&str; 13] = ["q", "k", "v", "out", "lse", "bias", "mask", "dout", "dlse", "dq", "dk", "dv", "dbias"];
 
 impl FlashBackwardShapes {
     /// As the tensors are.
@@ -77,6 +80,7 @@ impl FlashBackwardShapes {
             dq: to.dq.layout().clone(),
             dk: to.dk.layout().clone(),
             dv: to.dv.layout().clone(),
+            dbias: to.dbias.as_ref().map(|dbias| dbias.layout().clone()),
             buffers: number_buffers(slots(inputs, outputs, from, to)),
         }
     }
@@ -95,7 +99,8 @@ impl FlashBackwardShapes {
             "dlse" => self.dlse.as_ref(),
             "dq" => Some(&self.dq),
             "dk" => Some(&self.dk),
-            _ => Some(&self.dv),
+            "dv" => Some(&self.dv),
+            _ => self.dbias.as_ref(),
         }
     }
 
@@ -109,9 +114,35 @@ impl FlashBackwardShapes {
             require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
             layout.byte_span()?;
         }
+        if let Some(dbias) = &self.dbias {
+            let shape = self.forward.bias_shape();
+            let bound = format!("{shape:?}: the bias, with 1 where a stride of zero repeats it");
+            require(self.forward.bias.is_some(), "dbias", "set", "unset without a bias")?;
+            require(dbias.shape == shape, "dbias.shape", format!("{:?}", dbias.shape), bound)?;
+            require(dbias.dtype == DType::F32, "dbias.dtype", dbias.dtype, "f32")?;
+            dbias.byte_span()?;
+            dbias.check_output("dbias")?;
+        }
         let dlse = self.dlse.as_ref().map_or(DType::F32, |dlse| dlse.dtype);
         require(dlse == DType::F32, "dlse.dtype", dlse, "f32")?;
         [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)].into_iter().try_for_each(|(n, l)| l.check_output(n))
+    }
+
+    /// The tensors of the gradient of the bias. Work goes by the bias's own batch entries and heads, each of which may stand
+    /// for all.
+    fn bias_arguments(&self) -> Vec<Argument> {
+        let (pairs, bias) = (self.forward.pairs(), self.forward.bias_shape());
+        let mut arguments = self.arguments(Side::Queries, &OF_BIAS);
+        for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
+            argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
+            // Packed sequences lie in one batch entry, whatever is repeated.
+            let own = ["bias", "mask"].contains(&argument.name) || self.forward.packed().is_none();
+            argument.whole = bias[0] != pairs[0] || !own;
+        }
+        for argument in arguments.iter_mut().filter(|argument| ["bias", "mask"].contains(&argument.name)) {
+            argument.whole = bias[0] != pairs[0];
+        }
+        arguments
     }
 
     /// The tensors of these names, as a kernel over the rows of one side sees them.
@@ -127,6 +158,7 @@ impl FlashBackwardShapes {
                 "dq" | "dk" | "dv" => AccessKind::Store4,
                 "bias" | "mask" | "dlse" => AccessKind::Load1,
                 "lse" => AccessKind::LoadBits,
+                "dbias" => AccessKind::StoreBits,
                 _ => AccessKind::Load4,
             };
             let buffer = self.buffers[NAMES.iter().position(|other| *other == name).expect("one of them")];
@@ -139,7 +171,10 @@ impl FlashBackwardShapes {
 
 const OF_DELTA: [&str; 4] = ["out", "dout", "lse", "dlse"];
 const OF_QUERIES: [&str; 7] = ["q", "k", "v", "dout", "dq", "bias", "mask"];
-const OF_KEYS: [&str; 8] = ["q", "k", "v", "dout", "dk", "dv", "bias", "mask"];
+const OF_BIAS: [&str; 7] = ["q", "k", "v", "dout", "bias", "mask", "dbias"];
+const OF_KEYS_AND_VALUES: [&str; 8] = ["q", "k", "v", "dout", "dk", "dv", "bias", "mask"];
+const OF_KEYS: [&str; 7] = ["q", "k", "v", "dout", "dk", "bias", "mask"];
+const OF_VALUES: [&str; 7] = ["q", "k", "v", "dout", "dv", "bias", "mask"];
 /// Threads of the kernel that takes a row of the output each.
 const DELTA_THREADS: u32 = 64;
 
@@ -149,7 +184,9 @@ pub struct FlashBackwardPlan {
     delta: Kernel,
     delta_slices: Vec<Slice>,
     queries: Stage,
-    keys: Stage,
+    /// One for both gradients, or one each.
+    keys: Vec<(Stage, &'static [&'static str])>,
+    bias: Option<Stage>,
     stats_bytes: u64,
     engine: Portable,
 }
@@ -183,22 +220,43 @@ impl FlashBackwardPlan {
             Stage::plan(caps, params, forward, &engine, pass, arguments, 2.0 * flops as f64)
         };
         let queries = stage(Pass::Queries, &OF_QUERIES, 2 * head_dim + value_dim)?;
-        let keys = stage(Pass::Keys, &OF_KEYS, 2 * (head_dim + value_dim))?;
+        // Where a device binds too few buffers for both gradients, each comes alone.
+        let keys = match stage(Pass::KeysAndValues, &OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
+            Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => vec![
+                (stage(Pass::Keys, &OF_KEYS, 2 * head_dim + value_dim)?, &OF_KEYS[..]),
+                (stage(Pass::Values, &OF_VALUES, head_dim + 2 * value_dim)?, &OF_VALUES[..]),
+            ],
+            both => vec![(both?, &OF_KEYS_AND_VALUES[..])],
+        };
+        let bias = match &shapes.dbias {
+            None => None,
+            Some(_) => {
+                let flops = 2.0 * (head_dim + value_dim) as f64;
+                Some(Stage::plan(caps, params, forward, &engine, Pass::Bias, shapes.bias_arguments(), flops)?)
+            }
+        };
         let (delta, delta_slices) = delta(caps, params, shapes, &engine)?;
-        Ok(Self { delta, delta_slices, queries, keys, stats_bytes, engine })
+        Ok(Self { delta, delta_slices, queries, keys, bias, stats_bytes, engine })
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        let kernels = [&self.delta].into_iter().chain(self.queries.kernels()).chain(self.keys.kernels());
+        let kernels = [&self.delta]
+            .into_iter()
+            .chain(self.queries.kernels())
+            .chain(self.keys.iter().flat_map(|(stage, _)| stage.kernels()));
+        let kernels = kernels.chain(self.bias.iter().flat_map(Stage::kernels));
         kernels.map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
     }
 }
 
 impl std::fmt::Display for FlashBackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (queries, keys) = (self.queries.slices.len(), self.keys.slices.len());
+        let (queries, keys) = (self.queries.slices.len(), self.keys[0].0.slices.len());
         write!(f, "flash backward, {}; {queries} slices for queries, {keys} for keys and values", self.engine)?;
+        if self.keys.len() > 1 {
+            write!(f, "; dk and dv apart: together they need more storage buffers than there are")?;
+        }
         if let Some(masks) = &self.queries.masks {
             write!(f, "; {masks}")?;
         }
@@ -227,7 +285,14 @@ fn delta(
     constants.push(("MINUS_INFINITY_BITS", f32::NEG_INFINITY.to_bits()));
     let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ELEMENT];
     files.extend(shapes.dlse.is_none().then_some(file::NO_DLSE));
-    let division = Division { tiles, sequences: 0, map: [0; 2], scored: false, side: Side::Queries };
+    let division = Division {
+        tiles,
+        sequences: 0,
+        map: [0; 2],
+        scored: false,
+        side: Side::Queries,
+        bias: BiasDivision::default(),
+    };
     let uniforms = slices.iter().map(|s| uniforms(caps, params, &shapes.forward, division, &arguments, s)).collect();
     let shader = Shader { name: "flash delta".into(), constants, bindings, accesses, chain: None, files };
     caps.within(
@@ -244,7 +309,8 @@ fn delta(
 pub struct FlashBackwardPrepared {
     delta: Launch,
     queries: StagePrepared,
-    keys: StagePrepared,
+    keys: Vec<StagePrepared>,
+    bias: Option<StagePrepared>,
     shapes: FlashBackwardShapes,
     plan: FlashBackwardPlan,
 }
@@ -285,8 +351,17 @@ impl FlashBackwardPrepared {
     ) -> Result<()> {
         let work = Work::new(self, inputs, outputs, from, to)?;
         self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())?;
-        self.queries.encode(pass, &work.queries, inputs.mask, &work.offsets, 0..self.queries.slices().len())?;
-        self.keys.encode(pass, &work.keys, inputs.mask, &work.offsets, 0..self.keys.slices().len())
+        for (stage, tensors) in self.stages(&work) {
+            stage.encode(pass, tensors, inputs.mask, &work.offsets, 0..stage.slices().len())?;
+        }
+        Ok(())
+    }
+
+    /// The stages behind the first, with their tensors.
+    fn stages<'a, 'b>(&'a self, work: &'a Work<'b>) -> impl Iterator<Item = (&'a StagePrepared, &'a [&'b Tensor])> {
+        let bias = self.bias.iter().map(|bias| (bias, work.bias.as_slice()));
+        let keys = self.keys.iter().zip(&work.keys).map(|(keys, tensors)| (keys, tensors.as_slice()));
+        [(&self.queries, work.queries.as_slice())].into_iter().chain(keys).chain(bias)
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -302,7 +377,7 @@ impl FlashBackwardPrepared {
     ) -> Result<()> {
         let work = Work::new(self, inputs, outputs, from, to)?;
         let gpu = self.queries.gpu();
-        for (stage, tensors) in [(&self.queries, &work.queries), (&self.keys, &work.keys)] {
+        for (stage, tensors) in self.stages(&work) {
             for slice in 0..stage.slices().len() {
                 let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -321,7 +396,8 @@ impl FlashBackwardPrepared {
 struct Work<'a> {
     delta: Vec<&'a Tensor>,
     queries: Vec<&'a Tensor>,
-    keys: Vec<&'a Tensor>,
+    keys: Vec<Vec<&'a Tensor>>,
+    bias: Vec<&'a Tensor>,
     offsets: Vec<&'a Tensor>,
 }
 
@@ -344,10 +420,14 @@ impl<'a> Work<'a> {
         };
         let offsets = [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k];
         let offsets = offsets.into_iter().flatten().filter_map(CuSeqlens::tensor).collect();
-        let work = Self { delta: of(&OF_DELTA), queries: of(&OF_QUERIES), keys: of(&OF_KEYS), offsets };
+        let keys = prepared.plan.keys.iter().map(|(_, names)| of(names)).collect();
+        let work = Self { delta: of(&OF_DELTA), queries: of(&OF_QUERIES), keys, bias: of(&OF_BIAS), offsets };
+        let same = to.dbias.is_some() == prepared.bias.is_some();
+        require(same, "dbias", has(to.dbias.as_ref()), "set or unset as prepared")?;
         prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
-        prepared.queries.check(&work.queries, &(0..prepared.queries.slices().len()))?;
-        prepared.keys.check(&work.keys, &(0..prepared.keys.slices().len()))?;
+        for (stage, tensors) in prepared.stages(&work) {
+            stage.check(tensors, &(0..stage.slices().len()))?;
+        }
         Ok(work)
     }
 }
@@ -364,8 +444,15 @@ impl FlashAttention {
         let tables = scratch(gpu, &[("stats", plan.stats_bytes)]).await?;
         let delta = Launch::prepare(gpu, &plan.delta, &plan.delta_slices, &tables).await?;
         let queries = StagePrepared::new(gpu, &plan.queries, &tables).await?;
-        let keys = StagePrepared::new(gpu, &plan.keys, &tables).await?;
-        Ok(FlashBackwardPrepared { delta, queries, keys, shapes: shapes.clone(), plan })
+        let mut keys = Vec::new();
+        for (stage, _) in &plan.keys {
+            keys.push(StagePrepared::new(gpu, stage, &tables).await?);
+        }
+        let bias = match &plan.bias {
+            Some(bias) => Some(StagePrepared::new(gpu, bias, &tables).await?),
+            None => None,
+        };
+        Ok(FlashBackwardPrepared { delta, queries, keys, bias, shapes: shapes.clone(), plan })
     }
 
     /// The gradients of Σ dout · out (+ Σ dlse · lse) in one call, from the forward pass's inputs and outputs: allocates
@@ -389,7 +476,15 @@ impl FlashAttention {
             let Layout { dtype, shape, .. } = tensor.layout().clone();
             Tensor::empty(gpu, Layout::heads_first(dtype, shape)).await
         };
-        let to = FlashGradients { dq: like(inputs.q).await?, dk: like(inputs.k).await?, dv: like(inputs.v).await? };
+        let dbias = match inputs.bias {
+            None => None,
+            Some(_) => {
+                let shape = FlashShapes::of_inputs(inputs).bias_shape();
+                Some(Tensor::empty(gpu, Layout::heads_first(DType::F32, shape)).await?)
+            }
+        };
+        let [dq, dk, dv] = [like(inputs.q).await?, like(inputs.k).await?, like(inputs.v).await?];
+        let to = FlashGradients { dq, dk, dv, dbias };
         let shapes = FlashBackwardShapes::of(inputs, outputs, from, &to);
         self.prepare_backward(&shapes).await?.submit(inputs, outputs, from, &to).await?;
         Ok(to)

@@ -1,14 +1,14 @@
 //! A kernel that visits tiles, with what it needs before it: the map of tiles that masks hide, the table of packed sequences.
 //! The forward pass is one stage, the gradient of queries another, that of keys and values a third.
 
-use super::uniforms::{Division, uniforms};
+use super::uniforms::{BiasDivision, Division, uniforms};
 use super::{FlashParams, FlashShapes};
 use crate::arguments::{Argument, bind};
 use crate::dispatch::{Kernel, Launch, Scratch, scratch};
 use crate::error::require;
 use crate::hook;
 use crate::packed::{ONE, Schedule, ScheduleTable, Side};
-use crate::shader::{AccessKind, Binding, Chain, Shader, file};
+use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
 use crate::slices::cut;
 use crate::softmax::Portable;
 use crate::{Caps, Gpu, Result, Slice, Tensor};
@@ -21,27 +21,42 @@ pub(super) enum Pass {
     /// Gradient of queries.
     Queries,
     /// Gradients of keys and values.
+    KeysAndValues,
+    /// One of them alone.
     Keys,
+    Values,
+    /// Gradient of the bias.
+    Bias,
 }
 
 impl Pass {
     pub fn side(self) -> Side {
-        if self == Pass::Keys { Side::Keys } else { Side::Queries }
+        match self {
+            Pass::KeysAndValues | Pass::Keys | Pass::Values => Side::Keys,
+            _ => Side::Queries,
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Pass::Forward => "flash portable",
             Pass::Queries => "flash portable dq",
-            Pass::Keys => "flash portable dk dv",
+            Pass::KeysAndValues => "flash portable dk dv",
+            Pass::Keys => "flash portable dk",
+            Pass::Values => "flash portable dv",
+            Pass::Bias => "flash portable dbias",
         }
     }
 
-    fn files(self) -> &'static [&'static str] {
+    fn files(self) -> Vec<&'static str> {
+        let keys = [file::PORTABLE_DKV, file::SIDES_DKV, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS];
         match self {
-            Pass::Forward => &[file::PORTABLE, file::SIDES_FORWARD, file::STATE_SOFTMAX, file::EPILOGUE_FINAL],
-            Pass::Queries => &[file::PORTABLE_DQ, file::SIDES_DQ, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
-            Pass::Keys => &[file::PORTABLE_DKV, file::SIDES_DKV, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
+            Pass::Forward => vec![file::PORTABLE, file::SIDES_FORWARD, file::STATE_SOFTMAX, file::EPILOGUE_FINAL],
+            Pass::Queries => vec![file::PORTABLE_DQ, file::SIDES_DQ, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
+            Pass::KeysAndValues => [&keys[..], &[file::DK, file::DV]].concat(),
+            Pass::Keys => [&keys[..], &[file::DK, file::NO_DV]].concat(),
+            Pass::Values => [&keys[..], &[file::NO_DK, file::DV]].concat(),
+            Pass::Bias => vec![file::PORTABLE_DBIAS, file::SIDES_DQ, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
         }
     }
 }
@@ -90,7 +105,14 @@ impl Stage {
             Side::Queries => (heads_q, 1, keys, pairs[3]),
             Side::Keys => (heads_kv, heads_q / heads_kv, queries, pairs[2]),
         };
+        let bias = parts.bias_division();
+        let [bias_batch, bias_heads, ..] = shapes.bias_shape();
+        let (batch, heads) = if pass == Pass::Bias { (bias_batch, bias_heads) } else { (batch, heads) };
         let (tiles, cols) = match &parts.packed {
+            _ if pass == Pass::Bias => {
+                let query_tiles = pairs[2].div_ceil(tile) / bias.together[2].max(1);
+                (query_tiles * bias.key_tiles, engine.cols as usize * bias.together.iter().product::<usize>())
+            }
             Some(schedule) => (schedule.items, schedule.cols),
             None => (parts.rows().div_ceil(tile), all_cols),
         };
@@ -102,7 +124,8 @@ impl Stage {
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
         let map_bytes = 4 * (batch * tiles * strides[0]) as u64;
-        let masks = parts.chain().masks_hide().then(|| {
+        // The gradient of a bias goes by tiles of keys, not by visits: it has no use for a map.
+        let masks = (parts.chain().masks_hide() && pass != Pass::Bias).then(|| {
             parts.map = Some(strides);
             let buffers = parts.main(arguments.clone(), &slices).shader.storage_buffers();
             if buffers > u64::from(caps.storage_buffers) || map_bytes > caps.binding_bytes {
@@ -250,7 +273,11 @@ impl Parts<'_> {
             scores: softcap.into_iter().chain(alibi).chain(bias).collect(),
             masks: self.shapes.mask.iter().map(|_| "mask").collect(),
             hooks: hook::place(score_mod, mask_mod),
-            gradient: self.pass != Pass::Forward,
+            gradient: match self.pass {
+                Pass::Forward => None,
+                Pass::Bias => Some(Gradient::Bias),
+                _ => Some(Gradient::Score),
+            },
         }
     }
 
@@ -311,6 +338,7 @@ impl Parts<'_> {
             map: self.map.unwrap_or_default(),
             scored: self.chain().scores_change(),
             side: self.pass.side(),
+            bias: self.bias_division(),
         };
         let uniforms = slices
             .iter()
@@ -319,6 +347,17 @@ impl Parts<'_> {
         let constants = self.engine.constants(head_dim, self.shapes.v.shape[3]);
         let shader = Shader { name: name.into(), constants, bindings, accesses, chain: Some(chain), files };
         Kernel { shader, arguments, uniforms, tables }
+    }
+
+    /// What the gradient of a bias adds up, and its tiles.
+    fn bias_division(&self) -> BiasDivision {
+        if self.pass != Pass::Bias {
+            return BiasDivision::default();
+        }
+        let (pairs, bias) = (self.shapes.pairs(), self.shapes.bias_shape());
+        let tiles = [1, 1, self.engine.rows as usize];
+        let together = std::array::from_fn(|i| if bias[i] == pairs[i] { 1 } else { pairs[i].div_ceil(tiles[i]) });
+        BiasDivision { key_tiles: pairs[3].div_ceil(self.engine.cols as usize), together }
     }
 
     /// Rows of the tensor whose tiles workgroups own.

@@ -25,6 +25,7 @@ pub(super) struct Params {
     pub dk: [u32; 4],
     pub dv: [u32; 4],
     pub stats: [u32; 4],
+    pub dbias: [u32; 4],
     pub first: [u32; 3],
     pub softcap: f32,
     pub queries: u32,
@@ -42,7 +43,11 @@ pub(super) struct Params {
     pub rows: u32,
     pub heads_together: u32,
     pub scale: f32,
-    pub pad: u32,
+    pub key_tiles: u32,
+    pub together: [u32; 3],
+    pub bias_rows: u32,
+    pub bias_cols: u32,
+    pub pad: [u32; 7],
 }
 
 /// How the work is divided: the same for every slice.
@@ -58,6 +63,17 @@ pub(super) struct Division {
     pub scored: bool,
     /// What the rows of a tile are.
     pub side: Side,
+    /// For the gradient of a bias.
+    pub bias: BiasDivision,
+}
+
+/// How the gradient of a bias is divided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BiasDivision {
+    /// Tiles of keys.
+    pub key_tiles: usize,
+    /// Batch entries, heads and tiles of queries that are added up.
+    pub together: [usize; 3],
 }
 
 /// The uniform struct of a slice, for a kernel with these arguments.
@@ -79,6 +95,7 @@ pub(super) fn uniforms(
     // A bound as long as any sequence is an open one.
     let side = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
     let group = (heads / heads_kv) as u32;
+    let pairs = shapes.pairs();
     let by_keys = division.side == Side::Keys;
     let params = Params {
         q: address("q"),
@@ -93,6 +110,7 @@ pub(super) fn uniforms(
         dq: address("dq"),
         dk: address("dk"),
         dv: address("dv"),
+        dbias: address("dbias"),
         stats: [0, if batch > 1 { (heads * queries) as u32 } else { 0 }, queries as u32, 1],
         first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
         softcap: params.softcap.unwrap_or(0.0),
@@ -111,7 +129,11 @@ pub(super) fn uniforms(
         rows: if by_keys { keys } else { queries } as u32,
         heads_together: group,
         scale,
-        pad: 0,
+        key_tiles: division.bias.key_tiles as u32,
+        together: division.bias.together.map(|n| n as u32),
+        bias_rows: shapes.bias_shape()[2] as u32,
+        bias_cols: pairs[3] as u32,
+        pad: [0; 7],
     };
     bytemuck::bytes_of(&params).to_vec()
 }
@@ -146,8 +168,9 @@ mod tests {
         assert_eq!(
             theirs,
             ours!(
-                q k v out lse bias mask dout dlse dq dk dv stats first softcap queries keys group causal left right q_factor last_tile tiles
-                sequences map_tile map_head rows heads_together scale pad
+                q k v out lse bias mask dout dlse dq dk dv stats dbias first softcap queries keys group causal left right q_factor last_tile tiles
+                sequences map_tile map_head rows heads_together scale key_tiles together
+                bias_rows bias_cols pad
             )
         );
         assert_eq!(*span as usize, size_of::<Params>());
