@@ -10,7 +10,7 @@ mod stage;
 mod uniforms;
 
 pub use backward::{
-    FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashOutputGradients,
+    FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashOutputGradients, FlashSaved,
 };
 pub use plan::FlashPlan;
 pub use run::{FlashAttention, FlashPrepared};

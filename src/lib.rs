@@ -26,7 +26,7 @@ pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
 pub use flash::{
     Causal, FlashAttention, FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashInputs,
-    FlashOutputGradients, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashShapes, Window,
+    FlashOutputGradients, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashSaved, FlashShapes, Window,
 };
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;

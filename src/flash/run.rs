@@ -1,12 +1,16 @@
 //! From a plan to results.
 
 use super::stage::StagePrepared;
-use super::{FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, check_params, slots};
+use super::{
+    FlashBackwardPrepared, FlashBackwardShapes, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes,
+    check_params, slots,
+};
 use crate::dispatch::{Scratch, check_device};
 use crate::packed::judge;
 use crate::tensor::Verdict;
 use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor, hook};
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -33,6 +37,7 @@ pub struct FlashAttention {
     gpu: Gpu,
     params: FlashParams,
     prepared: Mutex<HashMap<FlashShapes, Arc<FlashPrepared>>>,
+    prepared_backward: Mutex<HashMap<FlashBackwardShapes, Arc<FlashBackwardPrepared>>>,
 }
 
 impl FlashAttention {
@@ -44,7 +49,7 @@ impl FlashAttention {
     pub fn new(gpu: &Gpu, params: FlashParams) -> Result<Self> {
         check_params(gpu.caps(), &params)?;
         hook::check_devices(gpu, &hook::place(&params.score_mod, &params.mask_mod))?;
-        Ok(Self { gpu: gpu.clone(), params, prepared: Mutex::default() })
+        Ok(Self { gpu: gpu.clone(), params, prepared: Mutex::default(), prepared_backward: Mutex::default() })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -111,18 +116,36 @@ impl FlashAttention {
     }
 
     async fn prepared(&self, shapes: &FlashShapes) -> Result<Arc<FlashPrepared>> {
-        if let Some(found) = self.prepared.lock().expect("no panic under this lock").get(shapes) {
-            self.gpu.alive()?;
-            return Ok(found.clone());
+        self.gpu.alive()?;
+        match kept(&self.prepared, shapes) {
+            Some(found) => Ok(found),
+            None => Ok(keep(&self.prepared, shapes, self.prepare(shapes).await?)),
         }
-        let prepared = Arc::new(self.prepare(shapes).await?);
-        let mut kept = self.prepared.lock().expect("no panic under this lock");
-        if kept.len() == PREPARED {
-            kept.clear();
-        }
-        kept.insert(shapes.clone(), prepared.clone());
-        Ok(prepared)
     }
+
+    pub(super) async fn prepared_backward(&self, shapes: &FlashBackwardShapes) -> Result<Arc<FlashBackwardPrepared>> {
+        self.gpu.alive()?;
+        match kept(&self.prepared_backward, shapes) {
+            Some(found) => Ok(found),
+            None => Ok(keep(&self.prepared_backward, shapes, self.prepare_backward(shapes).await?)),
+        }
+    }
+}
+
+type Kept<K, V> = Mutex<HashMap<K, Arc<V>>>;
+
+fn kept<K: Eq + Hash, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
+    all.lock().expect("no panic under this lock").get(key).cloned()
+}
+
+fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
+    let value = Arc::new(value);
+    let mut all = all.lock().expect("no panic under this lock");
+    if all.len() == PREPARED {
+        all.clear();
+    }
+    all.insert(key.clone(), value.clone());
+    value
 }
 
 /// Flash attention compiled for certain shapes: records into the caller's encoders, as often as wanted.

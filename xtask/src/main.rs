@@ -74,8 +74,9 @@ fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 7] = [
+const GPU_TESTS: [&str; 8] = [
     "--test=flash",
+    "--test=backward",
     "--test=hooks",
     "--test=packed",
     "--test=merge",
