@@ -282,3 +282,38 @@ fn run_refuses_bad_input_in_one_line_and_leaves_nothing_behind() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn run_computes_the_gradients_that_the_reference_does() {
+    let files = Files::new("run-backward");
+    let (b, h, nq, nk, d) = (2, 4, 20, 30, 16);
+    let tensors = [
+        floats("q", 1, &[b, h, nq, d]),
+        floats("k", 2, &[b, 2, nk, d]),
+        floats("v", 3, &[b, 2, nk, 24]),
+        floats("bias", 4, &[1, h, 1, nk]),
+        integers("seqlens_k", &[30, 11]),
+        floats("dout", 5, &[b, h, nq, 24]),
+        floats("dlse", 6, &[b, h, nq]),
+    ];
+    let input = files.write("input", &tensors);
+    let params = ["--backward", "--params", r#"{"causal": "bottom_right", "softcap": 5.0}"#];
+    for backend in ["gpu", "reference"] {
+        let output = files.path(backend);
+        succeeds(&[&["run", "flash", &input, &output, "--backend", backend][..], &params].concat());
+    }
+    for (name, expected_shape) in
+        [("dq", vec![b, h, nq, d]), ("dk", vec![b, 2, nk, d]), ("dv", vec![b, 2, nk, 24]), ("dbias", vec![1, h, 1, nk])]
+    {
+        let (shape, found) = files.read("gpu", name);
+        let (_, expected) = files.read("reference", name);
+        assert_eq!(shape, expected_shape, "{name}");
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{name}");
+        assert!(expected.iter().any(|x| x.abs() > 0.1), "{name}");
+    }
+    let without = files.write("without", &tensors[..5]);
+    refuses(&["run", "flash", &without, &files.path("none"), "--backward"], &["dout is missing", "in the file"]);
+    let wrong = [&tensors[..5], &[floats("dout", 5, &[b, h, nq, 23])]].concat();
+    let wrong = files.write("wrong", &wrong);
+    refuses(&["run", "flash", &wrong, &files.path("none"), "--backward"], &["dout.shape", "[2, 4, 20, 24]"]);
+}

@@ -31,11 +31,15 @@ pub struct Options {
     /// The adapter whose name contains this, in any case.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// The gradients: reads dout and, if it is there, dlse besides; writes them instead of the output.
+    #[arg(long)]
+    backward: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Kernel {
     /// Reads q k v, and if they are there bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes; writes out lse.
+    /// With --backward reads dout and perhaps dlse too; writes dq dk dv dbias.
     Flash,
 }
 

@@ -142,6 +142,15 @@ impl Inputs {
         Ok(self.convert(Floats { dtype: stored(*dtype), shape, values }))
     }
 
+    /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
+    pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
+        if shape != expected {
+            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, as lse")));
+        }
+        Ok(Some(decode(*dtype, data)))
+    }
+
     /// A bias: [B or 1, H or 1, Nq or 1, Nk] in either order.
     pub fn bias(&self, name: &str) -> Result<Option<Floats>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use std::time::Duration;
 use wgpu_attention::reference::{self, FlashProblem};
 use wgpu_attention::{
-    Causal, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan,
-    FlashShapes, Gpu, GpuOptions, Layout, Result, Tensor, Window, wgpu,
+    Causal, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputGradients, FlashOutputs,
+    FlashParams, FlashPlan, FlashShapes, Gpu, GpuOptions, Layout, Result, Tensor, Window, wgpu,
 };
 
 /// The fields of `FlashParams` that are numbers or names; unset where null.
@@ -47,6 +47,9 @@ const LATER: [&str; 3] = ["sinks", "output_scale", "block_table"];
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let problem = Problem::read(options, inputs)?;
+    if options.backward {
+        return problem.gradients(options, inputs);
+    }
     let packed = problem.cu_seqlens.is_some();
     let (out, lse) = match options.backend {
         Backend::Gpu => pollster::block_on(problem.on_gpu(options.adapter.as_deref()))?,
@@ -150,27 +153,11 @@ impl Problem {
     }
 
     async fn on_gpu(&self, adapter: Option<&str>) -> Result<(Vec<f32>, Vec<f32>)> {
-        let options = GpuOptions { adapter: adapter.map(Into::into), ..GpuOptions::default() };
-        let gpu = Gpu::request_with(&options).await.map_err(|e| crate::no_gpu(&options, e))?;
+        let gpu = request(adapter).await?;
         let shapes = self.shapes()?;
         let prepared = FlashAttention::new(&gpu, self.params.clone())?.prepare(&shapes).await?;
-        let up = async |floats: &Floats| Tensor::upload(&gpu, floats.shape, floats.dtype, &floats.values).await;
-        let pair = async |floats: &Option<Floats>, layout: &Option<Layout>| match (floats, layout) {
-            (Some(floats), Some(layout)) => up(floats).await?.view(layout.clone()).map(Some),
-            _ => Ok(None),
-        };
-        let (q, k, v) = (up(&self.q).await?, up(&self.k).await?, up(&self.v).await?);
-        let (bias, mask) = (pair(&self.bias, &shapes.bias).await?, pair(&self.mask, &shapes.mask).await?);
-        let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
-        let inputs = FlashInputs {
-            seqlens_q: self.seqlens[0].as_deref(),
-            seqlens_k: self.seqlens[1].as_deref(),
-            cu_seqlens_q: side(0),
-            cu_seqlens_k: side(1),
-            bias: bias.as_ref(),
-            mask: mask.as_ref(),
-            ..FlashInputs::new(&q, &k, &v)
-        };
+        let uploaded = self.upload(&gpu, &shapes).await?;
+        let inputs = self.inputs(&uploaded);
         let (out, lse) =
             (Tensor::empty(&gpu, shapes.out.clone()).await?, Tensor::empty(&gpu, shapes.lse.clone()).await?);
         let outputs = FlashOutputs { out: &out, lse: &lse };
@@ -190,12 +177,113 @@ impl Problem {
         Ok((out.read().await?, lse.read().await?))
     }
 
+    async fn upload(&self, gpu: &Gpu, shapes: &FlashShapes) -> Result<Uploaded> {
+        let pair = async |floats: &Option<Floats>, layout: &Option<Layout>| match (floats, layout) {
+            (Some(floats), Some(layout)) => up(gpu, floats).await?.view(layout.clone()).map(Some),
+            _ => Ok(None),
+        };
+        Ok(Uploaded {
+            tokens: [up(gpu, &self.q).await?, up(gpu, &self.k).await?, up(gpu, &self.v).await?],
+            bias: pair(&self.bias, &shapes.bias).await?,
+            mask: pair(&self.mask, &shapes.mask).await?,
+        })
+    }
+
+    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> FlashInputs<'a> {
+        let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
+        let [q, k, v] = &uploaded.tokens;
+        FlashInputs {
+            seqlens_q: self.seqlens[0].as_deref(),
+            seqlens_k: self.seqlens[1].as_deref(),
+            cu_seqlens_q: side(0),
+            cu_seqlens_k: side(1),
+            bias: uploaded.bias.as_ref(),
+            mask: uploaded.mask.as_ref(),
+            ..FlashInputs::new(q, k, v)
+        }
+    }
+
+    /// dq dk dv, and dbias where there is a bias.
+    fn gradients(&self, options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
+        let packed = self.cu_seqlens.is_some();
+        let dout = inputs.tokens("dout", packed)?;
+        let rows = [self.q.shape[0], self.q.shape[1], self.q.shape[2], self.v.shape[3]];
+        if dout.shape != rows {
+            return Err(error("dout.shape", format!("{:?}", dout.shape), format!("{rows:?}, by q and v")));
+        }
+        let dlse = inputs.rows("dlse", if packed { &rows[1..3] } else { &rows[..3] })?;
+        let gradients = match options.backend {
+            Backend::Gpu => pollster::block_on(self.gradients_on_gpu(options.adapter.as_deref(), &dout, dlse))?,
+            Backend::Reference => self.gradients_on_cpu(&dout, dlse)?,
+        };
+        let [dq, dk, dv, dbias] = gradients;
+        let like = |floats: &Floats, values| Floats { dtype: floats.dtype, shape: floats.shape, values };
+        let tokens = [("dq", &self.q, dq), ("dk", &self.k, dk), ("dv", &self.v, dv)];
+        let mut outputs: Vec<Output> = tokens
+            .into_iter()
+            .map(|(name, floats, values)| inputs.output(name, like(floats, values), packed))
+            .collect();
+        if let Some(bias) = &self.bias {
+            outputs.push(Output { name: "dbias", dtype: DType::F32, shape: bias.shape.into(), values: dbias });
+        }
+        Ok(outputs)
+    }
+
+    async fn gradients_on_gpu(
+        &self,
+        adapter: Option<&str>,
+        dout: &Floats,
+        dlse: Option<Vec<f32>>,
+    ) -> Result<[Vec<f32>; 4]> {
+        let gpu = request(adapter).await?;
+        println!("{}", gpu.caps());
+        let shapes = self.shapes()?;
+        let attention = FlashAttention::new(&gpu, self.params.clone())?;
+        let uploaded = self.upload(&gpu, &shapes).await?;
+        let (_, saved) = attention.forward_for_training(&self.inputs(&uploaded)).await?;
+        let dout = up(&gpu, dout).await?;
+        let dlse = match dlse {
+            Some(values) => Some(Tensor::upload(&gpu, shapes.lse.shape, DType::F32, &values).await?),
+            None => None,
+        };
+        let from = FlashOutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let g = attention.backward_with_lse(&saved, &from).await?;
+        let dbias = match &g.dbias {
+            Some(dbias) => dbias.read().await?,
+            None => vec![],
+        };
+        Ok([g.dq.read().await?, g.dk.read().await?, g.dv.read().await?, dbias])
+    }
+
+    fn gradients_on_cpu(&self, dout: &Floats, dlse: Option<Vec<f32>>) -> Result<[Vec<f32>; 4]> {
+        let (out, _) = self.on_cpu()?;
+        let whole = |floats: &Option<Floats>| floats.as_ref().map(|floats| repeat(floats, self.pairs()));
+        let (bias, mask) = (whole(&self.bias), whole(&self.mask));
+        let problem = self.problem(bias.as_deref(), mask.as_deref());
+        let spinner = spinner();
+        let g = reference::flash_backward(&self.params, &problem, &out, &dout.values, dlse.as_deref(), None);
+        spinner.finish_and_clear();
+        let round = |values: &[f64], dtype: DType| values.iter().map(|&x| dtype.round(x as f32)).collect();
+        let dbias = self.bias.as_ref().map(|bias| reduce(&g.dbias, self.pairs(), bias.shape)).unwrap_or_default();
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|floats| floats.dtype);
+        Ok([round(&g.dq, q), round(&g.dk, k), round(&g.dv, v), dbias])
+    }
+
     fn on_cpu(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         // The reference takes what fits together; what does not is told by planning.
         FlashPlan::new(&wgpu_attention::Caps::unlimited(), &self.params, &self.shapes()?)?;
         let whole = |floats: &Option<Floats>| floats.as_ref().map(|floats| repeat(floats, self.pairs()));
         let (bias, mask) = (whole(&self.bias), whole(&self.mask));
-        let problem = FlashProblem {
+        let problem = self.problem(bias.as_deref(), mask.as_deref());
+        let spinner = spinner();
+        let result = reference::flash(&self.params, &problem);
+        spinner.finish_and_clear();
+        let round = |x: &f64| self.q.dtype.round(*x as f32);
+        Ok((result.out.iter().map(round).collect(), result.lse.iter().map(|&x| x as f32).collect()))
+    }
+
+    fn problem<'a>(&'a self, bias: Option<&'a [f32]>, mask: Option<&'a [f32]>) -> FlashProblem<'a> {
+        FlashProblem {
             q: &self.q.values,
             k: &self.k.values,
             v: &self.v.values,
@@ -209,27 +297,54 @@ impl Problem {
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
-            bias: bias.as_deref(),
-            mask: mask.as_deref(),
+            bias,
+            mask,
             ..FlashProblem::default()
-        };
-        let spinner = ProgressBar::new_spinner().with_message("float64 reference");
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        let result = reference::flash(&self.params, &problem);
-        spinner.finish_and_clear();
-        let round = |x: &f64| self.q.dtype.round(*x as f32);
-        Ok((result.out.iter().map(round).collect(), result.lse.iter().map(|&x| x as f32).collect()))
+        }
     }
 }
 
-/// The values of a bias or mask repeated to `shape`.
-fn repeat(floats: &Floats, shape: [usize; 4]) -> Vec<f32> {
-    let [b, h, q, k] = floats.shape;
-    let mut whole = Vec::with_capacity(shape.iter().product());
-    for index in 0..shape[0] * shape[1] * shape[2] {
-        let at = [index / shape[2] / shape[1] % b, index / shape[2] % shape[1] % h, index % shape[2] % q];
-        let row = ((at[0] * h + at[1]) * q + at[2]) * k;
-        whole.extend_from_slice(&floats.values[row..row + k]);
+/// The tensors on the GPU.
+struct Uploaded {
+    tokens: [Tensor; 3],
+    bias: Option<Tensor>,
+    mask: Option<Tensor>,
+}
+
+async fn request(adapter: Option<&str>) -> Result<Gpu> {
+    let options = GpuOptions { adapter: adapter.map(Into::into), ..GpuOptions::default() };
+    Gpu::request_with(&options).await.map_err(|e| crate::no_gpu(&options, e))
+}
+
+async fn up(gpu: &Gpu, floats: &Floats) -> Result<Tensor> {
+    Tensor::upload(gpu, floats.shape, floats.dtype, &floats.values).await
+}
+
+fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message("float64 reference");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// The gradient of a bias that is repeated nowhere, summed along what `shape` repeats.
+fn reduce(whole: &[f64], pairs: [usize; 4], shape: [usize; 4]) -> Vec<f32> {
+    let mut sums = vec![0.0; shape.iter().product()];
+    for (index, values) in whole.chunks(pairs[3].max(1)).enumerate() {
+        let row = row_of(index, pairs, shape) * pairs[3];
+        sums[row..row + pairs[3]].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
-    whole
+    sums.into_iter().map(|x| x as f32).collect()
+}
+
+/// Where row `index` of the pairs is found in a tensor that some dimensions repeat.
+fn row_of(index: usize, pairs: [usize; 4], shape: [usize; 4]) -> usize {
+    let at = [index / pairs[2] / pairs[1], index / pairs[2] % pairs[1], index % pairs[2]];
+    (at[0] % shape[0] * shape[1] + at[1] % shape[1]) * shape[2] + at[2] % shape[2]
+}
+
+/// The values of a bias or mask repeated to `shape`.
+fn repeat(floats: &Floats, pairs: [usize; 4]) -> Vec<f32> {
+    let width = pairs[3];
+    let row = |index| row_of(index, pairs, floats.shape) * width;
+    (0..pairs[0] * pairs[1] * pairs[2]).flat_map(|index| floats.values[row(index)..][..width].to_vec()).collect()
 }
