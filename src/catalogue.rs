@@ -8,6 +8,7 @@ mod flash_backward;
 mod flash_cases;
 mod flash_hooks;
 mod flash_inputs;
+mod flash_shaders;
 mod merge;
 
 pub use activations::activations;
@@ -90,8 +91,8 @@ pub const FAMILIES: &[Family] = &[
         random: |count, seed| {
             boxed(random_flash_cases(count, seed)).chain(boxed(random_flash_backward_cases(count, seed))).collect()
         },
-        variants: flash_cases::variants,
-        shaders: flash_cases::shaders,
+        variants: flash_shaders::variants,
+        shaders: flash_shaders::shaders,
     },
     Family {
         name: "merge",

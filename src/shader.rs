@@ -1,8 +1,14 @@
 //! Shaders are lists of plain WGSL files behind a prelude. This is the only place that knows the files; it writes the
 //! constants, the bindings and one accessor for each tensor from the same typed list that makes the bind group layout.
 
+mod accessor;
+mod chain;
+
+pub(crate) use chain::{Chain, Gradient};
+
 use crate::hook::{self, Placed};
 use crate::{DType, Error};
+use accessor::accessor;
 use std::fmt::Write;
 
 macro_rules! files {
@@ -108,105 +114,6 @@ pub(crate) struct Shader {
     pub accesses: Vec<Access>,
     pub chain: Option<Chain>,
     pub files: Vec<&'static str>,
-}
-
-/// What changes a score; see `shaders/score/position.wgsl`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Chain {
-    /// This crate's functions that change a score, in order.
-    pub scores: Vec<&'static str>,
-    /// This crate's functions that hide keys.
-    pub masks: Vec<&'static str>,
-    /// The caller's functions, which follow on either.
-    pub hooks: Vec<Placed>,
-    /// Where gradients go through it.
-    pub gradient: Option<Gradient>,
-}
-
-/// How far a gradient goes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gradient {
-    /// To scale · q·k.
-    Score,
-    /// To what the bias is added to.
-    Bias,
-}
-
-impl Chain {
-    /// The same without what changes a score.
-    pub fn of_masks(&self) -> Self {
-        let hooks = self.hooks.iter().filter(|placed| placed.is_mask()).cloned().collect();
-        Self { scores: vec![], masks: self.masks.clone(), hooks, gradient: None }
-    }
-
-    /// The functions that call the caller's, which change scores or hide keys.
-    fn calls(&self, mask: bool) -> impl Iterator<Item = String> {
-        let placed = self.hooks.iter().enumerate().filter(move |(_, placed)| placed.is_mask() == mask);
-        placed.map(|(i, _)| format!("hook_{i}"))
-    }
-
-    /// Whether anything changes a score.
-    pub fn scores_change(&self) -> bool {
-        !self.scores.is_empty() || self.calls(false).next().is_some()
-    }
-
-    /// Whether anything hides a key.
-    pub fn masks_hide(&self) -> bool {
-        !self.masks.is_empty() || self.calls(true).next().is_some()
-    }
-
-    /// `score_gradient`: the chain again, and back through it. What only adds to a score lets its gradient through.
-    fn gradient_wgsl(&self, gradient: Gradient) -> String {
-        let mut forth = String::from("    let x0 = s;\n");
-        let mut back = Vec::new();
-        let own = self.scores.iter().map(ToString::to_string);
-        for (i, name) in own.chain(self.calls(false)).enumerate() {
-            let _ = writeln!(forth, "    let x{} = {name}(x{i}, at);", i + 1);
-            let before_bias = gradient == Gradient::Bias && name == "softcap";
-            if !["alibi", "bias"].contains(&name.as_str()) && !before_bias {
-                back.push(format!("    d = {name}_grad(x{i}, at, d);\n"));
-            }
-        }
-        back.reverse();
-        format!(
-            "fn score_gradient(s: f32, d_out: f32, r: Row, c: Col, w: Work) -> f32 {{
-    let at = position_of(r, c, w);
-{forth}    var d = d_out;
-{}    return d;
-}}
-",
-            back.concat()
-        )
-    }
-
-    fn wgsl(&self) -> String {
-        const AT: &str = "    let at = position_of(r, c, w);\n";
-        let mut score = String::from("    return s;\n");
-        if self.scores_change() {
-            score = format!("{AT}    var x = s;\n");
-            score.extend(self.scores.iter().map(|name| format!("    x = {name}(x, at);\n")));
-            score.extend(self.calls(false).map(|name| format!("    x = still_hidden(x, {name}(x, at));\n")));
-            score += "    return x * 1.4426950408889634;\n";
-        }
-        let mut masks = String::from("    return true;\n");
-        if self.masks_hide() {
-            let names = self.masks.iter().map(ToString::to_string).chain(self.calls(true));
-            let calls: Vec<String> = names.map(|name| format!("{name}(at)")).collect();
-            masks = format!("{AT}    return {};\n", calls.join(" & "));
-        }
-        format!(
-            "const SCORED: bool = {};
-const VEILED: bool = {};
-fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
-{score}}}
-fn unveiled(r: Row, c: Col, w: Work) -> bool {{
-{masks}}}
-{}",
-            self.scores_change(),
-            self.masks_hide(),
-            self.gradient.map_or(String::new(), |gradient| self.gradient_wgsl(gradient))
-        )
-    }
 }
 
 /// Whose a part of the text is.
@@ -326,97 +233,10 @@ impl Shader {
                 writeln!(text, "@group(1) @binding({i}) var<storage, read> {name}: array<{}>;", hook::element(tensor));
         }
         for access in &self.accesses {
-            text += &self.accessor(access);
+            text += &accessor(access, &self.bindings[access.binding]);
         }
         text + &self.chain.as_ref().map_or(String::new(), Chain::wgsl)
     }
-
-    fn accessor(&self, access: &Access) -> String {
-        let Binding::Data { name: data, words, .. } = &self.bindings[access.binding] else {
-            unreachable!("an access names a data binding: both are made by this crate's planning")
-        };
-        let name = access.name;
-        match access.kind {
-            AccessKind::Load4 if access.wide => load_wide(name, data, *words, access.dtype),
-            AccessKind::Load4 => load_narrow(name, data, access.dtype),
-            AccessKind::Load1 => {
-                format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
-            }
-            AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n"),
-            AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
-            AccessKind::Store4 => store_narrow(name, data, access.dtype),
-            AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
-        }
-    }
-}
-
-fn load_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {
-    let value = match (words, dtype) {
-        (Words::F32x4, _) => format!("{data}[i / 4u]"),
-        (Words::U32x2, _) => format!("{dtype}x4_of({data}[i / 4u])"),
-        (Words::U32, DType::F32) => {
-            format!("bitcast<vec4f>(vec4u({data}[i], {data}[i + 1u], {data}[i + 2u], {data}[i + 3u]))")
-        }
-        (Words::U32, _) => format!("{dtype}x4_of(vec2u({data}[i / 2u], {data}[i / 2u + 1u]))"),
-    };
-    format!("fn load_{name}4(i: u32, n: u32) -> vec4f {{ return {value}; }}\n")
-}
-
-/// The i-th element, from words.
-fn element(data: &str, dtype: DType) -> String {
-    match 4 / dtype.bytes() {
-        1 => format!("bitcast<f32>({data}[i])"),
-        per_word => format!("{dtype}_of({data}[i / {per_word}u], i % {per_word}u)"),
-    }
-}
-
-/// One element at a time, zero past the n-th; never reads past the last valid one.
-fn load_narrow(name: &str, data: &str, dtype: DType) -> String {
-    let element = element(data, dtype);
-    format!(
-        "fn {name}_at(i: u32) -> f32 {{ return {element}; }}
-fn load_{name}4(i: u32, n: u32) -> vec4f {{
-    let last = i + min(n, 4u) - 1u;
-    let x = vec4f({name}_at(i), {name}_at(min(i + 1u, last)), {name}_at(min(i + 2u, last)), {name}_at(min(i + 3u, last)));
-    return select(vec4f(), x, vec4u(0u, 1u, 2u, 3u) < vec4u(n));
-}}
-"
-    )
-}
-
-fn store_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {
-    let body = match (words, dtype) {
-        (Words::F32x4, _) => format!("{data}[i / 4u] = x;"),
-        (Words::U32x2, _) => format!("{data}[i / 4u] = {dtype}x4_bits(x);"),
-        (Words::U32, DType::F32) => {
-            (0..4).map(|e| format!("{data}[i + {e}u] = bitcast<u32>(x[{e}]); ")).collect::<String>()
-        }
-        (Words::U32, _) => {
-            format!("let words = {dtype}x4_bits(x); {data}[i / 2u] = words.x; {data}[i / 2u + 1u] = words.y;")
-        }
-    };
-    format!("fn store_{name}4(i: u32, n: u32, x: vec4f) {{ {body} }}\n")
-}
-
-/// Stores the n valid elements only. 16-bit rows start on even elements; the other half of a row's last word is kept.
-fn store_narrow(name: &str, data: &str, dtype: DType) -> String {
-    let body = match dtype {
-        DType::F32 => {
-            (0..4).map(|e| format!("    if (n > {e}u) {{ {data}[i + {e}u] = bitcast<u32>(x[{e}]); }}\n")).collect()
-        }
-        _ => {
-            let pair = |e: u32, part: &str| {
-                format!(
-                    "    if (n > {last}u) {{ {data}[w + {word}u] = words.{part}; }}
-    else if (n > {e}u) {{ {data}[w + {word}u] = ({data}[w + {word}u] & 0xffff0000u) | (words.{part} & 0xffffu); }}\n",
-                    last = e + 1,
-                    word = e / 2
-                )
-            };
-            format!("    let w = i / 2u;\n    let words = {dtype}x4_bits(x);\n{}{}", pair(0, "x"), pair(2, "y"))
-        }
-    };
-    format!("fn store_{name}4(i: u32, n: u32, x: vec4f) {{\n{body}}}\n")
 }
 
 /// A compiled shader and the layouts that its bind groups have.

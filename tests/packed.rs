@@ -131,6 +131,15 @@ fn offsets_on_the_gpu_that_are_wrong_are_clamped_and_told_when_a_result_is_read(
             assert!(read(&fine).iter().all(|x| x.is_finite()));
         }
     }
+    // Gradients say so too.
+    let [q, k] = [[0, 90, 200], [0, 90, 60]].map(|offsets| block_on(Tensor::upload_u32(gpu(), &offsets)).unwrap());
+    let side = |offsets| Some(CuSeqlens::Gpu { offsets, max_seqlen: longest });
+    let inputs = FlashInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..FlashInputs::new(&x, &x, &x) };
+    let (_, saved) = block_on(attention.forward_for_training(&inputs)).unwrap();
+    let gradients = block_on(attention.backward(&saved, &x)).expect("what lies on the GPU is not looked at");
+    for gradient in [gradients.dq, gradients.dk, gradients.dv] {
+        says(block_on(gradient.read()), &["cu_seqlens_k[2]", "is 60", "before it, 90"]);
+    }
     // Many sequences, more than the schedule's kernel takes at a time; one of them is out of order.
     let mut many: Vec<u32> = (0..=n as u32).flat_map(|i| [i, i]).collect();
     many[0] = 0;

@@ -49,7 +49,6 @@ struct Params {
     together: vec3u,
     bias_rows: u32,
     bias_cols: u32,
-    pad: vec3u,
 }
 
 // Log-sum-exp of a row that has seen nothing, in log2 units, where weights are computed again: exp2(s − UNSEEN) is 0.

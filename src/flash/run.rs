@@ -6,7 +6,6 @@ use super::{
     check_params, slots,
 };
 use crate::dispatch::{Scratch, check_device};
-use crate::packed::judge;
 use crate::tensor::Verdict;
 use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor, hook};
 use std::collections::HashMap;
@@ -218,7 +217,7 @@ impl FlashPrepared {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.encode_slice(&mut encoder, slice, inputs, outputs)?;
             if verdict.is_none() {
-                verdict = self.verdict(&mut encoder).await?;
+                verdict = self.stage.verdict(&mut encoder, &self.shapes).await?;
             }
             gpu.submit(encoder).await?;
         }
@@ -244,25 +243,9 @@ impl FlashPrepared {
     pub async fn check_offsets(&self) -> Result<()> {
         let gpu = self.stage.gpu();
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let Some(verdict) = self.verdict(&mut encoder).await? else { return Ok(()) };
+        let Some(verdict) = self.stage.verdict(&mut encoder, &self.shapes).await? else { return Ok(()) };
         gpu.submit(encoder).await?;
         verdict.ask(gpu).await
-    }
-
-    /// Records a copy of what the schedule's kernel found, which later work does not change.
-    async fn verdict(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Option<Verdict>> {
-        let (Some((schedule, problem)), Some(sides)) = (&self.stage.schedule, self.shapes.packed()) else {
-            return Ok(None);
-        };
-        if self.plan.slices().is_empty() {
-            return Ok(None);
-        }
-        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let words = schedule.gpu().buffer("problem", problem.size(), usage, &[]).await?;
-        encoder.copy_buffer_to_buffer(problem, 0, &words, 0, problem.size());
-        let sides = sides.map(CuSeqlensShape::clone);
-        let rows = [self.shapes.q.shape[2], self.shapes.k.shape[2]];
-        Ok(Some(Verdict { words, judge: Arc::new(move |words| judge(words, [&sides[0], &sides[1]], rows)) }))
     }
 
     fn encode_range(

@@ -1,18 +1,20 @@
 //! A kernel that visits tiles, with what it needs before it: the map of tiles that masks hide, the table of packed sequences.
 //! The forward pass is one stage, the gradient of queries another, that of keys and values a third.
 
-use super::uniforms::{BiasDivision, Division, uniforms};
+mod parts;
+
 use super::{FlashParams, FlashShapes};
-use crate::arguments::{Argument, bind};
+use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, Scratch, scratch};
-use crate::error::require;
-use crate::hook;
-use crate::packed::{ONE, Schedule, ScheduleTable, Side};
-use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
+use crate::packed::{ONE, Schedule, ScheduleTable, Side, judge};
+use crate::shader::file;
 use crate::slices::cut;
 use crate::softmax::Portable;
-use crate::{Caps, Gpu, Result, Slice, Tensor};
+use crate::tensor::Verdict;
+use crate::{Caps, CuSeqlensShape, Gpu, Result, Slice, Tensor};
+use parts::{Parts, slopes};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a stage computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +173,7 @@ pub(super) struct StagePrepared {
     map: Option<Launch>,
     map_slices: Vec<Slice>,
     /// With the words that say what was wrong.
-    pub schedule: Option<(Launch, wgpu::Buffer)>,
+    schedule: Option<(Launch, wgpu::Buffer)>,
 }
 
 impl StagePrepared {
@@ -205,6 +207,20 @@ impl StagePrepared {
         self.main.check(tensors, which).map(|_| ())
     }
 
+    /// Records a copy of what was found wrong in offsets on the GPU, which later work does not change.
+    pub async fn verdict(&self, encoder: &mut wgpu::CommandEncoder, shapes: &FlashShapes) -> Result<Option<Verdict>> {
+        let (Some((schedule, problem)), Some(sides)) = (&self.schedule, shapes.packed()) else { return Ok(None) };
+        if self.slices().is_empty() {
+            return Ok(None);
+        }
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let words = schedule.gpu().buffer("problem", problem.size(), usage, &[]).await?;
+        encoder.copy_buffer_to_buffer(problem, 0, &words, 0, problem.size());
+        let sides = sides.map(CuSeqlensShape::clone);
+        let rows = [shapes.q.shape[2], shapes.k.shape[2]];
+        Ok(Some(Verdict { words, judge: Arc::new(move |words| judge(words, [&sides[0], &sides[1]], rows)) }))
+    }
+
     /// Records the slices `which`. `offsets` are those of packed sequences on the GPU.
     pub fn encode(
         &self,
@@ -229,201 +245,4 @@ impl StagePrepared {
         }
         self.main.encode(pass, tensors, which)
     }
-}
-
-/// ALiBi's slopes, four a row.
-fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
-    let Some(slopes) = &params.alibi_slopes else { return Ok(None) };
-    require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one a query head"))?;
-    let four = |four: &[f32]| std::array::from_fn(|i| four.get(i).copied().unwrap_or(0.0));
-    Ok(Some(slopes.chunks(4).map(four).collect()))
-}
-
-/// Largest uniform table, by WebGPU's default limit.
-const UNIFORM_ROWS: usize = (64 << 10) / 16;
-
-/// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
-fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
-    let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
-    let mut bytes = bytemuck::cast_slice(rows).to_vec();
-    bytes.resize(16 * length.unwrap_or(rows.len()), 0);
-    (Binding::Table { name, ty, length, write: false }, Some(bytes))
-}
-
-/// What the kernels are made of.
-struct Parts<'a> {
-    caps: &'a Caps,
-    params: &'a FlashParams,
-    shapes: &'a FlashShapes,
-    engine: &'a Portable,
-    pass: Pass,
-    slopes: Option<Vec<[f32; 4]>>,
-    packed: Option<Schedule>,
-    /// Words of the tile map from one tile of rows to the next, and from one head to the next.
-    map: Option<[usize; 2]>,
-}
-
-impl Parts<'_> {
-    fn chain(&self) -> Chain {
-        let FlashParams { softcap, score_mod, mask_mod, .. } = self.params;
-        let softcap = softcap.map(|_| "softcap");
-        let alibi = self.slopes.as_ref().map(|_| "alibi");
-        let bias = self.shapes.bias.as_ref().map(|_| "bias");
-        Chain {
-            scores: softcap.into_iter().chain(alibi).chain(bias).collect(),
-            masks: self.shapes.mask.iter().map(|_| "mask").collect(),
-            hooks: hook::place(score_mod, mask_mod),
-            gradient: match self.pass {
-                Pass::Forward => None,
-                Pass::Bias => Some(Gradient::Bias),
-                _ => Some(Gradient::Score),
-            },
-        }
-    }
-
-    /// Whether a mask may hide something else from one head than from another.
-    fn masks_differ_by_head(&self) -> bool {
-        let mask = self.shapes.mask.as_ref().is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1);
-        mask || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
-    }
-
-    /// The files behind the chain.
-    fn chain_files(chain: &Chain) -> impl Iterator<Item = &'static str> {
-        chain.scores.iter().chain(&chain.masks).map(|&name| match name {
-            "softcap" => file::SCORE_SOFTCAP,
-            "alibi" => file::SCORE_ALIBI,
-            "bias" => file::SCORE_BIAS,
-            _ => file::SCORE_MASK,
-        })
-    }
-
-    /// The table of sequences, and the file that reads it.
-    fn sequences(&self) -> ((Binding, Option<Vec<u8>>), &'static str) {
-        let [batch, _, queries, _] = self.shapes.q.shape;
-        let storage = |contents| {
-            let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
-            ((binding, contents), file::WORK_PACKED)
-        };
-        match self.packed.as_ref().map(|schedule| &schedule.table) {
-            Some(ScheduleTable::Host(rows)) => storage(Some(bytemuck::cast_slice(rows).to_vec())),
-            Some(ScheduleTable::Gpu(_)) => storage(None),
-            None => {
-                let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-                let FlashShapes { seqlens_q, seqlens_k, k, .. } = self.shapes;
-                let rows: Vec<[u32; 4]> = (0..batch)
-                    .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
-                    .collect();
-                (table("sequences", "vec4u", &rows), file::WORK_PADDED)
-            }
-        }
-    }
-
-    fn kernel(
-        &self,
-        name: &str,
-        arguments: Vec<Argument>,
-        tables: Vec<(Binding, Option<Vec<u8>>)>,
-        files: Vec<&'static str>,
-        chain: Chain,
-        slices: &[Slice],
-    ) -> Kernel {
-        let [batch, _, _, head_dim] = self.shapes.q.shape;
-        let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
-        let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
-        let (bindings, accesses) = bind(self.caps, &arguments, fixed);
-        let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
-        let division = Division {
-            tiles: self.rows().div_ceil(self.engine.rows as usize),
-            sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
-            map: self.map.unwrap_or_default(),
-            scored: self.chain().scores_change(),
-            side: self.pass.side(),
-            bias: self.bias_division(),
-        };
-        let uniforms = slices
-            .iter()
-            .map(|slice| uniforms(self.caps, self.params, self.shapes, division, &arguments, slice))
-            .collect();
-        let constants = self.engine.constants(head_dim, self.shapes.v.shape[3]);
-        let shader = Shader { name: name.into(), constants, bindings, accesses, chain: Some(chain), files };
-        Kernel { shader, arguments, uniforms, tables }
-    }
-
-    /// What the gradient of a bias adds up, and its tiles.
-    fn bias_division(&self) -> BiasDivision {
-        if self.pass != Pass::Bias {
-            return BiasDivision::default();
-        }
-        let (pairs, bias) = (self.shapes.pairs(), self.shapes.bias_shape());
-        let tiles = [1, 1, self.engine.rows as usize];
-        let together = std::array::from_fn(|i| if bias[i] == pairs[i] { 1 } else { pairs[i].div_ceil(tiles[i]) });
-        BiasDivision { key_tiles: pairs[3].div_ceil(self.engine.cols as usize), together }
-    }
-
-    /// Rows of the tensor whose tiles workgroups own.
-    fn rows(&self) -> usize {
-        match self.pass.side() {
-            Side::Queries => self.shapes.q.shape[2],
-            Side::Keys => self.shapes.k.shape[2],
-        }
-    }
-
-    fn main(&self, arguments: Vec<Argument>, slices: &[Slice]) -> Kernel {
-        let (sequences, work) = self.sequences();
-        let mut tables = vec![sequences];
-        tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
-        tables.extend(self.map.map(|_| (tile_map(false), None)));
-        let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
-        tables.extend((self.pass != Pass::Forward).then_some((stats, None)));
-        let mut files = vec![
-            file::PARAMS,
-            file::SCORE_TILE,
-            file::ACCUMULATE,
-            work,
-            self.tiles(),
-            if self.map.is_some() { file::MAPPED } else { file::UNMAPPED },
-            file::ROWS_STRIDED,
-            file::SCORE_POSITION,
-            file::ELEMENT,
-        ];
-        files.extend(self.pass.files());
-        self.kernel(self.pass.name(), arguments, tables, files, self.chain(), slices)
-    }
-
-    fn tiles(&self) -> &'static str {
-        match self.pass.side() {
-            Side::Queries => file::TILES_DENSE,
-            Side::Keys => file::TILES_DENSE_KEYS,
-        }
-    }
-
-    fn map(&self, slices: &[Slice]) -> Kernel {
-        let (sequences, work) = self.sequences();
-        let tables = vec![sequences, (tile_map(true), None)];
-        let mask = self.shapes.mask.as_ref().map(|layout| Argument {
-            name: "mask",
-            layout: layout.clone(),
-            kind: AccessKind::Load1,
-            group: 1,
-            spread: 1,
-            buffer: 0,
-            whole: self.packed.is_some(),
-        });
-        let arguments = mask.into_iter().collect();
-        let files = vec![
-            file::PARAMS,
-            file::TILE_MAP,
-            work,
-            self.tiles(),
-            file::MAPPED,
-            file::ROWS_STRIDED,
-            file::SCORE_POSITION,
-            file::ELEMENT,
-        ];
-        self.kernel("tile map", arguments, tables, files, self.chain().of_masks(), slices)
-    }
-}
-
-fn tile_map(write: bool) -> Binding {
-    Binding::Table { name: "tile_map", ty: "u32", length: None, write }
 }

@@ -47,7 +47,7 @@ pub(super) struct Params {
     pub together: [u32; 3],
     pub bias_rows: u32,
     pub bias_cols: u32,
-    pub pad: [u32; 7],
+    pub pad: [u32; 3],
 }
 
 /// How the work is divided: the same for every slice.
@@ -133,7 +133,7 @@ pub(super) fn uniforms(
         together: division.bias.together.map(|n| n as u32),
         bias_rows: shapes.bias_shape()[2] as u32,
         bias_cols: pairs[3] as u32,
-        pad: [0; 7],
+        pad: [0; 3],
     };
     bytemuck::bytes_of(&params).to_vec()
 }
@@ -170,7 +170,7 @@ mod tests {
             ours!(
                 q k v out lse bias mask dout dlse dq dk dv stats dbias first softcap queries keys group causal left right q_factor last_tile tiles
                 sequences map_tile map_head rows heads_together scale key_tiles together
-                bias_rows bias_cols pad
+                bias_rows bias_cols
             )
         );
         assert_eq!(*span as usize, size_of::<Params>());

@@ -1,0 +1,179 @@
+//! From a plan to gradients, in the caller's encoders.
+
+use super::plan::{OF_BIAS, OF_DELTA, OF_QUERIES};
+use super::{FlashBackwardPlan, FlashBackwardShapes, FlashGradients, FlashOutputGradients, NAMES, slots};
+#[cfg(doc)]
+use crate::Error;
+use crate::dispatch::{Launch, scratch};
+use crate::error::require;
+use crate::flash::stage::StagePrepared;
+use crate::flash::{FlashAttention, FlashInputs, FlashOutputs};
+use crate::tensor::Verdict;
+use crate::{CuSeqlens, Result, Tensor};
+
+/// Gradients compiled for certain shapes: records into the caller's encoders, as often as wanted.
+#[derive(Debug)]
+pub struct FlashBackwardPrepared {
+    delta: Launch,
+    queries: StagePrepared,
+    keys: Vec<StagePrepared>,
+    bias: Option<StagePrepared>,
+    shapes: FlashBackwardShapes,
+    plan: FlashBackwardPlan,
+}
+
+impl FlashBackwardPrepared {
+    /// What runs.
+    pub fn plan(&self) -> &FlashBackwardPlan {
+        &self.plan
+    }
+
+    /// Records the whole work. The caller submits.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for. Nothing is recorded then.
+    pub fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+        from: &FlashOutputGradients,
+        to: &FlashGradients,
+    ) -> Result<()> {
+        let descriptor = wgpu::ComputePassDescriptor { label: Some("flash backward"), timestamp_writes: None };
+        self.encode_in(&mut encoder.begin_compute_pass(&descriptor), inputs, outputs, from, to)
+    }
+
+    /// Records the whole work into a pass of the caller's.
+    ///
+    /// # Errors
+    /// Those of [`FlashBackwardPrepared::encode`].
+    pub fn encode_in(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        inputs: &FlashInputs,
+        outputs: &FlashOutputs,
+        from: &FlashOutputGradients,
+        to: &FlashGradients,
+    ) -> Result<()> {
+        let work = Work::new(self, inputs, outputs, from, to)?;
+        self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())?;
+        for (stage, tensors) in self.stages(&work) {
+            stage.encode(pass, tensors, inputs.mask, &work.offsets, 0..stage.slices().len())?;
+        }
+        Ok(())
+    }
+
+    /// The stages behind the first, with their tensors.
+    fn stages<'a, 'b>(&'a self, work: &'a Work<'b>) -> impl Iterator<Item = (&'a StagePrepared, &'a [&'b Tensor])> {
+        let bias = self.bias.iter().map(|bias| (bias, work.bias.as_slice()));
+        let keys = self.keys.iter().zip(&work.keys).map(|(keys, tensors)| (keys, tensors.as_slice()));
+        [(&self.queries, work.queries.as_slice())].into_iter().chain(keys).chain(bias)
+    }
+
+    /// Records each slice into an encoder of its own and submits it.
+    ///
+    /// # Errors
+    /// Those of [`FlashBackwardPrepared::encode`]; [`Error::DeviceLost`].
+    pub async fn submit(
+        &self,
+        inputs: &FlashInputs<'_>,
+        outputs: &FlashOutputs<'_>,
+        from: &FlashOutputGradients<'_>,
+        to: &FlashGradients,
+    ) -> Result<()> {
+        self.submit_slices(inputs, outputs, from, to).await.map(|_| ())
+    }
+
+    /// The same, with what was found wrong in offsets on the GPU.
+    pub(super) async fn submit_slices(
+        &self,
+        inputs: &FlashInputs<'_>,
+        outputs: &FlashOutputs<'_>,
+        from: &FlashOutputGradients<'_>,
+        to: &FlashGradients,
+    ) -> Result<Option<Verdict>> {
+        let work = Work::new(self, inputs, outputs, from, to)?;
+        let gpu = self.queries.gpu();
+        let mut verdict = None;
+        for (stage, tensors) in self.stages(&work) {
+            for slice in 0..stage.slices().len() {
+                let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                // Little work, and made anew in every command buffer, because others may use its table in between.
+                self.delta.encode(&mut pass, &work.delta, 0..self.delta.slices().len())?;
+                stage.encode(&mut pass, tensors, inputs.mask, &work.offsets, slice..slice + 1)?;
+                drop(pass);
+                if verdict.is_none() {
+                    verdict = stage.verdict(&mut encoder, &self.shapes.forward).await?;
+                }
+                gpu.submit(encoder).await?;
+            }
+        }
+        Ok(verdict)
+    }
+}
+
+/// The tensors of each kernel, checked.
+struct Work<'a> {
+    delta: Vec<&'a Tensor>,
+    queries: Vec<&'a Tensor>,
+    keys: Vec<Vec<&'a Tensor>>,
+    bias: Vec<&'a Tensor>,
+    offsets: Vec<&'a Tensor>,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        prepared: &FlashBackwardPrepared,
+        inputs: &'a FlashInputs<'a>,
+        outputs: &FlashOutputs<'a>,
+        from: &FlashOutputGradients<'a>,
+        to: &'a FlashGradients,
+    ) -> Result<Self> {
+        prepared.queries.gpu().alive()?;
+        prepared.shapes.forward.check_as_prepared(inputs)?;
+        let has = |tensor: Option<&Tensor>| if tensor.is_some() { "set" } else { "unset" };
+        let same = from.dlse.is_some() == prepared.shapes.dlse.is_some();
+        require(same, "dlse", has(from.dlse), "set or unset as prepared")?;
+        let all = slots(inputs, outputs, from, to);
+        let of = |names: &[&str]| -> Vec<&'a Tensor> {
+            names.iter().filter_map(|name| all[NAMES.iter().position(|other| other == name)?]).collect()
+        };
+        let offsets = [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k];
+        let offsets = offsets.into_iter().flatten().filter_map(CuSeqlens::tensor).collect();
+        let keys = prepared.plan.keys.iter().map(|(_, names)| of(names)).collect();
+        let work = Self { delta: of(&OF_DELTA), queries: of(&OF_QUERIES), keys, bias: of(&OF_BIAS), offsets };
+        let same = to.dbias.is_some() == prepared.bias.is_some();
+        require(same, "dbias", has(to.dbias.as_ref()), "set or unset as prepared")?;
+        prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
+        for (stage, tensors) in prepared.stages(&work) {
+            stage.check(tensors, &(0..stage.slices().len()))?;
+        }
+        Ok(work)
+    }
+}
+
+impl FlashAttention {
+    /// Compiles and allocates all that the gradients of these shapes need.
+    ///
+    /// # Errors
+    /// Those of [`FlashBackwardPlan::new`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub async fn prepare_backward(&self, shapes: &FlashBackwardShapes) -> Result<FlashBackwardPrepared> {
+        let gpu = self.gpu();
+        let plan = FlashBackwardPlan::new(gpu.caps(), self.params(), shapes)?;
+        let tables = scratch(gpu, &[("stats", plan.stats_bytes)]).await?;
+        let delta = Launch::prepare(gpu, &plan.delta, &plan.delta_slices, &tables).await?;
+        let queries = StagePrepared::new(gpu, &plan.queries, &tables).await?;
+        let mut keys = Vec::new();
+        for (stage, _) in &plan.keys {
+            keys.push(StagePrepared::new(gpu, stage, &tables).await?);
+        }
+        let bias = match &plan.bias {
+            Some(bias) => Some(StagePrepared::new(gpu, bias, &tables).await?),
+            None => None,
+        };
+        Ok(FlashBackwardPrepared { delta, queries, keys, bias, shapes: shapes.clone(), plan })
+    }
+}
