@@ -74,7 +74,7 @@ impl CuSeqlensShape {
     }
 }
 
-/// Rules of offsets, by their number in `shaders/work/schedule.wgsl`.
+/// Rules of offsets, by their number in `shaders/workgroups/schedule.wgsl`.
 #[derive(Clone, Copy)]
 enum Rule {
     Start,
@@ -154,7 +154,7 @@ pub(crate) struct Schedule {
     pub table: ScheduleTable,
 }
 
-/// The table that `shaders/work/packed.wgsl` reads.
+/// The table that `shaders/workgroups/packed.wgsl` reads.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ScheduleTable {
     Host(Vec<[u32; 4]>),
@@ -162,7 +162,7 @@ pub(crate) enum ScheduleTable {
     Gpu(Box<Kernel>),
 }
 
-/// The uniform struct of `shaders/work/schedule.wgsl`.
+/// The uniform struct of `shaders/workgroups/schedule.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
@@ -216,7 +216,7 @@ impl Schedule {
                     bindings,
                     accesses,
                     chain: None,
-                    files: vec![file::WORK_SCHEDULE],
+                    files: vec![file::WORKGROUPS_SCHEDULE],
                 };
                 let address = |i| row_address(caps, &arguments, i, &ONE);
                 let params = Params {

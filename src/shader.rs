@@ -41,9 +41,9 @@ pub(crate) mod file {
         TILE_MAP = "softmax/tile_map.wgsl";
         MAPPED = "softmax/mapped.wgsl";
         UNMAPPED = "softmax/unmapped.wgsl";
-        WORK_PADDED = "work/padded.wgsl";
-        WORK_PACKED = "work/packed.wgsl";
-        WORK_SCHEDULE = "work/schedule.wgsl";
+        WORKGROUPS_PADDED = "workgroups/padded.wgsl";
+        WORKGROUPS_PACKED = "workgroups/packed.wgsl";
+        WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
         TILES_DENSE = "tiles/dense.wgsl";
         ROWS_STRIDED = "rows/strided.wgsl";
         SCORE_POSITION = "score/position.wgsl";

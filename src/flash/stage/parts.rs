@@ -83,7 +83,7 @@ impl Parts<'_> {
         let [batch, _, queries, _] = self.shapes.q.shape;
         let storage = |contents| {
             let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
-            ((binding, contents), file::WORK_PACKED)
+            ((binding, contents), file::WORKGROUPS_PACKED)
         };
         match self.packed.as_ref().map(|schedule| &schedule.table) {
             Some(ScheduleTable::Host(rows)) => storage(Some(bytemuck::cast_slice(rows).to_vec())),
@@ -94,7 +94,7 @@ impl Parts<'_> {
                 let rows: Vec<[u32; 4]> = (0..batch)
                     .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
                     .collect();
-                (table("sequences", "vec4u", &rows), file::WORK_PADDED)
+                (table("sequences", "vec4u", &rows), file::WORKGROUPS_PADDED)
             }
         }
     }

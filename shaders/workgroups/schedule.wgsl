@@ -1,4 +1,4 @@
-// Packed sequences whose offsets lie on the GPU: makes the table that work/packed.wgsl reads.
+// Packed sequences whose offsets lie on the GPU: makes the table that workgroups/packed.wgsl reads.
 //
 // cu_q, cu_k: params.sequences + 1 offsets each. Offsets that are not in order, not within the tensors, or further apart
 // than stated are clamped, and the first such is reported in `problem`: (number, value, the one before), where number is
