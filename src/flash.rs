@@ -4,6 +4,7 @@
 //! in memory.
 
 mod backward;
+mod dense;
 mod plan;
 mod run;
 mod stage;

@@ -200,8 +200,8 @@ impl Gpu {
         }
         let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
         let staging = self.buffer("read-back buffer", end - start, usage, &[]).await?;
-        let (submission, popped) = self.scoped(|device| {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (submission, popped) = self.scoped(|_| {
+            let mut encoder = self.encoder();
             encoder.copy_buffer_to_buffer(buffer, start, &staging, 0, end - start);
             self.0.queue.submit([encoder.finish()])
         });
@@ -264,6 +264,11 @@ impl Gpu {
         let made = made.await.is_none();
         let ((), mapped) = self.scoped(|_| buffer.map_async(wgpu::MapMode::Read, .., |_| {}));
         made && mapped.await.is_some()
+    }
+
+    /// To record into.
+    pub(crate) fn encoder(&self) -> wgpu::CommandEncoder {
+        self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Submits what was recorded.

@@ -17,6 +17,7 @@ mod shader;
 mod slices;
 mod softmax;
 mod tensor;
+mod tiles;
 mod timing;
 
 #[cfg(feature = "catalogue")]

@@ -161,7 +161,7 @@ impl Merge {
         let lse = Tensor::empty(&self.gpu, Layout::heads_first(DType::F32, [shape[0], shape[1], shape[2], 1])).await?;
         let outputs = FlashOutputs { out: &out, lse: &lse };
         let prepared = self.prepare(&MergeShapes::of(parts, &outputs)).await?;
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.encoder();
         prepared.encode(&mut encoder, parts, &outputs)?;
         self.gpu.submit(encoder).await?;
         Ok((out, lse))

@@ -36,7 +36,6 @@ pub(crate) mod file {
         PORTABLE_DBIAS = "softmax/portable_dbias.wgsl";
         DELTA = "softmax/delta.wgsl";
         NO_DLSE = "softmax/no_dlse.wgsl";
-        TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
         ROWS_STRIDED_GRADIENTS = "rows/strided_gradients.wgsl";
         TILE_MAP = "softmax/tile_map.wgsl";
         MAPPED = "softmax/mapped.wgsl";
@@ -44,7 +43,9 @@ pub(crate) mod file {
         WORKGROUPS_PADDED = "workgroups/padded.wgsl";
         WORKGROUPS_PACKED = "workgroups/packed.wgsl";
         WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
+        TILES_RANGES = "tiles/ranges.wgsl";
         TILES_DENSE = "tiles/dense.wgsl";
+        TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
         ROWS_STRIDED = "rows/strided.wgsl";
         SCORE_POSITION = "score/position.wgsl";
         SCORE_SOFTCAP = "score/softcap.wgsl";

@@ -25,7 +25,7 @@ impl Gpu {
         });
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let stamps = self.buffer("timestamps", 16, usage, &[]).await?;
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("timed"),
             timestamp_writes: queries.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
+use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor, tokens};
 use pollster::block_on;
 use wgpu_attention::catalogue::Tolerance;
 use wgpu_attention::reference::{FlashProblem, flash, flash_backward};
@@ -62,11 +62,7 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
     let (q, dout) = (tensor([1, h, nq, d], &values[0]), tensor([1, h, nq, d], &values[3]));
     let mut shards = vec![];
     for (start, end) in [(0, 50), (50, 130)] {
-        let shard = |values: &[f32]| {
-            let rows = values.chunks(d * nk).flat_map(|head| head[start * d..end * d].to_vec());
-            tensor([1, h, end - start, d], &rows.collect::<Vec<f32>>())
-        };
-        let (k, v) = (shard(&values[1]), shard(&values[2]));
+        let [k, v] = [&values[1], &values[2]].map(|x| tokens(x, [1, h, nk, d], start..end));
         let window = Window { left: None, right: Some(nk - end) };
         let attention = FlashAttention::new(gpu(), FlashParams { window, ..FlashParams::default() }).unwrap();
         let (_, saved) = block_on(attention.forward_for_training(&FlashInputs::new(&q, &k, &v))).unwrap();
@@ -78,19 +74,8 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
         .iter()
         .map(|(attention, saved)| block_on(attention.backward(&saved.clone().merged(&out, &lse), &dout)).unwrap())
         .collect();
-    let problem = FlashProblem {
-        q: &values[0],
-        k: &values[1],
-        v: &values[2],
-        batch: 1,
-        heads_q: h,
-        heads_kv: h,
-        queries: nq,
-        keys: nk,
-        head_dim: d,
-        value_dim: d,
-        ..FlashProblem::default()
-    };
+    let problem =
+        FlashProblem::new([&values[0], &values[1], &values[2]], [[1, h, nq, d], [1, h, nk, d], [1, h, nk, d]]);
     let forward = flash(&BOTTOM_RIGHT, &problem);
     let exact: Vec<f32> = forward.out.iter().map(|&x| x as f32).collect();
     let expected = flash_backward(&BOTTOM_RIGHT, &problem, &exact, &values[3], None, None);

@@ -34,19 +34,8 @@ fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
     };
     let whole = run(&device(|_| {}));
     assert_eq!(whole.0, 1);
-    let problem = FlashProblem {
-        q: &values[0],
-        k: &values[1],
-        v: &values[2],
-        batch: b,
-        heads_q: h,
-        heads_kv: 2,
-        queries: nq,
-        keys: nk,
-        head_dim: d,
-        value_dim: d,
-        ..FlashProblem::default()
-    };
+    let problem =
+        FlashProblem::new([&values[0], &values[1], &values[2]], [[b, h, nq, d], [b, 2, nk, d], [b, 2, nk, d]]);
     let expected = flash(&BOTTOM_RIGHT, &problem);
     let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude };
     assert!(tolerance.compare(&whole.1, &expected.out).passed());

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{BOTTOM_RIGHT, gpu, random, read, run_all, says, tensor};
+use common::{BOTTOM_RIGHT, gpu, random, read, run_all, says, tensor, tokens};
 use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, merge_cases, random_merge_cases};
 use wgpu_attention::reference::{FlashProblem, flash};
@@ -28,30 +28,15 @@ fn shards_become_the_whole() {
     let q = tensor([1, h, nq, d], &values[0]);
     let mut parts: Vec<(Tensor, Tensor)> = vec![];
     for (start, end) in [(0, 70), (70, 71), (71, 180), (180, 190)] {
-        let shard = |values: &[f32]| {
-            let rows = values.chunks(d * nk).flat_map(|head| head[start * d..end * d].to_vec());
-            tensor([1, h, end - start, d], &rows.collect::<Vec<f32>>())
-        };
-        let (k, v) = (shard(&values[1]), shard(&values[2]));
+        let [k, v] = [&values[1], &values[2]].map(|x| tokens(x, [1, h, nk, d], start..end));
         let window = Window { left: None, right: Some(nk - end) };
         let attention = FlashAttention::new(gpu(), FlashParams { window, ..FlashParams::default() }).unwrap();
         parts.push(block_on(attention.forward_with_lse(&FlashInputs::new(&q, &k, &v))).unwrap());
     }
     let parts: Vec<FlashOutputs> = parts.iter().map(|(out, lse)| FlashOutputs { out, lse }).collect();
     let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
-    let problem = FlashProblem {
-        q: &values[0],
-        k: &values[1],
-        v: &values[2],
-        batch: 1,
-        heads_q: h,
-        heads_kv: h,
-        queries: nq,
-        keys: nk,
-        head_dim: d,
-        value_dim: d,
-        ..FlashProblem::default()
-    };
+    let problem =
+        FlashProblem::new([&values[0], &values[1], &values[2]], [[1, h, nq, d], [1, h, nk, d], [1, h, nk, d]]);
     let expected = flash(&BOTTOM_RIGHT, &problem);
     let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude };
     assert!(tolerance.compare(&read(&out), &expected.out).passed());

@@ -6,8 +6,8 @@ fn write_rows(w: Work, visit: Visit, thread: u32) {
     for (var i = 0u; i < RT; i++) { row_value[i] = l[i]; }
     reduce_rows(true, thread);
     for (var i = 0u; i < RT; i++) {
-        let token = w.tile * BR + row0 + i;
-        if (token < rows_end(w)) {
+        let token = written_token(w, visit, row0 + i);
+        if (token != NONE) {
             // A tile that all its queries see whole is not masked: rows of padding have gathered something there.
             let padding = row_token(visit, row0 + i) == NONE;
             let end = state_finish(select(row_value[i], 0.0, padding), m[i]);

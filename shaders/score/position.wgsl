@@ -3,11 +3,6 @@
 // and ends in log2 units, and `unveiled`, which asks every mask. With no function in use params.q_factor holds the factor
 // log2(e) already, and `score` does nothing.
 
-const MINUS_INFINITY_BITS: u32 = 0xff800000u;
-
-// Positions within the sequence, always below its lengths; `head` is the query head.
-struct Position { batch: u32, head: u32, query: u32, key: u32, queries: u32, keys: u32 }
-
 // A key that a score of −inf hides stays hidden, whatever a caller's function makes of −inf.
 fn still_hidden(before: f32, after: f32) -> f32 {
     return select(after, before, bitcast<u32>(before) == MINUS_INFINITY_BITS);

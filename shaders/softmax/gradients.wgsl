@@ -17,6 +17,11 @@ fn gradient_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
+// What delta.wgsl found of a query. A token past the end has weight 0 everywhere.
+fn stats_of(w: Work, token: u32) -> vec2f {
+    return select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+}
+
 fn take_gradients() {
     for (var i = 0u; i < RT; i++) {
         for (var j = 0u; j < CT; j++) { t[i][j] = s[i][j]; }
@@ -45,9 +50,9 @@ fn masked_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
     for (var i = 0u; i < RT; i++) {
-        let row = row_state(w, visit, row_token(visit, row0 + i));
+        let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < CT; j++) {
-            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            let col = col_state(w, visit, tile, tc + TC * j);
             let known = pair_stats(i, j);
             let raw = s[i][j];
             let x = score(raw, row, col, w);

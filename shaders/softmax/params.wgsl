@@ -1,5 +1,8 @@
 // What the host tells a softmax kernel: written by src/flash/uniforms.rs, the same for every workgroup of a slice.
 
+// No token, no bound.
+const NONE: u32 = 0xffffffffu;
+const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
 const CAUSAL_TOP_LEFT: u32 = 2u;
 
@@ -53,7 +56,6 @@ struct Params {
 
 // Log-sum-exp of a row that has seen nothing, in log2 units, where weights are computed again: exp2(s − UNSEEN) is 0.
 const UNSEEN: f32 = 3e38;
-
 
 struct Work {
     batch: u32,

@@ -23,12 +23,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let w = work_of(workgroup);
     let visit = visit_of(w);
     let count = tile_count(visit);
+    begin_visit(w, visit, thread);
     if (thread == 0u) { atomicStore(&leak, 0u); }
     state_reset();
     // A hidden tile is passed over outside of the body: a CPU's driver walks through all of what a `continue` skips.
     for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
-        var tile = tile_at(visit, i);
-        tile.kind = veiled_kind(w, i, tile.kind);
+        let tile = nth_tile(w, visit, i);
         score_tile(w, visit, tile, thread);
         state_weigh(is_masked(tile), thread);
         accumulate(0u, &o, w, visit, tile, thread);

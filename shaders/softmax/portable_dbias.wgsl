@@ -56,11 +56,9 @@ fn add_tile(w: Work, key_tile: u32, thread: u32) {
     if (key_tile >= visit.first_tile && i < count) {
         let row0 = (thread / TC) * RT;
         for (var r = 0u; r < RT; r++) {
-            let token = row_token(visit, row0 + r);
-            row_stats[r] = select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+            row_stats[r] = stats_of(w, row_token(visit, row0 + r));
         }
-        var tile = tile_at(visit, i);
-        tile.kind = veiled_kind(w, i, tile.kind);
+        let tile = nth_tile(w, visit, i);
         gradient_tile(w, visit, tile, thread);
         for (var r = 0u; r < RT; r++) {
             for (var c = 0u; c < CT; c++) { total[r][c] += t[r][c]; }

@@ -16,6 +16,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     w.kv_head = w.head;
     let visit = visit_of(w);
     let count = tile_count(visit);
+    begin_visit(w, visit, thread);
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
     if (thread == 0u) { atomicStore(&leak, 0u); }
@@ -24,11 +25,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var head = 0u; head < params.heads_together; head++) {
         w.head = w.kv_head * params.heads_together + head;
         for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
-            var tile = tile_at(visit, i);
-            tile.kind = veiled_kind(w, i, tile.kind);
+            let tile = nth_tile(w, visit, i);
             for (var j = 0u; j < CT; j++) {
-                let token = col_token(visit, tile, tc + TC * j);
-                col_stats[j] = select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+                col_stats[j] = stats_of(w, col_token(visit, tile, tc + TC * j));
             }
             gradient_tile(w, visit, tile, thread);
             add_dv(w, visit, tile, thread);
@@ -36,8 +35,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         }
     }
     for (var i = 0u; i < RT; i++) {
-        let token = w.tile * BR + row0 + i;
-        if (token < rows_end(w)) {
+        let token = written_token(w, visit, row0 + i);
+        if (token != NONE) {
             let none = row_token(visit, row0 + i) == NONE;
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;

@@ -14,24 +14,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let w = work_of(workgroup);
     let visit = visit_of(w);
     let count = tile_count(visit);
+    begin_visit(w, visit, thread);
     let row0 = (thread / TC) * RT;
     if (thread == 0u) { atomicStore(&leak, 0u); }
     reset_sums(&dq);
     for (var i = 0u; i < RT; i++) {
-        let token = row_token(visit, row0 + i);
-        row_stats[i] = select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+        row_stats[i] = stats_of(w, row_token(visit, row0 + i));
     }
     for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
-        var tile = tile_at(visit, i);
-        tile.kind = veiled_kind(w, i, tile.kind);
+        let tile = nth_tile(w, visit, i);
         gradient_tile(w, visit, tile, thread);
         give_gradients();
         accumulate(0u, &dq, w, visit, tile, thread);
     }
     let tc = thread % TC;
     for (var i = 0u; i < RT; i++) {
-        let token = w.tile * BR + row0 + i;
-        if (token < rows_end(w)) {
+        let token = written_token(w, visit, row0 + i);
+        if (token != NONE) {
             let none = row_token(visit, row0 + i) == NONE;
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;

@@ -10,6 +10,13 @@ const K_BASE: u32 = BD4 * BR;
 
 var<private> s: array<array<f32, CT>, RT>;
 
+// Tile number i of the visit, with what the masks make of it.
+fn nth_tile(w: Work, visit: Visit, i: u32) -> Tile {
+    var tile = tile_at(visit, i);
+    tile.kind = veiled_kind(w, i, tile.kind);
+    return tile;
+}
+
 // Leaves the scores in `s`, and the workgroup's memory free to write.
 fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let tc = thread % TC;
@@ -70,9 +77,9 @@ fn is_masked(tile: Tile) -> bool {
 
 fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
     for (var i = 0u; i < RT; i++) {
-        let row = row_state(w, visit, row_token(visit, row0 + i));
+        let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < CT; j++) {
-            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            let col = col_state(w, visit, tile, tc + TC * j);
             let x = score(s[i][j], row, col, w);
             s[i][j] = select(x, MASKED, bitcast<u32>(x) == MINUS_INFINITY_BITS);
         }
@@ -81,9 +88,9 @@ fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
 
 fn hide_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
     for (var i = 0u; i < RT; i++) {
-        let row = row_state(w, visit, row_token(visit, row0 + i));
+        let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < CT; j++) {
-            let col = col_state(w, col_token(visit, tile, tc + TC * j));
+            let col = col_state(w, visit, tile, tc + TC * j);
             let seen = visible(row, col) & unveiled(row, col, w) & (bitcast<u32>(s[i][j]) != MINUS_INFINITY_BITS);
             s[i][j] = select(MASKED, s[i][j], seen);
         }

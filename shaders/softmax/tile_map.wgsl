@@ -15,6 +15,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let w = work_of(workgroup);
     let visit = visit_of(w);
     let count = tile_count(visit);
+    begin_visit(w, visit, thread);
     for (var first = 0u; first < count; first += TILES_PER_WORD) {
         if (thread == 0u) { atomicStore(&found, 0u); }
         workgroupBarrier();
@@ -31,14 +32,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
 
 // What this thread finds: a row of the tile, and every (WG / BR)-th key.
 fn tile_bits(w: Work, visit: Visit, tile: Tile, thread: u32) -> u32 {
-    let token = row_token(visit, thread % BR);
-    if (token == NONE) { return 0u; }
-    let row = row_state(w, visit, token);
+    if (row_token(visit, thread % BR) == NONE) { return 0u; }
+    let row = row_state(w, visit, thread % BR);
     var bits = 0u;
     for (var c = thread / BR; c < BC; c += WG / BR) {
-        let key = col_token(visit, tile, c);
-        let col = col_state(w, key);
-        let seen = (key != NONE) & visible(row, col) & unveiled(row, col, w);
+        let col = col_state(w, visit, tile, c);
+        let seen = visible(row, col) & unveiled(row, col, w);
         bits |= select(2u, 1u, seen);
     }
     return bits;

@@ -174,20 +174,10 @@ impl FlashCase {
 
     fn problem<'a>(&'a self, [q, k, v]: &'a [Vec<f32>; 3]) -> FlashProblem<'a> {
         FlashProblem {
-            q,
-            k,
-            v,
-            batch: self.batch,
-            heads_q: self.heads.0,
-            heads_kv: self.heads.1,
-            queries: self.lengths.0,
-            keys: self.lengths.1,
-            head_dim: self.dims.0,
-            value_dim: self.dims.1,
             seqlens_q: self.seqlens_q.as_deref(),
             seqlens_k: self.seqlens_k.as_deref(),
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
-            ..FlashProblem::default()
+            ..FlashProblem::new([q, k, v], self.shapes())
         }
     }
 

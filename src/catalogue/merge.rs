@@ -134,7 +134,7 @@ impl Case for MergeCase {
         Box::pin(async move {
             let prepared = self.prepare(gpu).await?;
             let (parts, outputs) = prepared.arguments();
-            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder = gpu.encoder();
             prepared.merge.encode(&mut encoder, &parts, &outputs)?;
             gpu.submit(encoder).await?;
             let (out, lse) = self.expected();

@@ -139,12 +139,9 @@ impl FlashBackwardShapes {
         let mut arguments = self.arguments(Side::Queries, &OF_BIAS);
         for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
             argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
-            // Packed sequences lie in one batch entry, whatever is repeated.
-            let own = ["bias", "mask"].contains(&argument.name) || self.forward.packed().is_none();
-            argument.whole = bias[0] != pairs[0] || !own;
-        }
-        for argument in arguments.iter_mut().filter(|argument| ["bias", "mask"].contains(&argument.name)) {
-            argument.whole = bias[0] != pairs[0];
+            // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
+            let tokens = !["bias", "mask"].contains(&argument.name);
+            argument.whole = bias[0] != pairs[0] || (tokens && self.forward.packed().is_some());
         }
         arguments
     }

@@ -1,10 +1,11 @@
 //! What will run for given params and shapes: decided without a GPU.
 
-use super::stage::{Pass, Stage};
+use super::dense::Dense;
+use super::stage::{Pass, Setup, Stage};
 use super::{FlashParams, FlashShapes, check_params, check_shapes};
 use crate::arguments::Argument;
 use crate::shader::AccessKind;
-use crate::softmax::Portable;
+use crate::tiles::Tiles;
 use crate::{Caps, Layout, Result, Slice};
 use std::fmt;
 
@@ -12,7 +13,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlashPlan {
     pub(super) stage: Stage,
-    engine: Portable,
+    heading: String,
 }
 
 impl FlashPlan {
@@ -22,14 +23,20 @@ impl FlashPlan {
     /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device
     /// that has too little.
     pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
+        Self::of(caps, &Dense, params, shapes)
+    }
+
+    /// For another visiting order.
+    pub(crate) fn of(caps: &Caps, tiles: &dyn Tiles, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
         check_params(caps, params)?;
         check_shapes(shapes)?;
         let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);
-        let engine = Portable::plan(caps, "flash", head_dim, value_dim)?;
+        let engine = tiles.engine(caps, tiles.family(), head_dim, value_dim)?;
+        let setup = Setup { caps, tiles, params, shapes, engine: &engine };
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let flops = 2.0 * (head_dim + value_dim) as f64;
-        let stage = Stage::plan(caps, params, shapes, &engine, Pass::Forward, arguments(shapes), flops)?;
-        Ok(Self { stage, engine })
+        let stage = Stage::plan(&setup, Pass::Forward, arguments(shapes), flops)?;
+        Ok(Self { stage, heading: setup.heading() })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
@@ -65,7 +72,7 @@ fn arguments(shapes: &FlashShapes) -> Vec<Argument> {
 
 impl fmt::Display for FlashPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "flash, {}", self.engine)?;
+        write!(f, "{}", self.heading)?;
         write!(f, "; {} slice{}", self.slices().len(), if self.slices().len() == 1 { "" } else { "s" })?;
         if let Some(note) = &self.stage.masks {
             write!(f, "; {note}")?;

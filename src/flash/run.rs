@@ -214,7 +214,7 @@ impl FlashPrepared {
         let gpu = self.stage.gpu();
         let mut verdict = None;
         for slice in 0..self.plan.slices().len() {
-            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder = gpu.encoder();
             self.encode_slice(&mut encoder, slice, inputs, outputs)?;
             if verdict.is_none() {
                 verdict = self.stage.verdict(&mut encoder, &self.shapes).await?;
@@ -242,7 +242,7 @@ impl FlashPrepared {
     /// [`Error::Argument`] that names the offset; [`Error::DeviceLost`].
     pub async fn check_offsets(&self) -> Result<()> {
         let gpu = self.stage.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = gpu.encoder();
         let Some(verdict) = self.stage.verdict(&mut encoder, &self.shapes).await? else { return Ok(()) };
         gpu.submit(encoder).await?;
         verdict.ask(gpu).await
@@ -267,17 +267,16 @@ impl FlashPrepared {
 impl FlashShapes {
     /// Inputs that are not tensors, and whether the others are there.
     pub(super) fn check_as_prepared(&self, inputs: &FlashInputs) -> Result<()> {
-        let shapes = self;
         for (name, given, prepared) in
-            [("seqlens_q", inputs.seqlens_q, &shapes.seqlens_q), ("seqlens_k", inputs.seqlens_k, &shapes.seqlens_k)]
+            [("seqlens_q", inputs.seqlens_q, &self.seqlens_q), ("seqlens_k", inputs.seqlens_k, &self.seqlens_k)]
         {
             if given != prepared.as_deref() {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
         for (name, given, prepared) in [
-            ("cu_seqlens_q", inputs.cu_seqlens_q, &shapes.cu_seqlens_q),
-            ("cu_seqlens_k", inputs.cu_seqlens_k, &shapes.cu_seqlens_k),
+            ("cu_seqlens_q", inputs.cu_seqlens_q, &self.cu_seqlens_q),
+            ("cu_seqlens_k", inputs.cu_seqlens_k, &self.cu_seqlens_k),
         ] {
             let given = given.as_ref().map(CuSeqlens::shape);
             // Where a tensor of offsets lies is checked with the other tensors.
@@ -291,7 +290,7 @@ impl FlashShapes {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
-        for (name, given, prepared) in [("bias", inputs.bias, &shapes.bias), ("mask", inputs.mask, &shapes.mask)] {
+        for (name, given, prepared) in [("bias", inputs.bias, &self.bias), ("mask", inputs.mask, &self.mask)] {
             if given.is_some() != prepared.is_some() {
                 let (given, prepared) = (given.map(Tensor::layout), prepared.as_ref());
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));

@@ -11,8 +11,9 @@ use crate::shader::file;
 use crate::slices::cut;
 use crate::softmax::Portable;
 use crate::tensor::Verdict;
+use crate::tiles::Tiles;
 use crate::{Caps, CuSeqlensShape, Gpu, Result, Slice, Tensor};
-use parts::{Parts, slopes};
+use parts::{Parts, Work, slopes};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,13 +42,18 @@ impl Pass {
 
     fn name(self) -> &'static str {
         match self {
-            Pass::Forward => "flash portable",
-            Pass::Queries => "flash portable dq",
-            Pass::KeysAndValues => "flash portable dk dv",
-            Pass::Keys => "flash portable dk",
-            Pass::Values => "flash portable dv",
-            Pass::Bias => "flash portable dbias",
+            Pass::Forward => "portable",
+            Pass::Queries => "portable dq",
+            Pass::KeysAndValues => "portable dk dv",
+            Pass::Keys => "portable dk",
+            Pass::Values => "portable dv",
+            Pass::Bias => "portable dbias",
         }
+    }
+
+    /// What a gradient pass computes, in words.
+    pub fn gradients(self) -> &'static str {
+        self.name().trim_start_matches("portable").trim_start()
     }
 
     fn files(self) -> Vec<&'static str> {
@@ -63,9 +69,28 @@ impl Pass {
     }
 }
 
+/// What all stages of a call are planned for: params and tensors that are checked to fit together.
+#[derive(Clone, Copy)]
+pub(super) struct Setup<'a> {
+    pub caps: &'a Caps,
+    pub tiles: &'a dyn Tiles,
+    pub params: &'a FlashParams,
+    pub shapes: &'a FlashShapes,
+    pub engine: &'a Portable,
+}
+
+impl Setup<'_> {
+    /// Family, tiles and engine in words.
+    pub fn heading(&self) -> String {
+        let tiles = self.tiles.describe(self.engine).map_or(String::new(), |tiles| format!("{tiles}; "));
+        format!("{}, {tiles}{}", self.tiles.family(), self.engine)
+    }
+}
+
 /// A stage as planned.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stage {
+    pub pass: Pass,
     pub main: Kernel,
     /// Finds out which tiles the masks leave anything of.
     pub map: Option<Kernel>,
@@ -84,48 +109,25 @@ pub(super) struct Stage {
 const TILES_PER_WORD: usize = 16;
 
 impl Stage {
-    /// Plans a pass over tensors that are checked to fit together. A tile costs `flops_per_pair` for each pair of its rows
-    /// and columns.
-    pub fn plan(
-        caps: &Caps,
-        params: &FlashParams,
-        shapes: &FlashShapes,
-        engine: &Portable,
-        pass: Pass,
-        arguments: Vec<Argument>,
-        flops_per_pair: f64,
-    ) -> Result<Self> {
-        let [batch, heads_q, queries, _] = shapes.q.shape;
-        let [_, heads_kv, keys, _] = shapes.k.shape;
+    /// Plans a pass. A pair of a row and a column costs `flops_per_pair`.
+    pub fn plan(setup: &Setup, pass: Pass, arguments: Vec<Argument>, flops_per_pair: f64) -> Result<Self> {
+        let Setup { caps, params, shapes, engine, .. } = *setup;
+        let [_, heads_q, queries, _] = shapes.q.shape;
+        let keys = shapes.k.shape[2];
         let slopes = slopes(params, heads_q)?;
-        let (side, tile) = (pass.side(), engine.rows as usize);
-        let packed = shapes.packed().map(|sides| Schedule::plan(caps, sides, [queries, keys], side, tile));
-        let packed = packed.transpose()?;
-        let mut parts = Parts { caps, params, shapes, engine, pass, slopes, packed, map: None };
-        let pairs = shapes.pairs();
-        let (heads, group, all_cols, longest) = match side {
-            Side::Queries => (heads_q, 1, keys, pairs[3]),
-            Side::Keys => (heads_kv, heads_q / heads_kv, queries, pairs[2]),
-        };
-        let bias = parts.bias_division();
-        let [bias_batch, bias_heads, ..] = shapes.bias_shape();
-        let (batch, heads) = if pass == Pass::Bias { (bias_batch, bias_heads) } else { (batch, heads) };
-        let (tiles, cols) = match &parts.packed {
-            _ if pass == Pass::Bias => {
-                let query_tiles = pairs[2].div_ceil(tile) / bias.together[2].max(1);
-                (query_tiles * bias.key_tiles, engine.cols as usize * bias.together.iter().product::<usize>())
-            }
-            Some(schedule) => (schedule.items, schedule.cols),
-            None => (parts.rows().div_ceil(tile), all_cols),
-        };
-        let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
+        let side = pass.side();
+        let packed =
+            shapes.packed().map(|sides| Schedule::plan(caps, sides, [queries, keys], side, engine.rows as usize));
+        let mut parts = Parts { setup: *setup, pass, slopes, packed: packed.transpose()?, map: None };
+        let Work { batches, heads, group, tiles, cols, visited } = parts.work();
+        let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
-        let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
+        let slices = if batches == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
 
-        let words = longest.div_ceil(engine.cols as usize).div_ceil(TILES_PER_WORD).max(1);
+        let words = visited.div_ceil(TILES_PER_WORD).max(1);
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
-        let map_bytes = 4 * (batch * tiles * strides[0]) as u64;
+        let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
         // The gradient of a bias goes by tiles of keys, not by visits: it has no use for a map.
         let masks = (parts.chain().masks_hide() && pass != Pass::Bias).then(|| {
             parts.map = Some(strides);
@@ -143,7 +145,7 @@ impl Stage {
         });
         let main = parts.main(arguments, &slices);
         let buffers = main.shader.storage_buffers();
-        caps.within("flash", "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+        caps.within(setup.tiles.family(), "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
         let heads_of = |s: &Slice| if by_head { s.heads.start * group..s.heads.end * group } else { 0..1 };
         let map_slices: Vec<Slice> = slices.iter().map(|s| Slice { heads: heads_of(s), ..s.clone() }).collect();
         let map = parts.map.map(|_| parts.map(&map_slices));
@@ -157,7 +159,7 @@ impl Stage {
             schedule = Some(*kernel);
             scratch.extend([("sequences", 16 * entries as u64), ("problem", 16)]);
         }
-        Ok(Self { main, map, schedule, scratch, slices, map_slices, masks })
+        Ok(Self { pass, main, map, schedule, scratch, slices, map_slices, masks })
     }
 
     /// The kernels in the order in which they run.

@@ -30,19 +30,9 @@ pub fn check(
     let [q, k, v] = all.each_ref().map(|x| block_on(Tensor::upload(gpu, [1, HEADS, N, D], DType::F32, x)).unwrap());
     let out = block_on(async { FlashAttention::new(gpu, params)?.forward(&q, &k, &v).await?.read().await }).unwrap();
     let problem = FlashProblem {
-        q: &all[0],
-        k: &all[1],
-        v: &all[2],
-        batch: 1,
-        heads_q: HEADS,
-        heads_kv: HEADS,
-        queries: N,
-        keys: N,
-        head_dim: D,
-        value_dim: D,
         score_mod: Some(score_mod),
         mask_mod: Some(mask_mod),
-        ..Default::default()
+        ..FlashProblem::new(all.each_ref().map(|x| &x[..]), [[1, HEADS, N, D]; 3])
     };
     let expected = flash(&known, &problem);
     assert!(Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: expected.magnitude }.compare(&out, &expected.out).passed());

@@ -57,6 +57,16 @@ pub struct FlashProblem<'a> {
     pub mask_mod: Option<&'a dyn Fn(At) -> bool>,
 }
 
+impl<'a> FlashProblem<'a> {
+    /// q, k and v of these shapes, in full length.
+    pub fn new([q, k, v]: [&'a [f32]; 3], [of_q, of_k, of_v]: [[usize; 4]; 3]) -> Self {
+        let [batch, heads_q, queries, head_dim] = of_q;
+        let [_, heads_kv, keys, _] = of_k;
+        let value_dim = of_v[3];
+        Self { q, k, v, batch, heads_q, heads_kv, queries, keys, head_dim, value_dim, ..Self::default() }
+    }
+}
+
 /// What [`flash`] computes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlashReference {
@@ -90,10 +100,7 @@ fn sees(params: &FlashParams, i: usize, j: usize, queries: usize, keys: usize) -
 /// use wgpu_attention::reference::{FlashProblem, flash};
 /// use wgpu_attention::FlashParams;
 /// let (q, k, v) = ([1.0], [0.0, f32::ln(3.0)], [0.0, 4.0]);
-/// let problem = FlashProblem {
-///     q: &q, k: &k, v: &v, batch: 1, heads_q: 1, heads_kv: 1, queries: 1, keys: 2, head_dim: 1, value_dim: 1,
-///     ..Default::default()
-/// };
+/// let problem = FlashProblem::new([&q, &k, &v], [[1, 1, 1, 1], [1, 1, 2, 1], [1, 1, 2, 1]]);
 /// let result = flash(&FlashParams::default(), &problem); // weights 1/4 and 3/4
 /// assert!((result.out[0] - 3.0).abs() < 1e-6 && (result.lse[0] - 4f64.ln()).abs() < 1e-6);
 /// ```
@@ -344,21 +351,8 @@ mod tests {
         let score_mod_grad = |s: f64, _: At, d: f64| 0.7 * d * (0.7 * s).cos();
         let mask_mod = |at: At| (at.query + at.key) % 4 != 1;
         fn problem<'a>([q, k, v, bias]: &'a [Vec<f32>; 4]) -> FlashProblem<'a> {
-            FlashProblem {
-                q,
-                k,
-                v,
-                batch: 2,
-                heads_q: 4,
-                heads_kv: 2,
-                queries: 5,
-                keys: 7,
-                head_dim: 3,
-                value_dim: 4,
-                seqlens_k: Some(&[7, 4]),
-                bias: Some(bias),
-                ..FlashProblem::default()
-            }
+            let whole = FlashProblem::new([q, k, v], [[2, 4, 5, 3], [2, 2, 7, 3], [2, 2, 7, 4]]);
+            FlashProblem { seqlens_k: Some(&[7, 4]), bias: Some(bias), ..whole }
         }
         let loss = |inputs: &[Vec<f32>; 4]| -> f64 {
             let p = FlashProblem { score_mod: Some(&score_mod), mask_mod: Some(&mask_mod), ..problem(inputs) };

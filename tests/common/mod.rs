@@ -3,6 +3,7 @@
 //! memory there is), any of them or none.
 #![allow(dead_code)] // each test program uses its part
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use wgpu_attention::catalogue::{Case, normal};
 use wgpu_attention::{Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
@@ -44,6 +45,12 @@ pub fn gpu() -> &'static Gpu {
 /// A contiguous tensor.
 pub fn tensor(shape: [usize; 4], values: &[f32]) -> Tensor {
     pollster::block_on(Tensor::upload(gpu(), shape, DType::F32, values)).expect("a valid tensor")
+}
+
+/// Some of the tokens of every head.
+pub fn tokens(values: &[f32], [batch, heads, n, d]: [usize; 4], which: Range<usize>) -> Tensor {
+    let rows = values.chunks(n * d).flat_map(|head| &head[which.start * d..which.end * d]);
+    tensor([batch, heads, which.len(), d], &rows.copied().collect::<Vec<f32>>())
 }
 
 pub fn read(tensor: &Tensor) -> Vec<f32> {

@@ -4,13 +4,14 @@ use super::FlashBackwardShapes;
 use crate::arguments::bind;
 use crate::dispatch::Kernel;
 use crate::error::require;
-use crate::flash::stage::{Pass, Stage};
+use crate::flash::dense::Dense;
+use crate::flash::stage::{Pass, Setup, Stage};
 use crate::flash::uniforms::{BiasDivision, Division, uniforms};
 use crate::flash::{FlashParams, check_params};
 use crate::packed::Side;
 use crate::shader::{Binding, Shader, file};
 use crate::slices::cut;
-use crate::softmax::Portable;
+use crate::tiles::Tiles;
 use crate::{Caps, Error, Layout, Result, Slice};
 
 pub(super) const OF_DELTA: [&str; 4] = ["out", "dout", "lse", "dlse"];
@@ -27,12 +28,10 @@ const DELTA_THREADS: u32 = 64;
 pub struct FlashBackwardPlan {
     pub(super) delta: Kernel,
     pub(super) delta_slices: Vec<Slice>,
-    pub(super) queries: Stage,
-    /// One for both gradients, or one each.
-    pub(super) keys: Vec<(Stage, &'static [&'static str])>,
-    pub(super) bias: Option<Stage>,
+    /// dq, then dk and dv in one pass or in two, then dbias where there is one; each with the names of its tensors.
+    pub(super) stages: Vec<(Stage, &'static [&'static str])>,
     pub(super) stats_bytes: u64,
-    engine: Portable,
+    heading: String,
 }
 
 impl FlashBackwardPlan {
@@ -42,6 +41,16 @@ impl FlashBackwardPlan {
     /// [`Error::Argument`] for params or shapes that do not fit together, and for a hook that changes scores and has no
     /// gradient; [`Error::Limit`] for a device that has too little.
     pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashBackwardShapes) -> Result<Self> {
+        Self::of(caps, &Dense, params, shapes)
+    }
+
+    /// For another visiting order.
+    pub(crate) fn of(
+        caps: &Caps,
+        tiles: &dyn Tiles,
+        params: &FlashParams,
+        shapes: &FlashBackwardShapes,
+    ) -> Result<Self> {
         check_params(caps, params)?;
         shapes.check()?;
         for (i, hook) in params.score_mod.iter().enumerate() {
@@ -52,69 +61,65 @@ impl FlashBackwardPlan {
         let forward = &shapes.forward;
         let [batch, heads, queries, head_dim] = forward.q.shape;
         let value_dim = forward.v.shape[3];
-        let engine = Portable::plan(caps, "flash backward", head_dim, head_dim.max(value_dim))?;
+        let what = format!("{} backward", tiles.family());
+        let engine = tiles.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
         for name in ["dq", "dk", "dv"] {
             let end = shapes.layout(name).map_or(Ok(0..0), Layout::byte_span)?.end;
             caps.within(name, "maxBufferSize", end, caps.buffer_bytes)?;
         }
         let stats_bytes = 8 * (batch * heads * queries) as u64;
-        caps.within("flash backward", "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
-        let stage = |pass: Pass, names: &[&'static str], flops: usize| {
-            let arguments = shapes.arguments(pass.side(), names);
-            Stage::plan(caps, params, forward, &engine, pass, arguments, 2.0 * flops as f64)
+        caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
+        let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine };
+        let stage = |pass: Pass, names: &'static [&'static str], flops: usize| -> Result<_> {
+            let arguments = match pass {
+                Pass::Bias => shapes.bias_arguments(),
+                _ => shapes.arguments(pass.side(), names),
+            };
+            Ok((Stage::plan(&setup, pass, arguments, 2.0 * flops as f64)?, names))
         };
-        let queries = stage(Pass::Queries, &OF_QUERIES, 2 * head_dim + value_dim)?;
+        let mut stages = vec![stage(Pass::Queries, &OF_QUERIES, 2 * head_dim + value_dim)?];
         // Where a device binds too few buffers for both gradients, each comes alone.
-        let keys = match stage(Pass::KeysAndValues, &OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
-            Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => vec![
-                (stage(Pass::Keys, &OF_KEYS, 2 * head_dim + value_dim)?, &OF_KEYS[..]),
-                (stage(Pass::Values, &OF_VALUES, head_dim + 2 * value_dim)?, &OF_VALUES[..]),
-            ],
-            both => vec![(both?, &OF_KEYS_AND_VALUES[..])],
-        };
-        let bias = match &shapes.dbias {
-            None => None,
-            Some(_) => {
-                let flops = 2.0 * (head_dim + value_dim) as f64;
-                Some(Stage::plan(caps, params, forward, &engine, Pass::Bias, shapes.bias_arguments(), flops)?)
+        match stage(Pass::KeysAndValues, &OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
+            Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => {
+                stages.push(stage(Pass::Keys, &OF_KEYS, 2 * head_dim + value_dim)?);
+                stages.push(stage(Pass::Values, &OF_VALUES, head_dim + 2 * value_dim)?);
             }
-        };
-        let (delta, delta_slices) = delta(caps, params, shapes, &engine)?;
-        Ok(Self { delta, delta_slices, queries, keys, bias, stats_bytes, engine })
+            both => stages.push(both?),
+        }
+        if shapes.dbias.is_some() {
+            stages.push(stage(Pass::Bias, &OF_BIAS, head_dim + value_dim)?);
+        }
+        let (delta, delta_slices) = delta(caps, params, shapes)?;
+        let heading = setup.heading().replacen(tiles.family(), &what, 1);
+        Ok(Self { delta, delta_slices, stages, stats_bytes, heading })
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        let kernels = [&self.delta]
-            .into_iter()
-            .chain(self.queries.kernels())
-            .chain(self.keys.iter().flat_map(|(stage, _)| stage.kernels()));
-        let kernels = kernels.chain(self.bias.iter().flat_map(Stage::kernels));
+        let kernels = std::iter::once(&self.delta).chain(self.stages.iter().flat_map(|(stage, _)| stage.kernels()));
         kernels.map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
     }
 }
 
 impl std::fmt::Display for FlashBackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (queries, keys) = (self.queries.slices.len(), self.keys[0].0.slices.len());
-        write!(f, "flash backward, {}; {queries} slices for queries, {keys} for keys and values", self.engine)?;
-        if self.keys.len() > 1 {
+        write!(f, "{}", self.heading)?;
+        for (stage, _) in &self.stages {
+            let (slices, pass) = (stage.slices.len(), stage.pass.gradients());
+            write!(f, "; {slices} slice{} for {pass}", if slices == 1 { "" } else { "s" })?;
+        }
+        if self.stages.iter().any(|(stage, _)| stage.pass == Pass::Keys) {
             write!(f, "; dk and dv apart: together they need more storage buffers than there are")?;
         }
-        if let Some(masks) = &self.queries.masks {
+        if let Some(masks) = self.stages.iter().find_map(|(stage, _)| stage.masks.as_ref()) {
             write!(f, "; {masks}")?;
         }
         Ok(())
     }
 }
 
-fn delta(
-    caps: &Caps,
-    params: &FlashParams,
-    shapes: &FlashBackwardShapes,
-    engine: &Portable,
-) -> Result<(Kernel, Vec<Slice>)> {
-    let [batch, heads, queries, head_dim] = shapes.forward.q.shape;
+fn delta(caps: &Caps, params: &FlashParams, shapes: &FlashBackwardShapes) -> Result<(Kernel, Vec<Slice>)> {
+    let [batch, heads, queries, _] = shapes.forward.q.shape;
     let value_dim = shapes.forward.v.shape[3];
     let arguments = shapes.arguments(Side::Queries, &OF_DELTA);
     let tiles = queries.div_ceil(DELTA_THREADS as usize);
@@ -123,10 +128,8 @@ fn delta(
     let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
     let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
     let (bindings, accesses) = bind(caps, &arguments, vec![Binding::Uniform { name: "params", ty: "Params" }, table]);
-    let mut constants = engine.constants(head_dim, value_dim);
-    constants.iter_mut().filter(|(name, _)| *name == "WG").for_each(|(_, threads)| *threads = DELTA_THREADS);
-    constants.push(("NONE", u32::MAX));
-    constants.push(("MINUS_INFINITY_BITS", f32::NEG_INFINITY.to_bits()));
+    let width = value_dim as u32;
+    let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4))];
     let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ELEMENT];
     files.extend(shapes.dlse.is_none().then_some(file::NO_DLSE));
     let division = Division {

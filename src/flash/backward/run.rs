@@ -1,6 +1,6 @@
 //! From a plan to gradients, in the caller's encoders.
 
-use super::plan::{OF_BIAS, OF_DELTA, OF_QUERIES};
+use super::plan::OF_DELTA;
 use super::{FlashBackwardPlan, FlashBackwardShapes, FlashGradients, FlashOutputGradients, NAMES, slots};
 #[cfg(doc)]
 use crate::Error;
@@ -15,9 +15,7 @@ use crate::{CuSeqlens, Result, Tensor};
 #[derive(Debug)]
 pub struct FlashBackwardPrepared {
     delta: Launch,
-    queries: StagePrepared,
-    keys: Vec<StagePrepared>,
-    bias: Option<StagePrepared>,
+    stages: Vec<StagePrepared>,
     shapes: FlashBackwardShapes,
     plan: FlashBackwardPlan,
 }
@@ -58,17 +56,10 @@ impl FlashBackwardPrepared {
     ) -> Result<()> {
         let work = Work::new(self, inputs, outputs, from, to)?;
         self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())?;
-        for (stage, tensors) in self.stages(&work) {
+        for (stage, tensors) in self.stages.iter().zip(&work.stages) {
             stage.encode(pass, tensors, inputs.mask, &work.offsets, 0..stage.slices().len())?;
         }
         Ok(())
-    }
-
-    /// The stages behind the first, with their tensors.
-    fn stages<'a, 'b>(&'a self, work: &'a Work<'b>) -> impl Iterator<Item = (&'a StagePrepared, &'a [&'b Tensor])> {
-        let bias = self.bias.iter().map(|bias| (bias, work.bias.as_slice()));
-        let keys = self.keys.iter().zip(&work.keys).map(|(keys, tensors)| (keys, tensors.as_slice()));
-        [(&self.queries, work.queries.as_slice())].into_iter().chain(keys).chain(bias)
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -94,11 +85,11 @@ impl FlashBackwardPrepared {
         to: &FlashGradients,
     ) -> Result<Option<Verdict>> {
         let work = Work::new(self, inputs, outputs, from, to)?;
-        let gpu = self.queries.gpu();
+        let gpu = self.delta.gpu();
         let mut verdict = None;
-        for (stage, tensors) in self.stages(&work) {
+        for (stage, tensors) in self.stages.iter().zip(&work.stages) {
             for slice in 0..stage.slices().len() {
-                let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                let mut encoder = gpu.encoder();
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 // Little work, and made anew in every command buffer, because others may use its table in between.
                 self.delta.encode(&mut pass, &work.delta, 0..self.delta.slices().len())?;
@@ -117,9 +108,7 @@ impl FlashBackwardPrepared {
 /// The tensors of each kernel, checked.
 struct Work<'a> {
     delta: Vec<&'a Tensor>,
-    queries: Vec<&'a Tensor>,
-    keys: Vec<Vec<&'a Tensor>>,
-    bias: Vec<&'a Tensor>,
+    stages: Vec<Vec<&'a Tensor>>,
     offsets: Vec<&'a Tensor>,
 }
 
@@ -131,7 +120,7 @@ impl<'a> Work<'a> {
         from: &FlashOutputGradients<'a>,
         to: &'a FlashGradients,
     ) -> Result<Self> {
-        prepared.queries.gpu().alive()?;
+        prepared.delta.gpu().alive()?;
         prepared.shapes.forward.check_as_prepared(inputs)?;
         let has = |tensor: Option<&Tensor>| if tensor.is_some() { "set" } else { "unset" };
         let same = from.dlse.is_some() == prepared.shapes.dlse.is_some();
@@ -142,12 +131,12 @@ impl<'a> Work<'a> {
         };
         let offsets = [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k];
         let offsets = offsets.into_iter().flatten().filter_map(CuSeqlens::tensor).collect();
-        let keys = prepared.plan.keys.iter().map(|(_, names)| of(names)).collect();
-        let work = Self { delta: of(&OF_DELTA), queries: of(&OF_QUERIES), keys, bias: of(&OF_BIAS), offsets };
-        let same = to.dbias.is_some() == prepared.bias.is_some();
+        let stages = prepared.plan.stages.iter().map(|(_, names)| of(names)).collect();
+        let work = Self { delta: of(&OF_DELTA), stages, offsets };
+        let same = to.dbias.is_some() == prepared.shapes.dbias.is_some();
         require(same, "dbias", has(to.dbias.as_ref()), "set or unset as prepared")?;
         prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
-        for (stage, tensors) in prepared.stages(&work) {
+        for (stage, tensors) in prepared.stages.iter().zip(&work.stages) {
             stage.check(tensors, &(0..stage.slices().len()))?;
         }
         Ok(work)
@@ -165,15 +154,10 @@ impl FlashAttention {
         let plan = FlashBackwardPlan::new(gpu.caps(), self.params(), shapes)?;
         let tables = scratch(gpu, &[("stats", plan.stats_bytes)]).await?;
         let delta = Launch::prepare(gpu, &plan.delta, &plan.delta_slices, &tables).await?;
-        let queries = StagePrepared::new(gpu, &plan.queries, &tables).await?;
-        let mut keys = Vec::new();
-        for (stage, _) in &plan.keys {
-            keys.push(StagePrepared::new(gpu, stage, &tables).await?);
+        let mut stages = Vec::new();
+        for (stage, _) in &plan.stages {
+            stages.push(StagePrepared::new(gpu, stage, &tables).await?);
         }
-        let bias = match &plan.bias {
-            Some(bias) => Some(StagePrepared::new(gpu, bias, &tables).await?),
-            None => None,
-        };
-        Ok(FlashBackwardPrepared { delta, queries, keys, bias, shapes: shapes.clone(), plan })
+        Ok(FlashBackwardPrepared { delta, stages, shapes: shapes.clone(), plan })
     }
 }

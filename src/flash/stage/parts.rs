@@ -1,6 +1,6 @@
 //! What the kernels of a stage are made of: tables, files, the chain of functions that change a score.
 
-use super::Pass;
+use super::{Pass, Setup};
 use crate::arguments::{Argument, bind};
 use crate::dispatch::Kernel;
 use crate::error::require;
@@ -9,8 +9,8 @@ use crate::flash::{FlashParams, FlashShapes};
 use crate::hook;
 use crate::packed::{Schedule, ScheduleTable, Side};
 use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
-use crate::softmax::Portable;
-use crate::{Caps, Result, Slice};
+use crate::tiles::Extent;
+use crate::{Result, Slice};
 
 /// ALiBi's slopes, four a row.
 pub(super) fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
@@ -31,12 +31,23 @@ fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> 
     (Binding::Table { name, ty, length, write: false }, Some(bytes))
 }
 
+/// The work of a pass.
+pub(super) struct Work {
+    pub batches: usize,
+    /// Heads that workgroups own, and heads on the other side to one of them.
+    pub heads: usize,
+    pub group: usize,
+    /// Tiles of a batch entry and head.
+    pub tiles: usize,
+    /// Columns that a tile visits, on average.
+    pub cols: usize,
+    /// Tiles of columns that one visits, at most.
+    pub visited: usize,
+}
+
 /// What the kernels are made of.
 pub(super) struct Parts<'a> {
-    pub caps: &'a Caps,
-    pub params: &'a FlashParams,
-    pub shapes: &'a FlashShapes,
-    pub engine: &'a Portable,
+    pub setup: Setup<'a>,
     pub pass: Pass,
     pub slopes: Option<Vec<[f32; 4]>>,
     pub packed: Option<Schedule>,
@@ -46,13 +57,13 @@ pub(super) struct Parts<'a> {
 
 impl Parts<'_> {
     pub fn chain(&self) -> Chain {
-        let FlashParams { softcap, score_mod, mask_mod, .. } = self.params;
+        let FlashParams { softcap, score_mod, mask_mod, .. } = self.setup.params;
         let softcap = softcap.map(|_| "softcap");
         let alibi = self.slopes.as_ref().map(|_| "alibi");
-        let bias = self.shapes.bias.as_ref().map(|_| "bias");
+        let bias = self.setup.shapes.bias.as_ref().map(|_| "bias");
         Chain {
             scores: softcap.into_iter().chain(alibi).chain(bias).collect(),
-            masks: self.shapes.mask.iter().map(|_| "mask").collect(),
+            masks: self.setup.shapes.mask.iter().map(|_| "mask").collect(),
             hooks: hook::place(score_mod, mask_mod),
             gradient: match self.pass {
                 Pass::Forward => None,
@@ -64,7 +75,7 @@ impl Parts<'_> {
 
     /// Whether a mask may hide something else from one head than from another.
     pub fn masks_differ_by_head(&self) -> bool {
-        let mask = self.shapes.mask.as_ref().is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1);
+        let mask = self.setup.shapes.mask.as_ref().is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1);
         mask || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
     }
 
@@ -80,7 +91,7 @@ impl Parts<'_> {
 
     /// The table of sequences, and the file that reads it.
     fn sequences(&self) -> ((Binding, Option<Vec<u8>>), &'static str) {
-        let [batch, _, queries, _] = self.shapes.q.shape;
+        let [batch, _, queries, _] = self.setup.shapes.q.shape;
         let storage = |contents| {
             let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
             ((binding, contents), file::WORKGROUPS_PACKED)
@@ -90,7 +101,7 @@ impl Parts<'_> {
             Some(ScheduleTable::Gpu(_)) => storage(None),
             None => {
                 let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-                let FlashShapes { seqlens_q, seqlens_k, k, .. } = self.shapes;
+                let FlashShapes { seqlens_q, seqlens_k, k, .. } = self.setup.shapes;
                 let rows: Vec<[u32; 4]> = (0..batch)
                     .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
                     .collect();
@@ -108,13 +119,13 @@ impl Parts<'_> {
         chain: Chain,
         slices: &[Slice],
     ) -> Kernel {
-        let [batch, _, _, head_dim] = self.shapes.q.shape;
+        let [batch, _, _, head_dim] = self.setup.shapes.q.shape;
         let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
         let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
-        let (bindings, accesses) = bind(self.caps, &arguments, fixed);
+        let (bindings, accesses) = bind(self.setup.caps, &arguments, fixed);
         let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
         let division = Division {
-            tiles: self.rows().div_ceil(self.engine.rows as usize),
+            tiles: self.extent().tiles,
             sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
             map: self.map.unwrap_or_default(),
             scored: self.chain().scores_change(),
@@ -123,10 +134,12 @@ impl Parts<'_> {
         };
         let uniforms = slices
             .iter()
-            .map(|slice| uniforms(self.caps, self.params, self.shapes, division, &arguments, slice))
+            .map(|slice| uniforms(self.setup.caps, self.setup.params, self.setup.shapes, division, &arguments, slice))
             .collect();
-        let constants = self.engine.constants(head_dim, self.shapes.v.shape[3]);
-        let shader = Shader { name: name.into(), constants, bindings, accesses, chain: Some(chain), files };
+        let mut constants = self.setup.engine.constants(head_dim, self.setup.shapes.v.shape[3]);
+        constants.extend(self.setup.tiles.constants());
+        let name = format!("{} {name}", self.setup.tiles.family());
+        let shader = Shader { name, constants, bindings, accesses, chain: Some(chain), files };
         Kernel { shader, arguments, uniforms, tables }
     }
 
@@ -135,23 +148,52 @@ impl Parts<'_> {
         if self.pass != Pass::Bias {
             return BiasDivision::default();
         }
-        let (pairs, bias) = (self.shapes.pairs(), self.shapes.bias_shape());
-        let tiles = [1, 1, self.engine.rows as usize];
+        let (pairs, bias) = (self.setup.shapes.pairs(), self.setup.shapes.bias_shape());
+        let tiles = [1, 1, self.setup.engine.rows as usize];
         let together = std::array::from_fn(|i| if bias[i] == pairs[i] { 1 } else { pairs[i].div_ceil(tiles[i]) });
-        BiasDivision { key_tiles: pairs[3].div_ceil(self.engine.cols as usize), together }
+        BiasDivision { key_tiles: pairs[3].div_ceil(self.setup.engine.cols as usize), together }
     }
 
-    /// Rows of the tensor whose tiles workgroups own.
-    pub fn rows(&self) -> usize {
-        match self.pass.side() {
-            Side::Queries => self.shapes.q.shape[2],
-            Side::Keys => self.shapes.k.shape[2],
+    /// The work on one batch entry and head, sequences in full length.
+    fn extent(&self) -> Extent {
+        let (queries, keys) = (self.setup.shapes.q.shape[2], self.setup.shapes.k.shape[2]);
+        let (rows, cols) = match self.pass.side() {
+            Side::Queries => (queries, keys),
+            Side::Keys => (keys, queries),
+        };
+        self.setup.tiles.extent(self.pass.side(), rows, cols, self.setup.engine)
+    }
+
+    /// The work of the pass.
+    pub fn work(&self) -> Work {
+        let Setup { shapes, engine, .. } = self.setup;
+        let (batches, heads_q, heads_kv) = (shapes.q.shape[0], shapes.q.shape[1], shapes.k.shape[1]);
+        let Extent { tiles, cols, visited } = self.extent();
+        let [_, _, longest_queries, longest_keys] = shapes.pairs();
+        let (heads, group, longest) = match self.pass.side() {
+            Side::Queries => (heads_q, 1, longest_keys),
+            Side::Keys => (heads_kv, heads_q / heads_kv, longest_queries),
+        };
+        match &self.packed {
+            _ if self.pass == Pass::Bias => {
+                let [batches, heads, ..] = shapes.bias_shape();
+                let BiasDivision { key_tiles, together } = self.bias_division();
+                let query_tiles = longest_queries.div_ceil(engine.rows as usize) / together[2].max(1);
+                let cols = engine.cols as usize * together.iter().product::<usize>();
+                Work { batches, heads, group, tiles: query_tiles * key_tiles, cols, visited }
+            }
+            Some(Schedule { items, cols, .. }) => {
+                let visited = longest.div_ceil(engine.cols as usize);
+                Work { batches, heads, group, tiles: *items, cols: *cols, visited }
+            }
+            None => Work { batches, heads, group, tiles, cols, visited },
         }
     }
 
     pub fn main(&self, arguments: Vec<Argument>, slices: &[Slice]) -> Kernel {
         let (sequences, work) = self.sequences();
         let mut tables = vec![sequences];
+        tables.extend(self.own_tables());
         tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
         tables.extend(self.map.map(|_| (tile_map(false), None)));
         let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
@@ -161,27 +203,26 @@ impl Parts<'_> {
             file::SCORE_TILE,
             file::ACCUMULATE,
             work,
-            self.tiles(),
             if self.map.is_some() { file::MAPPED } else { file::UNMAPPED },
             file::ROWS_STRIDED,
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
+        files.extend(self.setup.tiles.files(self.pass.side()));
         files.extend(self.pass.files());
         self.kernel(self.pass.name(), arguments, tables, files, self.chain(), slices)
     }
 
-    fn tiles(&self) -> &'static str {
-        match self.pass.side() {
-            Side::Queries => file::TILES_DENSE,
-            Side::Keys => file::TILES_DENSE_KEYS,
-        }
+    /// The tables of the family.
+    fn own_tables(&self) -> Vec<(Binding, Option<Vec<u8>>)> {
+        self.setup.tiles.tables(self.pass.side(), self.setup.engine)
     }
 
     pub fn map(&self, slices: &[Slice]) -> Kernel {
         let (sequences, work) = self.sequences();
-        let tables = vec![sequences, (tile_map(true), None)];
-        let mask = self.shapes.mask.as_ref().map(|layout| Argument {
+        let mut tables = vec![sequences, (tile_map(true), None)];
+        tables.extend(self.own_tables());
+        let mask = self.setup.shapes.mask.as_ref().map(|layout| Argument {
             name: "mask",
             layout: layout.clone(),
             kind: AccessKind::Load1,
@@ -191,16 +232,16 @@ impl Parts<'_> {
             whole: self.packed.is_some(),
         });
         let arguments = mask.into_iter().collect();
-        let files = vec![
+        let mut files = vec![
             file::PARAMS,
             file::TILE_MAP,
             work,
-            self.tiles(),
             file::MAPPED,
             file::ROWS_STRIDED,
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
+        files.extend(self.setup.tiles.files(self.pass.side()));
         self.kernel("tile map", arguments, tables, files, self.chain().of_masks(), slices)
     }
 }

@@ -283,23 +283,14 @@ impl Problem {
     }
 
     fn problem<'a>(&'a self, bias: Option<&'a [f32]>, mask: Option<&'a [f32]>) -> FlashProblem<'a> {
+        let tokens = [&self.q, &self.k, &self.v];
         FlashProblem {
-            q: &self.q.values,
-            k: &self.k.values,
-            v: &self.v.values,
-            batch: self.q.shape[0],
-            heads_q: self.q.shape[1],
-            heads_kv: self.k.shape[1],
-            queries: self.q.shape[2],
-            keys: self.k.shape[2],
-            head_dim: self.q.shape[3],
-            value_dim: self.v.shape[3],
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
             bias,
             mask,
-            ..FlashProblem::default()
+            ..FlashProblem::new(tokens.map(|floats| &floats.values[..]), tokens.map(|floats| floats.shape))
         }
     }
 }
