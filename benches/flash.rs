@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
 use wgpu_attention::catalogue::{FlashBackwardCase, FlashCase, FlashTensors, KnownHook};
-use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, FlashPrepared, Gpu};
+use wgpu_attention::{AdapterKind, AttentionPrepared, Causal, DType, FlashParams, Gpu};
 
 /// A problem on the GPU, ready to be timed.
 pub struct Timed {
@@ -19,7 +19,7 @@ pub struct Timed {
     /// Multiply and add of every pair of query and key that see each other count as two each.
     flops: f64,
     gpu: Gpu,
-    prepared: FlashPrepared,
+    prepared: AttentionPrepared,
     tensors: FlashTensors,
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 use wgpu_attention::{
-    Causal, DType, Error, FlashAttention, FlashInputs, FlashOutputs, FlashParams, Gpu, Merge, Tensor, Window,
+    AttentionInputs, AttentionOutputs, Causal, DType, Error, FlashAttention, FlashParams, Gpu, Merge, Tensor, Window,
 };
 
 const HEADS: usize = 4;
@@ -51,20 +51,20 @@ async fn run(tokens: usize, shards: usize) -> Result<(), Error> {
         // far beyond the shard's own diagonal as there are keys behind the shard.
         let window = Window { left: None, right: Some(tokens - to) };
         let attention = FlashAttention::new(&gpu, FlashParams { window, ..Default::default() })?;
-        let (out, lse) = attention.forward_with_lse(&FlashInputs::new(&queries, &keys, &values)).await?;
+        let (out, lse) = attention.forward_with_lse(&AttentionInputs::new(&queries, &keys, &values)).await?;
         let (out, lse) = (out.read().await?, lse.read().await?);
         println!("shard {i}: keys {from}..{to}, {:.0} ms", 1e3 * start.elapsed().as_secs_f64());
         let lse = Tensor::upload(&home, [1, HEADS, QUERIES, 1], DType::F32, &lse).await?;
         partials.push((upload(&home, QUERIES, &out).await?, lse));
     }
-    let parts: Vec<FlashOutputs> = partials.iter().map(|(out, lse)| FlashOutputs { out, lse }).collect();
+    let parts: Vec<AttentionOutputs> = partials.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
     let (out, lse) = Merge::new(&home).forward(&parts).await?;
 
     let params = FlashParams { causal: Some(Causal::BottomRight), ..Default::default() };
     let (queries, keys, values) =
         (upload(&home, QUERIES, &q).await?, upload(&home, tokens, &k).await?, upload(&home, tokens, &v).await?);
     let whole =
-        FlashAttention::new(&home, params)?.forward_with_lse(&FlashInputs::new(&queries, &keys, &values)).await?;
+        FlashAttention::new(&home, params)?.forward_with_lse(&AttentionInputs::new(&queries, &keys, &values)).await?;
     for (name, merged, whole) in [("output", &out, &whole.0), ("log-sum-exp", &lse, &whole.1)] {
         let (merged, whole) = (merged.read().await?, whole.read().await?);
         let worst = merged.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

@@ -1,6 +1,6 @@
 //! Causal attention in one call: `cargo run --example quickstart`.
 
-use wgpu_attention::{Causal, DType, Error, FlashAttention, FlashInputs, FlashParams, Gpu, Tensor};
+use wgpu_attention::{AttentionInputs, Causal, DType, Error, FlashAttention, FlashParams, Gpu, Tensor};
 
 fn main() -> Result<(), Error> {
     pollster::block_on(async {
@@ -18,7 +18,7 @@ fn main() -> Result<(), Error> {
 
         let params = FlashParams { causal: Some(Causal::BottomRight), ..Default::default() };
         let attention = FlashAttention::new(&gpu, params)?;
-        let (out, lse) = attention.forward_with_lse(&FlashInputs::new(&q, &q, &v)).await?;
+        let (out, lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &q, &v)).await?;
 
         println!("token  attends on average to  log-sum-exp");
         for (i, (out, lse)) in out.read().await?.iter().zip(lse.read().await?).enumerate() {

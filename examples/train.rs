@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use std::time::Instant;
-use wgpu_attention::{DType, Error, FlashAttention, FlashInputs, FlashParams, Gpu, Tensor};
+use wgpu_attention::{AttentionInputs, DType, Error, FlashAttention, FlashParams, Gpu, Tensor};
 
 /// Sequences of a step, pairs of a sequence, kinds of keys and of values, width of an embedding.
 const BATCH: usize = 16;
@@ -126,7 +126,7 @@ async fn train(steps: usize) -> Result<Vec<f32>, Error> {
         let queries = up(&q.gather(&batch.questions)).await?;
         let keys = up(&k.gather(&batch.keys)).await?;
         let values = up(&v.gather(&batch.values)).await?;
-        let (out, saved) = attention.forward_for_training(&FlashInputs::new(&queries, &keys, &values)).await?;
+        let (out, saved) = attention.forward_for_training(&AttentionInputs::new(&queries, &keys, &values)).await?;
         let (loss, right, dout) = answer(&out.read().await?, &mut head, &batch.answers);
         let gradients = attention.backward(&saved, &up(&dout).await?).await?;
         q.scatter(&batch.questions, &gradients.dq.read().await?);

@@ -3,21 +3,29 @@
 //! `out = softmax(score(scale · q kᵀ) + mask) v`, `lse = ln Σ exp(score(scale · q kᵀ) + mask)`, nothing of size queries × keys
 //! in memory.
 
-mod backward;
-mod dense;
-mod plan;
-mod run;
-mod stage;
-mod uniforms;
+use crate::packed::Side;
+use crate::shader::{Binding, file};
+use crate::softmax::tiles::{Extent, Tiles, small_table};
+use crate::softmax::{Attention, AttentionParams, MAX_SEQUENCE, Order, Portable, ScoreParams, Sees};
+use crate::{Caps, Hook, Result};
+use std::sync::Arc;
 
-pub use backward::{
-    FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashOutputGradients, FlashSaved,
-};
-pub use plan::FlashPlan;
-pub use run::{FlashAttention, FlashPrepared};
-
-use crate::error::require;
-use crate::{Caps, CuSeqlens, CuSeqlensShape, DType, Hook, Layout, Result, Tensor, hook, packed};
+/// Flash attention with fixed params on one device.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Tensor};
+/// let gpu = Gpu::request().await?;
+/// // Two sequences in one batch, of 5 and 2 tokens: the second is padded, and padding is not seen.
+/// let x = Tensor::upload(&gpu, [2, 1, 5, 8], DType::F32, &[1.0; 80]).await?;
+/// let attention = FlashAttention::new(&gpu, FlashParams { scale: Some(0.0), ..Default::default() })?;
+/// let inputs = AttentionInputs { seqlens_k: Some(&[5, 2]), ..AttentionInputs::new(&x, &x, &x) };
+/// let (_, lse) = attention.forward_with_lse(&inputs).await?;
+/// let lse = lse.read().await?; // with all scores 0: the logarithm of the number of keys
+/// assert!((lse[0] - 5f32.ln()).abs() < 1e-6 && (lse[5] - 2f32.ln()).abs() < 1e-6);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+pub type FlashAttention = Attention<FlashParams>;
 
 /// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,251 +64,84 @@ pub struct FlashParams {
     pub mask_mod: Vec<Hook>,
 }
 
-/// What flash attention reads.
-#[derive(Clone, Copy, Debug)]
-pub struct FlashInputs<'a> {
-    /// Queries [batch, heads_q, queries, head_dim].
-    pub q: &'a Tensor,
-    /// Keys [batch, heads_kv, keys, head_dim]. Query head h uses head h / (heads_q / heads_kv).
-    pub k: &'a Tensor,
-    /// Values [batch, heads_kv, keys, value_dim].
-    pub v: &'a Tensor,
-    /// How many queries of each batch entry count; the rest is padding, whose output is 0 and whose LSE is −∞.
-    pub seqlens_q: Option<&'a [usize]>,
-    /// How many keys of each batch entry count; the rest is padding that nobody sees.
-    pub seqlens_k: Option<&'a [usize]>,
-    /// Packed sequences: the queries of all lie one after another in q, [1, heads_q, rows, head_dim]. Goes with
-    /// `cu_seqlens_k`, and not with lengths.
-    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
-    /// The same of the keys, in k and v.
-    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
-    /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
-    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
-    /// queries, longest keys].
-    pub bias: Option<&'a Tensor>,
-    /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
-    pub mask: Option<&'a Tensor>,
-}
+impl AttentionParams for FlashParams {}
 
-impl<'a> FlashInputs<'a> {
-    /// Queries, keys and values in full length.
-    pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self {
-            q,
-            k,
-            v,
-            seqlens_q: None,
-            seqlens_k: None,
-            cu_seqlens_q: None,
-            cu_seqlens_k: None,
-            bias: None,
-            mask: None,
-        }
+impl Sees for FlashParams {
+    fn scores(&self) -> ScoreParams {
+        let Self { scale, softcap, alibi_slopes, score_mod, mask_mod, .. } = self.clone();
+        ScoreParams { scale, softcap, alibi_slopes, score_mod, mask_mod }
+    }
+
+    fn tiles(&self) -> Result<Order> {
+        Ok(Order(Arc::new(Dense { causal: self.causal, window: self.window })))
     }
 }
 
-/// What flash attention writes.
-#[derive(Clone, Copy, Debug)]
-pub struct FlashOutputs<'a> {
-    /// [batch, heads_q, queries, value_dim], of any type.
-    pub out: &'a Tensor,
-    /// Natural log-sum-exp of each row's scores, f32 [batch, heads_q, queries, 1].
-    pub lse: &'a Tensor,
+/// `NONE` of the shaders.
+const NONE: u32 = u32::MAX;
+
+/// Everyone sees everyone, less what a causal mask, a window and the lengths take away.
+#[derive(Debug)]
+pub(crate) struct Dense {
+    pub causal: Option<Causal>,
+    pub window: Window,
 }
 
-/// Types, shapes and strides: all that planning looks at besides the params.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct FlashShapes {
-    /// Queries [batch, heads_q, queries, head_dim].
-    pub q: Layout,
-    /// Keys [batch, heads_kv, keys, head_dim].
-    pub k: Layout,
-    /// Values [batch, heads_kv, keys, value_dim].
-    pub v: Layout,
-    /// Output [batch, heads_q, queries, value_dim].
-    pub out: Layout,
-    /// Log-sum-exp, f32 [batch, heads_q, queries, 1].
-    pub lse: Layout,
-    /// Queries of each batch entry, at most `queries`.
-    pub seqlens_q: Option<Vec<usize>>,
-    /// Keys of each batch entry, at most `keys`.
-    pub seqlens_k: Option<Vec<usize>>,
-    /// Packed queries.
-    pub cu_seqlens_q: Option<CuSeqlensShape>,
-    /// Packed keys and values.
-    pub cu_seqlens_k: Option<CuSeqlensShape>,
-    /// Additive bias [batch, heads_q, queries, keys].
-    pub bias: Option<Layout>,
-    /// Boolean mask, u8 [batch, heads_q, queries, keys].
-    pub mask: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask lie in one buffer: those with the same number. Matters for an output's buffer
-    /// only.
-    pub buffers: [usize; 7],
-}
+impl Tiles for Dense {
+    fn family(&self) -> &'static str {
+        "flash"
+    }
 
-impl FlashShapes {
-    /// A buffer for each, outputs contiguous ([`Layout::heads_first`]), the output of q's type.
-    pub fn new(q: Layout, k: Layout, v: Layout) -> Self {
-        let [batch, heads, queries, _] = q.shape;
-        let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
-        let lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
-        let buffers = [0, 1, 2, 3, 4, 5, 6];
-        Self {
-            q,
-            k,
-            v,
-            out,
-            lse,
-            seqlens_q: None,
-            seqlens_k: None,
-            cu_seqlens_q: None,
-            cu_seqlens_k: None,
-            bias: None,
-            mask: None,
-            buffers,
+    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
+        Portable::plan(caps, what, head_dim, value_dim)
+    }
+
+    fn files(&self, side: Side) -> Vec<&'static str> {
+        match side {
+            Side::Queries => vec![file::TILES_RANGES, file::TILES_DENSE],
+            Side::Keys => vec![file::TILES_RANGES, file::TILES_DENSE_KEYS],
         }
     }
 
-    /// As the inputs are, with outputs as in [`FlashShapes::new`].
-    pub fn of_inputs(inputs: &FlashInputs) -> Self {
-        let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
-        let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
-        Self {
-            seqlens_q: seqlens(inputs.seqlens_q),
-            seqlens_k: seqlens(inputs.seqlens_k),
-            cu_seqlens_q: inputs.cu_seqlens_q.as_ref().map(CuSeqlens::shape),
-            cu_seqlens_k: inputs.cu_seqlens_k.as_ref().map(CuSeqlens::shape),
-            bias: layout(inputs.bias),
-            mask: layout(inputs.mask),
-            ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        vec![]
+    }
+
+    fn tables(&self, _: Side, _: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+        // A bound as long as any sequence is an open one.
+        let bound = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
+        let Window { left, right } = self.window;
+        vec![small_table("dense", &[[causal_code(self.causal), bound(left), bound(right), 0]])]
+    }
+
+    fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
+        let visited = cols.div_ceil(engine.cols as usize);
+        Extent { tiles: rows.div_ceil(engine.rows as usize), cols, visited }
+    }
+
+    fn describe(&self, _: &Portable) -> Option<String> {
+        None
+    }
+}
+
+/// `CAUSAL_…` of the shaders.
+fn causal_code(causal: Option<Causal>) -> u32 {
+    match causal {
+        None => 0,
+        Some(Causal::BottomRight) => 1,
+        Some(Causal::TopLeft) => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Causal, causal_code};
+
+    #[test]
+    fn causal_codes_are_the_shaders() {
+        for (causal, name) in [(Causal::BottomRight, "CAUSAL_BOTTOM_RIGHT"), (Causal::TopLeft, "CAUSAL_TOP_LEFT")] {
+            let line = format!("const {name}: u32 = {}u;", causal_code(Some(causal)));
+            assert!(crate::shader::file::TILES_RANGES.contains(&line), "{line}");
         }
     }
-
-    /// As the tensors are.
-    pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs) -> Self {
-        Self {
-            out: outputs.out.layout().clone(),
-            lse: outputs.lse.layout().clone(),
-            buffers: crate::arguments::number_buffers(slots(inputs, outputs)),
-            ..Self::of_inputs(inputs)
-        }
-    }
-
-    /// Both sides of packed sequences.
-    fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
-        Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
-    }
-
-    /// The shape of the bias without what is only repeated: that of its gradient.
-    fn bias_shape(&self) -> [usize; 4] {
-        let pairs = self.pairs();
-        let once = |i: usize, bias: &Layout| if i < 3 && bias.strides[i] == 0 { pairs[i].min(1) } else { pairs[i] };
-        self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, bias)))
-    }
-
-    /// [batch, heads_q, queries, keys] of a bias or mask.
-    fn pairs(&self) -> [usize; 4] {
-        let heads = self.q.shape[1];
-        match self.packed() {
-            None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
-            Some([q, k]) => [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()],
-        }
-    }
-}
-
-/// In the order of the shader's bindings.
-fn slots<'a>(inputs: &FlashInputs<'a>, outputs: &FlashOutputs<'a>) -> [Option<&'a Tensor>; 7] {
-    let (FlashInputs { q, k, v, bias, mask, .. }, FlashOutputs { out, lse }) = (inputs, outputs);
-    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask]
-}
-
-/// Largest head dimension and value width.
-pub(crate) const MAX_HEAD_DIM: usize = 256;
-/// Largest sequence: positions and their differences are 32-bit integers in the shader.
-const MAX_SEQUENCE: usize = 1 << 30;
-
-fn check_params(caps: &Caps, params: &FlashParams) -> Result<()> {
-    hook::check(caps, &hook::place(&params.score_mod, &params.mask_mod))?;
-    if let Some(scale) = params.scale {
-        let bound = "finite, and below f32's maximum / log2(e)";
-        require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)?;
-    }
-    if let Some(softcap) = params.softcap {
-        require(softcap.is_finite() && softcap > 0.0, "softcap", softcap, "finite and above 0")?;
-    }
-    for (i, slope) in params.alibi_slopes.iter().flatten().enumerate() {
-        require(slope.is_finite(), &format!("alibi_slopes[{i}]"), slope, "finite")?;
-    }
-    Ok(())
-}
-
-/// Shapes that fit together, lengths within the tensors, outputs that can be written.
-fn check_shapes(shapes: &FlashShapes) -> Result<()> {
-    let FlashShapes { q, k, v, out, lse, .. } = shapes;
-    let [batch, heads_q, queries, head_dim] = q.shape;
-    let [_, heads_kv, keys, _] = k.shape;
-    let same = |what: &str, value: usize, with: &str, expected: usize| {
-        require(value == expected, what, value, format!("{expected}, as in {with}"))
-    };
-    for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", v.shape[3])] {
-        require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
-    }
-    for (what, value) in [("q.shape[2] (queries)", queries), ("k.shape[2] (keys)", keys)] {
-        require(value <= MAX_SEQUENCE, what, value, format!("at most {MAX_SEQUENCE}"))?;
-    }
-    require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
-    let multiple = format!("a multiple of heads_kv = {heads_kv}, at least once");
-    require(heads_q > 0 && heads_q.is_multiple_of(heads_kv), "q.shape[1] (heads_q)", heads_q, multiple)?;
-    same("k.shape[0] (batch)", k.shape[0], "q", batch)?;
-    same("k.shape[3] (head_dim)", k.shape[3], "q", head_dim)?;
-    same("v.shape[0] (batch)", v.shape[0], "q", batch)?;
-    same("v.shape[1] (heads_kv)", v.shape[1], "k", heads_kv)?;
-    same("v.shape[2] (keys)", v.shape[2], "k", keys)?;
-    let rows = format!("[{batch}, {heads_q}, {queries}, {}], by q and v", v.shape[3]);
-    require(out.shape == [batch, heads_q, queries, v.shape[3]], "out.shape", format!("{:?}", out.shape), rows)?;
-    let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
-    require(lse.shape == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape), rows)?;
-    require(lse.dtype == DType::F32, "lse.dtype", lse.dtype, "f32")?;
-    check_packed(shapes)?;
-    check_lengths("seqlens_q", shapes.seqlens_q.as_deref(), batch, queries)?;
-    check_lengths("seqlens_k", shapes.seqlens_k.as_deref(), batch, keys)?;
-    for (name, layout) in [("q", q), ("k", k), ("v", v), ("out", out), ("bias", shapes.bias.as_ref().unwrap_or(q))] {
-        require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
-    }
-    let pairs = shapes.pairs();
-    for (name, layout) in [("bias", &shapes.bias), ("mask", &shapes.mask)] {
-        let shape = layout.as_ref().map_or(pairs, |layout| layout.shape);
-        let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
-        require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
-    }
-    let mask = shapes.mask.as_ref().map_or(DType::U8, |mask| mask.dtype);
-    require(mask == DType::U8, "mask.dtype", mask, "u8")?;
-    for layout in [Some(q), Some(k), Some(v), Some(out), Some(lse), shapes.bias.as_ref(), shapes.mask.as_ref()] {
-        layout.map_or(Ok(0..0), Layout::byte_span)?;
-    }
-    out.check_output("out")?;
-    lse.check_output("lse")
-}
-
-fn check_packed(shapes: &FlashShapes) -> Result<()> {
-    let FlashShapes { cu_seqlens_q: q, cu_seqlens_k: k, seqlens_q, seqlens_k, .. } = shapes;
-    for (name, given, other) in [("cu_seqlens_q", q, "cu_seqlens_k"), ("cu_seqlens_k", k, "cu_seqlens_q")] {
-        require(given.is_some() || (q.is_none() && k.is_none()), name, "unset", format!("set, as {other} is"))?;
-    }
-    let Some(sides) = shapes.packed() else { return Ok(()) };
-    for (name, lengths) in [("seqlens_q", seqlens_q), ("seqlens_k", seqlens_k)] {
-        require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k, which say the lengths")?;
-    }
-    let batch = shapes.q.shape[0];
-    require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
-    packed::check(sides, [shapes.q.shape[2], shapes.k.shape[2]])
-}
-
-fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
-    let Some(lengths) = lengths else { return Ok(()) };
-    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
-    for (i, &length) in lengths.iter().enumerate() {
-        require(length <= most, &format!("{name}[{i}]"), length, format!("at most {most}, the tensor's length"))?;
-    }
-    Ok(())
 }

@@ -36,7 +36,7 @@ use crate::{Caps, DType, Error, Gpu, Result, Tensor, dispatch::check_device};
 ///     }").with_buffer("distances", &distances);
 /// let params = FlashParams { score_mod: vec![relative], ..Default::default() };
 /// let x = Tensor::upload(&gpu, [1, 1, 6, 8], DType::F32, &[0.0; 48]).await?;
-/// let (_, lse) = FlashAttention::new(&gpu, params)?.forward_with_lse(&wgpu_attention::FlashInputs::new(&x, &x, &x)).await?;
+/// let (_, lse) = FlashAttention::new(&gpu, params)?.forward_with_lse(&wgpu_attention::AttentionInputs::new(&x, &x, &x)).await?;
 /// let first: f32 = [0.5f32, 0.2, 0.1, 0.0, -0.1, -0.1].iter().map(|x| x.exp()).sum();
 /// assert!((lse.read().await?[0] - first.ln()).abs() < 1e-5);
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();

@@ -11,13 +11,13 @@ pub mod guide;
 mod hook;
 mod layout;
 mod merge;
+mod neighborhood;
 mod packed;
 pub mod reference;
 mod shader;
 mod slices;
 mod softmax;
 mod tensor;
-mod tiles;
 mod timing;
 
 #[cfg(feature = "catalogue")]
@@ -25,16 +25,19 @@ pub mod catalogue;
 
 pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
-pub use flash::{
-    Causal, FlashAttention, FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients, FlashInputs,
-    FlashOutputGradients, FlashOutputs, FlashParams, FlashPlan, FlashPrepared, FlashSaved, FlashShapes, Window,
-};
+pub use flash::{Causal, FlashAttention, FlashParams, Window};
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;
 pub use layout::{DType, Layout};
 pub use merge::{Merge, MergePrepared, MergeShapes};
+pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};
 pub use packed::{CuSeqlens, CuSeqlensShape};
 pub use slices::Slice;
+pub use softmax::{
+    Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan,
+    AttentionPrepared, AttentionSaved, AttentionShapes, BackwardPlan, BackwardPrepared, BackwardShapes,
+    OutputGradients,
+};
 pub use tensor::Tensor;
 pub use timing::GpuTime;
 /// The version of wgpu that this crate speaks.

@@ -8,7 +8,7 @@ use crate::dispatch::{Kernel, Launch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
-use crate::{Caps, DType, FlashOutputs, Gpu, Layout, Result, Slice, Tensor};
+use crate::{AttentionOutputs, Caps, DType, Gpu, Layout, Result, Slice, Tensor};
 
 /// Threads of a workgroup, each of which makes four elements of the output.
 const THREADS: u32 = 128;
@@ -39,8 +39,8 @@ pub struct MergeShapes {
 
 impl MergeShapes {
     /// As the tensors are.
-    pub fn of(parts: &[FlashOutputs], outputs: &FlashOutputs) -> Self {
-        let layouts = |o: &FlashOutputs| (o.out.layout().clone(), o.lse.layout().clone());
+    pub fn of(parts: &[AttentionOutputs], outputs: &AttentionOutputs) -> Self {
+        let layouts = |o: &AttentionOutputs| (o.out.layout().clone(), o.lse.layout().clone());
         let all = slots(parts, outputs);
         let first = |tensor: &&Tensor| all.iter().position(|other| other.buffer() == tensor.buffer());
         let (out, lse) = layouts(outputs);
@@ -92,7 +92,7 @@ impl MergeShapes {
 }
 
 /// In the order of [`MergeShapes::buffers`].
-fn slots<'a>(parts: &[FlashOutputs<'a>], outputs: &FlashOutputs<'a>) -> Vec<&'a Tensor> {
+fn slots<'a>(parts: &[AttentionOutputs<'a>], outputs: &AttentionOutputs<'a>) -> Vec<&'a Tensor> {
     parts.iter().chain([outputs]).flat_map(|o| [o.out, o.lse]).collect()
 }
 
@@ -100,15 +100,15 @@ fn slots<'a>(parts: &[FlashOutputs<'a>], outputs: &FlashOutputs<'a>) -> Vec<&'a 
 ///
 /// ```
 /// # pollster::block_on(async {
-/// use wgpu_attention::{DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, Gpu, Merge, Tensor};
+/// use wgpu_attention::{DType, FlashAttention, AttentionInputs, AttentionOutputs, FlashParams, Gpu, Merge, Tensor};
 /// let gpu = Gpu::request().await?;
 /// let attention = FlashAttention::new(&gpu, FlashParams::default())?;
 /// let q = Tensor::upload(&gpu, [1, 1, 1, 4], DType::F32, &[1.0; 4]).await?;
 /// let near = Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[0.5; 8]).await?;
 /// let far = Tensor::upload(&gpu, [1, 1, 3, 4], DType::F32, &[-1.0; 12]).await?;
-/// let (near_out, near_lse) = attention.forward_with_lse(&FlashInputs::new(&q, &near, &near)).await?;
-/// let (far_out, far_lse) = attention.forward_with_lse(&FlashInputs::new(&q, &far, &far)).await?;
-/// let parts = [FlashOutputs { out: &near_out, lse: &near_lse }, FlashOutputs { out: &far_out, lse: &far_lse }];
+/// let (near_out, near_lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &near, &near)).await?;
+/// let (far_out, far_lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &far, &far)).await?;
+/// let parts = [AttentionOutputs { out: &near_out, lse: &near_lse }, AttentionOutputs { out: &far_out, lse: &far_lse }];
 /// let (out, lse) = Merge::new(&gpu).forward(&parts).await?;
 /// let sum = 2.0 * 1f32.exp() + 3.0 * (-2f32).exp(); // scores 4 · 0.5 / 2 and 4 · −1 / 2
 /// assert!((lse.read().await?[0] - sum.ln()).abs() < 1e-5);
@@ -150,7 +150,7 @@ impl Merge {
     ///
     /// # Errors
     /// Those of [`Merge::prepare`]; [`crate::Error::OtherDevice`].
-    pub async fn forward(&self, parts: &[FlashOutputs<'_>]) -> Result<(Tensor, Tensor)> {
+    pub async fn forward(&self, parts: &[AttentionOutputs<'_>]) -> Result<(Tensor, Tensor)> {
         require(!parts.is_empty(), "parts.len()", 0, "at least 1")?;
         for (i, part) in parts.iter().enumerate() {
             check_device(&format!("parts[{i}].out"), part.out, &self.gpu)?;
@@ -159,7 +159,7 @@ impl Merge {
         let shape = parts[0].out.shape();
         let out = Tensor::empty(&self.gpu, Layout::heads_first(parts[0].out.layout().dtype, shape)).await?;
         let lse = Tensor::empty(&self.gpu, Layout::heads_first(DType::F32, [shape[0], shape[1], shape[2], 1])).await?;
-        let outputs = FlashOutputs { out: &out, lse: &lse };
+        let outputs = AttentionOutputs { out: &out, lse: &lse };
         let prepared = self.prepare(&MergeShapes::of(parts, &outputs)).await?;
         let mut encoder = self.gpu.encoder();
         prepared.encode(&mut encoder, parts, &outputs)?;
@@ -222,8 +222,8 @@ impl MergePrepared {
     pub fn encode(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        parts: &[FlashOutputs],
-        outputs: &FlashOutputs,
+        parts: &[AttentionOutputs],
+        outputs: &AttentionOutputs,
     ) -> Result<()> {
         let descriptor = wgpu::ComputePassDescriptor { label: Some("merge"), timestamp_writes: None };
         self.encode_in(&mut encoder.begin_compute_pass(&descriptor), parts, outputs)
@@ -236,8 +236,8 @@ impl MergePrepared {
     pub fn encode_in(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
-        parts: &[FlashOutputs],
-        outputs: &FlashOutputs,
+        parts: &[AttentionOutputs],
+        outputs: &AttentionOutputs,
     ) -> Result<()> {
         let steps = self.launches.len();
         require(parts.len() == self.parts, "parts.len()", parts.len(), format!("{}, as prepared", self.parts))?;

@@ -4,5 +4,5 @@
 mod flash;
 mod merge;
 
-pub use flash::{At, FlashGradients, FlashProblem, FlashReference, flash, flash_backward};
+pub use flash::{At, FlashProblem, FlashReference, Gradients, flash, flash_backward};
 pub use merge::merge;

@@ -45,6 +45,9 @@ pub(crate) mod file {
         WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
         TILES_RANGES = "tiles/ranges.wgsl";
         TILES_DENSE = "tiles/dense.wgsl";
+        TILES_BOXES = "tiles/boxes.wgsl";
+        TILES_NEIGHBORHOOD = "tiles/neighborhood.wgsl";
+        TILES_NEIGHBORHOOD_KEYS = "tiles/neighborhood_keys.wgsl";
         TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
         ROWS_STRIDED = "rows/strided.wgsl";
         SCORE_POSITION = "score/position.wgsl";

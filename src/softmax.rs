@@ -1,100 +1,256 @@
-//! The softmax engine that flash, block-sparse and neighborhood attention share: its variants and their tile sizes.
+//! The softmax engine that the families share, from a call to the GPU: plan, prepare, encode, forward and backward. A family
+//! brings its params and who sees whom ([`tiles::Tiles`]).
 
-use crate::{Caps, Result};
+mod backward;
+mod params;
+mod plan;
+mod portable;
+mod run;
+mod stage;
+pub(crate) mod tiles;
+mod uniforms;
 
-/// Tile sizes of the `portable` engine; `shaders/softmax/portable.wgsl` says what each means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Portable {
-    pub rows: u32,
-    pub cols: u32,
-    row_part: u32,
-    col_part: u32,
-    threads: u32,
-    /// vec4 groups of the head dimension in one chunk.
-    chunk: u32,
-    /// Quads of keys whose weights pass through workgroup memory at a time.
-    quads: u32,
-    out_part: u32,
-    /// vec4 elements of workgroup memory.
-    memory: u32,
+pub use backward::{
+    AttentionGradients, AttentionSaved, BackwardPlan, BackwardPrepared, BackwardShapes, OutputGradients,
+};
+pub use params::{AttentionParams, Order, ScoreParams, Sees};
+pub use plan::AttentionPlan;
+pub(crate) use portable::Portable;
+pub use run::{Attention, AttentionPrepared};
+
+use crate::error::require;
+use crate::{CuSeqlens, CuSeqlensShape, DType, Layout, Result, Tensor, packed};
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionInputs<'a> {
+    /// Queries [batch, heads_q, queries, head_dim].
+    pub q: &'a Tensor,
+    /// Keys [batch, heads_kv, keys, head_dim]. Query head h uses head h / (heads_q / heads_kv).
+    pub k: &'a Tensor,
+    /// Values [batch, heads_kv, keys, value_dim].
+    pub v: &'a Tensor,
+    /// How many queries of each batch entry count; the rest is padding, whose output is 0 and whose LSE is −∞.
+    pub seqlens_q: Option<&'a [usize]>,
+    /// How many keys of each batch entry count; the rest is padding that nobody sees.
+    pub seqlens_k: Option<&'a [usize]>,
+    /// Packed sequences: the queries of all lie one after another in q, [1, heads_q, rows, head_dim]. Goes with
+    /// `cu_seqlens_k`, and not with lengths.
+    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
+    /// The same of the keys, in k and v.
+    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
+    /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
+    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
+    /// queries, longest keys].
+    pub bias: Option<&'a Tensor>,
+    /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
+    pub mask: Option<&'a Tensor>,
 }
 
-/// Workgroup memory to use at most, so that several workgroups fit a compute unit.
-const MEMORY: u32 = 17 << 10;
-/// Bytes of workgroup memory beside the tile: a flag.
-const FLAG: u32 = 16;
-
-impl Portable {
-    /// Tile sizes for a head dimension and a value width.
-    ///
-    /// # Errors
-    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
-    pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Self> {
-        let (d4, v4) = (head_dim.div_ceil(4) as u32, value_dim.div_ceil(4) as u32);
-        // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
-        // thread idle while it accumulates.
-        let (rows, cols, row_part, col_part) = match value_dim {
-            0..=32 => (64, 64, 4, 8),
-            33..=64 => (64, 64, 8, 4),
-            65..=96 => (64, 64, 4, 8),
-            97..=128 => (64, 64, 8, 4),
-            _ => (32, 64, 4, 4),
-        };
-        let per_row = cols / col_part;
-        let threads = rows / row_part * per_row;
-        let out_part = v4.div_ceil(per_row);
-        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG);
-        // Every place of a chunk is staged by a group of eight threads.
-        let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
-        let per_quad = rows + 4 * out_part * per_row;
-        let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
-        let memory =
-            (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4).max(threads * col_part / 4);
-        let needed = u64::from(memory * 16 + FLAG);
-        caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
-        caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;
-        Ok(Self { rows, cols, row_part, col_part, threads, chunk, quads, out_part, memory })
-    }
-
-    /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.
-    fn chunk(d4: u32, most: u32) -> u32 {
-        let cost = |chunk: u32| d4.div_ceil(chunk) * (chunk + 1);
-        (1..=most.clamp(1, d4)).rev().min_by_key(|&chunk| cost(chunk)).unwrap_or(1)
-    }
-
-    /// The constants that the shader files use.
-    pub fn constants(&self, head_dim: usize, value_dim: usize) -> Vec<(&'static str, u32)> {
-        vec![
-            ("BR", self.rows),
-            ("BC", self.cols),
-            ("RT", self.row_part),
-            ("CT", self.col_part),
-            ("WG", self.threads),
-            ("BD4", self.chunk),
-            ("PQ", self.quads),
-            ("OV", self.out_part),
-            ("TILE", self.memory),
-            ("HEAD_DIM", head_dim as u32),
-            ("D4", head_dim.div_ceil(4) as u32),
-            ("HEAD_DIM_V", value_dim as u32),
-            ("DV4", value_dim.div_ceil(4) as u32),
-        ]
+impl<'a> AttentionInputs<'a> {
+    /// Queries, keys and values in full length.
+    pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
+        Self {
+            q,
+            k,
+            v,
+            seqlens_q: None,
+            seqlens_k: None,
+            cu_seqlens_q: None,
+            cu_seqlens_k: None,
+            bias: None,
+            mask: None,
+        }
     }
 }
 
-impl std::fmt::Display for Portable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "portable: {} × {} tiles, {} threads with {} × {} scores each, head dimension in chunks of {}, {} bytes of \
-             workgroup memory",
-            self.rows,
-            self.cols,
-            self.threads,
-            self.row_part,
-            self.col_part,
-            4 * self.chunk,
-            16 * self.memory + FLAG
-        )
+/// What attention writes.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionOutputs<'a> {
+    /// [batch, heads_q, queries, value_dim], of any type.
+    pub out: &'a Tensor,
+    /// Natural log-sum-exp of each row's scores, f32 [batch, heads_q, queries, 1].
+    pub lse: &'a Tensor,
+}
+
+/// Types, shapes and strides: all that planning looks at besides the params.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionShapes {
+    /// Queries [batch, heads_q, queries, head_dim].
+    pub q: Layout,
+    /// Keys [batch, heads_kv, keys, head_dim].
+    pub k: Layout,
+    /// Values [batch, heads_kv, keys, value_dim].
+    pub v: Layout,
+    /// Output [batch, heads_q, queries, value_dim].
+    pub out: Layout,
+    /// Log-sum-exp, f32 [batch, heads_q, queries, 1].
+    pub lse: Layout,
+    /// Queries of each batch entry, at most `queries`.
+    pub seqlens_q: Option<Vec<usize>>,
+    /// Keys of each batch entry, at most `keys`.
+    pub seqlens_k: Option<Vec<usize>>,
+    /// Packed queries.
+    pub cu_seqlens_q: Option<CuSeqlensShape>,
+    /// Packed keys and values.
+    pub cu_seqlens_k: Option<CuSeqlensShape>,
+    /// Additive bias [batch, heads_q, queries, keys].
+    pub bias: Option<Layout>,
+    /// Boolean mask, u8 [batch, heads_q, queries, keys].
+    pub mask: Option<Layout>,
+    /// Which of q, k, v, out, lse, bias, mask lie in one buffer: those with the same number. Matters for an output's buffer
+    /// only.
+    pub buffers: [usize; 7],
+}
+
+impl AttentionShapes {
+    /// A buffer for each, outputs contiguous ([`Layout::heads_first`]), the output of q's type.
+    pub fn new(q: Layout, k: Layout, v: Layout) -> Self {
+        let [batch, heads, queries, _] = q.shape;
+        let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
+        let lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
+        let buffers = [0, 1, 2, 3, 4, 5, 6];
+        Self {
+            q,
+            k,
+            v,
+            out,
+            lse,
+            seqlens_q: None,
+            seqlens_k: None,
+            cu_seqlens_q: None,
+            cu_seqlens_k: None,
+            bias: None,
+            mask: None,
+            buffers,
+        }
     }
+
+    /// As the inputs are, with outputs as in [`AttentionShapes::new`].
+    pub fn of_inputs(inputs: &AttentionInputs) -> Self {
+        let layout = |t: Option<&Tensor>| t.map(|t| t.layout().clone());
+        let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
+        Self {
+            seqlens_q: seqlens(inputs.seqlens_q),
+            seqlens_k: seqlens(inputs.seqlens_k),
+            cu_seqlens_q: inputs.cu_seqlens_q.as_ref().map(CuSeqlens::shape),
+            cu_seqlens_k: inputs.cu_seqlens_k.as_ref().map(CuSeqlens::shape),
+            bias: layout(inputs.bias),
+            mask: layout(inputs.mask),
+            ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
+        }
+    }
+
+    /// As the tensors are.
+    pub fn of(inputs: &AttentionInputs, outputs: &AttentionOutputs) -> Self {
+        Self {
+            out: outputs.out.layout().clone(),
+            lse: outputs.lse.layout().clone(),
+            buffers: crate::arguments::number_buffers(slots(inputs, outputs)),
+            ..Self::of_inputs(inputs)
+        }
+    }
+
+    /// Both sides of packed sequences.
+    fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
+        Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
+    }
+
+    /// The shape of the bias without what is only repeated: that of its gradient.
+    fn bias_shape(&self) -> [usize; 4] {
+        let pairs = self.pairs();
+        let once = |i: usize, bias: &Layout| if i < 3 && bias.strides[i] == 0 { pairs[i].min(1) } else { pairs[i] };
+        self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, bias)))
+    }
+
+    /// [batch, heads_q, queries, keys] of a bias or mask.
+    fn pairs(&self) -> [usize; 4] {
+        let heads = self.q.shape[1];
+        match self.packed() {
+            None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
+            Some([q, k]) => [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()],
+        }
+    }
+}
+
+/// In the order of the shader's bindings.
+fn slots<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> [Option<&'a Tensor>; 7] {
+    let (AttentionInputs { q, k, v, bias, mask, .. }, AttentionOutputs { out, lse }) = (inputs, outputs);
+    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask]
+}
+
+/// Largest head dimension and value width.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+/// Largest sequence: positions and their differences are 32-bit integers in the shader.
+pub(crate) const MAX_SEQUENCE: usize = 1 << 30;
+
+/// Shapes that fit together, lengths within the tensors, outputs that can be written.
+fn check_shapes(shapes: &AttentionShapes) -> Result<()> {
+    let AttentionShapes { q, k, v, out, lse, .. } = shapes;
+    let [batch, heads_q, queries, head_dim] = q.shape;
+    let [_, heads_kv, keys, _] = k.shape;
+    let same = |what: &str, value: usize, with: &str, expected: usize| {
+        require(value == expected, what, value, format!("{expected}, as in {with}"))
+    };
+    for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", v.shape[3])] {
+        require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
+    }
+    for (what, value) in [("q.shape[2] (queries)", queries), ("k.shape[2] (keys)", keys)] {
+        require(value <= MAX_SEQUENCE, what, value, format!("at most {MAX_SEQUENCE}"))?;
+    }
+    require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
+    let multiple = format!("a multiple of heads_kv = {heads_kv}, at least once");
+    require(heads_q > 0 && heads_q.is_multiple_of(heads_kv), "q.shape[1] (heads_q)", heads_q, multiple)?;
+    same("k.shape[0] (batch)", k.shape[0], "q", batch)?;
+    same("k.shape[3] (head_dim)", k.shape[3], "q", head_dim)?;
+    same("v.shape[0] (batch)", v.shape[0], "q", batch)?;
+    same("v.shape[1] (heads_kv)", v.shape[1], "k", heads_kv)?;
+    same("v.shape[2] (keys)", v.shape[2], "k", keys)?;
+    let rows = format!("[{batch}, {heads_q}, {queries}, {}], by q and v", v.shape[3]);
+    require(out.shape == [batch, heads_q, queries, v.shape[3]], "out.shape", format!("{:?}", out.shape), rows)?;
+    let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
+    require(lse.shape == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape), rows)?;
+    require(lse.dtype == DType::F32, "lse.dtype", lse.dtype, "f32")?;
+    check_packed(shapes)?;
+    check_lengths("seqlens_q", shapes.seqlens_q.as_deref(), batch, queries)?;
+    check_lengths("seqlens_k", shapes.seqlens_k.as_deref(), batch, keys)?;
+    for (name, layout) in [("q", q), ("k", k), ("v", v), ("out", out), ("bias", shapes.bias.as_ref().unwrap_or(q))] {
+        require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
+    }
+    let pairs = shapes.pairs();
+    for (name, layout) in [("bias", &shapes.bias), ("mask", &shapes.mask)] {
+        let shape = layout.as_ref().map_or(pairs, |layout| layout.shape);
+        let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
+        require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
+    }
+    let mask = shapes.mask.as_ref().map_or(DType::U8, |mask| mask.dtype);
+    require(mask == DType::U8, "mask.dtype", mask, "u8")?;
+    for layout in [Some(q), Some(k), Some(v), Some(out), Some(lse), shapes.bias.as_ref(), shapes.mask.as_ref()] {
+        layout.map_or(Ok(0..0), Layout::byte_span)?;
+    }
+    out.check_output("out")?;
+    lse.check_output("lse")
+}
+
+fn check_packed(shapes: &AttentionShapes) -> Result<()> {
+    let AttentionShapes { cu_seqlens_q: q, cu_seqlens_k: k, seqlens_q, seqlens_k, .. } = shapes;
+    for (name, given, other) in [("cu_seqlens_q", q, "cu_seqlens_k"), ("cu_seqlens_k", k, "cu_seqlens_q")] {
+        require(given.is_some() || (q.is_none() && k.is_none()), name, "unset", format!("set, as {other} is"))?;
+    }
+    let Some(sides) = shapes.packed() else { return Ok(()) };
+    for (name, lengths) in [("seqlens_q", seqlens_q), ("seqlens_k", seqlens_k)] {
+        require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k, which say the lengths")?;
+    }
+    let batch = shapes.q.shape[0];
+    require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
+    packed::check(sides, [shapes.q.shape[2], shapes.k.shape[2]])
+}
+
+fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
+    let Some(lengths) = lengths else { return Ok(()) };
+    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
+    for (i, &length) in lengths.iter().enumerate() {
+        require(length <= most, &format!("{name}[{i}]"), length, format!("at most {most}, the tensor's length"))?;
+    }
+    Ok(())
 }

@@ -8,15 +8,15 @@ use pollster::block_on;
 use wgpu_attention::catalogue::Tolerance;
 use wgpu_attention::reference::{FlashProblem, flash, flash_backward};
 use wgpu_attention::{
-    DType, FlashAttention, FlashGradients, FlashInputs, FlashOutputGradients, FlashOutputs, FlashParams, Gpu, Hook,
-    Layout, Merge, Tensor, Window,
+    AttentionGradients, AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Gpu, Hook, Layout,
+    Merge, OutputGradients, Tensor, Window,
 };
 
-fn bits_of(g: &FlashGradients) -> Vec<u32> {
+fn bits_of(g: &AttentionGradients) -> Vec<u32> {
     [&g.dq, &g.dk, &g.dv].into_iter().chain(&g.dbias).flat_map(|t| bits(&block_on(t.read()).unwrap())).collect()
 }
 
-fn gradients(gpu: &Gpu, inputs: &FlashInputs, dout: &Tensor) -> FlashGradients {
+fn gradients(gpu: &Gpu, inputs: &AttentionInputs, dout: &Tensor) -> AttentionGradients {
     let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
     let (_, saved) = block_on(attention.forward_for_training(inputs)).unwrap();
     block_on(attention.backward(&saved, dout)).unwrap()
@@ -30,7 +30,7 @@ fn gradients_are_the_same_bits_every_time() {
     let bias = tensor([1, h, 1, n], &random(5, h * n));
     let bias = bias.view(bias.layout().clone().expand([b, h, n, n]).unwrap()).unwrap();
     let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).unwrap();
-    let inputs = FlashInputs { bias: Some(&bias), ..FlashInputs::new(&q, &k, &v) };
+    let inputs = AttentionInputs { bias: Some(&bias), ..AttentionInputs::new(&q, &k, &v) };
     let (_, saved) = block_on(attention.forward_for_training(&inputs)).unwrap();
     let run = || bits_of(&block_on(attention.backward(&saved, &dout)).unwrap());
     let first = run();
@@ -48,7 +48,7 @@ fn gradients_do_not_depend_on_the_batch() {
         |shape, part: &dyn Fn(&[f32]) -> Vec<f32>| both.iter().map(|x| tensor(shape, &part(x))).collect::<Vec<_>>();
     let together = of([2, h, n, d], &|x| x.to_vec());
     let alone = of([1, h, n, d], &|x| x[size..].to_vec());
-    let run = |t: &[Tensor]| gradients(gpu(), &FlashInputs::new(&t[0], &t[1], &t[2]), &t[3]);
+    let run = |t: &[Tensor]| gradients(gpu(), &AttentionInputs::new(&t[0], &t[1], &t[2]), &t[3]);
     let (together, alone) = (run(&together), run(&alone));
     for (together, alone) in [(together.dq, alone.dq), (together.dk, alone.dk), (together.dv, alone.dv)] {
         assert_eq!(bits(&read(&together)[size..]), bits(&read(&alone)));
@@ -65,12 +65,12 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
         let [k, v] = [&values[1], &values[2]].map(|x| tokens(x, [1, h, nk, d], start..end));
         let window = Window { left: None, right: Some(nk - end) };
         let attention = FlashAttention::new(gpu(), FlashParams { window, ..FlashParams::default() }).unwrap();
-        let (_, saved) = block_on(attention.forward_for_training(&FlashInputs::new(&q, &k, &v))).unwrap();
+        let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
         shards.push((attention, saved));
     }
-    let parts: Vec<FlashOutputs> = shards.iter().map(|(_, saved)| saved.outputs()).collect();
+    let parts: Vec<AttentionOutputs> = shards.iter().map(|(_, saved)| saved.outputs()).collect();
     let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
-    let shares: Vec<FlashGradients> = shards
+    let shares: Vec<AttentionGradients> = shards
         .iter()
         .map(|(attention, saved)| block_on(attention.backward(&saved.clone().merged(&out, &lse), &dout)).unwrap())
         .collect();
@@ -103,7 +103,7 @@ fn few_storage_buffers_give_the_same_bits() {
         let (h, n, d) = (2, 70, 24);
         let up = |seed| block_on(Tensor::upload(&gpu, [1, h, n, d], DType::F32, &random(seed, h * n * d))).unwrap();
         let [q, k, v, dout] = [30, 31, 32, 33].map(up);
-        found.push(bits_of(&gradients(&gpu, &FlashInputs::new(&q, &k, &v), &dout)));
+        found.push(bits_of(&gradients(&gpu, &AttentionInputs::new(&q, &k, &v), &dout)));
     }
     assert!(found[0] == found[1]);
 }
@@ -114,20 +114,20 @@ fn bad_input() {
     let hook = Hook::new("plus", "fn plus(score: f32, at: Position) -> f32 { return score + 1.0; }");
     let params = FlashParams { score_mod: vec![hook], ..FlashParams::default() };
     let attention = FlashAttention::new(gpu(), params).unwrap();
-    let (out, saved) = block_on(attention.forward_for_training(&FlashInputs::new(&x, &x, &x))).unwrap();
+    let (out, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&x, &x, &x))).unwrap();
     says(block_on(attention.backward(&saved, &out)), &["score_mod[0].grad_entry", "unset", "`plus`"]);
     let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
-    let (out, saved) = block_on(attention.forward_for_training(&FlashInputs::new(&x, &x, &x))).unwrap();
+    let (out, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&x, &x, &x))).unwrap();
     read(&block_on(attention.backward(&saved, &out)).expect("a gradient as the output").dv);
     let wrong = tensor([1, 2, 5, 7], &[0.0; 70]);
     says(block_on(attention.backward(&saved, &wrong)), &["dout.shape", "[1, 2, 5, 7]", "[1, 2, 5, 8]"]);
     let bytes = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::U8, [1, 2, 5, 8]))).unwrap();
     says(block_on(attention.backward(&saved, &bytes)), &["dout.dtype", "u8", "f32, f16 or bf16"]);
     let half = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F16, [1, 2, 5, 1]))).unwrap();
-    let from = FlashOutputGradients { dout: &out, dlse: Some(&half) };
+    let from = OutputGradients { dout: &out, dlse: Some(&half) };
     says(block_on(attention.backward_with_lse(&saved, &from)), &["dlse.dtype", "f16", "f32"]);
     let long = tensor([1, 2, 6, 1], &[0.0; 12]);
-    let from = FlashOutputGradients { dout: &out, dlse: Some(&long) };
+    let from = OutputGradients { dout: &out, dlse: Some(&long) };
     says(block_on(attention.backward_with_lse(&saved, &from)), &["dlse.shape", "[1, 2, 6, 1]", "[1, 2, 5, 1]"]);
     let other = block_on(Gpu::request_with(&common::options())).unwrap();
     let foreign = block_on(Tensor::empty(&other, Layout::heads_first(DType::F32, [1, 2, 5, 8]))).unwrap();

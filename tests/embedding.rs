@@ -6,7 +6,9 @@ use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
 use wgpu_attention::reference::{FlashProblem, flash};
-use wgpu_attention::{DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashShapes, Gpu, Layout, Tensor};
+use wgpu_attention::{
+    AttentionInputs, AttentionOutputs, AttentionShapes, DType, FlashAttention, FlashParams, Gpu, Layout, Tensor,
+};
 
 /// A device of the same adapter with other limits, borrowed as from a program that made it.
 fn device(change: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
@@ -28,8 +30,8 @@ fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
         let [q, k, v] = [up([b, h, nq, d], 0), up([b, 2, nk, d], 1), up([b, 2, nk, d], 2)];
         let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
         let [ql, kl, vl] = [&q, &k, &v].map(|t| t.layout().clone());
-        let slices = attention.plan(&FlashShapes::new(ql, kl, vl)).unwrap().slices().len();
-        let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &k, &v))).unwrap();
+        let slices = attention.plan(&AttentionShapes::new(ql, kl, vl)).unwrap().slices().len();
+        let (out, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).unwrap();
         (slices, block_on(out.read()).unwrap(), block_on(lse.read()).unwrap())
     };
     let whole = run(&device(|_| {}));
@@ -57,11 +59,11 @@ fn slices_recorded_one_by_one_and_two_shapes_in_one_encoder_come_out_right() {
     let mut results = Vec::new();
     for (seed, n, d) in [(50, 300, 16), (60, 20, 48)] {
         let x = tensor([1, 2, n, d], &random(seed, 2 * n * d));
-        let (expected, expected_lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x))).unwrap();
+        let (expected, expected_lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap();
         let out = block_on(Tensor::empty(gpu(), expected.layout().clone())).unwrap();
         let lse = block_on(Tensor::empty(gpu(), expected_lse.layout().clone())).unwrap();
-        let (inputs, outputs) = (FlashInputs::new(&x, &x, &x), FlashOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
         for slice in 0..prepared.plan().slices().len() {
             prepared.encode_slice(&mut encoder, slice, &inputs, &outputs).unwrap();
         }
@@ -83,7 +85,7 @@ fn tensors_may_lie_in_one_buffer() {
         let apart: Vec<Tensor> =
             values.iter().map(|v| block_on(Tensor::upload(gpu(), shape, dtype, v)).unwrap()).collect();
         let (expected, expected_lse) =
-            block_on(attention.forward_with_lse(&FlashInputs::new(&apart[0], &apart[1], &apart[2]))).unwrap();
+            block_on(attention.forward_with_lse(&AttentionInputs::new(&apart[0], &apart[1], &apart[2]))).unwrap();
         // q, k and v packed as one projection writes them, [batch, sequence, 3, heads, head_dim]; behind them the outputs.
         let width = d + d % 2;
         let row = 3 * h * width + gap;
@@ -99,8 +101,8 @@ fn tensors_may_lie_in_one_buffer() {
         for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
             block_on(tensor.write(values)).unwrap();
         }
-        let (inputs, outputs) = (FlashInputs::new(&q, &k, &v), FlashOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -131,8 +133,8 @@ fn tensors_far_enough_apart_in_one_buffer_keep_wide_bindings() {
         for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
             block_on(tensor.write(values)).unwrap();
         }
-        let (inputs, outputs) = (FlashInputs::new(&q, &k, &v), FlashOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(!plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -147,8 +149,9 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
     let (n, d) = (40, 16);
     let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
     let x = tensor([1, 1, n, d], &random(80, n * d));
-    let (expected, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x))).unwrap();
-    let shapes = FlashShapes::of(&FlashInputs::new(&x, &x, &x), &FlashOutputs { out: &expected, lse: &lse });
+    let (expected, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap();
+    let shapes =
+        AttentionShapes::of(&AttentionInputs::new(&x, &x, &x), &AttentionOutputs { out: &expected, lse: &lse });
     let prepared = block_on(attention.prepare(&shapes)).unwrap();
     let step = gpu().caps().storage_alignment.max(16) as usize / 4;
     let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 4, n * d + step]))).unwrap();
@@ -157,7 +160,8 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
         block_on(moved.write(&read(&x))).unwrap();
         let out = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 2, n * d]))).unwrap();
         let out = out.view(expected.layout().clone().at(step)).unwrap();
-        let (inputs, outputs) = (FlashInputs::new(&moved, &moved, &moved), FlashOutputs { out: &out, lse: &lse });
+        let (inputs, outputs) =
+            (AttentionInputs::new(&moved, &moved, &moved), AttentionOutputs { out: &out, lse: &lse });
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
         prepared.encode_in(&mut pass, &inputs, &outputs).unwrap();
@@ -177,8 +181,8 @@ fn masks_come_out_the_same_without_room_for_a_map_of_tiles() {
         let mask = block_on(Tensor::upload(gpu, [1, 1, n, n], DType::U8, &seen)).unwrap();
         let mask = mask.view(mask.layout().clone().expand([b, h, n, n]).unwrap()).unwrap();
         let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
-        let inputs = FlashInputs { mask: Some(&mask), ..FlashInputs::new(&x, &x, &x) };
-        let plan = attention.plan(&FlashShapes::of_inputs(&inputs)).unwrap().to_string();
+        let inputs = AttentionInputs { mask: Some(&mask), ..AttentionInputs::new(&x, &x, &x) };
+        let plan = attention.plan(&AttentionShapes::of_inputs(&inputs)).unwrap().to_string();
         assert!(plan.contains(says), "{plan}");
         bits(&block_on(block_on(attention.forward_with_lse(&inputs)).unwrap().0.read()).unwrap())
     };

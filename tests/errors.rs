@@ -5,8 +5,8 @@ mod common;
 use common::{gpu, options, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
-    Caps, DType, Error, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu,
-    GpuOptions, Layout, Tensor,
+    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, Caps, DType, Error, FlashAttention, FlashParams,
+    Gpu, GpuOptions, Layout, Tensor,
 };
 
 fn attention() -> FlashAttention {
@@ -41,21 +41,24 @@ fn outputs_that_do_not_fit() {
     let q = zeros([1, 2, 8, 16]);
     let shapes = || {
         let layout = q.layout().clone();
-        FlashShapes::new(layout.clone(), layout.clone(), layout)
+        AttentionShapes::new(layout.clone(), layout.clone(), layout)
     };
-    let prepare = |shapes: FlashShapes| block_on(attention().prepare(&shapes));
+    let prepare = |shapes: AttentionShapes| block_on(attention().prepare(&shapes));
     let of = |dtype, shape| Layout::heads_first(dtype, shape);
     says(
-        prepare(FlashShapes { out: of(DType::F32, [1, 2, 8, 15]), ..shapes() }),
+        prepare(AttentionShapes { out: of(DType::F32, [1, 2, 8, 15]), ..shapes() }),
         &["out.shape", "[1, 2, 8, 15]", "[1, 2, 8, 16]"],
     );
     says(
-        prepare(FlashShapes { lse: of(DType::F32, [1, 2, 7, 1]), ..shapes() }),
+        prepare(AttentionShapes { lse: of(DType::F32, [1, 2, 7, 1]), ..shapes() }),
         &["lse.shape", "[1, 2, 7, 1]", "[1, 2, 8, 1]"],
     );
-    says(prepare(FlashShapes { lse: of(DType::F16, [1, 2, 8, 1]), ..shapes() }), &["lse.dtype", "f16", "f32"]);
+    says(prepare(AttentionShapes { lse: of(DType::F16, [1, 2, 8, 1]), ..shapes() }), &["lse.dtype", "f16", "f32"]);
     let overlapping = Layout { strides: [256, 100, 16], ..of(DType::F32, [1, 2, 8, 16]) };
-    says(prepare(FlashShapes { out: overlapping, ..shapes() }), &["out.strides", "[256, 100, 16]", "no two elements"]);
+    says(
+        prepare(AttentionShapes { out: overlapping, ..shapes() }),
+        &["out.strides", "[256, 100, 16]", "no two elements"],
+    );
 }
 
 #[test]
@@ -106,7 +109,7 @@ fn biases_and_masks_that_do_not_fit() {
     let x = zeros([2, 2, 4, 8]);
     let of = |dtype, shape| block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, shape))).unwrap();
     let run = |bias: Option<&Tensor>, mask: Option<&Tensor>| {
-        block_on(attention().forward_with_lse(&FlashInputs { bias, mask, ..FlashInputs::new(&x, &x, &x) }))
+        block_on(attention().forward_with_lse(&AttentionInputs { bias, mask, ..AttentionInputs::new(&x, &x, &x) }))
     };
     let (bias, mask) = (of(DType::F16, [2, 2, 4, 4]), of(DType::U8, [2, 2, 4, 4]));
     common::read(&run(Some(&bias), Some(&mask)).expect("a bias and a mask that fit").0);
@@ -120,12 +123,15 @@ fn biases_and_masks_that_do_not_fit() {
     says(block_on(attention().forward(&of(DType::U8, [2, 2, 4, 8]), &x, &x)), &["q.dtype", "u8", "f32, f16 or bf16"]);
     says(one.layout().clone().expand([2, 2, 5, 4]), &["shape", "[1, 1, 4, 4]", "[2, 2, 5, 4]"]);
     says(one.layout().clone().expand([2, 2, 4, 8]), &["shape", "[1, 1, 4, 4]", "[2, 2, 4, 8]"]);
-    let prepared =
-        block_on(attention().prepare(&FlashShapes::new(x.layout().clone(), x.layout().clone(), x.layout().clone())));
+    let prepared = block_on(attention().prepare(&AttentionShapes::new(
+        x.layout().clone(),
+        x.layout().clone(),
+        x.layout().clone(),
+    )));
     let (out, lse) = (zeros([2, 2, 4, 8]), zeros([2, 2, 4, 1]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    let inputs = FlashInputs { bias: Some(&bias), ..FlashInputs::new(&x, &x, &x) };
-    let encoded = prepared.unwrap().encode(&mut encoder, &inputs, &FlashOutputs { out: &out, lse: &lse });
+    let inputs = AttentionInputs { bias: Some(&bias), ..AttentionInputs::new(&x, &x, &x) };
+    let encoded = prepared.unwrap().encode(&mut encoder, &inputs, &AttentionOutputs { out: &out, lse: &lse });
     says(encoded, &["bias", "as prepared: None"]);
 }
 
@@ -168,8 +174,8 @@ fn strides_and_offsets_that_leave_the_buffer() {
 }
 
 /// Prepares and encodes with the tensors as they are.
-fn encode(inputs: &FlashInputs, outputs: &FlashOutputs) -> Result<(), Error> {
-    let prepared = block_on(attention().prepare(&FlashShapes::of(inputs, outputs)))?;
+fn encode(inputs: &AttentionInputs, outputs: &AttentionOutputs) -> Result<(), Error> {
+    let prepared = block_on(attention().prepare(&AttentionShapes::of(inputs, outputs)))?;
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     prepared.encode(&mut encoder, inputs, outputs)
 }
@@ -180,17 +186,20 @@ fn outputs_that_overlap() {
     let x = zeros([1, 1, n, d]);
     let lse = zeros([1, 1, n, 1]);
     says(
-        encode(&FlashInputs::new(&x, &x, &x), &FlashOutputs { out: &x, lse: &lse }),
+        encode(&AttentionInputs::new(&x, &x, &x), &AttentionOutputs { out: &x, lse: &lse }),
         &["out", "bytes 0..512", "apart from q"],
     );
     let arena = zeros([1, 1, 4, n * d]);
     let view = |offset| arena.view(x.layout().clone().at(offset)).unwrap();
     let (q, late, apart) = (view(0), view(n * d - 4), view(n * d));
-    let inputs = FlashInputs::new(&q, &q, &q);
-    says(encode(&inputs, &FlashOutputs { out: &late, lse: &lse }), &["out", "bytes 496..1008", "bytes 0..512"]);
-    assert!(encode(&inputs, &FlashOutputs { out: &apart, lse: &lse }).is_ok());
+    let inputs = AttentionInputs::new(&q, &q, &q);
+    says(encode(&inputs, &AttentionOutputs { out: &late, lse: &lse }), &["out", "bytes 496..1008", "bytes 0..512"]);
+    assert!(encode(&inputs, &AttentionOutputs { out: &apart, lse: &lse }).is_ok());
     let over = arena.view(lse.layout().clone().at(2 * n * d - 1)).unwrap();
-    says(encode(&inputs, &FlashOutputs { out: &apart, lse: &over }), &["lse", "1052", "apart from out", "512..1024"]);
+    says(
+        encode(&inputs, &AttentionOutputs { out: &apart, lse: &over }),
+        &["lse", "1052", "apart from out", "512..1024"],
+    );
 }
 
 #[test]
@@ -199,8 +208,8 @@ fn odd_strides_and_offsets_of_16_bit_outputs() {
     let lse = zeros([1, 2, 8, 1]);
     let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F16, [1, 1, 1, 1000]))).unwrap();
     let base = Layout { strides: [240, 120, 15], ..Layout::heads_first(DType::F16, [1, 2, 8, 15]) };
-    let inputs = FlashInputs::new(&x, &x, &x);
-    let run = |layout: Layout| encode(&inputs, &FlashOutputs { out: &arena.view(layout).unwrap(), lse: &lse });
+    let inputs = AttentionInputs::new(&x, &x, &x);
+    let run = |layout: Layout| encode(&inputs, &AttentionOutputs { out: &arena.view(layout).unwrap(), lse: &lse });
     says(run(base.clone()), &["out.strides[2]", "15", "even"]);
     says(run(Layout { strides: [300, 129, 16], ..base.clone() }), &["out.strides[1]", "129", "even"]);
     says(run(Layout { strides: [300, 128, 16], ..base.clone() }.at(3)), &["out.offset", "3", "even"]);
@@ -211,7 +220,11 @@ fn odd_strides_and_offsets_of_16_bit_outputs() {
 fn lengths_beyond_the_tensor() {
     let x = zeros([2, 1, 8, 16]);
     let run = |seqlens_q, seqlens_k| {
-        block_on(attention().forward_with_lse(&FlashInputs { seqlens_q, seqlens_k, ..FlashInputs::new(&x, &x, &x) }))
+        block_on(attention().forward_with_lse(&AttentionInputs {
+            seqlens_q,
+            seqlens_k,
+            ..AttentionInputs::new(&x, &x, &x)
+        }))
     };
     common::read(&run(Some(&[8, 0]), Some(&[0, 8])).expect("lengths within the tensor").0);
     says(run(Some(&[8, 9]), None), &["seqlens_q[1]", "9", "at most 8"]);
@@ -226,45 +239,46 @@ fn tensors_of_another_device() {
     let ours = zeros([1, 1, 2, 4]);
     says(block_on(attention().forward(&ours, &foreign, &ours)), &["k belongs to another device or `Gpu`"]);
     let lse = zeros([1, 1, 2, 1]);
-    let outputs = FlashOutputs { out: &foreign, lse: &lse };
-    says(encode(&FlashInputs::new(&ours, &ours, &ours), &outputs), &["out belongs to another device or `Gpu`"]);
+    let outputs = AttentionOutputs { out: &foreign, lse: &lse };
+    says(encode(&AttentionInputs::new(&ours, &ours, &ours), &outputs), &["out belongs to another device or `Gpu`"]);
 }
 
 #[test]
 fn tensors_that_are_not_as_prepared() {
     let (x, longer) = (zeros([1, 1, 8, 16]), zeros([1, 1, 9, 16]));
     let (out, lse) = (zeros([1, 1, 8, 16]), zeros([1, 1, 8, 1]));
-    let (inputs, outputs) = (FlashInputs::new(&x, &x, &x), FlashOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention().prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+    let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
+    let prepared = block_on(attention().prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    let mut encode = |inputs: &FlashInputs, outputs: &FlashOutputs| prepared.encode(&mut encoder, inputs, outputs);
-    says(encode(&FlashInputs { k: &longer, ..inputs }, &outputs), &["k", "9", "as prepared"]);
+    let mut encode =
+        |inputs: &AttentionInputs, outputs: &AttentionOutputs| prepared.encode(&mut encoder, inputs, outputs);
+    says(encode(&AttentionInputs { k: &longer, ..inputs }, &outputs), &["k", "9", "as prepared"]);
     says(
-        encode(&FlashInputs { seqlens_k: Some(&[3]), ..inputs }, &outputs),
+        encode(&AttentionInputs { seqlens_k: Some(&[3]), ..inputs }, &outputs),
         &["seqlens_k", "[3]", "as prepared: None"],
     );
     let arena = zeros([1, 1, 3, 8 * 16]);
     let view = |offset| arena.view(x.layout().clone().at(offset)).unwrap();
-    says(encode(&FlashInputs { q: &view(1), ..inputs }, &outputs), &["q", "offset: 1", "multiples of"]);
+    says(encode(&AttentionInputs { q: &view(1), ..inputs }, &outputs), &["q", "offset: 1", "multiples of"]);
     let (first, last) = (view(0), view(256));
     says(
-        encode(&FlashInputs { q: &first, ..inputs }, &FlashOutputs { out: &last, lse: &lse }),
+        encode(&AttentionInputs { q: &first, ..inputs }, &AttentionOutputs { out: &last, lse: &lse }),
         &["out and q", "in one buffer", "as prepared"],
     );
     assert!(encode(&inputs, &outputs).is_ok());
     // Prepared as two bindings of one buffer, which then come too near each other.
     let (near, far) = (view(1), view(129));
-    let apart = FlashInputs { q: &near, ..inputs };
-    let shapes = FlashShapes {
+    let apart = AttentionInputs { q: &near, ..inputs };
+    let shapes = AttentionShapes {
         out: x.layout().clone().at(129 + 4096),
-        ..FlashShapes::of(&apart, &FlashOutputs { out: &far, lse: &lse })
+        ..AttentionShapes::of(&apart, &AttentionOutputs { out: &far, lse: &lse })
     };
     let moved = block_on(attention().prepare(&shapes)).unwrap();
     says(
         moved.encode(
             &mut gpu().device().create_command_encoder(&Default::default()),
             &apart,
-            &FlashOutputs { out: &far, lse: &lse },
+            &AttentionOutputs { out: &far, lse: &lse },
         ),
         &["bytes or more from", "bindings are aligned"],
     );
@@ -274,8 +288,8 @@ fn tensors_that_are_not_as_prepared() {
 #[test]
 fn adapters_without_the_limits() {
     let layout = Layout::heads_first(DType::F32, [1, 1, 8, 64]);
-    let shapes = FlashShapes::new(layout.clone(), layout.clone(), layout);
-    let plan = |caps: &Caps| FlashPlan::new(caps, &FlashParams::default(), &shapes);
+    let shapes = AttentionShapes::new(layout.clone(), layout.clone(), layout);
+    let plan = |caps: &Caps| AttentionPlan::new(caps, &FlashParams::default(), &shapes);
     let core = Caps::core();
     assert!(plan(&core).is_ok());
     says(plan(&Caps { workgroup_memory: 4096, ..core.clone() }), &["flash", "maxComputeWorkgroupStorageSize", "4096"]);

@@ -5,7 +5,8 @@ mod common;
 use common::{bits, gpu, options, read, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
-    Caps, DType, FlashAttention, FlashInputs, FlashParams, FlashPlan, FlashShapes, Gpu, Hook, Layout, Result, Tensor,
+    AttentionInputs, AttentionPlan, AttentionShapes, Caps, DType, FlashAttention, FlashParams, Gpu, Hook, Layout,
+    Result, Tensor,
 };
 
 fn with(score_mod: Vec<Hook>, mask_mod: Vec<Hook>) -> FlashParams {
@@ -16,7 +17,7 @@ fn with(score_mod: Vec<Hook>, mask_mod: Vec<Hook>) -> FlashParams {
 fn lse(n: usize, params: FlashParams) -> Result<Vec<f32>> {
     let x = tensor([1, 1, n, 4], &vec![0.0; 4 * n]);
     let attention = FlashAttention::new(gpu(), params)?;
-    Ok(read(&block_on(attention.forward_with_lse(&FlashInputs::new(&x, &x, &x)))?.1))
+    Ok(read(&block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x)))?.1))
 }
 
 #[test]
@@ -97,8 +98,9 @@ fn names_and_buffers_that_cannot_be() {
     let x = tensor([1, 1, 2, 4], &[0.0; 8]);
     let attention = new(with(vec![hook().with_buffer("data", &part([1, 1, 1, 4], 0))], vec![])).unwrap();
     let (out, lse) = (part([1, 1, 2, 4], 256), tensor([1, 1, 2, 1], &[0.0; 2]));
-    let (inputs, outputs) = (FlashInputs::new(&x, &x, &x), wgpu_attention::FlashOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+    let (inputs, outputs) =
+        (AttentionInputs::new(&x, &x, &x), wgpu_attention::AttentionOutputs { out: &out, lse: &lse });
+    let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     says(prepared.encode(&mut encoder, &inputs, &outputs), &["hook buffer data", "in the buffer of out", "another"]);
 }
@@ -110,7 +112,8 @@ fn too_many_buffers_for_the_device_are_refused_by_name() {
     let hook = Hook::new("plus", "fn plus(score: f32, at: Position) -> f32 { return score + data0[0]; }");
     let hook = names.iter().fold(hook, |hook, name| hook.with_buffer(name, &data));
     let x = data.layout().clone();
-    let plan = FlashPlan::new(&Caps::core(), &with(vec![hook], vec![]), &FlashShapes::new(x.clone(), x.clone(), x));
+    let plan =
+        AttentionPlan::new(&Caps::core(), &with(vec![hook], vec![]), &AttentionShapes::new(x.clone(), x.clone(), x));
     says(plan, &["flash needs 9 of maxStorageBuffersPerShaderStage", "8"]);
 }
 
@@ -167,7 +170,7 @@ fn tiles_that_a_mask_hides_are_not_even_read() {
     let mask = || Hook::new("two_ends", "fn two_ends(at: Position) -> bool { return at.key < 10u || at.key >= 250u; }");
     let attention = |params| FlashAttention::new(gpu(), params).unwrap();
     let params = FlashParams { mask_mod: vec![mask()], ..FlashParams::default() };
-    let shapes = FlashShapes::new(x.layout().clone(), x.layout().clone(), x.layout().clone());
+    let shapes = AttentionShapes::new(x.layout().clone(), x.layout().clone(), x.layout().clone());
     let plan = attention(params.clone()).plan(&shapes).unwrap().to_string();
     assert!(plan.contains("tiles that they hide are skipped") && plan.contains("bounds checks stay on"), "{plan}");
     let expected = block_on(attention(params.clone()).forward(&x, &x, &x)).unwrap();

@@ -4,7 +4,9 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{CuSeqlens, DType, FlashAttention, FlashInputs, FlashOutputs, FlashShapes, Layout, Tensor};
+use wgpu_attention::{
+    AttentionInputs, AttentionOutputs, AttentionShapes, CuSeqlens, DType, FlashAttention, Layout, Tensor,
+};
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params")
@@ -27,18 +29,19 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
     let device = CuSeqlens::Gpu { offsets: &on_gpu, max_seqlen: 127 };
     let mut found = vec![];
     for side in [host, device] {
-        let inputs = FlashInputs { cu_seqlens_q: Some(side), cu_seqlens_k: Some(side), ..FlashInputs::new(&x, &x, &x) };
+        let inputs =
+            AttentionInputs { cu_seqlens_q: Some(side), cu_seqlens_k: Some(side), ..AttentionInputs::new(&x, &x, &x) };
         let out = tensor([1, h, n, d], &vec![9.0; h * n * d]);
         let lse = tensor([1, h, n, 1], &vec![9.0; h * n]);
-        let outputs = FlashOutputs { out: &out, lse: &lse };
-        let prepared = block_on(attention().prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let outputs = AttentionOutputs { out: &out, lse: &lse };
+        let prepared = block_on(attention().prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
         block_on(prepared.submit(&inputs, &outputs)).unwrap();
         block_on(prepared.check_offsets()).unwrap();
         for pair in offsets.windows(2) {
             let (first, count) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
             let part = rows(&x, first, count);
             let (alone, alone_lse) =
-                block_on(attention().forward_with_lse(&FlashInputs::new(&part, &part, &part))).unwrap();
+                block_on(attention().forward_with_lse(&AttentionInputs::new(&part, &part, &part))).unwrap();
             assert_eq!(bits(&read(&rows(&out, first, count))), bits(&read(&alone)), "{pair:?}");
             assert_eq!(bits(&read(&rows(&lse, first, count))), bits(&read(&alone_lse)), "{pair:?}");
         }
@@ -53,7 +56,7 @@ fn offsets_on_the_host_that_are_wrong() {
     let x = tensor([1, 1, 10, 4], &[0.5; 40]);
     let run = |q: &[u32], k: &[u32]| {
         let (q, k) = (Some(CuSeqlens::Host(q)), Some(CuSeqlens::Host(k)));
-        let inputs = FlashInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..FlashInputs::new(&x, &x, &x) };
+        let inputs = AttentionInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..AttentionInputs::new(&x, &x, &x) };
         block_on(attention().forward_with_lse(&inputs))
     };
     read(&run(&[0, 4, 10], &[0, 4, 9]).expect("offsets in order").0);
@@ -72,18 +75,18 @@ fn packed_sequences_with_what_does_not_go_with_them() {
     let offsets = block_on(Tensor::upload_u32(gpu(), &[0, 10])).unwrap();
     let host = Some(CuSeqlens::Host(&[0, 10]));
     let device = |offsets, max_seqlen| Some(CuSeqlens::Gpu { offsets, max_seqlen });
-    let run = |inputs: FlashInputs| block_on(attention().forward_with_lse(&inputs));
-    let plain = FlashInputs::new(&x, &x, &x);
-    let both = FlashInputs { cu_seqlens_q: host, cu_seqlens_k: host, ..plain };
-    says(run(FlashInputs { cu_seqlens_k: None, ..both }), &["cu_seqlens_k", "unset", "as cu_seqlens_q is"]);
-    says(run(FlashInputs { cu_seqlens_q: None, ..both }), &["cu_seqlens_q", "unset", "as cu_seqlens_k is"]);
-    says(run(FlashInputs { seqlens_k: Some(&[3]), ..both }), &["seqlens_k", "unset with cu_seqlens_q"]);
-    says(run(FlashInputs { q: &two, k: &two, v: &two, ..both }), &["q.shape[0] (batch)", "2", "1 with packed"]);
+    let run = |inputs: AttentionInputs| block_on(attention().forward_with_lse(&inputs));
+    let plain = AttentionInputs::new(&x, &x, &x);
+    let both = AttentionInputs { cu_seqlens_q: host, cu_seqlens_k: host, ..plain };
+    says(run(AttentionInputs { cu_seqlens_k: None, ..both }), &["cu_seqlens_k", "unset", "as cu_seqlens_q is"]);
+    says(run(AttentionInputs { cu_seqlens_q: None, ..both }), &["cu_seqlens_q", "unset", "as cu_seqlens_k is"]);
+    says(run(AttentionInputs { seqlens_k: Some(&[3]), ..both }), &["seqlens_k", "unset with cu_seqlens_q"]);
+    says(run(AttentionInputs { q: &two, k: &two, v: &two, ..both }), &["q.shape[0] (batch)", "2", "1 with packed"]);
     says(
-        run(FlashInputs { cu_seqlens_q: device(&offsets, 10), ..both }),
+        run(AttentionInputs { cu_seqlens_q: device(&offsets, 10), ..both }),
         &["cu_seqlens_k", "on the host", "on the GPU"],
     );
-    let on_gpu = |q, k| FlashInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..plain };
+    let on_gpu = |q, k| AttentionInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..plain };
     read(&run(on_gpu(device(&offsets, 10), device(&offsets, 10))).expect("offsets in order").0);
     says(run(on_gpu(device(&offsets, 11), device(&offsets, 10))), &["cu_seqlens_q.max_seqlen", "11", "at most 10"]);
     says(run(on_gpu(device(&x, 10), device(&offsets, 10))), &["cu_seqlens_q.dtype", "f32", "u32"]);
@@ -93,12 +96,12 @@ fn packed_sequences_with_what_does_not_go_with_them() {
         &["cu_seqlens_k.shape", "[1, 1, 2, 1]", "sequences + 1"],
     );
     let mask = block_on(Tensor::upload(gpu(), [1, 1, 10, 9], DType::U8, &[1.0; 90])).unwrap();
-    says(run(FlashInputs { mask: Some(&mask), ..both }), &["mask.shape", "[1, 1, 10, 9]", "[1, 1, 10, 10]"]);
-    let prepared = block_on(attention().prepare(&FlashShapes::of_inputs(&both))).unwrap();
+    says(run(AttentionInputs { mask: Some(&mask), ..both }), &["mask.shape", "[1, 1, 10, 9]", "[1, 1, 10, 10]"]);
+    let prepared = block_on(attention().prepare(&AttentionShapes::of_inputs(&both))).unwrap();
     let (out, lse) = (tensor([1, 1, 10, 4], &[0.0; 40]), tensor([1, 1, 10, 1], &[0.0; 10]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    let other = FlashInputs { cu_seqlens_k: Some(CuSeqlens::Host(&[0, 9])), ..both };
-    let encoded = prepared.encode(&mut encoder, &other, &FlashOutputs { out: &out, lse: &lse });
+    let other = AttentionInputs { cu_seqlens_k: Some(CuSeqlens::Host(&[0, 9])), ..both };
+    let encoded = prepared.encode(&mut encoder, &other, &AttentionOutputs { out: &out, lse: &lse });
     says(encoded, &["cu_seqlens_k", "[0, 9]", "as prepared"]);
 }
 
@@ -111,7 +114,8 @@ fn offsets_on_the_gpu_that_are_wrong_are_clamped_and_told_when_a_result_is_read(
     let run = |q: &[u32], k: &[u32]| {
         let [q, k] = [q, k].map(|offsets| block_on(Tensor::upload_u32(gpu(), offsets)).unwrap());
         let side = |offsets| Some(CuSeqlens::Gpu { offsets, max_seqlen: longest });
-        let inputs = FlashInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..FlashInputs::new(&x, &x, &x) };
+        let inputs =
+            AttentionInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..AttentionInputs::new(&x, &x, &x) };
         block_on(attention.forward_with_lse(&inputs)).expect("what lies on the GPU is not looked at")
     };
     for (bad, words) in [
@@ -134,7 +138,7 @@ fn offsets_on_the_gpu_that_are_wrong_are_clamped_and_told_when_a_result_is_read(
     // Gradients say so too.
     let [q, k] = [[0, 90, 200], [0, 90, 60]].map(|offsets| block_on(Tensor::upload_u32(gpu(), &offsets)).unwrap());
     let side = |offsets| Some(CuSeqlens::Gpu { offsets, max_seqlen: longest });
-    let inputs = FlashInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..FlashInputs::new(&x, &x, &x) };
+    let inputs = AttentionInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..AttentionInputs::new(&x, &x, &x) };
     let (_, saved) = block_on(attention.forward_for_training(&inputs)).unwrap();
     let gradients = block_on(attention.backward(&saved, &x)).expect("what lies on the GPU is not looked at");
     for gradient in [gradients.dq, gradients.dk, gradients.dv] {

@@ -6,15 +6,15 @@ use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::normal;
 use wgpu_attention::{
-    Caps, Causal, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan, FlashShapes, Gpu, Layout,
-    Tensor, Window,
+    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, Caps, Causal, DType, FlashAttention,
+    FlashParams, Gpu, Layout, Tensor, Window,
 };
 
 /// One head: queries, keys, head dim, values in [sequence, head_dim].
 fn attend(params: &FlashParams, [nq, nk, d]: [usize; 3], q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let [q, k, v] = [tensor([1, 1, nq, d], q), tensor([1, 1, nk, d], k), tensor([1, 1, nk, d], v)];
     let attention = FlashAttention::new(gpu(), params.clone()).expect("valid params");
-    let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &k, &v))).expect("valid shapes");
+    let (out, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).expect("valid shapes");
     (read(&out), read(&lse))
 }
 
@@ -52,7 +52,7 @@ fn what_a_mask_or_a_bias_hides_does_not_leak_in() {
     for (bias, mask) in [(None, Some(&mask)), (Some(&bias), None), (Some(&bias), Some(&mask))] {
         let run = |k: &[f32], v: &[f32]| {
             let [q, k, v] = [&q[..], k, v].map(|values| tensor([1, 1, n, d], values));
-            let inputs = FlashInputs { bias, mask, ..FlashInputs::new(&q, &k, &v) };
+            let inputs = AttentionInputs { bias, mask, ..AttentionInputs::new(&q, &k, &v) };
             let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
             (read(&out), read(&lse))
         };
@@ -157,7 +157,8 @@ fn results_are_the_same_bits_every_time_and_whatever_stands_beside_a_row() {
     let attention = FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params");
     let values: Vec<Vec<f32>> = (0..3).map(|i| random(20 + i, 2 * heads * n * d)).collect();
     let whole: Vec<Tensor> = values.iter().map(|v| tensor([2, heads, n, d], v)).collect();
-    let (out, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&whole[0], &whole[1], &whole[2]))).unwrap();
+    let (out, lse) =
+        block_on(attention.forward_with_lse(&AttentionInputs::new(&whole[0], &whole[1], &whole[2]))).unwrap();
     let (out, lse) = (read(&out), read(&lse));
     for _ in 0..3 {
         let again = block_on(attention.forward(&whole[0], &whole[1], &whole[2])).unwrap();
@@ -183,7 +184,7 @@ fn lse_is_natural_f32_by_batch_head_and_row_in_any_layout() {
         let q = block_on(Tensor::empty(gpu(), layout)).unwrap();
         block_on(q.write(&values)).unwrap();
         let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
-        let (_, lse) = block_on(attention.forward_with_lse(&FlashInputs::new(&q, &q, &q))).unwrap();
+        let (_, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &q, &q))).unwrap();
         assert_eq!((lse.shape(), lse.layout().dtype), ([b, h, n, 1], DType::F32));
         let q = read(&q);
         for (row, lse) in read(&lse).into_iter().enumerate() {
@@ -216,7 +217,7 @@ fn causal_masks_follow_the_diagonal_that_they_name() {
 fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
     let layout = |d| Layout::heads_first(DType::F32, [1, 1, 8, d]);
     let plan = |caps: &Caps, d| {
-        FlashPlan::new(caps, &FlashParams::default(), &FlashShapes::new(layout(d), layout(d), layout(d)))
+        AttentionPlan::new(caps, &FlashParams::default(), &AttentionShapes::new(layout(d), layout(d), layout(d)))
     };
     let core = Caps::core();
     let words = plan(&core, 64).unwrap().to_string();
@@ -238,7 +239,7 @@ fn is_send<T: Send>(value: T) -> T {
 fn native_futures_are_send() {
     let q = tensor([1, 1, 2, 4], &random(1, 8));
     let attention = is_send(FlashAttention::new(gpu(), FlashParams::default()).unwrap());
-    let shapes = FlashShapes::new(q.layout().clone(), q.layout().clone(), q.layout().clone());
+    let shapes = AttentionShapes::new(q.layout().clone(), q.layout().clone(), q.layout().clone());
     let prepared = is_send(block_on(is_send(attention.prepare(&shapes))).unwrap());
     let out = block_on(is_send(attention.forward(&q, &q, &q))).unwrap();
     block_on(is_send(out.read())).unwrap();
@@ -263,8 +264,8 @@ fn stores_round_to_nearest_even_and_overflow_to_infinity() {
     let lse = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, rows, 1, 1]))).unwrap();
     for dtype in [DType::F16, DType::Bf16] {
         let out = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, rows, 1, width]))).unwrap();
-        let (inputs, outputs) = (FlashInputs::new(&q, &q, &v), FlashOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&FlashShapes::of(&inputs, &outputs))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &q, &v), AttentionOutputs { out: &out, lse: &lse });
+        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
         gpu().queue().submit([encoder.finish()]);

@@ -1,10 +1,8 @@
-// What the host tells a softmax kernel: written by src/flash/uniforms.rs, the same for every workgroup of a slice.
+// What the host tells a softmax kernel: written by src/softmax/uniforms.rs, the same for every workgroup of a slice.
 
 // No token, no bound.
 const NONE: u32 = 0xffffffffu;
 const MINUS_INFINITY_BITS: u32 = 0xff800000u;
-const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
-const CAUSAL_TOP_LEFT: u32 = 2u;
 
 struct Params {
     q: vec4u,
@@ -29,10 +27,6 @@ struct Params {
     keys: u32,
     // Query heads per key and value head.
     group: u32,
-    causal: u32,
-    // Sliding window, NONE where it is open.
-    left: u32,
-    right: u32,
     q_factor: f32,
     // Last tile of this slice, and tiles of a batch entry.
     last_tile: u32,
@@ -47,9 +41,9 @@ struct Params {
     // For gradients: query heads that a workgroup adds up, and the factor of q·k.
     heads_together: u32,
     scale: f32,
-    // Gradient of the bias: tiles of keys; batch entries, heads and tiles of queries that are added up; its rows and columns.
-    key_tiles: u32,
+    // Gradient of the bias: batch entries, heads and tiles of queries that are added up; tiles of keys; its rows and columns.
     together: vec3u,
+    key_tiles: u32,
     bias_rows: u32,
     bias_cols: u32,
 }

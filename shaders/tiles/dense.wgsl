@@ -5,13 +5,16 @@
 
 fn seen_range(i: u32, queries: u32, keys: u32) -> vec2u {
     let diagonal = i32(keys) - i32(queries);
+    let causal = dense[0].x;
+    let left = dense[0].y;
+    let right = dense[0].z;
     let at = i32(i);
     var lo = 0;
     var hi = i32(keys);
-    if (params.causal == CAUSAL_BOTTOM_RIGHT) { hi = min(hi, at + diagonal + 1); }
-    if (params.causal == CAUSAL_TOP_LEFT) { hi = min(hi, at + 1); }
-    if (params.left != NONE) { lo = max(lo, at + diagonal - i32(params.left)); }
-    if (params.right != NONE) { hi = min(hi, at + diagonal + i32(params.right) + 1); }
+    if (causal == CAUSAL_BOTTOM_RIGHT) { hi = min(hi, at + diagonal + 1); }
+    if (causal == CAUSAL_TOP_LEFT) { hi = min(hi, at + 1); }
+    if (left != NONE) { lo = max(lo, at + diagonal - i32(left)); }
+    if (right != NONE) { hi = min(hi, at + diagonal + i32(right) + 1); }
     return vec2u(u32(lo), u32(max(hi, lo)));
 }
 

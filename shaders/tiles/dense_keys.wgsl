@@ -5,13 +5,16 @@
 
 fn seen_range(j: u32, queries: u32, keys: u32) -> vec2u {
     let diagonal = i32(keys) - i32(queries);
+    let causal = dense[0].x;
+    let left = dense[0].y;
+    let right = dense[0].z;
     let at = i32(j);
     var lo = 0;
     var hi = i32(queries);
-    if (params.causal == CAUSAL_BOTTOM_RIGHT) { lo = max(lo, at - diagonal); }
-    if (params.causal == CAUSAL_TOP_LEFT) { lo = max(lo, at); }
-    if (params.right != NONE) { lo = max(lo, at - diagonal - i32(params.right)); }
-    if (params.left != NONE) { hi = min(hi, at - diagonal + i32(params.left) + 1); }
+    if (causal == CAUSAL_BOTTOM_RIGHT) { lo = max(lo, at - diagonal); }
+    if (causal == CAUSAL_TOP_LEFT) { lo = max(lo, at); }
+    if (right != NONE) { lo = max(lo, at - diagonal - i32(right)); }
+    if (left != NONE) { hi = min(hi, at - diagonal + i32(left) + 1); }
     return vec2u(u32(lo), u32(max(hi, lo)));
 }
 

@@ -3,6 +3,10 @@
 // seen_range(i, queries, keys) names the columns [x, y) that row i of the sequence sees, not cut off at the last column. Both
 // ends grow with i, so a tile of rows sees one run of columns: from the first row's x to the last row's y.
 
+// The table `dense`: which diagonal is causal, keys seen to the left and to the right of the own position or NONE.
+const CAUSAL_BOTTOM_RIGHT: u32 = 1u;
+const CAUSAL_TOP_LEFT: u32 = 2u;
+
 const FULL: u32 = 0u;
 const BORDER: u32 = 1u;
 

@@ -3,8 +3,8 @@
 use super::{Case, KnownHook, Outcome, Tolerance, poisoned};
 use crate::reference::{At, FlashProblem, FlashReference, flash};
 use crate::{
-    Caps, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputs, FlashParams, FlashPlan,
-    FlashPrepared, FlashShapes, Gpu, GpuTime, Layout, Result, Tensor,
+    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionPrepared, AttentionShapes, Caps, CuSeqlens,
+    CuSeqlensShape, DType, FlashAttention, FlashParams, Gpu, GpuTime, Layout, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -194,7 +194,7 @@ impl FlashCase {
     }
 
     /// The layouts of its tensors.
-    pub(super) fn plan_shapes(&self) -> FlashShapes {
+    pub(super) fn plan_shapes(&self) -> AttentionShapes {
         let [q, k, v] = self.shapes();
         let [tq, tk, to] = self.dtypes;
         let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
@@ -208,7 +208,7 @@ impl FlashCase {
                 if self.on_gpu { CuSeqlensShape::Gpu { offsets: layout, max_seqlen } } else { host }
             })
         });
-        FlashShapes {
+        AttentionShapes {
             bias,
             mask,
             cu_seqlens_q: offsets.as_ref().map(|[q, _]| q.clone()),
@@ -217,16 +217,16 @@ impl FlashCase {
             lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
             seqlens_q: self.seqlens_q.clone(),
             seqlens_k: self.seqlens_k.clone(),
-            ..FlashShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
+            ..AttentionShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
         }
     }
 
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
-    /// Those of [`FlashPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<FlashPlan> {
-        FlashPlan::new(caps, &self.params_without_buffers(), &self.plan_shapes())
+    /// Those of [`AttentionPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<AttentionPlan> {
+        AttentionPlan::new(caps, &self.params_without_buffers(), &self.plan_shapes())
     }
 
     /// The tensors of the case, padding and gaps filled with NaN.
@@ -234,7 +234,7 @@ impl FlashCase {
     /// # Errors
     /// A lack of memory, a lost device.
     pub async fn upload(&self, gpu: &Gpu) -> Result<FlashTensors> {
-        let FlashShapes { q, k, v, out, lse, bias, mask, .. } = self.plan_shapes();
+        let AttentionShapes { q, k, v, out, lse, bias, mask, .. } = self.plan_shapes();
         let known = self.known();
         let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let tensor = async |i: usize, layout: Layout, seqlens| {
@@ -265,7 +265,7 @@ impl FlashCase {
     }
 
     /// The tensors as arguments.
-    pub fn arguments<'a>(&'a self, tensors: &'a FlashTensors) -> (FlashInputs<'a>, FlashOutputs<'a>) {
+    pub fn arguments<'a>(&'a self, tensors: &'a FlashTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
         let FlashTensors { inputs: [q, k, v], bias, mask, offsets, outputs: [out, lse] } = tensors;
         let side = |i: usize| {
             let host = &self.cu_seqlens.as_ref()?[i];
@@ -278,17 +278,17 @@ impl FlashCase {
         let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
         let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let (bias, mask) = (bias.as_ref(), mask.as_ref());
-        let inputs = FlashInputs { q, k, v, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask };
-        (inputs, FlashOutputs { out, lse })
+        let inputs = AttentionInputs { q, k, v, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask };
+        (inputs, AttentionOutputs { out, lse })
     }
 
     /// The kernel, prepared for these tensors.
     ///
     /// # Errors
     /// Those of [`FlashAttention::prepare`].
-    pub async fn prepare(&self, gpu: &Gpu, tensors: &FlashTensors) -> Result<FlashPrepared> {
+    pub async fn prepare(&self, gpu: &Gpu, tensors: &FlashTensors) -> Result<AttentionPrepared> {
         let (inputs, outputs) = self.arguments(tensors);
-        FlashAttention::new(gpu, self.params_on(gpu).await?)?.prepare(&FlashShapes::of(&inputs, &outputs)).await
+        FlashAttention::new(gpu, self.params_on(gpu).await?)?.prepare(&AttentionShapes::of(&inputs, &outputs)).await
     }
 
     /// The output and its log-sum-exp, by the reference.

@@ -3,10 +3,10 @@
 use super::{
     Case, FlashCase, FlashTensors, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases,
 };
-use crate::reference::{FlashGradients as Expected, flash_backward};
+use crate::reference::{Gradients as Expected, flash_backward};
 use crate::{
-    Caps, DType, FlashAttention, FlashBackwardPlan, FlashBackwardPrepared, FlashBackwardShapes, FlashGradients,
-    FlashOutputGradients, Gpu, GpuTime, Result, Tensor,
+    AttentionGradients, BackwardPlan, BackwardPrepared, BackwardShapes, Caps, DType, FlashAttention, Gpu, GpuTime,
+    OutputGradients, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -28,8 +28,8 @@ pub struct FlashBackwardTensors {
     tensors: FlashTensors,
     dout: Tensor,
     dlse: Option<Tensor>,
-    to: FlashGradients,
-    backward: FlashBackwardPrepared,
+    to: AttentionGradients,
+    backward: BackwardPrepared,
 }
 
 impl FlashBackwardCase {
@@ -69,13 +69,13 @@ impl FlashBackwardCase {
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
-    /// Those of [`FlashBackwardPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<FlashBackwardPlan> {
+    /// Those of [`BackwardPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<BackwardPlan> {
         let case = &self.forward;
         let [q, k, v] = case.shapes();
         let [tq, tk, to] = case.dtypes;
         let rows = self.rows();
-        let shapes = FlashBackwardShapes {
+        let shapes = BackwardShapes {
             forward: case.plan_shapes(),
             dout: case.layout(0, to, rows),
             dlse: self.dlse.then(|| case.layout(1, DType::F32, [rows[0], rows[1], rows[2], 1])),
@@ -85,7 +85,7 @@ impl FlashBackwardCase {
             dbias: case.bias_layout().map(|bias| case.layout(4, DType::F32, bias.shape)),
             buffers: std::array::from_fn(|i| i),
         };
-        FlashBackwardPlan::new(caps, &case.params_without_buffers(), &shapes)
+        BackwardPlan::new(caps, &case.params_without_buffers(), &shapes)
     }
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
@@ -132,9 +132,9 @@ impl FlashBackwardCase {
             Some(layout) => Some(Tensor::empty(gpu, case.layout(4, DType::F32, layout.shape)).await?),
         };
         let [dq, dk, dv] = [like(tq, q).await?, like(tk, k).await?, like(tk, v).await?];
-        let to = FlashGradients { dq, dk, dv, dbias };
-        let from = FlashOutputGradients { dout: &dout, dlse: dlse.as_ref() };
-        let shapes = FlashBackwardShapes::of(&inputs, &outputs, &from, &to);
+        let to = AttentionGradients { dq, dk, dv, dbias };
+        let from = OutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let shapes = BackwardShapes::of(&inputs, &outputs, &from, &to);
         let backward = FlashAttention::new(gpu, case.params_on(gpu).await?)?.prepare_backward(&shapes).await?;
         Ok(FlashBackwardTensors { tensors, dout, dlse, to, backward })
     }
@@ -147,7 +147,7 @@ impl FlashBackwardTensors {
     /// A lost device.
     pub async fn time(&self, case: &FlashBackwardCase, gpu: &Gpu) -> Result<GpuTime> {
         let (inputs, outputs) = case.forward.arguments(&self.tensors);
-        let from = FlashOutputGradients { dout: &self.dout, dlse: self.dlse.as_ref() };
+        let from = OutputGradients { dout: &self.dout, dlse: self.dlse.as_ref() };
         gpu.time(|pass| self.backward.encode_in(pass, &inputs, &outputs, &from, &self.to)).await
     }
 }
@@ -170,7 +170,7 @@ impl Case for FlashBackwardCase {
         Box::pin(async move {
             let p = self.prepare(gpu).await?;
             let (inputs, outputs) = self.forward.arguments(&p.tensors);
-            let from = FlashOutputGradients { dout: &p.dout, dlse: p.dlse.as_ref() };
+            let from = OutputGradients { dout: &p.dout, dlse: p.dlse.as_ref() };
             p.backward.submit(&inputs, &outputs, &from, &p.to).await?;
             let magnitude = self.forward.reference().magnitude;
             let expected = self.expected();

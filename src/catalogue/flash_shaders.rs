@@ -2,7 +2,7 @@
 
 use super::flash_cases::DTYPES;
 use super::{FlashCase, flash_backward_cases, flash_cases};
-use crate::{Caps, DType, FlashPlan, FlashShapes, Result};
+use crate::{AttentionPlan, AttentionShapes, Caps, DType, Result};
 
 /// The variants at head dim 128, in words.
 pub fn variants(caps: &Caps) -> Vec<Result<String>> {
@@ -22,7 +22,7 @@ pub fn shaders() -> Vec<(String, String)> {
             }
         }
     };
-    let valid = |plan: Result<FlashPlan>| plan.expect("the catalogue has valid cases");
+    let valid = |plan: Result<AttentionPlan>| plan.expect("the catalogue has valid cases");
     for (caps, room) in [(Caps::core(), "16k"), (roomy, "32k")] {
         for case in flash_cases() {
             add(text_name(&case, room), valid(case.plan(&caps)).wgsl());
@@ -37,11 +37,12 @@ pub fn shaders() -> Vec<(String, String)> {
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = FlashCase { dims: (d, d), ..FlashCase::default() }.of_type(dtype);
-                let near = FlashShapes { buffers: [0, 0, 1, 0, 0, 5, 6], ..case.plan_shapes() };
-                let plan = FlashPlan::new(&caps, &case.params, &near);
+                let near = AttentionShapes { buffers: [0, 0, 1, 0, 0, 5, 6], ..case.plan_shapes() };
+                let plan = AttentionPlan::new(&caps, &case.params, &near);
                 add(format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), valid(plan).wgsl());
-                let far = FlashShapes { out: near.out.clone().at(1 << 20), lse: near.lse.clone().at(1 << 22), ..near };
-                let plan = FlashPlan::new(&caps, &case.params, &far);
+                let far =
+                    AttentionShapes { out: near.out.clone().at(1 << 20), lse: near.lse.clone().at(1 << 22), ..near };
+                let plan = AttentionPlan::new(&caps, &case.params, &far);
                 add(format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), valid(plan).wgsl());
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::reference::merge;
-use crate::{Caps, DType, FlashOutputs, Gpu, GpuTime, Layout, Merge, MergePrepared, MergeShapes, Result, Tensor};
+use crate::{AttentionOutputs, Caps, DType, Gpu, GpuTime, Layout, Merge, MergePrepared, MergeShapes, Result, Tensor};
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -53,9 +53,9 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn arguments(&self) -> (Vec<FlashOutputs<'_>>, FlashOutputs<'_>) {
-        let parts = self.parts.iter().map(|(out, lse)| FlashOutputs { out, lse }).collect();
-        (parts, FlashOutputs { out: &self.out, lse: &self.lse })
+    fn arguments(&self) -> (Vec<AttentionOutputs<'_>>, AttentionOutputs<'_>) {
+        let parts = self.parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
+        (parts, AttentionOutputs { out: &self.out, lse: &self.lse })
     }
 }
 

@@ -129,7 +129,7 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
 
 /// What [`flash_backward`] computes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FlashGradients {
+pub struct Gradients {
     /// As q.
     pub dq: Vec<f64>,
     /// As k.
@@ -152,10 +152,10 @@ pub fn flash_backward(
     dout: &[f32],
     dlse: Option<&[f32]>,
     score_mod_grad: Option<&dyn Fn(f64, At, f64) -> f64>,
-) -> FlashGradients {
+) -> Gradients {
     let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
     let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let mut g = FlashGradients { dq: zeros(p.q), dk: zeros(p.k), dv: zeros(p.v), dbias: p.bias.map_or(vec![], zeros) };
+    let mut g = Gradients { dq: zeros(p.q), dk: zeros(p.k), dv: zeros(p.v), dbias: p.bias.map_or(vec![], zeros) };
     for_each_query(p, |rows, at| {
         let found = Scores::of(params, p, rows, at);
         if found.seen.is_empty() {

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use std::time::Duration;
 use wgpu_attention::reference::{self, FlashProblem};
 use wgpu_attention::{
-    Causal, CuSeqlens, CuSeqlensShape, DType, FlashAttention, FlashInputs, FlashOutputGradients, FlashOutputs,
-    FlashParams, FlashPlan, FlashShapes, Gpu, GpuOptions, Layout, Result, Tensor, Window, wgpu,
+    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, Causal, CuSeqlens, CuSeqlensShape, DType,
+    FlashAttention, FlashParams, Gpu, GpuOptions, Layout, OutputGradients, Result, Tensor, Window, wgpu,
 };
 
 /// The fields of `FlashParams` that are numbers or names; unset where null.
@@ -131,7 +131,7 @@ impl Problem {
     }
 
     /// Layouts, for the checks that need no GPU.
-    fn shapes(&self) -> Result<FlashShapes> {
+    fn shapes(&self) -> Result<AttentionShapes> {
         let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
         let pair = |name: &str, floats: &Option<Floats>| -> Result<Option<Layout>> {
             let Some(floats) = floats else { return Ok(None) };
@@ -141,14 +141,14 @@ impl Problem {
         };
         let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlensShape::Host(sides[i].clone()));
         let [seqlens_q, seqlens_k] = self.seqlens.clone();
-        Ok(FlashShapes {
+        Ok(AttentionShapes {
             seqlens_q,
             seqlens_k,
             cu_seqlens_q: side(0),
             cu_seqlens_k: side(1),
             bias: pair("bias", &self.bias)?,
             mask: pair("mask", &self.mask)?,
-            ..FlashShapes::new(layout(&self.q), layout(&self.k), layout(&self.v))
+            ..AttentionShapes::new(layout(&self.q), layout(&self.k), layout(&self.v))
         })
     }
 
@@ -160,7 +160,7 @@ impl Problem {
         let inputs = self.inputs(&uploaded);
         let (out, lse) =
             (Tensor::empty(&gpu, shapes.out.clone()).await?, Tensor::empty(&gpu, shapes.lse.clone()).await?);
-        let outputs = FlashOutputs { out: &out, lse: &lse };
+        let outputs = AttentionOutputs { out: &out, lse: &lse };
         println!("{}", gpu.caps());
         println!("{}", prepared.plan());
         let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {elapsed}").expect("a valid template");
@@ -177,7 +177,7 @@ impl Problem {
         Ok((out.read().await?, lse.read().await?))
     }
 
-    async fn upload(&self, gpu: &Gpu, shapes: &FlashShapes) -> Result<Uploaded> {
+    async fn upload(&self, gpu: &Gpu, shapes: &AttentionShapes) -> Result<Uploaded> {
         let pair = async |floats: &Option<Floats>, layout: &Option<Layout>| match (floats, layout) {
             (Some(floats), Some(layout)) => up(gpu, floats).await?.view(layout.clone()).map(Some),
             _ => Ok(None),
@@ -189,17 +189,17 @@ impl Problem {
         })
     }
 
-    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> FlashInputs<'a> {
+    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> AttentionInputs<'a> {
         let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
         let [q, k, v] = &uploaded.tokens;
-        FlashInputs {
+        AttentionInputs {
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
             cu_seqlens_q: side(0),
             cu_seqlens_k: side(1),
             bias: uploaded.bias.as_ref(),
             mask: uploaded.mask.as_ref(),
-            ..FlashInputs::new(q, k, v)
+            ..AttentionInputs::new(q, k, v)
         }
     }
 
@@ -246,7 +246,7 @@ impl Problem {
             Some(values) => Some(Tensor::upload(&gpu, shapes.lse.shape, DType::F32, &values).await?),
             None => None,
         };
-        let from = FlashOutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let from = OutputGradients { dout: &dout, dlse: dlse.as_ref() };
         let g = attention.backward_with_lse(&saved, &from).await?;
         let dbias = match &g.dbias {
             Some(dbias) => dbias.read().await?,
@@ -271,7 +271,7 @@ impl Problem {
 
     fn on_cpu(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         // The reference takes what fits together; what does not is told by planning.
-        FlashPlan::new(&wgpu_attention::Caps::unlimited(), &self.params, &self.shapes()?)?;
+        AttentionPlan::new(&wgpu_attention::Caps::unlimited(), &self.params, &self.shapes()?)?;
         let whole = |floats: &Option<Floats>| floats.as_ref().map(|floats| repeat(floats, self.pairs()));
         let (bias, mask) = (whole(&self.bias), whole(&self.mask));
         let problem = self.problem(bias.as_deref(), mask.as_deref());

@@ -1,28 +1,28 @@
 //! From a plan to gradients, in the caller's encoders.
 
 use super::plan::OF_DELTA;
-use super::{FlashBackwardPlan, FlashBackwardShapes, FlashGradients, FlashOutputGradients, NAMES, slots};
+use super::{AttentionGradients, BackwardPlan, BackwardShapes, NAMES, OutputGradients, slots};
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::{Launch, scratch};
 use crate::error::require;
-use crate::flash::stage::StagePrepared;
-use crate::flash::{FlashAttention, FlashInputs, FlashOutputs};
+use crate::softmax::stage::StagePrepared;
+use crate::softmax::{Attention, AttentionInputs, AttentionOutputs, AttentionParams};
 use crate::tensor::Verdict;
 use crate::{CuSeqlens, Result, Tensor};
 
 /// Gradients compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
-pub struct FlashBackwardPrepared {
+pub struct BackwardPrepared {
     delta: Launch,
     stages: Vec<StagePrepared>,
-    shapes: FlashBackwardShapes,
-    plan: FlashBackwardPlan,
+    shapes: BackwardShapes,
+    plan: BackwardPlan,
 }
 
-impl FlashBackwardPrepared {
+impl BackwardPrepared {
     /// What runs.
-    pub fn plan(&self) -> &FlashBackwardPlan {
+    pub fn plan(&self) -> &BackwardPlan {
         &self.plan
     }
 
@@ -33,26 +33,26 @@ impl FlashBackwardPrepared {
     pub fn encode(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        inputs: &FlashInputs,
-        outputs: &FlashOutputs,
-        from: &FlashOutputGradients,
-        to: &FlashGradients,
+        inputs: &AttentionInputs,
+        outputs: &AttentionOutputs,
+        from: &OutputGradients,
+        to: &AttentionGradients,
     ) -> Result<()> {
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("flash backward"), timestamp_writes: None };
+        let descriptor = wgpu::ComputePassDescriptor { label: Some("attention backward"), timestamp_writes: None };
         self.encode_in(&mut encoder.begin_compute_pass(&descriptor), inputs, outputs, from, to)
     }
 
     /// Records the whole work into a pass of the caller's.
     ///
     /// # Errors
-    /// Those of [`FlashBackwardPrepared::encode`].
+    /// Those of [`BackwardPrepared::encode`].
     pub fn encode_in(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
-        inputs: &FlashInputs,
-        outputs: &FlashOutputs,
-        from: &FlashOutputGradients,
-        to: &FlashGradients,
+        inputs: &AttentionInputs,
+        outputs: &AttentionOutputs,
+        from: &OutputGradients,
+        to: &AttentionGradients,
     ) -> Result<()> {
         let work = Work::new(self, inputs, outputs, from, to)?;
         self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())?;
@@ -65,13 +65,13 @@ impl FlashBackwardPrepared {
     /// Records each slice into an encoder of its own and submits it.
     ///
     /// # Errors
-    /// Those of [`FlashBackwardPrepared::encode`]; [`Error::DeviceLost`].
+    /// Those of [`BackwardPrepared::encode`]; [`Error::DeviceLost`].
     pub async fn submit(
         &self,
-        inputs: &FlashInputs<'_>,
-        outputs: &FlashOutputs<'_>,
-        from: &FlashOutputGradients<'_>,
-        to: &FlashGradients,
+        inputs: &AttentionInputs<'_>,
+        outputs: &AttentionOutputs<'_>,
+        from: &OutputGradients<'_>,
+        to: &AttentionGradients,
     ) -> Result<()> {
         self.submit_slices(inputs, outputs, from, to).await.map(|_| ())
     }
@@ -79,10 +79,10 @@ impl FlashBackwardPrepared {
     /// The same, with what was found wrong in offsets on the GPU.
     pub(super) async fn submit_slices(
         &self,
-        inputs: &FlashInputs<'_>,
-        outputs: &FlashOutputs<'_>,
-        from: &FlashOutputGradients<'_>,
-        to: &FlashGradients,
+        inputs: &AttentionInputs<'_>,
+        outputs: &AttentionOutputs<'_>,
+        from: &OutputGradients<'_>,
+        to: &AttentionGradients,
     ) -> Result<Option<Verdict>> {
         let work = Work::new(self, inputs, outputs, from, to)?;
         let gpu = self.delta.gpu();
@@ -114,11 +114,11 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(
-        prepared: &FlashBackwardPrepared,
-        inputs: &'a FlashInputs<'a>,
-        outputs: &FlashOutputs<'a>,
-        from: &FlashOutputGradients<'a>,
-        to: &'a FlashGradients,
+        prepared: &BackwardPrepared,
+        inputs: &'a AttentionInputs<'a>,
+        outputs: &AttentionOutputs<'a>,
+        from: &OutputGradients<'a>,
+        to: &'a AttentionGradients,
     ) -> Result<Self> {
         prepared.delta.gpu().alive()?;
         prepared.shapes.forward.check_as_prepared(inputs)?;
@@ -143,21 +143,21 @@ impl<'a> Work<'a> {
     }
 }
 
-impl FlashAttention {
+impl<P: AttentionParams> Attention<P> {
     /// Compiles and allocates all that the gradients of these shapes need.
     ///
     /// # Errors
-    /// Those of [`FlashBackwardPlan::new`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`],
+    /// Those of [`BackwardPlan::new`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
-    pub async fn prepare_backward(&self, shapes: &FlashBackwardShapes) -> Result<FlashBackwardPrepared> {
+    pub async fn prepare_backward(&self, shapes: &BackwardShapes) -> Result<BackwardPrepared> {
         let gpu = self.gpu();
-        let plan = FlashBackwardPlan::new(gpu.caps(), self.params(), shapes)?;
+        let plan = BackwardPlan::of(gpu.caps(), self.tiles(), &self.params().scores(), shapes)?;
         let tables = scratch(gpu, &[("stats", plan.stats_bytes)]).await?;
         let delta = Launch::prepare(gpu, &plan.delta, &plan.delta_slices, &tables).await?;
         let mut stages = Vec::new();
         for (stage, _) in &plan.stages {
             stages.push(StagePrepared::new(gpu, stage, &tables).await?);
         }
-        Ok(FlashBackwardPrepared { delta, stages, shapes: shapes.clone(), plan })
+        Ok(BackwardPrepared { delta, stages, shapes: shapes.clone(), plan })
     }
 }

@@ -4,11 +4,11 @@ mod calls;
 mod plan;
 mod run;
 
-pub use calls::FlashSaved;
-pub use plan::FlashBackwardPlan;
-pub use run::FlashBackwardPrepared;
+pub use calls::AttentionSaved;
+pub use plan::BackwardPlan;
+pub use run::BackwardPrepared;
 
-use super::{FlashInputs, FlashOutputs, FlashShapes, check_shapes};
+use super::{AttentionInputs, AttentionOutputs, AttentionShapes, check_shapes};
 use crate::arguments::{Argument, number_buffers};
 use crate::error::require;
 use crate::packed::Side;
@@ -18,7 +18,7 @@ use plan::OF_BIAS;
 
 /// What the backward pass reads besides the forward pass's inputs and outputs.
 #[derive(Clone, Copy, Debug)]
-pub struct FlashOutputGradients<'a> {
+pub struct OutputGradients<'a> {
     /// Gradient of the output [batch, heads_q, queries, value_dim], of any type.
     pub dout: &'a Tensor,
     /// Gradient of the log-sum-exp, f32 [batch, heads_q, queries, 1], where there is one.
@@ -27,7 +27,7 @@ pub struct FlashOutputGradients<'a> {
 
 /// What the backward pass writes.
 #[derive(Clone, Debug)]
-pub struct FlashGradients {
+pub struct AttentionGradients {
     /// Gradient of q, of its shape.
     pub dq: Tensor,
     /// Gradient of k: the sum over the query heads that use it.
@@ -41,9 +41,9 @@ pub struct FlashGradients {
 
 /// Types, shapes and strides of a backward pass.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct FlashBackwardShapes {
+pub struct BackwardShapes {
     /// Those of the forward pass.
-    pub forward: FlashShapes,
+    pub forward: AttentionShapes,
     /// Gradient of the output.
     pub dout: Layout,
     /// Gradient of the log-sum-exp.
@@ -60,25 +60,30 @@ pub struct FlashBackwardShapes {
     pub buffers: [usize; 13],
 }
 
-/// In the order of [`FlashBackwardShapes::buffers`].
+/// In the order of [`BackwardShapes::buffers`].
 fn slots<'a>(
-    inputs: &FlashInputs<'a>,
-    outputs: &FlashOutputs<'a>,
-    from: &FlashOutputGradients<'a>,
-    to: &'a FlashGradients,
+    inputs: &AttentionInputs<'a>,
+    outputs: &AttentionOutputs<'a>,
+    from: &OutputGradients<'a>,
+    to: &'a AttentionGradients,
 ) -> [Option<&'a Tensor>; 13] {
     let [q, k, v, out, lse, bias, mask] = super::slots(inputs, outputs);
-    let FlashGradients { dq, dk, dv, dbias } = to;
+    let AttentionGradients { dq, dk, dv, dbias } = to;
     [q, k, v, out, lse, bias, mask, Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv), dbias.as_ref()]
 }
 
 const NAMES: [&str; 13] = ["q", "k", "v", "out", "lse", "bias", "mask", "dout", "dlse", "dq", "dk", "dv", "dbias"];
 
-impl FlashBackwardShapes {
+impl BackwardShapes {
     /// As the tensors are.
-    pub fn of(inputs: &FlashInputs, outputs: &FlashOutputs, from: &FlashOutputGradients, to: &FlashGradients) -> Self {
+    pub fn of(
+        inputs: &AttentionInputs,
+        outputs: &AttentionOutputs,
+        from: &OutputGradients,
+        to: &AttentionGradients,
+    ) -> Self {
         Self {
-            forward: FlashShapes::of(inputs, outputs),
+            forward: AttentionShapes::of(inputs, outputs),
             dout: from.dout.layout().clone(),
             dlse: from.dlse.map(|dlse| dlse.layout().clone()),
             dq: to.dq.layout().clone(),
@@ -90,7 +95,7 @@ impl FlashBackwardShapes {
     }
 
     fn layout(&self, name: &str) -> Option<&Layout> {
-        let FlashShapes { q, k, v, out, lse, bias, mask, .. } = &self.forward;
+        let AttentionShapes { q, k, v, out, lse, bias, mask, .. } = &self.forward;
         match name {
             "q" => Some(q),
             "k" => Some(k),
@@ -110,7 +115,7 @@ impl FlashBackwardShapes {
 
     fn check(&self) -> Result<()> {
         check_shapes(&self.forward)?;
-        let FlashShapes { q, k, v, out, lse, .. } = &self.forward;
+        let AttentionShapes { q, k, v, out, lse, .. } = &self.forward;
         for (name, like) in [("dout", out), ("dlse", lse), ("dq", q), ("dk", k), ("dv", v)] {
             let Some(layout) = self.layout(name) else { continue };
             let bound = format!("{:?}", like.shape);

@@ -1,12 +1,9 @@
-//! What the host tells the shaders of flash attention.
+//! What the host tells the shaders of the softmax engine.
 
-use super::{Causal, FlashParams, FlashShapes, MAX_SEQUENCE};
+use super::{AttentionShapes, ScoreParams};
 use crate::arguments::{Argument, row_address};
 use crate::packed::Side;
 use crate::{Caps, Slice};
-
-/// `NONE` of the shaders.
-const NONE: u32 = u32::MAX;
 
 /// The uniform struct of `shaders/softmax/params.wgsl`.
 #[repr(C)]
@@ -31,9 +28,6 @@ pub(super) struct Params {
     pub queries: u32,
     pub keys: u32,
     pub group: u32,
-    pub causal: u32,
-    pub left: u32,
-    pub right: u32,
     pub q_factor: f32,
     pub last_tile: u32,
     pub tiles: u32,
@@ -43,11 +37,11 @@ pub(super) struct Params {
     pub rows: u32,
     pub heads_together: u32,
     pub scale: f32,
-    pub key_tiles: u32,
     pub together: [u32; 3],
+    pub key_tiles: u32,
     pub bias_rows: u32,
     pub bias_cols: u32,
-    pub pad: [u32; 3],
+    pub pad: [u32; 2],
 }
 
 /// How the work is divided: the same for every slice.
@@ -79,8 +73,8 @@ pub(super) struct BiasDivision {
 /// The uniform struct of a slice, for a kernel with these arguments.
 pub(super) fn uniforms(
     caps: &Caps,
-    params: &FlashParams,
-    shapes: &FlashShapes,
+    params: &ScoreParams,
+    shapes: &AttentionShapes,
     division: Division,
     arguments: &[Argument],
     slice: &Slice,
@@ -92,8 +86,6 @@ pub(super) fn uniforms(
         argument.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
     };
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
-    // A bound as long as any sequence is an open one.
-    let side = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
     let group = (heads / heads_kv) as u32;
     let pairs = shapes.pairs();
     let by_keys = division.side == Side::Keys;
@@ -117,9 +109,6 @@ pub(super) fn uniforms(
         queries: queries as u32,
         keys: keys as u32,
         group: if by_keys { 1 } else { group },
-        causal: causal_code(params.causal),
-        left: side(params.window.left),
-        right: side(params.window.right),
         q_factor: if division.scored { scale } else { scale * std::f32::consts::LOG2_E },
         last_tile: slice.tiles.end as u32 - 1,
         tiles: division.tiles as u32,
@@ -129,22 +118,13 @@ pub(super) fn uniforms(
         rows: if by_keys { keys } else { queries } as u32,
         heads_together: group,
         scale,
-        key_tiles: division.bias.key_tiles as u32,
         together: division.bias.together.map(|n| n as u32),
+        key_tiles: division.bias.key_tiles as u32,
         bias_rows: shapes.bias_shape()[2] as u32,
         bias_cols: pairs[3] as u32,
-        pad: [0; 3],
+        pad: [0; 2],
     };
     bytemuck::bytes_of(&params).to_vec()
-}
-
-/// `CAUSAL_…` of the shaders.
-fn causal_code(causal: Option<Causal>) -> u32 {
-    match causal {
-        None => 0,
-        Some(Causal::BottomRight) => 1,
-        Some(Causal::TopLeft) => 2,
-    }
 }
 
 #[cfg(test)]
@@ -168,21 +148,11 @@ mod tests {
         assert_eq!(
             theirs,
             ours!(
-                q k v out lse bias mask dout dlse dq dk dv stats dbias first softcap queries keys group causal left right q_factor last_tile tiles
-                sequences map_tile map_head rows heads_together scale key_tiles together
+                q k v out lse bias mask dout dlse dq dk dv stats dbias first softcap queries keys group q_factor last_tile tiles
+                sequences map_tile map_head rows heads_together scale together key_tiles
                 bias_rows bias_cols
             )
         );
         assert_eq!(*span as usize, size_of::<Params>());
-        let constant = |name: &str| {
-            let (_, constant) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);
-            match module.global_expressions[constant.init] {
-                naga::Expression::Literal(naga::Literal::U32(value)) => value,
-                ref other => panic!("{name} is {other:?}"),
-            }
-        };
-        use crate::Causal::{BottomRight, TopLeft};
-        assert_eq!(super::causal_code(Some(BottomRight)), constant("CAUSAL_BOTTOM_RIGHT"));
-        assert_eq!(super::causal_code(Some(TopLeft)), constant("CAUSAL_TOP_LEFT"));
     }
 }

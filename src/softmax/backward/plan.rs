@@ -1,17 +1,16 @@
 //! What runs for the gradients: decided without a GPU.
 
-use super::FlashBackwardShapes;
+use super::BackwardShapes;
 use crate::arguments::bind;
 use crate::dispatch::Kernel;
 use crate::error::require;
-use crate::flash::dense::Dense;
-use crate::flash::stage::{Pass, Setup, Stage};
-use crate::flash::uniforms::{BiasDivision, Division, uniforms};
-use crate::flash::{FlashParams, check_params};
 use crate::packed::Side;
 use crate::shader::{Binding, Shader, file};
 use crate::slices::cut;
-use crate::tiles::Tiles;
+use crate::softmax::stage::{Pass, Setup, Stage};
+use crate::softmax::tiles::Tiles;
+use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
+use crate::softmax::{AttentionParams, ScoreParams};
 use crate::{Caps, Error, Layout, Result, Slice};
 
 pub(super) const OF_DELTA: [&str; 4] = ["out", "dout", "lse", "dlse"];
@@ -25,7 +24,7 @@ const DELTA_THREADS: u32 = 64;
 
 /// What runs for the gradients.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FlashBackwardPlan {
+pub struct BackwardPlan {
     pub(super) delta: Kernel,
     pub(super) delta_slices: Vec<Slice>,
     /// dq, then dk and dv in one pass or in two, then dbias where there is one; each with the names of its tensors.
@@ -34,25 +33,25 @@ pub struct FlashBackwardPlan {
     heading: String,
 }
 
-impl FlashBackwardPlan {
+impl BackwardPlan {
     /// Chooses variants, tile sizes and slices.
     ///
     /// # Errors
     /// [`Error::Argument`] for params or shapes that do not fit together, and for a hook that changes scores and has no
     /// gradient; [`Error::Limit`] for a device that has too little.
-    pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashBackwardShapes) -> Result<Self> {
-        Self::of(caps, &Dense, params, shapes)
+    pub fn new(caps: &Caps, params: &impl AttentionParams, shapes: &BackwardShapes) -> Result<Self> {
+        Self::of(caps, &*params.tiles()?.0, &params.scores(), shapes)
     }
 
-    /// For another visiting order.
-    pub(crate) fn of(
+    pub(in crate::softmax) fn of(
         caps: &Caps,
         tiles: &dyn Tiles,
-        params: &FlashParams,
-        shapes: &FlashBackwardShapes,
+        params: &ScoreParams,
+        shapes: &BackwardShapes,
     ) -> Result<Self> {
-        check_params(caps, params)?;
+        params.check(caps)?;
         shapes.check()?;
+        tiles.check(&shapes.forward)?;
         for (i, hook) in params.score_mod.iter().enumerate() {
             let what = format!("score_mod[{i}].grad_entry");
             let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
@@ -101,7 +100,7 @@ impl FlashBackwardPlan {
     }
 }
 
-impl std::fmt::Display for FlashBackwardPlan {
+impl std::fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.heading)?;
         for (stage, _) in &self.stages {
@@ -118,7 +117,7 @@ impl std::fmt::Display for FlashBackwardPlan {
     }
 }
 
-fn delta(caps: &Caps, params: &FlashParams, shapes: &FlashBackwardShapes) -> Result<(Kernel, Vec<Slice>)> {
+fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(Kernel, Vec<Slice>)> {
     let [batch, heads, queries, _] = shapes.forward.q.shape;
     let value_dim = shapes.forward.v.shape[3];
     let arguments = shapes.arguments(Side::Queries, &OF_DELTA);

@@ -3,15 +3,14 @@
 
 mod parts;
 
-use super::{FlashParams, FlashShapes};
+use super::tiles::Tiles;
+use super::{AttentionShapes, Portable, ScoreParams};
 use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, Scratch, scratch};
 use crate::packed::{ONE, Schedule, ScheduleTable, Side, judge};
 use crate::shader::file;
 use crate::slices::cut;
-use crate::softmax::Portable;
 use crate::tensor::Verdict;
-use crate::tiles::Tiles;
 use crate::{Caps, CuSeqlensShape, Gpu, Result, Slice, Tensor};
 use parts::{Parts, Work, slopes};
 use std::ops::Range;
@@ -74,8 +73,8 @@ impl Pass {
 pub(super) struct Setup<'a> {
     pub caps: &'a Caps,
     pub tiles: &'a dyn Tiles,
-    pub params: &'a FlashParams,
-    pub shapes: &'a FlashShapes,
+    pub params: &'a ScoreParams,
+    pub shapes: &'a AttentionShapes,
     pub engine: &'a Portable,
 }
 
@@ -210,7 +209,11 @@ impl StagePrepared {
     }
 
     /// Records a copy of what was found wrong in offsets on the GPU, which later work does not change.
-    pub async fn verdict(&self, encoder: &mut wgpu::CommandEncoder, shapes: &FlashShapes) -> Result<Option<Verdict>> {
+    pub async fn verdict(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        shapes: &AttentionShapes,
+    ) -> Result<Option<Verdict>> {
         let (Some((schedule, problem)), Some(sides)) = (&self.schedule, shapes.packed()) else { return Ok(None) };
         if self.slices().is_empty() {
             return Ok(None);

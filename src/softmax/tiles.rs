@@ -1,14 +1,22 @@
 //! Who sees whom: what a family brings to the softmax engine beside its file in `shaders/tiles/`.
 
+use super::{AttentionShapes, Portable};
 use crate::packed::Side;
 use crate::shader::Binding;
-use crate::softmax::Portable;
 use crate::{Caps, Result};
 
 /// How a family's tiles are visited.
 pub(crate) trait Tiles: std::fmt::Debug + Send + Sync {
     /// Its name, as users know it.
     fn family(&self) -> &'static str;
+
+    /// Whether it goes with these shapes, which fit together otherwise.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for what the family does not take.
+    fn check(&self, _shapes: &AttentionShapes) -> Result<()> {
+        Ok(())
+    }
 
     /// Tile sizes of the engine, for one pass.
     ///
@@ -41,4 +49,20 @@ pub(crate) struct Extent {
     pub cols: usize,
     /// Tiles of columns that one of them visits, at most.
     pub visited: usize,
+}
+
+/// Largest uniform table, by WebGPU's default limit.
+const UNIFORM_ROWS: usize = (64 << 10) / 16;
+
+/// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
+pub(super) fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
+    let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
+    let mut bytes = bytemuck::cast_slice(rows).to_vec();
+    bytes.resize(16 * length.unwrap_or(rows.len()), 0);
+    (Binding::Table { name, ty, length, write: false }, Some(bytes))
+}
+
+/// A few rows of whole numbers.
+pub(crate) fn small_table(name: &'static str, rows: &[[u32; 4]]) -> (Binding, Option<Vec<u8>>) {
+    table(name, "vec4u", rows)
 }

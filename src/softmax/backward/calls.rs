@@ -1,27 +1,27 @@
 //! The calls that a training loop makes.
 
-use super::{FlashBackwardShapes, FlashGradients, FlashOutputGradients};
+use super::{AttentionGradients, BackwardShapes, OutputGradients};
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::check_device;
-use crate::flash::{FlashAttention, FlashInputs, FlashOutputs, FlashShapes};
+use crate::softmax::{Attention, AttentionInputs, AttentionOutputs, AttentionParams, AttentionShapes};
 use crate::{CuSeqlens, DType, Layout, Result, Tensor};
 
-impl FlashAttention {
+impl<P: AttentionParams> Attention<P> {
     /// The forward pass, with all that the backward pass needs of it.
     ///
     /// # Errors
-    /// Those of [`FlashAttention::forward_with_lse`].
+    /// Those of [`Attention::forward_with_lse`].
     ///
     /// ```
     /// # pollster::block_on(async {
-    /// use wgpu_attention::{DType, FlashAttention, FlashInputs, FlashParams, Gpu, Tensor};
+    /// use wgpu_attention::{DType, FlashAttention, AttentionInputs, FlashParams, Gpu, Tensor};
     /// let gpu = Gpu::request().await?;
     /// let q = Tensor::upload(&gpu, [1, 1, 1, 2], DType::F32, &[1.0, 0.0]).await?;
     /// let k = Tensor::upload(&gpu, [1, 1, 2, 2], DType::F32, &[0.0; 4]).await?;
     /// let v = Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[1.0, 5.0]).await?;
     /// let attention = FlashAttention::new(&gpu, FlashParams { scale: Some(1.0), ..Default::default() })?;
-    /// let (out, saved) = attention.forward_for_training(&FlashInputs::new(&q, &k, &v)).await?;
+    /// let (out, saved) = attention.forward_for_training(&AttentionInputs::new(&q, &k, &v)).await?;
     /// assert_eq!(out.read().await?, [3.0]); // both weights are 1/2
     /// let dout = Tensor::upload(&gpu, [1, 1, 1, 1], DType::F32, &[1.0]).await?;
     /// let gradients = attention.backward(&saved, &dout).await?;
@@ -29,7 +29,7 @@ impl FlashAttention {
     /// assert_eq!(gradients.dk.read().await?, [-1.0, 0.0, 1.0, 0.0]); // 1/2 · (1 − 3) · q, 1/2 · (5 − 3) · q
     /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
     /// ```
-    pub async fn forward_for_training(&self, inputs: &FlashInputs<'_>) -> Result<(Tensor, FlashSaved)> {
+    pub async fn forward_for_training(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, AttentionSaved)> {
         let (out, lse) = self.forward_with_lse(inputs).await?;
         let seqlens = [inputs.seqlens_q, inputs.seqlens_k].map(|s| s.map(<[usize]>::to_vec));
         let offsets = [inputs.cu_seqlens_q, inputs.cu_seqlens_k].map(|side| {
@@ -38,7 +38,7 @@ impl FlashAttention {
                 CuSeqlens::Gpu { offsets, max_seqlen } => Offsets::Gpu(offsets.clone(), max_seqlen),
             })
         });
-        let saved = FlashSaved {
+        let saved = AttentionSaved {
             inputs: [inputs.q, inputs.k, inputs.v].map(Tensor::clone),
             pairs: [inputs.bias.cloned(), inputs.mask.cloned()],
             seqlens,
@@ -52,21 +52,21 @@ impl FlashAttention {
     /// offsets are on the GPU and wrong, reading a gradient is an error.
     ///
     /// # Errors
-    /// Those of [`FlashAttention::prepare_backward`]; [`Error::OtherDevice`].
-    pub async fn backward(&self, saved: &FlashSaved, dout: &Tensor) -> Result<FlashGradients> {
-        self.backward_with_lse(saved, &FlashOutputGradients { dout, dlse: None }).await
+    /// Those of [`Attention::prepare_backward`]; [`Error::OtherDevice`].
+    pub async fn backward(&self, saved: &AttentionSaved, dout: &Tensor) -> Result<AttentionGradients> {
+        self.backward_with_lse(saved, &OutputGradients { dout, dlse: None }).await
     }
 
     /// The same where the log-sum-exp has a gradient too: those of Σ dout · out + Σ dlse · lse. Results that were merged:
-    /// give each part the merged output and log-sum-exp ([`FlashSaved::merged`]).
+    /// give each part the merged output and log-sum-exp ([`AttentionSaved::merged`]).
     ///
     /// # Errors
-    /// Those of [`FlashAttention::backward`].
+    /// Those of [`Attention::backward`].
     pub async fn backward_with_lse(
         &self,
-        saved: &FlashSaved,
-        from: &FlashOutputGradients<'_>,
-    ) -> Result<FlashGradients> {
+        saved: &AttentionSaved,
+        from: &OutputGradients<'_>,
+    ) -> Result<AttentionGradients> {
         let gpu = self.gpu();
         check_device("q", &saved.inputs[0], gpu)?;
         for (name, tensor) in [("dout", Some(from.dout)), ("dlse", from.dlse)] {
@@ -80,25 +80,25 @@ impl FlashAttention {
         let dbias = match inputs.bias {
             None => None,
             Some(_) => {
-                let shape = FlashShapes::of_inputs(&inputs).bias_shape();
+                let shape = AttentionShapes::of_inputs(&inputs).bias_shape();
                 Some(Tensor::empty(gpu, Layout::heads_first(DType::F32, shape)).await?)
             }
         };
         let [dq, dk, dv] = [like(inputs.q).await?, like(inputs.k).await?, like(inputs.v).await?];
-        let to = FlashGradients { dq, dk, dv, dbias };
-        let shapes = FlashBackwardShapes::of(&inputs, &outputs, from, &to);
+        let to = AttentionGradients { dq, dk, dv, dbias };
+        let shapes = BackwardShapes::of(&inputs, &outputs, from, &to);
         let prepared = self.prepared_backward(&shapes).await?;
         let Some(verdict) = prepared.submit_slices(&inputs, &outputs, from, &to).await? else { return Ok(to) };
-        let FlashGradients { dq, dk, dv, dbias } = to;
+        let AttentionGradients { dq, dk, dv, dbias } = to;
         let [dq, dk, dv] = [dq, dk, dv].map(|tensor| tensor.under(verdict.clone()));
-        Ok(FlashGradients { dq, dk, dv, dbias: dbias.map(|dbias| dbias.under(verdict)) })
+        Ok(AttentionGradients { dq, dk, dv, dbias: dbias.map(|dbias| dbias.under(verdict)) })
     }
 }
 
 /// What a forward pass leaves for the backward pass. It shares the tensors with whoever else holds them: they must not be
 /// written in between.
 #[derive(Clone, Debug)]
-pub struct FlashSaved {
+pub struct AttentionSaved {
     inputs: [Tensor; 3],
     pairs: [Option<Tensor>; 2],
     seqlens: [Option<Vec<usize>>; 2],
@@ -112,9 +112,9 @@ enum Offsets {
     Gpu(Tensor, usize),
 }
 
-impl FlashSaved {
+impl AttentionSaved {
     /// The forward pass's inputs.
-    pub fn inputs(&self) -> FlashInputs<'_> {
+    pub fn inputs(&self) -> AttentionInputs<'_> {
         let side = |i: usize| {
             self.offsets[i].as_ref().map(|side| match side {
                 Offsets::Host(offsets) => CuSeqlens::Host(offsets),
@@ -122,21 +122,21 @@ impl FlashSaved {
             })
         };
         let [q, k, v] = &self.inputs;
-        FlashInputs {
+        AttentionInputs {
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
             cu_seqlens_q: side(0),
             cu_seqlens_k: side(1),
             bias: self.pairs[0].as_ref(),
             mask: self.pairs[1].as_ref(),
-            ..FlashInputs::new(q, k, v)
+            ..AttentionInputs::new(q, k, v)
         }
     }
 
     /// Its outputs.
-    pub fn outputs(&self) -> FlashOutputs<'_> {
+    pub fn outputs(&self) -> AttentionOutputs<'_> {
         let [out, lse] = &self.outputs;
-        FlashOutputs { out, lse }
+        AttentionOutputs { out, lse }
     }
 
     /// The same as part of a merged result: with the merged output and log-sum-exp, each part's ordinary backward pass gives

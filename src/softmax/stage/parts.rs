@@ -4,31 +4,20 @@ use super::{Pass, Setup};
 use crate::arguments::{Argument, bind};
 use crate::dispatch::Kernel;
 use crate::error::require;
-use crate::flash::uniforms::{BiasDivision, Division, uniforms};
-use crate::flash::{FlashParams, FlashShapes};
 use crate::hook;
 use crate::packed::{Schedule, ScheduleTable, Side};
 use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
-use crate::tiles::Extent;
+use crate::softmax::tiles::{Extent, table};
+use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
+use crate::softmax::{AttentionShapes, ScoreParams};
 use crate::{Result, Slice};
 
 /// ALiBi's slopes, four a row.
-pub(super) fn slopes(params: &FlashParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
+pub(super) fn slopes(params: &ScoreParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
     let Some(slopes) = &params.alibi_slopes else { return Ok(None) };
     require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one a query head"))?;
     let four = |four: &[f32]| std::array::from_fn(|i| four.get(i).copied().unwrap_or(0.0));
     Ok(Some(slopes.chunks(4).map(four).collect()))
-}
-
-/// Largest uniform table, by WebGPU's default limit.
-const UNIFORM_ROWS: usize = (64 << 10) / 16;
-
-/// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
-fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
-    let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
-    let mut bytes = bytemuck::cast_slice(rows).to_vec();
-    bytes.resize(16 * length.unwrap_or(rows.len()), 0);
-    (Binding::Table { name, ty, length, write: false }, Some(bytes))
 }
 
 /// The work of a pass.
@@ -57,7 +46,7 @@ pub(super) struct Parts<'a> {
 
 impl Parts<'_> {
     pub fn chain(&self) -> Chain {
-        let FlashParams { softcap, score_mod, mask_mod, .. } = self.setup.params;
+        let ScoreParams { softcap, score_mod, mask_mod, .. } = self.setup.params;
         let softcap = softcap.map(|_| "softcap");
         let alibi = self.slopes.as_ref().map(|_| "alibi");
         let bias = self.setup.shapes.bias.as_ref().map(|_| "bias");
@@ -101,7 +90,7 @@ impl Parts<'_> {
             Some(ScheduleTable::Gpu(_)) => storage(None),
             None => {
                 let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-                let FlashShapes { seqlens_q, seqlens_k, k, .. } = self.setup.shapes;
+                let AttentionShapes { seqlens_q, seqlens_k, k, .. } = self.setup.shapes;
                 let rows: Vec<[u32; 4]> = (0..batch)
                     .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
                     .collect();

@@ -1,38 +1,37 @@
 //! What will run for given params and shapes: decided without a GPU.
 
-use super::dense::Dense;
 use super::stage::{Pass, Setup, Stage};
-use super::{FlashParams, FlashShapes, check_params, check_shapes};
+use super::tiles::Tiles;
+use super::{AttentionParams, AttentionShapes, ScoreParams, check_shapes};
 use crate::arguments::Argument;
 use crate::shader::AccessKind;
-use crate::tiles::Tiles;
 use crate::{Caps, Layout, Result, Slice};
 use std::fmt;
 
 /// What runs and why. Print it to read it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FlashPlan {
+pub struct AttentionPlan {
     pub(super) stage: Stage,
     heading: String,
 }
 
-impl FlashPlan {
+impl AttentionPlan {
     /// Chooses variant, tile sizes and slices.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device
     /// that has too little.
-    pub fn new(caps: &Caps, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
-        Self::of(caps, &Dense, params, shapes)
+    pub fn new(caps: &Caps, params: &impl AttentionParams, shapes: &AttentionShapes) -> Result<Self> {
+        Self::of(caps, &*params.tiles()?.0, &params.scores(), shapes)
     }
 
-    /// For another visiting order.
-    pub(crate) fn of(caps: &Caps, tiles: &dyn Tiles, params: &FlashParams, shapes: &FlashShapes) -> Result<Self> {
-        check_params(caps, params)?;
+    pub(super) fn of(caps: &Caps, tiles: &dyn Tiles, scores: &ScoreParams, shapes: &AttentionShapes) -> Result<Self> {
+        scores.check(caps)?;
         check_shapes(shapes)?;
+        tiles.check(shapes)?;
         let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);
         let engine = tiles.engine(caps, tiles.family(), head_dim, value_dim)?;
-        let setup = Setup { caps, tiles, params, shapes, engine: &engine };
+        let setup = Setup { caps, tiles, params: scores, shapes, engine: &engine };
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let flops = 2.0 * (head_dim + value_dim) as f64;
         let stage = Stage::plan(&setup, Pass::Forward, arguments(shapes), flops)?;
@@ -50,7 +49,7 @@ impl FlashPlan {
     }
 }
 
-fn arguments(shapes: &FlashShapes) -> Vec<Argument> {
+fn arguments(shapes: &AttentionShapes) -> Vec<Argument> {
     let group = shapes.q.shape[1] / shapes.k.shape[1];
     let all = [
         ("q", Some(&shapes.q), AccessKind::Load4, 1),
@@ -70,7 +69,7 @@ fn arguments(shapes: &FlashShapes) -> Vec<Argument> {
         .collect()
 }
 
-impl fmt::Display for FlashPlan {
+impl fmt::Display for AttentionPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.heading)?;
         write!(f, "; {} slice{}", self.slices().len(), if self.slices().len() == 1 { "" } else { "s" })?;

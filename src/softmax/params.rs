@@ -1,0 +1,53 @@
+//! What a family's params come to: how scores are made, and who sees whom.
+
+use super::tiles::Tiles;
+use crate::error::require;
+use crate::{Caps, Hook, Result, hook};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// The params of a kernel family that is softmax attention.
+pub trait AttentionParams: Clone + Debug + PartialEq + Send + Sync + Sees {}
+
+/// What the engine needs of them.
+pub trait Sees {
+    /// How scores are made.
+    fn scores(&self) -> ScoreParams;
+
+    /// Who sees whom.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for a param that is out of range.
+    fn tiles(&self) -> Result<Order>;
+}
+
+/// Who sees whom, whatever the family.
+#[derive(Clone, Debug)]
+pub struct Order(pub(crate) Arc<dyn Tiles>);
+
+/// How scores are made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScoreParams {
+    pub scale: Option<f32>,
+    pub softcap: Option<f32>,
+    pub alibi_slopes: Option<Vec<f32>>,
+    pub score_mod: Vec<Hook>,
+    pub mask_mod: Vec<Hook>,
+}
+
+impl ScoreParams {
+    pub(crate) fn check(&self, caps: &Caps) -> Result<()> {
+        hook::check(caps, &hook::place(&self.score_mod, &self.mask_mod))?;
+        if let Some(scale) = self.scale {
+            let bound = "finite, and below f32's maximum / log2(e)";
+            require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)?;
+        }
+        if let Some(softcap) = self.softcap {
+            require(softcap.is_finite() && softcap > 0.0, "softcap", softcap, "finite and above 0")?;
+        }
+        for (i, slope) in self.alibi_slopes.iter().flatten().enumerate() {
+            require(slope.is_finite(), &format!("alibi_slopes[{i}]"), slope, "finite")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! The softmax engine that flash, block-sparse and neighborhood attention share: its variants and their tile sizes.
+
+use crate::{Caps, Result};
+
+/// Tile sizes of the `portable` engine; `shaders/softmax/portable.wgsl` says what each means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Portable {
+    pub rows: u32,
+    pub cols: u32,
+    row_part: u32,
+    col_part: u32,
+    threads: u32,
+    /// vec4 groups of the head dimension in one chunk.
+    chunk: u32,
+    /// Quads of keys whose weights pass through workgroup memory at a time.
+    quads: u32,
+    out_part: u32,
+    /// vec4 elements of workgroup memory.
+    memory: u32,
+}
+
+/// Workgroup memory to use at most, so that several workgroups fit a compute unit.
+const MEMORY: u32 = 17 << 10;
+/// Bytes of workgroup memory beside the tile: a flag.
+const FLAG: u32 = 16;
+
+impl Portable {
+    /// Tile sizes for a head dimension and a value width.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
+    pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Self> {
+        let (d4, v4) = (head_dim.div_ceil(4) as u32, value_dim.div_ceil(4) as u32);
+        // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
+        // thread idle while it accumulates.
+        let (rows, cols, row_part, col_part) = match value_dim {
+            0..=32 => (64, 64, 4, 8),
+            33..=64 => (64, 64, 8, 4),
+            65..=96 => (64, 64, 4, 8),
+            97..=128 => (64, 64, 8, 4),
+            _ => (32, 64, 4, 4),
+        };
+        let per_row = cols / col_part;
+        let threads = rows / row_part * per_row;
+        let out_part = v4.div_ceil(per_row);
+        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG);
+        // Every place of a chunk is staged by a group of eight threads.
+        let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
+        let per_quad = rows + 4 * out_part * per_row;
+        let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
+        let memory =
+            (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4).max(threads * col_part / 4);
+        let needed = u64::from(memory * 16 + FLAG);
+        caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
+        caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;
+        Ok(Self { rows, cols, row_part, col_part, threads, chunk, quads, out_part, memory })
+    }
+
+    /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.
+    fn chunk(d4: u32, most: u32) -> u32 {
+        let cost = |chunk: u32| d4.div_ceil(chunk) * (chunk + 1);
+        (1..=most.clamp(1, d4)).rev().min_by_key(|&chunk| cost(chunk)).unwrap_or(1)
+    }
+
+    /// The constants that the shader files use.
+    pub fn constants(&self, head_dim: usize, value_dim: usize) -> Vec<(&'static str, u32)> {
+        vec![
+            ("BR", self.rows),
+            ("BC", self.cols),
+            ("RT", self.row_part),
+            ("CT", self.col_part),
+            ("WG", self.threads),
+            ("BD4", self.chunk),
+            ("PQ", self.quads),
+            ("OV", self.out_part),
+            ("TILE", self.memory),
+            ("HEAD_DIM", head_dim as u32),
+            ("D4", head_dim.div_ceil(4) as u32),
+            ("HEAD_DIM_V", value_dim as u32),
+            ("DV4", value_dim.div_ceil(4) as u32),
+        ]
+    }
+}
+
+impl std::fmt::Display for Portable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "portable: {} × {} tiles, {} threads with {} × {} scores each, head dimension in chunks of {}, {} bytes of \
+             workgroup memory",
+            self.rows,
+            self.cols,
+            self.threads,
+            self.row_part,
+            self.col_part,
+            4 * self.chunk,
+            16 * self.memory + FLAG
+        )
+    }
+}
