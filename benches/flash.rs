@@ -9,23 +9,23 @@ mod unfused;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
-use wgpu_attention::catalogue::{FlashBackwardCase, FlashCase, FlashTensors, KnownHook};
+use wgpu_attention::catalogue::{AttentionCase, AttentionTensors, BackwardCase, KnownHook};
 use wgpu_attention::{AdapterKind, AttentionPrepared, Causal, DType, FlashParams, Gpu};
 
 /// A problem on the GPU, ready to be timed.
 pub struct Timed {
     name: String,
-    case: FlashCase,
+    case: AttentionCase,
     /// Multiply and add of every pair of query and key that see each other count as two each.
     flops: f64,
     gpu: Gpu,
     prepared: AttentionPrepared,
-    tensors: FlashTensors,
+    tensors: AttentionTensors,
 }
 
 impl Timed {
     /// `visible` pairs of query and key to a head see each other.
-    fn new(gpu: &Gpu, name: &str, case: FlashCase, visible: f64) -> Self {
+    fn new(gpu: &Gpu, name: &str, case: AttentionCase, visible: f64) -> Self {
         let (tensors, prepared) = pollster::block_on(async {
             let tensors = case.upload(gpu).await.expect("memory for the tensors");
             let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
@@ -58,8 +58,8 @@ impl Timed {
     }
 }
 
-fn dense(heads: usize, n: usize, d: usize) -> FlashCase {
-    FlashCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..FlashCase::default() }
+fn dense(heads: usize, n: usize, d: usize) -> AttentionCase {
+    AttentionCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..AttentionCase::default() }
 }
 
 fn causal() -> FlashParams {
@@ -67,16 +67,21 @@ fn causal() -> FlashParams {
 }
 
 /// Lengths 1, 2, … `longest`, one after another.
-fn packed(heads: usize, longest: usize, d: usize) -> FlashCase {
+fn packed(heads: usize, longest: usize, d: usize) -> AttentionCase {
     let offsets: Vec<u32> = (0..=longest as u32).map(|n| n * (n + 1) / 2).collect();
     let rows = *offsets.last().expect("at least one") as usize;
-    FlashCase { cu_seqlens: Some([offsets.clone(), offsets]), ..dense(heads, rows, d) }
+    AttentionCase { cu_seqlens: Some([offsets.clone(), offsets]), ..dense(heads, rows, d) }
 }
 
 /// The same sequences, each in a batch entry of its own, as long as the longest.
-fn padded(heads: usize, longest: usize, d: usize) -> FlashCase {
+fn padded(heads: usize, longest: usize, d: usize) -> AttentionCase {
     let lengths: Vec<usize> = (1..=longest).collect();
-    FlashCase { batch: longest, seqlens_q: Some(lengths.clone()), seqlens_k: Some(lengths), ..dense(heads, longest, d) }
+    AttentionCase {
+        batch: longest,
+        seqlens_q: Some(lengths.clone()),
+        seqlens_k: Some(lengths),
+        ..dense(heads, longest, d)
+    }
 }
 
 /// What to measure: sizes for a processor, for a GPU, or just large enough to see that it still works.
@@ -139,7 +144,7 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usiz
     let full = Timed::new(gpu, &format!("f32/{size}"), dense(heads, n, d), pairs);
     let half = dense(heads, n, d).of_type(DType::F16);
     let half = Timed::new(gpu, &format!("f16/{size}"), half, pairs);
-    let causal = FlashCase { params: causal(), ..dense(heads, n, d) };
+    let causal = AttentionCase { params: causal(), ..dense(heads, n, d) };
     let causal = Timed::new(gpu, &format!("f32 causal/{size}"), causal, pairs / 2.0);
     for timed in [&full, &half, &causal] {
         timed.measure(criterion);
@@ -157,22 +162,22 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usiz
 fn hooks(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
     let size = format!("B 1 H {heads} N {n} D 64");
     let pairs = (n * n) as f64;
-    let with = |name: &str, change: &dyn Fn(FlashCase) -> FlashCase, visible: f64| {
+    let with = |name: &str, change: &dyn Fn(AttentionCase) -> AttentionCase, visible: f64| {
         Timed::new(gpu, &format!("{name}/{size}"), change(dense(heads, n, 64)), visible)
     };
-    let hook = |hook: KnownHook| move |case| FlashCase { hooks: vec![hook], ..case };
+    let hook = |hook: KnownHook| move |case| AttentionCase { hooks: vec![hook], ..case };
     let documents = 16;
     let all = [
         with("plain", &|case| case, pairs),
         with(
             "softcap",
-            &|case| FlashCase { params: FlashParams { softcap: Some(8.0), ..case.params.clone() }, ..case },
+            &|case| AttentionCase { params: FlashParams { softcap: Some(8.0), ..case.params.clone() }, ..case },
             pairs,
         ),
         with("score_mod tanh", &hook(KnownHook::TanhCap), pairs),
         with("score_mod with a buffer", &hook(KnownHook::Relative), pairs),
-        with("bias", &|case| FlashCase { bias: Some([true, false, false]), ..case }, pairs),
-        with("mask, random", &|case| FlashCase { mask: Some([true, true, false]), ..case }, 0.9 * pairs),
+        with("bias", &|case| AttentionCase { bias: Some([true, false, false]), ..case }, pairs),
+        with("mask, random", &|case| AttentionCase { mask: Some([true, true, false]), ..case }, 0.9 * pairs),
         with("mask_mod prefix", &hook(KnownHook::Prefix), pairs / 2.0),
         with("mask_mod 16 documents", &hook(KnownHook::Documents(documents)), pairs / documents as f64),
     ];
@@ -205,7 +210,7 @@ fn gradients(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
     for d in [64, 128] {
         let size = format!("B 1 H {heads} N {n} D {d}");
         let forward = Timed::new(gpu, &format!("forward/{size}"), dense(heads, n, d), (n * n) as f64);
-        let backward = FlashBackwardCase::of(dense(heads, n, d));
+        let backward = BackwardCase::of(dense(heads, n, d));
         let prepared = pollster::block_on(backward.prepare(gpu)).expect("memory for the tensors");
         let seconds = || pollster::block_on(prepared.time(&backward, gpu)).expect("a GPU that works").seconds;
         let mut group = criterion.benchmark_group("flash");
@@ -223,7 +228,7 @@ fn gradients(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
 /// A long cache and one query, or as many as make a tile.
 fn few_queries(criterion: &mut Criterion, gpu: &Gpu, heads: usize, keys: usize) {
     let with = |queries: usize| {
-        let case = FlashCase { lengths: (queries, keys), ..dense(heads, keys, 64) };
+        let case = AttentionCase { lengths: (queries, keys), ..dense(heads, keys, 64) };
         let name = format!("few queries/{queries} of B 1 H {heads} N {keys} D 64");
         Timed::new(gpu, &name, case, (queries * keys) as f64)
     };

@@ -2,22 +2,26 @@
 //! with its float64 reference and its tolerance.
 
 mod activations;
+mod attention;
+mod backward;
 mod data;
-mod flash;
-mod flash_backward;
 mod flash_cases;
-mod flash_hooks;
-mod flash_inputs;
-mod flash_shaders;
+mod hooks;
+mod inputs;
 mod merge;
+mod neighborhood_cases;
+mod shaders;
 
 pub use activations::activations;
+pub use attention::{AttentionCase, AttentionTensors, Known, Scores};
+pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use data::{Tolerance, normal, poisoned};
-pub use flash::{FlashCase, FlashTensors, Known, Scores};
-pub use flash_backward::{FlashBackwardCase, FlashBackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use flash_cases::{flash_cases, random_flash_cases};
-pub use flash_hooks::KnownHook;
+pub use hooks::KnownHook;
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
+pub use neighborhood_cases::{
+    neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
+};
 
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
@@ -91,8 +95,18 @@ pub const FAMILIES: &[Family] = &[
         random: |count, seed| {
             boxed(random_flash_cases(count, seed)).chain(boxed(random_flash_backward_cases(count, seed))).collect()
         },
-        variants: flash_shaders::variants,
-        shaders: flash_shaders::shaders,
+        variants: |caps| vec![shaders::flash().plan(caps).map(|plan| plan.to_string())],
+        shaders: shaders::of_flash,
+    },
+    Family {
+        name: "neighborhood",
+        cases: || boxed(neighborhood_cases()).chain(boxed(neighborhood_backward_cases())).collect(),
+        random: |count, seed| {
+            let backward = random_neighborhood_backward_cases(count, seed);
+            boxed(random_neighborhood_cases(count, seed)).chain(boxed(backward)).collect()
+        },
+        variants: |caps| vec![neighborhood_cases::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: shaders::of_neighborhood,
     },
     Family {
         name: "merge",

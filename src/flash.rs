@@ -81,7 +81,7 @@ impl Sees for FlashParams {
 const NONE: u32 = u32::MAX;
 
 /// Everyone sees everyone, less what a causal mask, a window and the lengths take away.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Dense {
     pub causal: Option<Causal>,
     pub window: Window,

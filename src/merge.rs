@@ -239,25 +239,37 @@ impl MergePrepared {
         parts: &[AttentionOutputs],
         outputs: &AttentionOutputs,
     ) -> Result<()> {
-        let steps = self.launches.len();
+        self.check(parts, outputs)?;
+        for (step, launch) in self.launches.iter().enumerate() {
+            launch.encode(pass, &self.tensors(step, parts, outputs), 0..launch.slices().len())?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the tensors are as prepared.
+    pub(crate) fn check(&self, parts: &[AttentionOutputs], outputs: &AttentionOutputs) -> Result<()> {
         require(parts.len() == self.parts, "parts.len()", parts.len(), format!("{}, as prepared", self.parts))?;
+        for (step, launch) in self.launches.iter().enumerate() {
+            launch.gpu().alive()?;
+            launch.check(&self.tensors(step, parts, outputs), &(0..launch.slices().len()))?;
+        }
+        Ok(())
+    }
+
+    /// The tensors of a step.
+    fn tensors<'a>(
+        &'a self,
+        step: usize,
+        parts: &[AttentionOutputs<'a>],
+        outputs: &AttentionOutputs<'a>,
+    ) -> Vec<&'a Tensor> {
         let between = |i: usize| {
             let (out, lse) = &self.between[i % 2];
             [out, lse]
         };
-        let tensors = |step: usize| -> Vec<&Tensor> {
-            let a = if step == 0 { [parts[0].out, parts[0].lse] } else { between(step - 1) };
-            let b = &parts[(step + 1).min(parts.len() - 1)];
-            let to = if step + 1 == steps { [outputs.out, outputs.lse] } else { between(step) };
-            [a, [b.out, b.lse], to].concat()
-        };
-        for (step, launch) in self.launches.iter().enumerate() {
-            launch.gpu().alive()?;
-            launch.check(&tensors(step), &(0..launch.slices().len()))?;
-        }
-        for (step, launch) in self.launches.iter().enumerate() {
-            launch.encode(pass, &tensors(step), 0..launch.slices().len())?;
-        }
-        Ok(())
+        let a = if step == 0 { [parts[0].out, parts[0].lse] } else { between(step - 1) };
+        let b = &parts[(step + 1).min(parts.len() - 1)];
+        let to = if step + 1 == self.launches.len() { [outputs.out, outputs.lse] } else { between(step) };
+        [a, [b.out, b.lse], to].concat()
     }
 }

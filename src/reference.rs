@@ -3,6 +3,8 @@
 
 mod flash;
 mod merge;
+mod neighborhood;
 
 pub use flash::{At, FlashProblem, FlashReference, Gradients, flash, flash_backward};
 pub use merge::merge;
+pub use neighborhood::Neighborhoods;

@@ -35,6 +35,8 @@ pub(crate) mod file {
         NO_DV = "softmax/no_dv.wgsl";
         PORTABLE_DBIAS = "softmax/portable_dbias.wgsl";
         DELTA = "softmax/delta.wgsl";
+        DQ_SO_FAR = "softmax/dq_so_far.wgsl";
+        NO_DQ_SO_FAR = "softmax/no_dq_so_far.wgsl";
         NO_DLSE = "softmax/no_dlse.wgsl";
         ROWS_STRIDED_GRADIENTS = "rows/strided_gradients.wgsl";
         TILE_MAP = "softmax/tile_map.wgsl";

@@ -1,6 +1,7 @@
 //! The softmax engine that the families share, from a call to the GPU: plan, prepare, encode, forward and backward. A family
 //! brings its params and who sees whom ([`tiles::Tiles`]).
 
+mod additional;
 mod backward;
 mod params;
 mod plan;
@@ -45,6 +46,11 @@ pub struct AttentionInputs<'a> {
     pub bias: Option<&'a Tensor>,
     /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
     pub mask: Option<&'a Tensor>,
+    /// Keys that every query sees besides, [batch, heads_kv, any number, head_dim], in the same softmax. Scale and soft cap
+    /// hold for them, nothing else. Goes with `additional_v`, and not with packed sequences.
+    pub additional_k: Option<&'a Tensor>,
+    /// Their values, [batch, heads_kv, the same number, value_dim].
+    pub additional_v: Option<&'a Tensor>,
 }
 
 impl<'a> AttentionInputs<'a> {
@@ -60,6 +66,8 @@ impl<'a> AttentionInputs<'a> {
             cu_seqlens_k: None,
             bias: None,
             mask: None,
+            additional_k: None,
+            additional_v: None,
         }
     }
 }
@@ -98,9 +106,13 @@ pub struct AttentionShapes {
     pub bias: Option<Layout>,
     /// Boolean mask, u8 [batch, heads_q, queries, keys].
     pub mask: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask lie in one buffer: those with the same number. Matters for an output's buffer
-    /// only.
-    pub buffers: [usize; 7],
+    /// Additional keys [batch, heads_kv, any number, head_dim].
+    pub additional_k: Option<Layout>,
+    /// Their values [batch, heads_kv, the same number, value_dim].
+    pub additional_v: Option<Layout>,
+    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v lie in one buffer: those with the same number. Matters
+    /// for an output's buffer only.
+    pub buffers: [usize; 9],
 }
 
 impl AttentionShapes {
@@ -109,7 +121,7 @@ impl AttentionShapes {
         let [batch, heads, queries, _] = q.shape;
         let out = Layout::heads_first(q.dtype, [batch, heads, queries, v.shape[3]]);
         let lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
-        let buffers = [0, 1, 2, 3, 4, 5, 6];
+        let buffers = std::array::from_fn(|i| i);
         Self {
             q,
             k,
@@ -122,6 +134,8 @@ impl AttentionShapes {
             cu_seqlens_k: None,
             bias: None,
             mask: None,
+            additional_k: None,
+            additional_v: None,
             buffers,
         }
     }
@@ -137,6 +151,8 @@ impl AttentionShapes {
             cu_seqlens_k: inputs.cu_seqlens_k.as_ref().map(CuSeqlens::shape),
             bias: layout(inputs.bias),
             mask: layout(inputs.mask),
+            additional_k: layout(inputs.additional_k),
+            additional_v: layout(inputs.additional_v),
             ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
         }
     }
@@ -173,10 +189,11 @@ impl AttentionShapes {
     }
 }
 
-/// In the order of the shader's bindings.
-fn slots<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> [Option<&'a Tensor>; 7] {
-    let (AttentionInputs { q, k, v, bias, mask, .. }, AttentionOutputs { out, lse }) = (inputs, outputs);
-    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask]
+/// In the order of [`AttentionShapes::buffers`].
+fn slots<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> [Option<&'a Tensor>; 9] {
+    let AttentionInputs { q, k, v, bias, mask, additional_k, additional_v, .. } = inputs;
+    let AttentionOutputs { out, lse } = outputs;
+    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask, *additional_k, *additional_v]
 }
 
 /// Largest head dimension and value width.
@@ -225,8 +242,10 @@ fn check_shapes(shapes: &AttentionShapes) -> Result<()> {
     }
     let mask = shapes.mask.as_ref().map_or(DType::U8, |mask| mask.dtype);
     require(mask == DType::U8, "mask.dtype", mask, "u8")?;
-    for layout in [Some(q), Some(k), Some(v), Some(out), Some(lse), shapes.bias.as_ref(), shapes.mask.as_ref()] {
-        layout.map_or(Ok(0..0), Layout::byte_span)?;
+    shapes.check_additional()?;
+    let more = [&shapes.bias, &shapes.mask, &shapes.additional_k, &shapes.additional_v];
+    for layout in [q, k, v, out, lse].into_iter().chain(more.into_iter().flatten()) {
+        layout.byte_span()?;
     }
     out.check_output("out")?;
     lse.check_output("lse")

@@ -124,10 +124,10 @@ fn bad_input() {
     let bytes = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::U8, [1, 2, 5, 8]))).unwrap();
     says(block_on(attention.backward(&saved, &bytes)), &["dout.dtype", "u8", "f32, f16 or bf16"]);
     let half = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F16, [1, 2, 5, 1]))).unwrap();
-    let from = OutputGradients { dout: &out, dlse: Some(&half) };
+    let from = OutputGradients { dlse: Some(&half), ..OutputGradients::new(&out) };
     says(block_on(attention.backward_with_lse(&saved, &from)), &["dlse.dtype", "f16", "f32"]);
     let long = tensor([1, 2, 6, 1], &[0.0; 12]);
-    let from = OutputGradients { dout: &out, dlse: Some(&long) };
+    let from = OutputGradients { dlse: Some(&long), ..OutputGradients::new(&out) };
     says(block_on(attention.backward_with_lse(&saved, &from)), &["dlse.shape", "[1, 2, 6, 1]", "[1, 2, 5, 1]"]);
     let other = block_on(Gpu::request_with(&common::options())).unwrap();
     let foreign = block_on(Tensor::empty(&other, Layout::heads_first(DType::F32, [1, 2, 5, 8]))).unwrap();

@@ -5,7 +5,7 @@ mod common;
 use common::run_all;
 use std::path::Path;
 use wgpu_attention::catalogue::{
-    FlashCase, activations, flash_backward_cases, flash_cases, random_flash_backward_cases, random_flash_cases,
+    AttentionCase, activations, flash_backward_cases, flash_cases, random_flash_backward_cases, random_flash_cases,
 };
 
 #[test]
@@ -28,7 +28,7 @@ fn activations_of_a_real_model() {
 /// What must not pass the comparison, or it checks nothing.
 #[test]
 fn wrong_results_fail() {
-    let case = FlashCase { lengths: (3, 5), seqlens_q: Some(vec![2]), ..FlashCase::default() };
+    let case = AttentionCase { lengths: (3, 5), seqlens_q: Some(vec![2]), ..AttentionCase::default() };
     let (out, lse) = case.expected();
     let (out, lse): (Vec<f32>, Vec<f32>) =
         (out.iter().map(|&x| x as f32).collect(), lse.iter().map(|&x| x as f32).collect());

@@ -1,6 +1,6 @@
 //! The baseline: attention as three kernels with the scores in memory.
 
-use wgpu_attention::catalogue::{FlashCase, normal};
+use wgpu_attention::catalogue::{AttentionCase, normal};
 use wgpu_attention::{Causal, DType, FlashParams, Gpu, Layout, Tensor};
 
 /// The three kernels, prepared for one size.
@@ -13,7 +13,7 @@ pub struct Unfused {
 
 impl Unfused {
     /// `None` where the scores are larger than a binding may be.
-    pub fn new(gpu: &Gpu, case: &FlashCase) -> Option<Self> {
+    pub fn new(gpu: &Gpu, case: &AttentionCase) -> Option<Self> {
         let ((heads, _), (n, _), (d, _)) = (case.heads, case.lengths, case.dims);
         if (heads * n * n * 4) as u64 > gpu.caps().binding_bytes {
             return None;
@@ -113,7 +113,7 @@ fn layout(device: &wgpu::Device, bindings: u32) -> wgpu::BindGroupLayout {
 pub async fn check(gpu: &Gpu) {
     for causal in [false, true] {
         let params = FlashParams { causal: causal.then_some(Causal::BottomRight), ..FlashParams::default() };
-        let case = FlashCase { lengths: (150, 150), dims: (20, 20), params, ..FlashCase::default() };
+        let case = AttentionCase { lengths: (150, 150), dims: (20, 20), params, ..AttentionCase::default() };
         let unfused = Unfused::new(gpu, &case).expect("small scores");
         unfused.seconds();
         let out = unfused.out.read().await.expect("a GPU that works");

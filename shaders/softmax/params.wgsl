@@ -19,6 +19,7 @@ struct Params {
     dv: vec4u,
     stats: vec4u,
     dbias: vec4u,
+    dq_so_far: vec4u,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,

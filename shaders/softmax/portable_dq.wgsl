@@ -1,4 +1,4 @@
-// Gradient of queries, engine `portable`:   dq[i] = scale · Σ_j ds[i][j] · k[j]
+// Gradient of queries, engine `portable`:   dq[i] = scale · Σ_j ds[i][j] · k[j] + what other keys gave so far
 //
 // Recomputed from the log-sum-exp (Dao, FlashAttention-2, arXiv 2307.08691, algorithm 2); no atomics. A workgroup owns BR
 // query rows of one (batch, query head) and visits the tiles of keys that they see, as portable.wgsl does, with the same
@@ -34,7 +34,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let none = row_token(visit, row0 + i) == NONE;
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;
-                if (d < D4) { store_dq4(dq_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dq[i][c] * params.scale, vec4f(), none)); }
+                if (d < D4) {
+                    let sum = fma(dq[i][c], vec4f(params.scale), so_far(w, token, d));
+                    store_dq4(dq_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(sum, vec4f(), none));
+                }
             }
         }
     }

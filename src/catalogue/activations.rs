@@ -1,6 +1,6 @@
 //! A real model's queries, keys and values, with the output that they must give.
 
-use super::{FlashCase, Scores};
+use super::{AttentionCase, Scores};
 use crate::error::require;
 use crate::reference::FlashReference;
 use crate::{Error, Result};
@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 ///
 /// # Errors
 /// [`Error::Argument`] that names the file, the tensor and what is wrong with it.
-pub fn activations(path: &Path) -> Result<FlashCase> {
+pub fn activations(path: &Path) -> Result<AttentionCase> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|e| Error::argument(&name, e, "a readable file"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::argument(&name, e, "a safetensors file"))?;
@@ -41,7 +41,7 @@ pub fn activations(path: &Path) -> Result<FlashCase> {
     let fits = fits && out_shape == expected && lse_shape == expected[..3];
     let shapes = format!("q {q_shape:?}, k {k_shape:?}, v {v_shape:?}, out {out_shape:?}, lse {lse_shape:?}");
     require(fits, &name, shapes, "of shapes that fit together")?;
-    let mut case = FlashCase {
+    let mut case = AttentionCase {
         label: "real model",
         batch: q_shape[0],
         heads: (q_shape[1], k_shape[1]),
@@ -49,7 +49,7 @@ pub fn activations(path: &Path) -> Result<FlashCase> {
         dims: (q_shape[3], v_shape[3]),
         seqlens_k: Some(seqlens),
         scores: Scores::Given([q, k, v]),
-        ..FlashCase::default()
+        ..AttentionCase::default()
     };
     let expected = case.reference().clone();
     let [out, lse] = [out, lse].map(|values| values.into_iter().map(f64::from).collect());

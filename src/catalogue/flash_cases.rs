@@ -1,6 +1,6 @@
 //! The list of flash attention cases, and random ones.
 
-use super::{FlashCase, KnownHook, Scores};
+use super::{AttentionCase, KnownHook, Scores};
 use crate::{Causal, DType, FlashParams, Window};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -28,14 +28,23 @@ const LENGTHS: [(usize, usize); 15] = [
 ];
 
 /// The catalogue: the shapes that break kernels, every feature, every type, inputs that exercise the rescale.
-pub fn flash_cases() -> Vec<FlashCase> {
+pub fn flash_cases() -> Vec<AttentionCase> {
     let mut cases = Vec::new();
     for (i, &d) in HEAD_DIMS.iter().enumerate() {
         let (heads, lengths) = ([(6, 6), (6, 2), (6, 1)][i % 3], (70 + i, 131));
         let scores = Scores::Normal([1.0, 3.0, 6.0][i % 3]);
         let params = FlashParams { causal: (i % 2 == 1).then_some(Causal::BottomRight), ..FlashParams::default() };
         let dtypes = [DTYPES[i % 3]; 3];
-        cases.push(FlashCase { label: "head dim", heads, lengths, dims: (d, d), params, dtypes, scores, ..case(i) });
+        cases.push(AttentionCase {
+            label: "head dim",
+            heads,
+            lengths,
+            dims: (d, d),
+            params,
+            dtypes,
+            scores,
+            ..case(i)
+        });
     }
     for (i, &lengths) in LENGTHS.iter().enumerate() {
         let heads = if lengths.0 * lengths.1 > 100_000 { (2, 1) } else { [(6, 6), (6, 2), (6, 1)][i % 3] };
@@ -44,8 +53,29 @@ pub fn flash_cases() -> Vec<FlashCase> {
         {
             let params = FlashParams { causal, ..FlashParams::default() };
             let scores = Scores::Normal([3.0, 6.0, 1.0][i % 3]);
-            cases.push(FlashCase { label, heads, lengths, params, scores, ..case(i) });
+            cases.push(AttentionCase { label, heads, lengths, params, scores, ..case(i) });
         }
+    }
+    for (i, additional) in [1, 70, 129].into_iter().enumerate() {
+        let params = FlashParams {
+            causal: Some(Causal::BottomRight),
+            softcap: (i == 1).then_some(20.0),
+            alibi_slopes: (i == 2).then(|| vec![0.1, 0.2, 0.0, -0.1]),
+            ..FlashParams::default()
+        };
+        cases.push(AttentionCase {
+            label: "additional keys",
+            batch: 2,
+            heads: (4, 2),
+            lengths: (90, 80),
+            params,
+            additional,
+            seqlens_q: (i == 0).then(|| vec![90, 7]),
+            seqlens_k: (i == 1).then(|| vec![0, 70]),
+            bias: (i == 2).then_some([true, false, false]),
+            scores: Scores::Normal(3.0),
+            ..case(450 + i).of_type(DTYPES[i])
+        });
     }
     cases.extend(masks());
     cases.extend(values());
@@ -56,11 +86,11 @@ pub fn flash_cases() -> Vec<FlashCase> {
     cases
 }
 
-fn case(i: usize) -> FlashCase {
-    FlashCase { seed: 1000 + 10 * i as u64, ..FlashCase::default() }
+fn case(i: usize) -> AttentionCase {
+    AttentionCase { seed: 1000 + 10 * i as u64, ..AttentionCase::default() }
 }
 
-fn masks() -> Vec<FlashCase> {
+fn masks() -> Vec<AttentionCase> {
     let window = |left, right, causal| FlashParams { window: Window { left, right }, causal, ..FlashParams::default() };
     let mut cases = Vec::new();
     for (i, (params, lengths)) in [
@@ -76,10 +106,10 @@ fn masks() -> Vec<FlashCase> {
     .into_iter()
     .enumerate()
     {
-        cases.push(FlashCase { label: "window", lengths, params, scores: Scores::Normal(3.0), ..case(100 + i) });
+        cases.push(AttentionCase { label: "window", lengths, params, scores: Scores::Normal(3.0), ..case(100 + i) });
     }
     for (i, causal) in [None, Some(Causal::BottomRight), Some(Causal::TopLeft)].into_iter().enumerate() {
-        cases.push(FlashCase {
+        cases.push(AttentionCase {
             label: "padding",
             batch: 4,
             lengths: (90, 140),
@@ -90,26 +120,26 @@ fn masks() -> Vec<FlashCase> {
             ..case(110 + i)
         });
     }
-    cases.push(FlashCase { label: "no keys", lengths: (70, 0), ..case(120) });
-    cases.push(FlashCase { label: "no queries", lengths: (0, 70), ..case(121) });
-    cases.push(FlashCase { label: "no batch", batch: 0, ..case(122) });
+    cases.push(AttentionCase { label: "no keys", lengths: (70, 0), ..case(120) });
+    cases.push(AttentionCase { label: "no queries", lengths: (0, 70), ..case(121) });
+    cases.push(AttentionCase { label: "no batch", batch: 0, ..case(122) });
     cases
 }
 
-fn values() -> Vec<FlashCase> {
+fn values() -> Vec<AttentionCase> {
     let lengths = (100, 200);
     let scaled = |scale| FlashParams { scale: Some(scale), ..FlashParams::default() };
     let causal = || FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
     let mut cases = vec![
-        FlashCase { label: "peaked", lengths, scores: Scores::Peaked, params: causal(), ..case(200) },
-        FlashCase { label: "scale 0", lengths, params: scaled(0.0), ..case(201) },
-        FlashCase { label: "scale -0.3", lengths, params: scaled(-0.3), ..case(202) },
-        FlashCase { label: "values wider", lengths, dims: (24, 72), scores: Scores::Normal(3.0), ..case(203) },
-        FlashCase { label: "values narrower", lengths, dims: (192, 5), scores: Scores::Normal(3.0), ..case(204) },
-        FlashCase { label: "width 1", lengths, dims: (1, 1), scores: Scores::Normal(6.0), ..case(205) },
+        AttentionCase { label: "peaked", lengths, scores: Scores::Peaked, params: causal(), ..case(200) },
+        AttentionCase { label: "scale 0", lengths, params: scaled(0.0), ..case(201) },
+        AttentionCase { label: "scale -0.3", lengths, params: scaled(-0.3), ..case(202) },
+        AttentionCase { label: "values wider", lengths, dims: (24, 72), scores: Scores::Normal(3.0), ..case(203) },
+        AttentionCase { label: "values narrower", lengths, dims: (192, 5), scores: Scores::Normal(3.0), ..case(204) },
+        AttentionCase { label: "width 1", lengths, dims: (1, 1), scores: Scores::Normal(6.0), ..case(205) },
     ];
     for (i, logit) in [-1e4, -2.5e5].into_iter().enumerate() {
-        cases.push(FlashCase {
+        cases.push(AttentionCase {
             label: "low logits",
             lengths,
             scores: Scores::Around(logit),
@@ -119,12 +149,18 @@ fn values() -> Vec<FlashCase> {
     }
     for (i, amplitude) in [1.0, 3.0, 6.0].into_iter().enumerate() {
         let scores = Scores::Normal(amplitude);
-        cases.push(FlashCase { label: "amplitude", lengths: (130, 600), scores, params: causal(), ..case(220 + i) });
+        cases.push(AttentionCase {
+            label: "amplitude",
+            lengths: (130, 600),
+            scores,
+            params: causal(),
+            ..case(220 + i)
+        });
     }
     cases
 }
 
-fn scores() -> Vec<FlashCase> {
+fn scores() -> Vec<AttentionCase> {
     let mut cases = Vec::new();
     // Amplitude 6 gives scores of some hundreds: the caps bite.
     for (i, (softcap, causal, lengths)) in [
@@ -136,14 +172,14 @@ fn scores() -> Vec<FlashCase> {
     .enumerate()
     {
         let params = FlashParams { softcap, causal, ..FlashParams::default() };
-        cases.push(FlashCase { label: "softcap", lengths, params, scores: Scores::Normal(6.0), ..case(240 + i) });
+        cases.push(AttentionCase { label: "softcap", lengths, params, scores: Scores::Normal(6.0), ..case(240 + i) });
     }
     for (i, (softcap, causal)) in
         [(None, None), (None, Some(Causal::BottomRight)), (Some(20.0), Some(Causal::TopLeft))].into_iter().enumerate()
     {
         // The slopes of the paper for 6 heads, and a negative one.
         let slopes = (1..=6).map(|h| if h == 4 { -0.02 } else { 2f32.powf(-8.0 * h as f32 / 6.0) }).collect();
-        cases.push(FlashCase {
+        cases.push(AttentionCase {
             label: if softcap.is_some() { "softcap and ALiBi" } else { "ALiBi" },
             batch: 2,
             heads: (6, 2),
@@ -172,7 +208,7 @@ fn scores() -> Vec<FlashCase> {
             (Some(_), None) => "bias",
             _ => "mask",
         };
-        cases.push(FlashCase {
+        cases.push(AttentionCase {
             label,
             batch: 2,
             heads: (4, 2),
@@ -185,7 +221,7 @@ fn scores() -> Vec<FlashCase> {
             ..case(260 + i).of_type(DTYPES[i % 3])
         });
     }
-    cases.push(FlashCase {
+    cases.push(AttentionCase {
         label: "everything",
         batch: 2,
         heads: (4, 2),
@@ -208,11 +244,11 @@ fn scores() -> Vec<FlashCase> {
     cases
 }
 
-fn storage() -> Vec<FlashCase> {
+fn storage() -> Vec<AttentionCase> {
     let mut cases = Vec::new();
     let params = || FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
     for (i, dtype) in DTYPES.into_iter().enumerate() {
-        let base = |j: usize| FlashCase {
+        let base = |j: usize| AttentionCase {
             batch: 2,
             heads: (4, 2),
             lengths: (70, 90),
@@ -220,19 +256,19 @@ fn storage() -> Vec<FlashCase> {
             scores: Scores::Normal(3.0),
             ..case(300 + 10 * i + j).of_type(dtype)
         };
-        cases.push(FlashCase { label: "strided", strided: true, ..base(0) });
-        cases.push(FlashCase { label: "strided", strided: true, dims: (33, 17), ..base(1) });
-        cases.push(FlashCase { label: "odd width", dims: (31, 59), ..base(2) });
-        cases.push(FlashCase { label: "amplitude", dims: (64, 64), scores: Scores::Normal(6.0), ..base(3) });
+        cases.push(AttentionCase { label: "strided", strided: true, ..base(0) });
+        cases.push(AttentionCase { label: "strided", strided: true, dims: (33, 17), ..base(1) });
+        cases.push(AttentionCase { label: "odd width", dims: (31, 59), ..base(2) });
+        cases.push(AttentionCase { label: "amplitude", dims: (64, 64), scores: Scores::Normal(6.0), ..base(3) });
     }
     let dtypes = [DType::F32, DType::F16, DType::Bf16];
-    cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), ..case(340) });
+    cases.push(AttentionCase { label: "mixed types", dtypes, lengths: (70, 90), ..case(340) });
     let dtypes = [DType::Bf16, DType::F32, DType::F32];
-    cases.push(FlashCase { label: "mixed types", dtypes, lengths: (70, 90), dims: (20, 21), ..case(341) });
+    cases.push(AttentionCase { label: "mixed types", dtypes, lengths: (70, 90), dims: (20, 21), ..case(341) });
     cases
 }
 
-fn hooks() -> Vec<FlashCase> {
+fn hooks() -> Vec<AttentionCase> {
     use KnownHook::{Documents, Fields, Prefix, Relative, Stripes, TanhCap};
     let mut cases = Vec::new();
     for (i, (hooks, causal, batch)) in [
@@ -248,7 +284,7 @@ fn hooks() -> Vec<FlashCase> {
     .into_iter()
     .enumerate()
     {
-        cases.push(FlashCase {
+        cases.push(AttentionCase {
             label: "hooks",
             batch,
             heads: (4, 2),
@@ -264,7 +300,7 @@ fn hooks() -> Vec<FlashCase> {
     cases
 }
 
-fn packed() -> Vec<FlashCase> {
+fn packed() -> Vec<AttentionCase> {
     let mut cases = Vec::new();
     for (i, (q, k)) in [
         (vec![0, 5, 5, 70, 200, 264], vec![0, 9, 40, 105, 105, 250]),
@@ -280,7 +316,7 @@ fn packed() -> Vec<FlashCase> {
             let causal = [None, Some(Causal::BottomRight), Some(Causal::TopLeft)][i % 3];
             let window = Window { left: (i % 4 == 1).then_some(30), right: None };
             let slopes = (i % 3 == 0).then(|| vec![0.1, 0.02, 0.0, -0.01]);
-            cases.push(FlashCase {
+            cases.push(AttentionCase {
                 label: "packed",
                 heads: (4, 2),
                 lengths: (q[q.len() - 1] as usize, k[k.len() - 1] as usize),
@@ -300,11 +336,11 @@ fn packed() -> Vec<FlashCase> {
 }
 
 /// Random shapes, params, types, lengths and layouts: at most 2·10⁷ multiply-adds each.
-pub fn random_flash_cases(count: usize, seed: u64) -> Vec<FlashCase> {
+pub fn random_flash_cases(count: usize, seed: u64) -> Vec<AttentionCase> {
     (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
 }
 
-fn random_case(seed: u64) -> FlashCase {
+fn random_case(seed: u64) -> AttentionCase {
     let mut random = SmallRng::seed_from_u64(seed);
     let r = &mut random;
     let mut pick = |most: usize| r.random_range(1..=most);
@@ -356,7 +392,7 @@ fn random_case(seed: u64) -> FlashCase {
         room -= usize::from(reads(hook) && fits);
         fits
     });
-    FlashCase {
+    AttentionCase {
         label: "random",
         batch,
         heads,
@@ -366,6 +402,7 @@ fn random_case(seed: u64) -> FlashCase {
         params: FlashParams { causal, window, scale, softcap, alibi_slopes, ..FlashParams::default() },
         seqlens_q: some_lengths(r, queries).filter(|_| padded),
         seqlens_k: some_lengths(r, keys).filter(|_| padded),
+        additional: if cu_seqlens.is_none() && r.random_range(0..6) == 0 { r.random_range(1..=90) } else { 0 },
         cu_seqlens,
         on_gpu: r.random_range(0..2) == 0,
         hooks,
@@ -374,6 +411,7 @@ fn random_case(seed: u64) -> FlashCase {
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
         strided: r.random_range(0..2) == 0,
         seed,
+        axes: vec![],
         known: OnceLock::new(),
     }
 }

@@ -22,9 +22,9 @@ pub struct At {
 pub struct FlashProblem<'a> {
     /// Queries [batch, heads_q, queries, head_dim].
     pub q: &'a [f32],
-    /// Keys [batch, heads_kv, keys, head_dim].
+    /// Keys [batch, heads_kv, keys + additional, head_dim].
     pub k: &'a [f32],
-    /// Values [batch, heads_kv, keys, value_dim].
+    /// Values [batch, heads_kv, keys + additional, value_dim].
     pub v: &'a [f32],
     /// Batch entries.
     pub batch: usize,
@@ -34,8 +34,10 @@ pub struct FlashProblem<'a> {
     pub heads_kv: usize,
     /// Rows of q.
     pub queries: usize,
-    /// Rows of k and v.
+    /// Rows of k and v, less the additional ones.
     pub keys: usize,
+    /// Rows behind those: keys that every query sees.
+    pub additional: usize,
     /// Width of q and k.
     pub head_dim: usize,
     /// Width of v.
@@ -175,10 +177,10 @@ pub fn flash_backward(
                 *dv += weights[n] * f64::from(d);
             }
             let mut ds = weights[n] * (dot(j) - delta);
-            if let Some(gradient) = score_mod_grad {
+            if let Some(gradient) = score_mod_grad.filter(|_| j < p.keys) {
                 ds = gradient(found.biased[n], At { key: j, ..at }, ds);
             }
-            if !g.dbias.is_empty() {
+            if !g.dbias.is_empty() && j < p.keys {
                 g.dbias[rows.pairs + j] += ds;
             }
             if let Some(cap) = params.softcap.map(f64::from) {
@@ -256,23 +258,25 @@ impl Scores {
         let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
         let mut found = Self { seen: vec![], raw: vec![], biased: vec![], scores: vec![], magnitude: 0.0 };
         let q = row(p.q, rows.query, p.head_dim);
-        for j in 0..at.keys {
+        for j in (0..at.keys).chain(p.keys..p.keys + p.additional) {
             let at = At { key: j, ..at };
+            let additional = j >= p.keys;
             let masked =
-                p.mask.is_some_and(|mask| mask[rows.pairs + j] == 0.0) || p.mask_mod.is_some_and(|sees| !sees(at));
-            if masked || !sees(params, at.query, j, at.queries, at.keys) {
+                || p.mask.is_some_and(|mask| mask[rows.pairs + j] == 0.0) || p.mask_mod.is_some_and(|sees| !sees(at));
+            if !additional && (masked() || !sees(params, at.query, j, at.queries, at.keys)) {
                 continue;
             }
             let products = q.iter().zip(row(p.k, rows.key + j, p.head_dim)).map(|(&q, &k)| f64::from(q) * f64::from(k));
             let raw = scale * products.clone().sum::<f64>();
             let mut score = params.softcap.map(f64::from).map_or(raw, |cap| cap * (raw / cap).tanh());
-            if let Some(slopes) = &params.alibi_slopes {
+            let (slopes, bias) = (params.alibi_slopes.as_ref(), p.bias);
+            if let Some(slopes) = slopes.filter(|_| !additional) {
                 let distance = (at.query + at.keys).abs_diff(at.queries + j);
                 score -= f64::from(slopes[at.head]) * distance as f64;
             }
-            score += p.bias.map_or(0.0, |bias| f64::from(bias[rows.pairs + j]));
+            score += bias.filter(|_| !additional).map_or(0.0, |bias| f64::from(bias[rows.pairs + j]));
             let biased = score;
-            if let Some(change) = p.score_mod.filter(|_| score != f64::NEG_INFINITY) {
+            if let Some(change) = p.score_mod.filter(|_| score != f64::NEG_INFINITY && !additional) {
                 score = change(score, at);
             }
             if score != f64::NEG_INFINITY {
@@ -307,7 +311,8 @@ fn for_each_query(p: &FlashProblem, mut each: impl FnMut(&Rows, At)) {
             for query in 0..s.queries {
                 let rows = Rows {
                     query: (s.entry * p.heads_q + head) * p.queries + s.first_query + query,
-                    key: (s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv)) * p.keys + s.first_key,
+                    key: (s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv)) * (p.keys + p.additional)
+                        + s.first_key,
                     pairs: ((batch * p.heads_q + head) * longest.0 + query) * longest.1,
                 };
                 each(&rows, At { batch, head, query, key: 0, queries: s.queries, keys: s.keys });

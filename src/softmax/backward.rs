@@ -14,7 +14,7 @@ use crate::error::require;
 use crate::packed::Side;
 use crate::shader::AccessKind;
 use crate::{DType, Layout, Result, Tensor};
-use plan::OF_BIAS;
+use plan::{Names, OF_BIAS};
 
 /// What the backward pass reads besides the forward pass's inputs and outputs.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,15 @@ pub struct OutputGradients<'a> {
     pub dout: &'a Tensor,
     /// Gradient of the log-sum-exp, f32 [batch, heads_q, queries, 1], where there is one.
     pub dlse: Option<&'a Tensor>,
+    /// Gradient of q so far, of q's shape, which dq is added to: the share of another part of a merged result.
+    pub dq_so_far: Option<&'a Tensor>,
+}
+
+impl<'a> OutputGradients<'a> {
+    /// A gradient of the output, and of nothing else.
+    pub fn new(dout: &'a Tensor) -> Self {
+        Self { dout, dlse: None, dq_so_far: None }
+    }
 }
 
 /// What the backward pass writes.
@@ -37,6 +46,10 @@ pub struct AttentionGradients {
     /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that a stride of zero
     /// repeats, along which it is the sum.
     pub dbias: Option<Tensor>,
+    /// Gradient of the additional keys where there are such.
+    pub d_additional_k: Option<Tensor>,
+    /// Gradient of the additional values, likewise.
+    pub d_additional_v: Option<Tensor>,
 }
 
 /// Types, shapes and strides of a backward pass.
@@ -56,8 +69,15 @@ pub struct BackwardShapes {
     pub dv: Layout,
     /// Gradient of the bias.
     pub dbias: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask, dout, dlse, dq, dk, dv, dbias lie in one buffer: those with the same number.
-    pub buffers: [usize; 13],
+    /// Gradient of the additional keys.
+    pub d_additional_k: Option<Layout>,
+    /// Gradient of the additional values.
+    pub d_additional_v: Option<Layout>,
+    /// Gradient of q so far.
+    pub dq_so_far: Option<Layout>,
+    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v, dout, dlse, dq, dk, dv, dbias, d_additional_k,
+    /// d_additional_v, dq_so_far lie in one buffer: those with the same number.
+    pub buffers: [usize; 18],
 }
 
 /// In the order of [`BackwardShapes::buffers`].
@@ -66,13 +86,37 @@ fn slots<'a>(
     outputs: &AttentionOutputs<'a>,
     from: &OutputGradients<'a>,
     to: &'a AttentionGradients,
-) -> [Option<&'a Tensor>; 13] {
-    let [q, k, v, out, lse, bias, mask] = super::slots(inputs, outputs);
-    let AttentionGradients { dq, dk, dv, dbias } = to;
-    [q, k, v, out, lse, bias, mask, Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv), dbias.as_ref()]
+) -> [Option<&'a Tensor>; 18] {
+    let mut all = [None; 18];
+    all[..9].copy_from_slice(&super::slots(inputs, outputs));
+    let AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v } = to;
+    all[9..14].copy_from_slice(&[Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv)]);
+    all[14..].copy_from_slice(&[dbias.as_ref(), d_additional_k.as_ref(), d_additional_v.as_ref(), from.dq_so_far]);
+    all
 }
 
-const NAMES: [&str; 13] = ["q", "k", "v", "out", "lse", "bias", "mask", "dout", "dlse", "dq", "dk", "dv", "dbias"];
+const NAMES: [&str; 18] = [
+    "q",
+    "k",
+    "v",
+    "out",
+    "lse",
+    "bias",
+    "mask",
+    "additional_k",
+    "additional_v",
+    "dout",
+    "dlse",
+    "dq",
+    "dk",
+    "dv",
+    "dbias",
+    "d_additional_k",
+    "d_additional_v",
+    "dq_so_far",
+];
+/// The share of dq that the keys of the tokens have, where there are additional ones: a tensor of our own.
+const SHARE_OF_DQ: &str = "share of dq";
 
 impl BackwardShapes {
     /// As the tensors are.
@@ -82,41 +126,66 @@ impl BackwardShapes {
         from: &OutputGradients,
         to: &AttentionGradients,
     ) -> Self {
+        let layout = |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.layout().clone());
         Self {
             forward: AttentionShapes::of(inputs, outputs),
             dout: from.dout.layout().clone(),
-            dlse: from.dlse.map(|dlse| dlse.layout().clone()),
+            dlse: layout(from.dlse),
             dq: to.dq.layout().clone(),
             dk: to.dk.layout().clone(),
             dv: to.dv.layout().clone(),
-            dbias: to.dbias.as_ref().map(|dbias| dbias.layout().clone()),
+            dbias: layout(to.dbias.as_ref()),
+            d_additional_k: layout(to.d_additional_k.as_ref()),
+            d_additional_v: layout(to.d_additional_v.as_ref()),
+            dq_so_far: layout(from.dq_so_far),
             buffers: number_buffers(slots(inputs, outputs, from, to)),
         }
     }
 
-    fn layout(&self, name: &str) -> Option<&Layout> {
-        let AttentionShapes { q, k, v, out, lse, bias, mask, .. } = &self.forward;
+    fn layout(&self, name: &str) -> Option<Layout> {
+        let AttentionShapes { q, k, v, out, lse, bias, mask, additional_k, additional_v, .. } = &self.forward;
         match name {
-            "q" => Some(q),
-            "k" => Some(k),
-            "v" => Some(v),
-            "out" => Some(out),
-            "lse" => Some(lse),
-            "bias" => bias.as_ref(),
-            "mask" => mask.as_ref(),
-            "dout" => Some(&self.dout),
-            "dlse" => self.dlse.as_ref(),
-            "dq" => Some(&self.dq),
-            "dk" => Some(&self.dk),
-            "dv" => Some(&self.dv),
-            _ => self.dbias.as_ref(),
+            "q" => Some(q.clone()),
+            "k" => Some(k.clone()),
+            "v" => Some(v.clone()),
+            "out" => Some(out.clone()),
+            "lse" => Some(lse.clone()),
+            "bias" => bias.clone(),
+            "mask" => mask.clone(),
+            "additional_k" => additional_k.clone(),
+            "additional_v" => additional_v.clone(),
+            "dout" => Some(self.dout.clone()),
+            "dlse" => self.dlse.clone(),
+            "dq" => Some(self.dq.clone()),
+            "dk" => Some(self.dk.clone()),
+            "dv" => Some(self.dv.clone()),
+            "dbias" => self.dbias.clone(),
+            "d_additional_k" => self.d_additional_k.clone(),
+            "d_additional_v" => self.d_additional_v.clone(),
+            "dq_so_far" => self.dq_so_far.clone(),
+            _ => self.share_of_dq(),
         }
+    }
+
+    /// Where there are additional keys.
+    fn share_of_dq(&self) -> Option<Layout> {
+        self.forward.additional_k.as_ref().map(|_| Layout::heads_first(DType::F32, self.dq.shape))
     }
 
     fn check(&self) -> Result<()> {
         check_shapes(&self.forward)?;
         let AttentionShapes { q, k, v, out, lse, .. } = &self.forward;
-        for (name, like) in [("dout", out), ("dlse", lse), ("dq", q), ("dk", k), ("dv", v)] {
+        let mut alike = vec![("dout", out), ("dlse", lse), ("dq", q), ("dk", k), ("dv", v), ("dq_so_far", q)];
+        for (name, like, of) in [
+            ("d_additional_k", &self.forward.additional_k, &self.d_additional_k),
+            ("d_additional_v", &self.forward.additional_v, &self.d_additional_v),
+        ] {
+            let has = |set: bool| if set { "set" } else { "unset" };
+            let bound = format!("{}, as the additional keys are", has(like.is_some()));
+            require(of.is_some() == like.is_some(), name, has(of.is_some()), bound)?;
+            alike.extend(like.as_ref().map(|like| (name, like)));
+        }
+        for (name, like) in alike {
             let Some(layout) = self.layout(name) else { continue };
             let bound = format!("{:?}", like.shape);
             require(layout.shape == like.shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
@@ -134,14 +203,17 @@ impl BackwardShapes {
         }
         let dlse = self.dlse.as_ref().map_or(DType::F32, |dlse| dlse.dtype);
         require(dlse == DType::F32, "dlse.dtype", dlse, "f32")?;
-        [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)].into_iter().try_for_each(|(n, l)| l.check_output(n))
+        for name in ["dq", "dk", "dv", "d_additional_k", "d_additional_v"] {
+            self.layout(name).map_or(Ok(()), |layout| layout.check_output(name))?;
+        }
+        Ok(())
     }
 
     /// The tensors of the gradient of the bias. Work goes by the bias's own batch entries and heads, each of which may stand
     /// for all.
     fn bias_arguments(&self) -> Vec<Argument> {
         let (pairs, bias) = (self.forward.pairs(), self.forward.bias_shape());
-        let mut arguments = self.arguments(Side::Queries, &OF_BIAS);
+        let mut arguments = self.arguments(Side::Queries, OF_BIAS);
         for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
             argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
             // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
@@ -151,10 +223,10 @@ impl BackwardShapes {
         arguments
     }
 
-    /// The tensors of these names, as a kernel over the rows of one side sees them.
-    fn arguments(&self, side: Side, names: &[&'static str]) -> Vec<Argument> {
+    /// The tensors of a kernel over the rows of one side, by the shader's names for them and ours.
+    fn arguments(&self, side: Side, names: Names) -> Vec<Argument> {
         let group = self.forward.q.shape[1] / self.forward.k.shape[1];
-        let argument = |&name: &&'static str| {
+        let argument = |&(name, tensor): &(&'static str, &str)| {
             let of_keys = ["k", "v", "dk", "dv"].contains(&name);
             let (group, spread) = match side {
                 Side::Queries => (if of_keys { group } else { 1 }, 1),
@@ -167,9 +239,11 @@ impl BackwardShapes {
                 "dbias" => AccessKind::StoreBits,
                 _ => AccessKind::Load4,
             };
-            let buffer = self.buffers[NAMES.iter().position(|other| *other == name).expect("one of them")];
+            // No tensor of the caller's lies in a buffer of our own.
+            let own = NAMES.len();
+            let buffer = NAMES.iter().position(|other| *other == tensor).map_or(own, |i| self.buffers[i]);
             let whole = self.forward.packed().is_some() && ["bias", "mask"].contains(&name);
-            Some(Argument { name, layout: self.layout(name)?.clone(), kind, group, spread, buffer, whole })
+            Some(Argument { name, layout: self.layout(tensor)?, kind, group, spread, buffer, whole })
         };
         names.iter().filter_map(argument).collect()
     }

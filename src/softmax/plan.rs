@@ -1,5 +1,6 @@
 //! What will run for given params and shapes: decided without a GPU.
 
+use super::additional::AdditionalPlan;
 use super::stage::{Pass, Setup, Stage};
 use super::tiles::Tiles;
 use super::{AttentionParams, AttentionShapes, ScoreParams, check_shapes};
@@ -12,6 +13,8 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionPlan {
     pub(super) stage: Stage,
+    pub(super) additional: Option<AdditionalPlan>,
+    slices: Vec<Slice>,
     heading: String,
 }
 
@@ -29,23 +32,28 @@ impl AttentionPlan {
         scores.check(caps)?;
         check_shapes(shapes)?;
         tiles.check(shapes)?;
+        let additional = AdditionalPlan::new(caps, scores, shapes)?;
+        let shapes = &shapes.own_part();
         let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);
         let engine = tiles.engine(caps, tiles.family(), head_dim, value_dim)?;
         let setup = Setup { caps, tiles, params: scores, shapes, engine: &engine };
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let flops = 2.0 * (head_dim + value_dim) as f64;
         let stage = Stage::plan(&setup, Pass::Forward, arguments(shapes), flops)?;
-        Ok(Self { stage, heading: setup.heading() })
+        let mut slices = stage.slices.clone();
+        slices.extend(additional.iter().flat_map(AdditionalPlan::slices));
+        Ok(Self { heading: setup.heading(), stage, additional, slices })
     }
 
     /// The boxes of work that are dispatched one after another. None of them takes long.
     pub fn slices(&self) -> &[Slice] {
-        &self.stage.slices
+        &self.slices
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        self.stage.kernels().map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
+        let kernels = self.stage.kernels().map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source()));
+        kernels.chain(self.additional.iter().flat_map(|additional| additional.plan.wgsl())).collect()
     }
 }
 
@@ -78,6 +86,9 @@ impl fmt::Display for AttentionPlan {
         }
         if !self.stage.main.shader.is_trusted() {
             write!(f, "; bounds checks stay on, because of the caller's functions")?;
+        }
+        if let Some(additional) = &self.additional {
+            write!(f, "; additional keys by {}, merged", additional.plan)?;
         }
         for (argument, access) in self.stage.main.arguments.iter().zip(&self.stage.main.shader.accesses) {
             let Layout { shape, strides, offset, .. } = &argument.layout;

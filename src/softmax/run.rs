@@ -1,5 +1,6 @@
 //! From a plan to results.
 
+use super::additional::Additional;
 use super::stage::StagePrepared;
 use super::tiles::Tiles;
 use super::{
@@ -7,6 +8,7 @@ use super::{
     BackwardShapes, Order, slots,
 };
 use crate::dispatch::{Scratch, check_device};
+use crate::error::require;
 use crate::tensor::Verdict;
 use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor, hook};
 use std::collections::HashMap;
@@ -67,9 +69,7 @@ impl<P: AttentionParams> Attention<P> {
     /// # Errors
     /// Those of [`AttentionPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &AttentionShapes) -> Result<AttentionPrepared> {
-        let plan = self.plan(shapes)?;
-        let stage = StagePrepared::new(&self.gpu, &plan.stage, &Scratch::new()).await?;
-        Ok(AttentionPrepared { stage, shapes: shapes.clone(), plan })
+        AttentionPrepared::new(&self.gpu, self.plan(shapes)?, shapes).await
     }
 
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
@@ -92,6 +92,8 @@ impl<P: AttentionParams> Attention<P> {
             ("v", Some(inputs.v)),
             ("bias", inputs.bias),
             ("mask", inputs.mask),
+            ("additional_k", inputs.additional_k),
+            ("additional_v", inputs.additional_v),
             ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
             ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
         ];
@@ -146,11 +148,21 @@ fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> 
 #[derive(Debug)]
 pub struct AttentionPrepared {
     stage: StagePrepared,
+    additional: Option<Additional>,
     shapes: AttentionShapes,
     plan: AttentionPlan,
 }
 
 impl AttentionPrepared {
+    pub(super) async fn new(gpu: &Gpu, plan: AttentionPlan, shapes: &AttentionShapes) -> Result<Self> {
+        let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::new()).await?;
+        let additional = match &plan.additional {
+            Some(additional) => Additional::new(gpu, additional, shapes).await?,
+            None => None,
+        };
+        Ok(Self { stage, additional, shapes: shapes.clone(), plan })
+    }
+
     /// What runs and why.
     pub fn plan(&self) -> &AttentionPlan {
         &self.plan
@@ -166,7 +178,7 @@ impl AttentionPrepared {
         inputs: &AttentionInputs,
         outputs: &AttentionOutputs,
     ) -> Result<()> {
-        self.record(encoder, inputs, outputs, 0..self.stage.slices().len())
+        self.record(encoder, inputs, outputs, 0..self.plan.slices().len())
     }
 
     /// Records one of [`AttentionPlan::slices`], so that the caller can submit long work in parts of 50 to 100 ms.
@@ -193,7 +205,7 @@ impl AttentionPrepared {
         inputs: &AttentionInputs,
         outputs: &AttentionOutputs,
     ) -> Result<()> {
-        self.encode_range(pass, inputs, outputs, 0..self.stage.slices().len())
+        self.encode_range(pass, inputs, outputs, 0..self.plan.slices().len())
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -247,20 +259,53 @@ impl AttentionPrepared {
         verdict.ask(gpu).await
     }
 
-    fn encode_range(
+    pub(super) fn encode_range(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
         inputs: &AttentionInputs,
         outputs: &AttentionOutputs,
         which: Range<usize>,
     ) -> Result<()> {
+        self.check(inputs, outputs, &which)?;
+        let first = self.stage.slices().len();
+        let own = which.start.min(first)..which.end.min(first);
+        let to = self.additional.as_ref().map_or(*outputs, |additional| additional.parts()[0]);
+        let (tensors, offsets) = (tensors(inputs, &to), offsets(inputs));
+        self.stage.encode(pass, &tensors, inputs.mask, &offsets, own)?;
+        match &self.additional {
+            Some(additional) => {
+                additional.encode(pass, inputs, outputs, which.start.max(first) - first..which.end.max(first) - first)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that the tensors are as prepared, and that the slices are there.
+    pub(super) fn check(
+        &self,
+        inputs: &AttentionInputs,
+        outputs: &AttentionOutputs,
+        which: &Range<usize>,
+    ) -> Result<()> {
         self.stage.gpu().alive()?;
         self.shapes.check_as_prepared(inputs)?;
-        let tensors: Vec<&Tensor> = slots(inputs, outputs).into_iter().flatten().collect();
-        let sides = [inputs.cu_seqlens_q, inputs.cu_seqlens_k];
-        let offsets: Vec<&Tensor> = sides.iter().flatten().filter_map(CuSeqlens::tensor).collect();
-        self.stage.encode(pass, &tensors, inputs.mask, &offsets, which)
+        let known = self.plan.slices().len();
+        let bound = format!("within 0..{known}");
+        require(which.end <= known && which.start <= which.end, "slice", format!("{which:?}"), bound)?;
+        let to = self.additional.as_ref().map_or(*outputs, |additional| additional.parts()[0]);
+        self.stage.check(&tensors(inputs, &to), &(0..0))?;
+        self.additional.as_ref().map_or(Ok(()), |additional| additional.check(inputs, outputs))
     }
+}
+
+/// The tensors of the first attention.
+fn tensors<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> Vec<&'a Tensor> {
+    slots(&inputs.own_part(), outputs).into_iter().flatten().collect()
+}
+
+/// Those of packed sequences on the GPU.
+pub(super) fn offsets<'a>(inputs: &'a AttentionInputs<'a>) -> Vec<&'a Tensor> {
+    [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k].into_iter().flatten().filter_map(CuSeqlens::tensor).collect()
 }
 
 impl AttentionShapes {
@@ -289,7 +334,12 @@ impl AttentionShapes {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
-        for (name, given, prepared) in [("bias", inputs.bias, &self.bias), ("mask", inputs.mask, &self.mask)] {
+        for (name, given, prepared) in [
+            ("bias", inputs.bias, &self.bias),
+            ("mask", inputs.mask, &self.mask),
+            ("additional_k", inputs.additional_k, &self.additional_k),
+            ("additional_v", inputs.additional_v, &self.additional_v),
+        ] {
             if given.is_some() != prepared.is_some() {
                 let (given, prepared) = (given.map(Tensor::layout), prepared.as_ref());
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));

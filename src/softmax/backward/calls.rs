@@ -40,7 +40,8 @@ impl<P: AttentionParams> Attention<P> {
         });
         let saved = AttentionSaved {
             inputs: [inputs.q, inputs.k, inputs.v].map(Tensor::clone),
-            pairs: [inputs.bias.cloned(), inputs.mask.cloned()],
+            optional: [inputs.bias, inputs.mask, inputs.additional_k, inputs.additional_v]
+                .map(Option::<&Tensor>::cloned),
             seqlens,
             offsets,
             outputs: [out.clone(), lse],
@@ -54,7 +55,7 @@ impl<P: AttentionParams> Attention<P> {
     /// # Errors
     /// Those of [`Attention::prepare_backward`]; [`Error::OtherDevice`].
     pub async fn backward(&self, saved: &AttentionSaved, dout: &Tensor) -> Result<AttentionGradients> {
-        self.backward_with_lse(saved, &OutputGradients { dout, dlse: None }).await
+        self.backward_with_lse(saved, &OutputGradients::new(dout)).await
     }
 
     /// The same where the log-sum-exp has a gradient too: those of Σ dout · out + Σ dlse · lse. Results that were merged:
@@ -69,7 +70,7 @@ impl<P: AttentionParams> Attention<P> {
     ) -> Result<AttentionGradients> {
         let gpu = self.gpu();
         check_device("q", &saved.inputs[0], gpu)?;
-        for (name, tensor) in [("dout", Some(from.dout)), ("dlse", from.dlse)] {
+        for (name, tensor) in [("dout", Some(from.dout)), ("dlse", from.dlse), ("dq_so_far", from.dq_so_far)] {
             tensor.map_or(Ok(()), |tensor| check_device(name, tensor, gpu))?;
         }
         let (inputs, outputs) = (saved.inputs(), saved.outputs());
@@ -84,14 +85,37 @@ impl<P: AttentionParams> Attention<P> {
                 Some(Tensor::empty(gpu, Layout::heads_first(DType::F32, shape)).await?)
             }
         };
-        let [dq, dk, dv] = [like(inputs.q).await?, like(inputs.k).await?, like(inputs.v).await?];
-        let to = AttentionGradients { dq, dk, dv, dbias };
+        let like_some = async |tensor: Option<&Tensor>| match tensor {
+            Some(tensor) => like(tensor).await.map(Some),
+            None => Ok(None),
+        };
+        let to = AttentionGradients {
+            dq: like(inputs.q).await?,
+            dk: like(inputs.k).await?,
+            dv: like(inputs.v).await?,
+            dbias,
+            d_additional_k: like_some(inputs.additional_k).await?,
+            d_additional_v: like_some(inputs.additional_v).await?,
+        };
         let shapes = BackwardShapes::of(&inputs, &outputs, from, &to);
         let prepared = self.prepared_backward(&shapes).await?;
-        let Some(verdict) = prepared.submit_slices(&inputs, &outputs, from, &to).await? else { return Ok(to) };
-        let AttentionGradients { dq, dk, dv, dbias } = to;
-        let [dq, dk, dv] = [dq, dk, dv].map(|tensor| tensor.under(verdict.clone()));
-        Ok(AttentionGradients { dq, dk, dv, dbias: dbias.map(|dbias| dbias.under(verdict)) })
+        match prepared.submit_slices(&inputs, &outputs, from, &to).await? {
+            None => Ok(to),
+            Some(verdict) => Ok(to.map(|tensor| tensor.under(verdict.clone()))),
+        }
+    }
+}
+
+impl AttentionGradients {
+    fn map(self, change: impl Fn(Tensor) -> Tensor) -> Self {
+        Self {
+            dq: change(self.dq),
+            dk: change(self.dk),
+            dv: change(self.dv),
+            dbias: self.dbias.map(&change),
+            d_additional_k: self.d_additional_k.map(&change),
+            d_additional_v: self.d_additional_v.map(&change),
+        }
     }
 }
 
@@ -100,7 +124,7 @@ impl<P: AttentionParams> Attention<P> {
 #[derive(Clone, Debug)]
 pub struct AttentionSaved {
     inputs: [Tensor; 3],
-    pairs: [Option<Tensor>; 2],
+    optional: [Option<Tensor>; 4],
     seqlens: [Option<Vec<usize>>; 2],
     offsets: [Option<Offsets>; 2],
     outputs: [Tensor; 2],
@@ -122,13 +146,16 @@ impl AttentionSaved {
             })
         };
         let [q, k, v] = &self.inputs;
+        let [bias, mask, additional_k, additional_v] = self.optional.each_ref().map(Option::as_ref);
         AttentionInputs {
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
             cu_seqlens_q: side(0),
             cu_seqlens_k: side(1),
-            bias: self.pairs[0].as_ref(),
-            mask: self.pairs[1].as_ref(),
+            bias,
+            mask,
+            additional_k,
+            additional_v,
             ..AttentionInputs::new(q, k, v)
         }
     }

@@ -1,9 +1,10 @@
 //! What runs for the gradients: decided without a GPU.
 
-use super::BackwardShapes;
+use super::{BackwardShapes, SHARE_OF_DQ};
 use crate::arguments::bind;
 use crate::dispatch::Kernel;
 use crate::error::require;
+use crate::flash::Dense;
 use crate::packed::Side;
 use crate::shader::{Binding, Shader, file};
 use crate::slices::cut;
@@ -11,14 +12,65 @@ use crate::softmax::stage::{Pass, Setup, Stage};
 use crate::softmax::tiles::Tiles;
 use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
 use crate::softmax::{AttentionParams, ScoreParams};
-use crate::{Caps, Error, Layout, Result, Slice};
+use crate::{Caps, Error, Result, Slice};
 
-pub(super) const OF_DELTA: [&str; 4] = ["out", "dout", "lse", "dlse"];
-pub(super) const OF_QUERIES: [&str; 7] = ["q", "k", "v", "dout", "dq", "bias", "mask"];
-pub(super) const OF_BIAS: [&str; 7] = ["q", "k", "v", "dout", "bias", "mask", "dbias"];
-pub(super) const OF_KEYS_AND_VALUES: [&str; 8] = ["q", "k", "v", "dout", "dk", "dv", "bias", "mask"];
-pub(super) const OF_KEYS: [&str; 7] = ["q", "k", "v", "dout", "dk", "bias", "mask"];
-pub(super) const OF_VALUES: [&str; 7] = ["q", "k", "v", "dout", "dv", "bias", "mask"];
+/// The tensors of a kernel: what its shader calls them, and what we do.
+pub(super) type Names = &'static [(&'static str, &'static str)];
+
+pub(super) const OF_DELTA: Names = &[("out", "out"), ("dout", "dout"), ("lse", "lse"), ("dlse", "dlse")];
+const OF_QUERIES: Names = &[
+    ("q", "q"),
+    ("k", "k"),
+    ("v", "v"),
+    ("dout", "dout"),
+    ("dq", "dq"),
+    ("dq_so_far", "dq_so_far"),
+    ("bias", "bias"),
+    ("mask", "mask"),
+];
+pub(super) const OF_BIAS: Names =
+    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("bias", "bias"), ("mask", "mask"), ("dbias", "dbias")];
+const OF_KEYS_AND_VALUES: Names = &[
+    ("q", "q"),
+    ("k", "k"),
+    ("v", "v"),
+    ("dout", "dout"),
+    ("dk", "dk"),
+    ("dv", "dv"),
+    ("bias", "bias"),
+    ("mask", "mask"),
+];
+const OF_KEYS: Names =
+    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("dk", "dk"), ("bias", "bias"), ("mask", "mask")];
+const OF_VALUES: Names =
+    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("dv", "dv"), ("bias", "bias"), ("mask", "mask")];
+// Where there are additional keys, dq comes in two passes.
+const SHARE_OF_QUERIES: Names = &[
+    ("q", "q"),
+    ("k", "k"),
+    ("v", "v"),
+    ("dout", "dout"),
+    ("dq", SHARE_OF_DQ),
+    ("dq_so_far", "dq_so_far"),
+    ("bias", "bias"),
+    ("mask", "mask"),
+];
+const REST_OF_QUERIES: Names = &[
+    ("q", "q"),
+    ("k", "additional_k"),
+    ("v", "additional_v"),
+    ("dout", "dout"),
+    ("dq", "dq"),
+    ("dq_so_far", SHARE_OF_DQ),
+];
+const OF_ADDITIONAL: Names = &[
+    ("q", "q"),
+    ("k", "additional_k"),
+    ("v", "additional_v"),
+    ("dout", "dout"),
+    ("dk", "d_additional_k"),
+    ("dv", "d_additional_v"),
+];
 /// Threads of the kernel that takes a row of the output each.
 const DELTA_THREADS: u32 = 64;
 
@@ -27,8 +79,9 @@ const DELTA_THREADS: u32 = 64;
 pub struct BackwardPlan {
     pub(super) delta: Kernel,
     pub(super) delta_slices: Vec<Slice>,
-    /// dq, then dk and dv in one pass or in two, then dbias where there is one; each with the names of its tensors.
-    pub(super) stages: Vec<(Stage, &'static [&'static str])>,
+    /// dq, then dk and dv in one pass or in two, then dbias where there is one, then those of additional keys; each with its
+    /// tensors.
+    pub(super) stages: Vec<(Stage, Names)>,
     pub(super) stats_bytes: u64,
     heading: String,
 }
@@ -57,36 +110,46 @@ impl BackwardPlan {
             let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
             require(hook.grad_entry.is_some(), &what, "unset", bound)?;
         }
-        let forward = &shapes.forward;
+        let forward = &shapes.forward.own_part();
         let [batch, heads, queries, head_dim] = forward.q.shape;
         let value_dim = forward.v.shape[3];
         let what = format!("{} backward", tiles.family());
         let engine = tiles.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
-        for name in ["dq", "dk", "dv"] {
-            let end = shapes.layout(name).map_or(Ok(0..0), Layout::byte_span)?.end;
+        for name in ["dq", "dk", "dv", "d_additional_k", "d_additional_v"] {
+            let end = shapes.layout(name).map_or(Ok(0..0), |layout| layout.byte_span())?.end;
             caps.within(name, "maxBufferSize", end, caps.buffer_bytes)?;
         }
         let stats_bytes = 8 * (batch * heads * queries) as u64;
         caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
         let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine };
-        let stage = |pass: Pass, names: &'static [&'static str], flops: usize| -> Result<_> {
+        let planned = |setup: &Setup, pass: Pass, names: Names, flops: usize| -> Result<_> {
             let arguments = match pass {
                 Pass::Bias => shapes.bias_arguments(),
                 _ => shapes.arguments(pass.side(), names),
             };
-            Ok((Stage::plan(&setup, pass, arguments, 2.0 * flops as f64)?, names))
+            Ok((Stage::plan(setup, pass, arguments, 2.0 * flops as f64)?, names))
         };
-        let mut stages = vec![stage(Pass::Queries, &OF_QUERIES, 2 * head_dim + value_dim)?];
+        let stage = |pass, names, flops| planned(&setup, pass, names, flops);
+        let additional = shapes.forward.additional_part();
+        let of_queries = if additional.is_some() { SHARE_OF_QUERIES } else { OF_QUERIES };
+        let mut stages = vec![stage(Pass::Queries, of_queries, 2 * head_dim + value_dim)?];
         // Where a device binds too few buffers for both gradients, each comes alone.
-        match stage(Pass::KeysAndValues, &OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
+        match stage(Pass::KeysAndValues, OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
             Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => {
-                stages.push(stage(Pass::Keys, &OF_KEYS, 2 * head_dim + value_dim)?);
-                stages.push(stage(Pass::Values, &OF_VALUES, head_dim + 2 * value_dim)?);
+                stages.push(stage(Pass::Keys, OF_KEYS, 2 * head_dim + value_dim)?);
+                stages.push(stage(Pass::Values, OF_VALUES, head_dim + 2 * value_dim)?);
             }
             both => stages.push(both?),
         }
         if shapes.dbias.is_some() {
-            stages.push(stage(Pass::Bias, &OF_BIAS, head_dim + value_dim)?);
+            stages.push(stage(Pass::Bias, OF_BIAS, head_dim + value_dim)?);
+        }
+        if let Some(shapes) = &additional {
+            let (dense, params) = (Dense::default(), params.without_places());
+            let engine = dense.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
+            let setup = Setup { caps, tiles: &dense, params: &params, shapes, engine: &engine };
+            stages.push(planned(&setup, Pass::Queries, REST_OF_QUERIES, 2 * head_dim + value_dim)?);
+            stages.push(planned(&setup, Pass::KeysAndValues, OF_ADDITIONAL, 2 * (head_dim + value_dim))?);
         }
         let (delta, delta_slices) = delta(caps, params, shapes)?;
         let heading = setup.heading().replacen(tiles.family(), &what, 1);
@@ -120,7 +183,7 @@ impl std::fmt::Display for BackwardPlan {
 fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(Kernel, Vec<Slice>)> {
     let [batch, heads, queries, _] = shapes.forward.q.shape;
     let value_dim = shapes.forward.v.shape[3];
-    let arguments = shapes.arguments(Side::Queries, &OF_DELTA);
+    let arguments = shapes.arguments(Side::Queries, OF_DELTA);
     let tiles = queries.div_ceil(DELTA_THREADS as usize);
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let flops = 2.0 * f64::from(DELTA_THREADS) * value_dim as f64;

@@ -1,21 +1,23 @@
 //! From a plan to gradients, in the caller's encoders.
 
-use super::plan::OF_DELTA;
+use super::plan::{Names, OF_DELTA};
 use super::{AttentionGradients, BackwardPlan, BackwardShapes, NAMES, OutputGradients, slots};
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::{Launch, scratch};
 use crate::error::require;
+use crate::softmax::run::offsets;
 use crate::softmax::stage::StagePrepared;
 use crate::softmax::{Attention, AttentionInputs, AttentionOutputs, AttentionParams};
 use crate::tensor::Verdict;
-use crate::{CuSeqlens, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// Gradients compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
 pub struct BackwardPrepared {
     delta: Launch,
     stages: Vec<StagePrepared>,
+    share_of_dq: Option<Tensor>,
     shapes: BackwardShapes,
     plan: BackwardPlan,
 }
@@ -114,7 +116,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(
-        prepared: &BackwardPrepared,
+        prepared: &'a BackwardPrepared,
         inputs: &'a AttentionInputs<'a>,
         outputs: &AttentionOutputs<'a>,
         from: &OutputGradients<'a>,
@@ -122,19 +124,25 @@ impl<'a> Work<'a> {
     ) -> Result<Self> {
         prepared.delta.gpu().alive()?;
         prepared.shapes.forward.check_as_prepared(inputs)?;
-        let has = |tensor: Option<&Tensor>| if tensor.is_some() { "set" } else { "unset" };
-        let same = from.dlse.is_some() == prepared.shapes.dlse.is_some();
-        require(same, "dlse", has(from.dlse), "set or unset as prepared")?;
+        let has = |set: bool| if set { "set" } else { "unset" };
+        let BackwardShapes { dlse, dq_so_far, dbias, d_additional_k, d_additional_v, .. } = &prepared.shapes;
+        for (name, given, wanted) in [
+            ("dlse", from.dlse.is_some(), dlse.is_some()),
+            ("dq_so_far", from.dq_so_far.is_some(), dq_so_far.is_some()),
+            ("dbias", to.dbias.is_some(), dbias.is_some()),
+            ("d_additional_k", to.d_additional_k.is_some(), d_additional_k.is_some()),
+            ("d_additional_v", to.d_additional_v.is_some(), d_additional_v.is_some()),
+        ] {
+            require(given == wanted, name, has(given), format!("{}, as prepared", has(wanted)))?;
+        }
         let all = slots(inputs, outputs, from, to);
-        let of = |names: &[&str]| -> Vec<&'a Tensor> {
-            names.iter().filter_map(|name| all[NAMES.iter().position(|other| other == name)?]).collect()
+        let tensor = |&(_, name): &(&str, &str)| match NAMES.iter().position(|other| *other == name) {
+            Some(i) => all[i],
+            None => prepared.share_of_dq.as_ref(),
         };
-        let offsets = [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k];
-        let offsets = offsets.into_iter().flatten().filter_map(CuSeqlens::tensor).collect();
+        let of = |names: Names| -> Vec<&'a Tensor> { names.iter().filter_map(tensor).collect() };
         let stages = prepared.plan.stages.iter().map(|(_, names)| of(names)).collect();
-        let work = Self { delta: of(&OF_DELTA), stages, offsets };
-        let same = to.dbias.is_some() == prepared.shapes.dbias.is_some();
-        require(same, "dbias", has(to.dbias.as_ref()), "set or unset as prepared")?;
+        let work = Self { delta: of(OF_DELTA), stages, offsets: offsets(inputs) };
         prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
         for (stage, tensors) in prepared.stages.iter().zip(&work.stages) {
             stage.check(tensors, &(0..stage.slices().len()))?;
@@ -158,6 +166,10 @@ impl<P: AttentionParams> Attention<P> {
         for (stage, _) in &plan.stages {
             stages.push(StagePrepared::new(gpu, stage, &tables).await?);
         }
-        Ok(BackwardPrepared { delta, stages, shapes: shapes.clone(), plan })
+        let share_of_dq = match shapes.share_of_dq() {
+            Some(layout) => Some(Tensor::empty(gpu, layout).await?),
+            None => None,
+        };
+        Ok(BackwardPrepared { delta, stages, share_of_dq, shapes: shapes.clone(), plan })
     }
 }

@@ -199,6 +199,10 @@ impl Parts<'_> {
         ];
         files.extend(self.setup.tiles.files(self.pass.side()));
         files.extend(self.pass.files());
+        if self.pass == Pass::Queries {
+            let adds = arguments.iter().any(|argument| argument.name == "dq_so_far");
+            files.push(if adds { file::DQ_SO_FAR } else { file::NO_DQ_SO_FAR });
+        }
         self.kernel(self.pass.name(), arguments, tables, files, self.chain(), slices)
     }
 

@@ -246,7 +246,7 @@ impl Problem {
             Some(values) => Some(Tensor::upload(&gpu, shapes.lse.shape, DType::F32, &values).await?),
             None => None,
         };
-        let from = OutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
         let g = attention.backward_with_lse(&saved, &from).await?;
         let dbias = match &g.dbias {
             Some(dbias) => dbias.read().await?,

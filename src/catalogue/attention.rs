@@ -1,10 +1,11 @@
-//! Cases of flash attention.
+//! Cases of softmax attention: flash and neighborhood.
 
-use super::{Case, KnownHook, Outcome, Tolerance, poisoned};
-use crate::reference::{At, FlashProblem, FlashReference, flash};
+use super::{Case, KnownHook, Outcome, Tolerance, normal, poisoned};
+use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
 use crate::{
     AttentionInputs, AttentionOutputs, AttentionPlan, AttentionPrepared, AttentionShapes, Caps, CuSeqlens,
-    CuSeqlensShape, DType, FlashAttention, FlashParams, Gpu, GpuTime, Layout, Result, Tensor,
+    CuSeqlensShape, DType, FlashAttention, FlashParams, Gpu, GpuTime, Layout, NeighborhoodAttention, NeighborhoodAxis,
+    NeighborhoodParams, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -22,9 +23,9 @@ pub enum Scores {
     Given([Vec<f32>; 3]),
 }
 
-/// One flash attention problem.
+/// One attention problem.
 #[derive(Debug)]
-pub struct FlashCase {
+pub struct AttentionCase {
     /// What is special about it.
     pub label: &'static str,
     /// Batch entries.
@@ -47,6 +48,10 @@ pub struct FlashCase {
     pub bias: Option<[bool; 3]>,
     /// A boolean mask, repeated likewise.
     pub mask: Option<[bool; 3]>,
+    /// The axes of a space: neighborhood attention. None: flash attention.
+    pub axes: Vec<NeighborhoodAxis>,
+    /// Keys that every query sees besides.
+    pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
     pub cu_seqlens: Option<[Vec<u32>; 2]>,
     /// Those offsets on the GPU.
@@ -65,13 +70,15 @@ pub struct FlashCase {
 
 /// The tensors of a case.
 #[derive(Debug)]
-pub struct FlashTensors {
+pub struct AttentionTensors {
     /// q, k, v.
     pub inputs: [Tensor; 3],
     /// Additive bias.
     pub bias: Option<Tensor>,
     /// Boolean mask.
     pub mask: Option<Tensor>,
+    /// Additional keys and values.
+    pub additional: Option<[Tensor; 2]>,
     /// Offsets of packed sequences.
     pub offsets: Option<[Tensor; 2]>,
     /// Output and log-sum-exp.
@@ -82,12 +89,14 @@ pub struct FlashTensors {
 #[derive(Debug)]
 pub struct Known {
     pub(super) inputs: [Vec<f32>; 3],
+    /// The same with the additional keys and values behind the others.
+    with_additional: [Vec<f32>; 3],
     /// Bias and mask as stored, and repeated to [batch, heads_q, queries, keys].
     pub(super) pairs: [Option<[Vec<f32>; 2]>; 2],
     pub(super) expected: OnceLock<FlashReference>,
 }
 
-impl Default for FlashCase {
+impl Default for AttentionCase {
     fn default() -> Self {
         Self {
             label: "plain",
@@ -101,6 +110,8 @@ impl Default for FlashCase {
             seqlens_k: None,
             bias: None,
             mask: None,
+            axes: Vec::new(),
+            additional: 0,
             cu_seqlens: None,
             on_gpu: false,
             hooks: Vec::new(),
@@ -112,10 +123,39 @@ impl Default for FlashCase {
     }
 }
 
-impl FlashCase {
+impl AttentionCase {
     /// The same case with a type for all tensors.
     pub fn of_type(self, dtype: DType) -> Self {
         Self { dtypes: [dtype; 3], ..self }
+    }
+
+    /// A neighborhood problem: every token has a query and a key.
+    pub fn neighborhood(axes: &[NeighborhoodAxis]) -> Self {
+        let tokens = axes.iter().map(|axis| axis.length).product();
+        Self { axes: axes.into(), lengths: (tokens, tokens), ..Self::default() }
+    }
+
+    /// Of k and v with the additional ones behind them, as the reference takes them.
+    fn with_additional(&self, [q, k, v]: [Vec<f32>; 3]) -> [Vec<f32>; 3] {
+        let (keys, more) = (self.lengths.1, self.additional);
+        let behind = |own: Vec<f32>, which: usize, width: usize| -> Vec<f32> {
+            let added = &self.additional_values()[which];
+            let head =
+                |i: usize| [&own[i * keys * width..][..keys * width], &added[i * more * width..][..more * width]];
+            (0..self.batch * self.heads.1).flat_map(head).flatten().copied().collect()
+        };
+        [q, behind(k, 0, self.dims.0), behind(v, 1, self.dims.1)]
+    }
+
+    /// [batch, heads_kv, additional, width] of additional keys and values.
+    pub(super) fn additional_shapes(&self) -> [[usize; 4]; 2] {
+        [self.dims.0, self.dims.1].map(|width| [self.batch, self.heads.1, self.additional, width])
+    }
+
+    fn additional_values(&self) -> [Vec<f32>; 2] {
+        let [k, v] = self.additional_shapes().map(|shape| shape.iter().product());
+        let amplitude = if let Scores::Normal(amplitude) = self.scores { amplitude } else { 1.0 };
+        [normal(self.seed + 30, k, amplitude, self.dtypes[1]), normal(self.seed + 31, v, 1.0, self.dtypes[1])]
     }
 
     pub(super) fn shapes(&self) -> [[usize; 4]; 3] {
@@ -125,7 +165,12 @@ impl FlashCase {
     }
 
     fn known(&self) -> &Known {
-        self.known.get_or_init(|| Known { inputs: self.inputs(), pairs: self.pairs(), expected: OnceLock::new() })
+        self.known.get_or_init(|| Known {
+            inputs: self.inputs(),
+            with_additional: self.with_additional(self.inputs()),
+            pairs: self.pairs(),
+            expected: OnceLock::new(),
+        })
     }
 
     /// What must come out: computed at the first call.
@@ -139,7 +184,8 @@ impl FlashCase {
 
     /// Calls `run` with the problem for the reference, and with the gradient through its hooks.
     pub(super) fn with_problem<R>(&self, run: impl Fn(&FlashProblem, &dyn Fn(f64, At, f64) -> f64) -> R) -> R {
-        let Known { inputs, pairs, .. } = self.known();
+        let Known { with_additional, pairs, .. } = self.known();
+        let spaces = Neighborhoods::new(&self.axes);
         let whole = |i: usize| pairs[i].as_ref().map(|[_, whole]| whole.as_slice());
         let (masks, scores): (Vec<_>, Vec<_>) = self
             .hooks
@@ -161,13 +207,14 @@ impl FlashCase {
             let back = scores.iter().zip(&before).rev();
             back.fold(d_out, |d, ((hook, _), &s)| hook.score_gradient(s, at, d))
         };
-        let mask_mod = |at: At| masks.iter().all(|(hook, values)| hook.sees(self, values, at));
+        let mask_mod =
+            |at: At| spaces.sees(at.query, at.key) && masks.iter().all(|(hook, values)| hook.sees(self, values, at));
         let problem = FlashProblem {
             bias: whole(0),
             mask: whole(1),
             score_mod: Some(&score_mod),
             mask_mod: Some(&mask_mod),
-            ..self.problem(inputs)
+            ..self.problem(with_additional)
         };
         run(&problem, &score_mod_grad)
     }
@@ -177,6 +224,7 @@ impl FlashCase {
             seqlens_q: self.seqlens_q.as_deref(),
             seqlens_k: self.seqlens_k.as_deref(),
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
+            additional: self.additional,
             ..FlashProblem::new([q, k, v], self.shapes())
         }
     }
@@ -208,9 +256,13 @@ impl FlashCase {
                 if self.on_gpu { CuSeqlensShape::Gpu { offsets: layout, max_seqlen } } else { host }
             })
         });
+        let [additional_k, additional_v] =
+            self.additional_shapes().map(|shape| (self.additional > 0).then(|| self.layout(1, tk, shape)));
         AttentionShapes {
             bias,
             mask,
+            additional_k,
+            additional_v,
             cu_seqlens_q: offsets.as_ref().map(|[q, _]| q.clone()),
             cu_seqlens_k: offsets.map(|[_, k]| k),
             out: self.layout(3, to, rows),
@@ -226,15 +278,25 @@ impl FlashCase {
     /// # Errors
     /// Those of [`AttentionPlan::new`].
     pub fn plan(&self, caps: &Caps) -> Result<AttentionPlan> {
-        AttentionPlan::new(caps, &self.params_without_buffers(), &self.plan_shapes())
+        let (params, shapes) = (self.params_without_buffers(), self.plan_shapes());
+        match self.axes.is_empty() {
+            true => AttentionPlan::new(caps, &params, &shapes),
+            false => AttentionPlan::new(caps, &self.in_space(params), &shapes),
+        }
+    }
+
+    /// The params of neighborhood attention.
+    pub(super) fn in_space(&self, params: FlashParams) -> NeighborhoodParams {
+        let FlashParams { scale, score_mod, mask_mod, .. } = params;
+        NeighborhoodParams { axes: self.axes.clone(), scale, score_mod, mask_mod }
     }
 
     /// The tensors of the case, padding and gaps filled with NaN.
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn upload(&self, gpu: &Gpu) -> Result<FlashTensors> {
-        let AttentionShapes { q, k, v, out, lse, bias, mask, .. } = self.plan_shapes();
+    pub async fn upload(&self, gpu: &Gpu) -> Result<AttentionTensors> {
+        let AttentionShapes { q, k, v, out, lse, bias, mask, additional_k, additional_v, .. } = self.plan_shapes();
         let known = self.known();
         let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let tensor = async |i: usize, layout: Layout, seqlens| {
@@ -255,8 +317,16 @@ impl FlashCase {
             Some([q, k]) if self.on_gpu => Some([Tensor::upload_u32(gpu, q).await?, Tensor::upload_u32(gpu, k).await?]),
             _ => None,
         };
-        Ok(FlashTensors {
+        let additional = match (additional_k, additional_v) {
+            (Some(k), Some(v)) => {
+                let [of_k, of_v] = self.additional_values();
+                Some([poisoned(gpu, k, &of_k).await?, poisoned(gpu, v, &of_v).await?])
+            }
+            _ => None,
+        };
+        Ok(AttentionTensors {
             offsets,
+            additional,
             inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
             bias,
             mask,
@@ -265,8 +335,8 @@ impl FlashCase {
     }
 
     /// The tensors as arguments.
-    pub fn arguments<'a>(&'a self, tensors: &'a FlashTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
-        let FlashTensors { inputs: [q, k, v], bias, mask, offsets, outputs: [out, lse] } = tensors;
+    pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
+        let AttentionTensors { inputs: [q, k, v], bias, mask, additional, offsets, outputs: [out, lse] } = tensors;
         let side = |i: usize| {
             let host = &self.cu_seqlens.as_ref()?[i];
             let max_seqlen = CuSeqlensShape::Host(host.clone()).max_seqlen();
@@ -278,7 +348,18 @@ impl FlashCase {
         let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
         let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
         let (bias, mask) = (bias.as_ref(), mask.as_ref());
-        let inputs = AttentionInputs { q, k, v, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask };
+        let (additional_k, additional_v) = additional.as_ref().map(|[k, v]| (k, v)).unzip();
+        let inputs = AttentionInputs {
+            seqlens_q,
+            seqlens_k,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            bias,
+            mask,
+            additional_k,
+            additional_v,
+            ..AttentionInputs::new(q, k, v)
+        };
         (inputs, AttentionOutputs { out, lse })
     }
 
@@ -286,9 +367,13 @@ impl FlashCase {
     ///
     /// # Errors
     /// Those of [`FlashAttention::prepare`].
-    pub async fn prepare(&self, gpu: &Gpu, tensors: &FlashTensors) -> Result<AttentionPrepared> {
+    pub async fn prepare(&self, gpu: &Gpu, tensors: &AttentionTensors) -> Result<AttentionPrepared> {
         let (inputs, outputs) = self.arguments(tensors);
-        FlashAttention::new(gpu, self.params_on(gpu).await?)?.prepare(&AttentionShapes::of(&inputs, &outputs)).await
+        let (params, shapes) = (self.params_on(gpu).await?, AttentionShapes::of(&inputs, &outputs));
+        match self.axes.is_empty() {
+            true => FlashAttention::new(gpu, params)?.prepare(&shapes).await,
+            false => NeighborhoodAttention::new(gpu, self.in_space(params))?.prepare(&shapes).await,
+        }
     }
 
     /// The output and its log-sum-exp, by the reference.
@@ -311,14 +396,16 @@ impl FlashCase {
     }
 }
 
-impl Case for FlashCase {
+impl Case for AttentionCase {
     fn kernel(&self) -> &'static str {
-        "flash"
+        if self.axes.is_empty() { "flash" } else { "neighborhood" }
     }
 
     fn name(&self) -> String {
         let (hq, hkv) = self.heads;
         let (nq, nk) = self.lengths;
+        let lengths = if self.axes.is_empty() { format!("N {nq}/{nk}") } else { space(&self.axes) };
+        let additional = if self.additional > 0 { format!(" +{}", self.additional) } else { String::new() };
         let (d, dv) = self.dims;
         let [q, k, out] = self.dtypes;
         let dim = if d == dv { format!("D {d}") } else { format!("D {d}/{dv}") };
@@ -332,7 +419,10 @@ impl Case for FlashCase {
             None => String::new(),
         };
         let hooks: String = self.hooks.iter().map(|hook| format!(" {hook:?}")).collect();
-        format!("{}: B {} H {hq}/{hkv} N {nq}/{nk} {dim} {dtype}{amplitude}{packed}{hooks}", self.label, self.batch)
+        format!(
+            "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{packed}{hooks}",
+            self.label, self.batch
+        )
     }
 
     fn flops(&self) -> f64 {
@@ -356,4 +446,15 @@ impl Case for FlashCase {
             gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
         })
     }
+}
+
+/// The axes in short: lengths, windows, and what is unusual.
+fn space(axes: &[NeighborhoodAxis]) -> String {
+    let each = |name: &str, of: &dyn Fn(&NeighborhoodAxis) -> usize, usual: usize| {
+        let values: Vec<String> = axes.iter().map(|axis| of(axis).to_string()).collect();
+        if axes.iter().all(|axis| of(axis) == usual) { String::new() } else { format!(" {name} {}", values.join("×")) }
+    };
+    let causal = each("causal", &|axis| usize::from(axis.causal), 0);
+    let (stride, dilation) = (each("s", &|axis| axis.stride, 1), each("d", &|axis| axis.dilation, 1));
+    format!("L{} k{}{stride}{dilation}{causal}", each("", &|axis| axis.length, 0), each("", &|axis| axis.window, 0))
 }

@@ -1,9 +1,9 @@
 //! The values that a case of flash attention works on.
 
-use super::{FlashCase, Scores, normal};
+use super::{AttentionCase, Scores, normal};
 use crate::{DType, Layout};
 
-impl FlashCase {
+impl AttentionCase {
     pub(super) fn inputs(&self) -> [Vec<f32>; 3] {
         let [q, k, v] = self.shapes().map(|s| s.iter().product::<usize>());
         let [tq, tk, _] = self.dtypes;

@@ -1,21 +1,22 @@
-//! Cases of the gradients of flash attention.
+//! Cases of the gradients.
 
 use super::{
-    Case, FlashCase, FlashTensors, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases,
+    AttentionCase, AttentionTensors, Case, Outcome, Scores, Tolerance, flash_cases, normal, poisoned,
+    random_flash_cases,
 };
 use crate::reference::{Gradients as Expected, flash_backward};
 use crate::{
     AttentionGradients, BackwardPlan, BackwardPrepared, BackwardShapes, Caps, DType, FlashAttention, Gpu, GpuTime,
-    OutputGradients, Result, Tensor,
+    NeighborhoodAttention, OutputGradients, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
 
 /// The gradients of one flash attention problem.
 #[derive(Debug)]
-pub struct FlashBackwardCase {
+pub struct BackwardCase {
     /// The forward pass.
-    pub forward: FlashCase,
+    pub forward: AttentionCase,
     /// Whether the log-sum-exp has a gradient.
     pub dlse: bool,
     /// Filled at first use: leave it empty.
@@ -24,17 +25,17 @@ pub struct FlashBackwardCase {
 
 /// The tensors of a case on the GPU, and the kernels for them.
 #[derive(Debug)]
-pub struct FlashBackwardTensors {
-    tensors: FlashTensors,
+pub struct BackwardTensors {
+    tensors: AttentionTensors,
     dout: Tensor,
     dlse: Option<Tensor>,
     to: AttentionGradients,
     backward: BackwardPrepared,
 }
 
-impl FlashBackwardCase {
+impl BackwardCase {
     /// The gradients of this problem.
-    pub fn of(forward: FlashCase) -> Self {
+    pub fn of(forward: AttentionCase) -> Self {
         Self { dlse: forward.seed.is_multiple_of(2), forward, expected: OnceLock::new() }
     }
 
@@ -75,6 +76,8 @@ impl FlashBackwardCase {
         let [q, k, v] = case.shapes();
         let [tq, tk, to] = case.dtypes;
         let rows = self.rows();
+        let [d_additional_k, d_additional_v] =
+            case.additional_shapes().map(|shape| (case.additional > 0).then(|| case.layout(3, tk, shape)));
         let shapes = BackwardShapes {
             forward: case.plan_shapes(),
             dout: case.layout(0, to, rows),
@@ -83,9 +86,16 @@ impl FlashBackwardCase {
             dk: case.layout(3, tk, k),
             dv: case.layout(3, tk, v),
             dbias: case.bias_layout().map(|bias| case.layout(4, DType::F32, bias.shape)),
+            d_additional_k,
+            d_additional_v,
+            dq_so_far: None,
             buffers: std::array::from_fn(|i| i),
         };
-        BackwardPlan::new(caps, &case.params_without_buffers(), &shapes)
+        let params = case.params_without_buffers();
+        match case.axes.is_empty() {
+            true => BackwardPlan::new(caps, &params, &shapes),
+            false => BackwardPlan::new(caps, &case.in_space(params), &shapes),
+        }
     }
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
@@ -102,11 +112,19 @@ impl FlashBackwardCase {
         sums
     }
 
+    /// The gradients of the tokens' keys or values, and of the additional ones, which the reference has behind them.
+    fn apart(&self, all: &[f64], width: usize) -> [Vec<f64>; 2] {
+        let own = self.forward.lengths.1 * width;
+        let heads = all.chunks((own + self.forward.additional * width).max(1));
+        let (own, additional): (Vec<_>, Vec<_>) = heads.map(|head| head.split_at(own)).unzip();
+        [own.concat(), additional.concat()]
+    }
+
     /// Uploads what the forward pass leaves, and prepares the backward one.
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn prepare(&self, gpu: &Gpu) -> Result<FlashBackwardTensors> {
+    pub async fn prepare(&self, gpu: &Gpu) -> Result<BackwardTensors> {
         let case = &self.forward;
         let tensors = case.upload(gpu).await?;
         let (inputs, outputs) = case.arguments(&tensors);
@@ -132,29 +150,38 @@ impl FlashBackwardCase {
             Some(layout) => Some(Tensor::empty(gpu, case.layout(4, DType::F32, layout.shape)).await?),
         };
         let [dq, dk, dv] = [like(tq, q).await?, like(tk, k).await?, like(tk, v).await?];
-        let to = AttentionGradients { dq, dk, dv, dbias };
-        let from = OutputGradients { dout: &dout, dlse: dlse.as_ref() };
+        let [ak, av] = case.additional_shapes();
+        let [d_additional_k, d_additional_v] = match case.additional {
+            0 => [None, None],
+            _ => [Some(like(tk, ak).await?), Some(like(tk, av).await?)],
+        };
+        let to = AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v };
+        let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
         let shapes = BackwardShapes::of(&inputs, &outputs, &from, &to);
-        let backward = FlashAttention::new(gpu, case.params_on(gpu).await?)?.prepare_backward(&shapes).await?;
-        Ok(FlashBackwardTensors { tensors, dout, dlse, to, backward })
+        let params = case.params_on(gpu).await?;
+        let backward = match case.axes.is_empty() {
+            true => FlashAttention::new(gpu, params)?.prepare_backward(&shapes).await?,
+            false => NeighborhoodAttention::new(gpu, case.in_space(params))?.prepare_backward(&shapes).await?,
+        };
+        Ok(BackwardTensors { tensors, dout, dlse, to, backward })
     }
 }
 
-impl FlashBackwardTensors {
+impl BackwardTensors {
     /// Runs the kernels of `case`, which these are the tensors of, and measures them.
     ///
     /// # Errors
     /// A lost device.
-    pub async fn time(&self, case: &FlashBackwardCase, gpu: &Gpu) -> Result<GpuTime> {
+    pub async fn time(&self, case: &BackwardCase, gpu: &Gpu) -> Result<GpuTime> {
         let (inputs, outputs) = case.forward.arguments(&self.tensors);
-        let from = OutputGradients { dout: &self.dout, dlse: self.dlse.as_ref() };
+        let from = OutputGradients { dlse: self.dlse.as_ref(), ..OutputGradients::new(&self.dout) };
         gpu.time(|pass| self.backward.encode_in(pass, &inputs, &outputs, &from, &self.to)).await
     }
 }
 
-impl Case for FlashBackwardCase {
+impl Case for BackwardCase {
     fn kernel(&self) -> &'static str {
-        "flash"
+        self.forward.kernel()
     }
 
     fn name(&self) -> String {
@@ -170,12 +197,17 @@ impl Case for FlashBackwardCase {
         Box::pin(async move {
             let p = self.prepare(gpu).await?;
             let (inputs, outputs) = self.forward.arguments(&p.tensors);
-            let from = OutputGradients { dout: &p.dout, dlse: p.dlse.as_ref() };
+            let from = OutputGradients { dlse: p.dlse.as_ref(), ..OutputGradients::new(&p.dout) };
             p.backward.submit(&inputs, &outputs, &from, &p.to).await?;
             let magnitude = self.forward.reference().magnitude;
             let expected = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (found, expected) in [(&p.to.dq, &expected.dq), (&p.to.dk, &expected.dk), (&p.to.dv, &expected.dv)] {
+            let [dk, dak] = self.apart(&expected.dk, self.forward.dims.0);
+            let [dv, dav] = self.apart(&expected.dv, self.forward.dims.1);
+            let additional = [(&p.to.d_additional_k, &dak), (&p.to.d_additional_v, &dav)];
+            let additional = additional.into_iter().filter_map(|(found, expected)| Some((found.as_ref()?, expected)));
+            let own = [(&p.to.dq, &expected.dq), (&p.to.dk, &dk), (&p.to.dv, &dv)];
+            for (found, expected) in own.into_iter().chain(additional) {
                 let tolerance = Tolerance { dtype: found.layout().dtype, unit: 5e-5, magnitude };
                 outcome = outcome.and(tolerance.compare(&found.read().await?, expected));
             }
@@ -194,22 +226,22 @@ impl Case for FlashBackwardCase {
 }
 
 /// Within the eight storage buffers that every device has: q, k, v, dout, what is written, and the rows' statistics are six.
-fn fits(case: &FlashCase) -> bool {
+fn fits(case: &AttentionCase) -> bool {
     let read = case.hooks.iter().filter(|hook| hook.buffer(case).is_some()).count();
     let more = [case.cu_seqlens.is_some(), case.bias.is_some(), case.mask.is_some()];
     read + more.into_iter().filter(|&used| used).count() <= 2
 }
 
 /// The gradients of the forward catalogue's smaller cases.
-pub fn flash_backward_cases() -> Vec<FlashBackwardCase> {
-    let small = |case: &FlashCase| case.batch * case.heads.0 * case.lengths.0 * case.lengths.1 <= 200_000;
+pub fn flash_backward_cases() -> Vec<BackwardCase> {
+    let small = |case: &AttentionCase| case.batch * case.heads.0 * case.lengths.0 * case.lengths.1 <= 200_000;
     // Scores so low that their rounding is all there is to see have no gradients worth comparing.
-    let exact = |case: &FlashCase| !matches!(case.scores, Scores::Around(_));
+    let exact = |case: &AttentionCase| !matches!(case.scores, Scores::Around(_));
     let cases = flash_cases().into_iter().filter(|case| small(case) && exact(case) && fits(case));
-    cases.map(FlashBackwardCase::of).collect()
+    cases.map(BackwardCase::of).collect()
 }
 
 /// The gradients of random cases.
-pub fn random_flash_backward_cases(count: usize, seed: u64) -> Vec<FlashBackwardCase> {
-    random_flash_cases(count, seed).into_iter().filter(fits).map(FlashBackwardCase::of).collect()
+pub fn random_flash_backward_cases(count: usize, seed: u64) -> Vec<BackwardCase> {
+    random_flash_cases(count, seed).into_iter().filter(fits).map(BackwardCase::of).collect()
 }

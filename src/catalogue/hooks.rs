@@ -1,6 +1,6 @@
 //! Functions of a caller's own, in WGSL and, for the reference, in Rust.
 
-use super::{FlashCase, normal};
+use super::{AttentionCase, normal};
 use crate::reference::At;
 use crate::{DType, FlashParams, Gpu, Hook, Result, Tensor};
 
@@ -19,21 +19,25 @@ pub enum KnownHook {
     Prefix,
     /// Mask: by head and batch entry; some queries see nothing.
     Stripes,
+    /// Score: something of every coordinate of a space.
+    Coordinates,
+    /// Mask: by every coordinate of a space.
+    Checks,
 }
 
-use KnownHook::{Documents, Fields, Prefix, Relative, Stripes, TanhCap};
+use KnownHook::{Checks, Coordinates, Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 
 impl KnownHook {
-    /// All of them.
+    /// Those for any order of tokens.
     pub const ALL: [Self; 6] = [Relative, TanhCap, Fields, Documents(4), Prefix, Stripes];
 
     /// Whether it hides keys; the others change scores.
     pub fn is_mask(self) -> bool {
-        matches!(self, Documents(_) | Prefix | Stripes)
+        matches!(self, Documents(_) | Prefix | Stripes | Checks)
     }
 
     /// What it reads: its name, its type and its values.
-    pub(super) fn buffer(self, case: &FlashCase) -> Option<(&'static str, Vec<f32>)> {
+    pub(super) fn buffer(self, case: &AttentionCase) -> Option<(&'static str, Vec<f32>)> {
         match self {
             Relative => Some(("distances", normal(case.seed + 7, 5, 1.0, DType::F32))),
             Documents(count) => {
@@ -81,6 +85,17 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
     return documents[first + at.query] == documents[first + at.key];
 }"
             }
+            Coordinates => {
+                "fn coordinates(score: f32, at: Position) -> f32 {
+    return score + dot(vec3f(at.query_at) - vec3f(at.key_at), vec3f(0.1, -0.2, 0.3)) + f32(at.query_at.x % 2u);
+}
+fn coordinates_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }"
+            }
+            Checks => {
+                "fn checks(at: Position) -> bool {
+    return (at.query_at.x + 2u * at.query_at.y + at.key_at.x + at.key_at.y + 3u * at.key_at.z + at.query_at.z) % 4u != 1u;
+}"
+            }
             Prefix => "fn prefix(at: Position) -> bool { return at.key < 20u || at.key <= at.query; }",
             Stripes => {
                 "fn stripes(at: Position) -> bool {
@@ -98,11 +113,13 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
             Documents(_) => "document",
             Prefix => "prefix",
             Stripes => "stripes",
+            Coordinates => "coordinates",
+            Checks => "checks",
         }
     }
 
     /// The hook without its buffers.
-    fn hook(self, case: &FlashCase) -> Hook {
+    fn hook(self, case: &AttentionCase) -> Hook {
         let [_, _, queries, keys] = case.pair_shape();
         let length = format!("const LENGTH: u32 = {}u;\n", queries.max(keys));
         let source = if matches!(self, Documents(_)) { length + self.wgsl() } else { self.wgsl().into() };
@@ -110,7 +127,7 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
         if self.is_mask() { hook } else { hook.with_gradient(format!("{}_grad", self.entry())) }
     }
 
-    pub(super) fn score(self, case: &FlashCase, values: &[f32], score: f64, at: At) -> f64 {
+    pub(super) fn score(self, case: &AttentionCase, values: &[f32], score: f64, at: At) -> f64 {
         match self {
             Relative => score + f64::from(values[at.query.abs_diff(at.key).min(4)]),
             TanhCap => 8.0 * (score / 8.0).tanh(),
@@ -118,6 +135,11 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
             Fields => {
                 let place = at.query as f64 / at.queries as f64 - at.key as f64 / at.keys as f64;
                 score * (1.0 + 0.1 * at.head as f64) + place + 0.5 * (at.batch % 2) as f64
+            }
+            Coordinates => {
+                let (q, k) = (coordinates(case, at.query), coordinates(case, at.key));
+                let places = (0..3).map(|a| [0.1, -0.2, 0.3][a] * (q[a] as f64 - k[a] as f64)).sum::<f64>();
+                score + places + (q[0] % 2) as f64
             }
             _ => unreachable!("{}: {self:?} is a mask", case.label),
         }
@@ -132,7 +154,7 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
         }
     }
 
-    pub(super) fn sees(self, case: &FlashCase, values: &[f32], at: At) -> bool {
+    pub(super) fn sees(self, case: &AttentionCase, values: &[f32], at: At) -> bool {
         match self {
             Documents(_) => {
                 let first = at.batch * (values.len() / case.pair_shape()[0].max(1));
@@ -140,12 +162,27 @@ fn fields_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.
             }
             Prefix => at.key < 20 || at.key <= at.query,
             Stripes => at.query % 7 != 3 + at.head % 2 && !(at.key / 10 + at.batch + at.head).is_multiple_of(3),
+            Checks => {
+                let (q, k) = (coordinates(case, at.query), coordinates(case, at.key));
+                (q[0] + 2 * q[1] + k[0] + k[1] + 3 * k[2] + q[2]) % 4 != 1
+            }
             _ => unreachable!("{}: {self:?} is no mask", case.label),
         }
     }
 }
 
-impl FlashCase {
+/// Where a token lies in the case's space, the first axis first.
+fn coordinates(case: &AttentionCase, token: usize) -> [usize; 3] {
+    let mut rest = token;
+    let mut at = [0; 3];
+    for (a, axis) in case.axes.iter().enumerate().rev() {
+        at[a] = rest % axis.length;
+        rest /= axis.length;
+    }
+    at
+}
+
+impl AttentionCase {
     /// The params with the hooks of the case, as far as they read nothing.
     pub(super) fn params_without_buffers(&self) -> FlashParams {
         let (masks, scores): (Vec<KnownHook>, Vec<KnownHook>) = self.hooks.iter().partition(|hook| hook.is_mask());
