@@ -3,60 +3,16 @@
 //! `cargo bench --features catalogue --bench flash`; the first line says on which adapter, the last ones give ratios of
 //! interleaved runs, which mean more than times where a machine is shared.
 
+mod common;
 #[path = "flash/unfused.rs"]
 mod unfused;
 
+use common::{Gradients, Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
-use wgpu_attention::catalogue::{AttentionCase, AttentionTensors, BackwardCase, KnownHook};
-use wgpu_attention::{AdapterKind, AttentionPrepared, Causal, DType, FlashParams, Gpu};
-
-/// A problem on the GPU, ready to be timed.
-pub struct Timed {
-    name: String,
-    case: AttentionCase,
-    /// Multiply and add of every pair of query and key that see each other count as two each.
-    flops: f64,
-    gpu: Gpu,
-    prepared: AttentionPrepared,
-    tensors: AttentionTensors,
-}
-
-impl Timed {
-    /// `visible` pairs of query and key to a head see each other.
-    fn new(gpu: &Gpu, name: &str, case: AttentionCase, visible: f64) -> Self {
-        let (tensors, prepared) = pollster::block_on(async {
-            let tensors = case.upload(gpu).await.expect("memory for the tensors");
-            let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
-            (tensors, prepared)
-        });
-        let flops = 2.0 * visible * (case.batch * case.heads.0 * (case.dims.0 + case.dims.1)) as f64;
-        Self { name: name.into(), case, flops, gpu: gpu.clone(), prepared, tensors }
-    }
-
-    fn seconds(&self) -> f64 {
-        let (inputs, outputs) = self.case.arguments(&self.tensors);
-        let time = self.gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &outputs));
-        pollster::block_on(time).expect("a GPU that works").seconds
-    }
-
-    /// Bytes that have to be moved at least: every input read and the output written once.
-    fn bytes(&self) -> f64 {
-        let tensors = self.tensors.inputs.iter().chain(&self.tensors.outputs);
-        tensors.map(|t| t.shape().iter().product::<usize>() as f64 * t.layout().dtype.bytes() as f64).sum()
-    }
-
-    fn measure(&self, criterion: &mut Criterion) {
-        let mut group = criterion.benchmark_group("flash");
-        group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));
-        group.throughput(Throughput::ElementsAndBytes { elements: self.flops as u64, bytes: self.bytes() as u64 });
-        group.bench_function(&self.name, |b| {
-            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| self.seconds()).sum()));
-        });
-        group.finish();
-    }
-}
+use wgpu_attention::catalogue::{AttentionCase, KnownHook};
+use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu};
 
 fn dense(heads: usize, n: usize, d: usize) -> AttentionCase {
     AttentionCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..AttentionCase::default() }
@@ -95,9 +51,8 @@ struct Sizes {
 
 impl Sizes {
     fn of(kind: AdapterKind) -> Self {
-        let testing = std::env::args().all(|argument| argument != "--bench");
         match kind {
-            _ if testing => Self { heads: 1, lengths: &[70], head_dims: &[16], n: 70, longest: 9 },
+            _ if testing() => Self { heads: 1, lengths: &[70], head_dims: &[16], n: 70, longest: 9 },
             AdapterKind::Software => Self {
                 heads: 8,
                 lengths: &[256, 512, 1024, 2048],
@@ -210,17 +165,14 @@ fn gradients(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
     for d in [64, 128] {
         let size = format!("B 1 H {heads} N {n} D {d}");
         let forward = Timed::new(gpu, &format!("forward/{size}"), dense(heads, n, d), (n * n) as f64);
-        let backward = BackwardCase::of(dense(heads, n, d));
-        let prepared = pollster::block_on(backward.prepare(gpu)).expect("memory for the tensors");
-        let seconds = || pollster::block_on(prepared.time(&backward, gpu)).expect("a GPU that works").seconds;
-        let mut group = criterion.benchmark_group("flash");
-        group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));
+        let backward = Gradients::new(gpu, dense(heads, n, d));
+        let mut group = group(criterion, "flash");
         group.throughput(Throughput::Elements((2.5 * forward.flops) as u64));
         group.bench_function(format!("backward/{size}"), |b| {
-            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| seconds()).sum()));
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| backward.seconds()).sum()));
         });
         group.finish();
-        let medians = ratios(&size, &[("forward", &|| forward.seconds()), ("backward", &seconds)]);
+        let medians = ratios(&size, &[("forward", &|| forward.seconds()), ("backward", &|| backward.seconds())]);
         println!("ratio    forward and backward {:.3}", 1.0 + medians[1] / medians[0]);
     }
 }
@@ -237,29 +189,6 @@ fn few_queries(criterion: &mut Criterion, gpu: &Gpu, heads: usize, keys: usize) 
         timed.measure(criterion);
     }
     ratios(&format!("N {keys}"), &[("64 queries", &|| tile.seconds()), ("1 query", &|| one.seconds())]);
-}
-
-/// Medians of interleaved runs, printed over the first one's: times drift on a shared machine, these do not.
-fn ratios(what: &str, runs: &[(&str, &dyn Fn() -> f64)]) -> Vec<f64> {
-    let rounds = 5;
-    let mut times = vec![vec![]; runs.len()];
-    for _ in 0..rounds {
-        for (times, (_, run)) in times.iter_mut().zip(runs) {
-            times.push(run());
-        }
-    }
-    let medians: Vec<f64> = times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[rounds / 2]
-        })
-        .collect();
-    println!("ratio  {what}: {} 1 = {:.3} ms", runs[0].0, 1e3 * medians[0]);
-    for ((name, _), median) in runs.iter().zip(&medians).skip(1) {
-        println!("ratio    {name} {:.3}", median / medians[0]);
-    }
-    medians
 }
 
 criterion_group!(benches, bench);

@@ -85,6 +85,29 @@ pub struct NeighborhoodParams {
     pub mask_mod: Vec<Hook>,
 }
 
+impl NeighborhoodParams {
+    /// Whether there are one to three axes, and every one's numbers go together.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] that names the axis, the number and the bound.
+    pub fn check(&self) -> Result<()> {
+        require((1..=3).contains(&self.axes.len()), "axes.len()", self.axes.len(), "within 1..=3")?;
+        for (i, axis) in self.axes.iter().enumerate() {
+            let NeighborhoodAxis { length, window, stride, dilation, .. } = *axis;
+            let name = |field: &str| format!("axes[{i}].{field}");
+            let bound = format!("within 2..={MAX_SEQUENCE}");
+            require((2..=MAX_SEQUENCE).contains(&length), &name("length"), length, bound)?;
+            require(dilation >= 1, &name("dilation"), dilation, "at least 1")?;
+            let most = length / dilation;
+            let bound = format!("within 2..={most}: window · dilation ({dilation}) is at most the length ({length})");
+            require(window >= 2 && window <= most, &name("window"), window, bound)?;
+            let bound = format!("within 1..={window}, the window");
+            require((1..=window).contains(&stride), &name("stride"), stride, bound)?;
+        }
+        Ok(())
+    }
+}
+
 impl AttentionParams for NeighborhoodParams {}
 
 impl Sees for NeighborhoodParams {
@@ -94,23 +117,7 @@ impl Sees for NeighborhoodParams {
     }
 
     fn tiles(&self) -> Result<Order> {
-        require((1..=3).contains(&self.axes.len()), "axes.len()", self.axes.len(), "within 1..=3")?;
-        for (i, axis) in self.axes.iter().enumerate() {
-            let NeighborhoodAxis { length, window, stride, dilation, .. } = *axis;
-            let name = |field: &str| format!("axes[{i}].{field}");
-            require(
-                (2..=MAX_SEQUENCE).contains(&length),
-                &name("length"),
-                length,
-                format!("within 2..={MAX_SEQUENCE}"),
-            )?;
-            require(dilation >= 1, &name("dilation"), dilation, "at least 1")?;
-            let most = length / dilation;
-            let bound = format!("within 2..={most}: window · dilation ({dilation}) is at most the length ({length})");
-            require(window >= 2 && window <= most, &name("window"), window, bound)?;
-            let bound = format!("within 1..={window}, the window");
-            require((1..=window).contains(&stride), &name("stride"), stride, bound)?;
-        }
+        self.check()?;
         Ok(Order(Arc::new(Boxes::new(&self.axes))))
     }
 }

@@ -89,8 +89,8 @@ pub struct AttentionTensors {
 #[derive(Debug)]
 pub struct Known {
     pub(super) inputs: [Vec<f32>; 3],
-    /// The same with the additional keys and values behind the others.
-    with_additional: [Vec<f32>; 3],
+    /// Additional keys and values.
+    additional: [Vec<f32>; 2],
     /// Bias and mask as stored, and repeated to [batch, heads_q, queries, keys].
     pub(super) pairs: [Option<[Vec<f32>; 2]>; 2],
     pub(super) expected: OnceLock<FlashReference>,
@@ -135,18 +135,6 @@ impl AttentionCase {
         Self { axes: axes.into(), lengths: (tokens, tokens), ..Self::default() }
     }
 
-    /// Of k and v with the additional ones behind them, as the reference takes them.
-    fn with_additional(&self, [q, k, v]: [Vec<f32>; 3]) -> [Vec<f32>; 3] {
-        let (keys, more) = (self.lengths.1, self.additional);
-        let behind = |own: Vec<f32>, which: usize, width: usize| -> Vec<f32> {
-            let added = &self.additional_values()[which];
-            let head =
-                |i: usize| [&own[i * keys * width..][..keys * width], &added[i * more * width..][..more * width]];
-            (0..self.batch * self.heads.1).flat_map(head).flatten().copied().collect()
-        };
-        [q, behind(k, 0, self.dims.0), behind(v, 1, self.dims.1)]
-    }
-
     /// [batch, heads_kv, additional, width] of additional keys and values.
     pub(super) fn additional_shapes(&self) -> [[usize; 4]; 2] {
         [self.dims.0, self.dims.1].map(|width| [self.batch, self.heads.1, self.additional, width])
@@ -167,7 +155,7 @@ impl AttentionCase {
     fn known(&self) -> &Known {
         self.known.get_or_init(|| Known {
             inputs: self.inputs(),
-            with_additional: self.with_additional(self.inputs()),
+            additional: self.additional_values(),
             pairs: self.pairs(),
             expected: OnceLock::new(),
         })
@@ -184,7 +172,7 @@ impl AttentionCase {
 
     /// Calls `run` with the problem for the reference, and with the gradient through its hooks.
     pub(super) fn with_problem<R>(&self, run: impl Fn(&FlashProblem, &dyn Fn(f64, At, f64) -> f64) -> R) -> R {
-        let Known { with_additional, pairs, .. } = self.known();
+        let Known { inputs, additional, pairs, .. } = self.known();
         let spaces = Neighborhoods::new(&self.axes);
         let whole = |i: usize| pairs[i].as_ref().map(|[_, whole]| whole.as_slice());
         let (masks, scores): (Vec<_>, Vec<_>) = self
@@ -214,7 +202,9 @@ impl AttentionCase {
             mask: whole(1),
             score_mod: Some(&score_mod),
             mask_mod: Some(&mask_mod),
-            ..self.problem(with_additional)
+            additional_k: &additional[0],
+            additional_v: &additional[1],
+            ..self.problem(inputs)
         };
         run(&problem, &score_mod_grad)
     }
@@ -224,7 +214,6 @@ impl AttentionCase {
             seqlens_q: self.seqlens_q.as_deref(),
             seqlens_k: self.seqlens_k.as_deref(),
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
-            additional: self.additional,
             ..FlashProblem::new([q, k, v], self.shapes())
         }
     }
@@ -319,8 +308,8 @@ impl AttentionCase {
         };
         let additional = match (additional_k, additional_v) {
             (Some(k), Some(v)) => {
-                let [of_k, of_v] = self.additional_values();
-                Some([poisoned(gpu, k, &of_k).await?, poisoned(gpu, v, &of_v).await?])
+                let [of_k, of_v] = &known.additional;
+                Some([poisoned(gpu, k, of_k).await?, poisoned(gpu, v, of_v).await?])
             }
             _ => None,
         };

@@ -17,7 +17,9 @@ impl Texts {
     fn add(&mut self, name: &str, texts: Vec<(&str, String)>) {
         for (kernel, text) in texts {
             if self.0.iter().all(|(_, known)| *known != text) {
-                self.0.push((format!("{name}_{}", kernel.replace(' ', "_")), text));
+                let name = format!("{name}_{}", kernel.replace(' ', "_"));
+                let alike = self.0.iter().filter(|(known, _)| known.starts_with(&name)).count();
+                self.0.push((if alike == 0 { name } else { format!("{name}_{}", alike + 1) }, text));
             }
         }
     }
@@ -73,11 +75,10 @@ pub fn of_flash() -> Vec<(String, String)> {
 /// The distinct shaders of the catalogue of neighborhoods. How types and layouts are reached, flash attention shows.
 pub fn of_neighborhood() -> Vec<(String, String)> {
     let mut found = Texts::default();
-    let simple = |case: &AttentionCase| case.dtypes == [DType::F32; 3] && !case.strided;
+    let simple = |case: &AttentionCase| case.dtypes == [DType::F32; 3] && !case.strided && case.additional == 0;
     let cases = || neighborhood_cases().into_iter().filter(simple).collect::<Vec<_>>();
     found.forward(&Caps::core(), "16k", cases());
     found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
-    found.forward(&roomy(), "32k", cases().into_iter().filter(|case| case.dims.0 > 64).collect());
     found.0
 }
 

@@ -22,9 +22,9 @@ pub struct At {
 pub struct FlashProblem<'a> {
     /// Queries [batch, heads_q, queries, head_dim].
     pub q: &'a [f32],
-    /// Keys [batch, heads_kv, keys + additional, head_dim].
+    /// Keys [batch, heads_kv, keys, head_dim].
     pub k: &'a [f32],
-    /// Values [batch, heads_kv, keys + additional, value_dim].
+    /// Values [batch, heads_kv, keys, value_dim].
     pub v: &'a [f32],
     /// Batch entries.
     pub batch: usize,
@@ -34,10 +34,12 @@ pub struct FlashProblem<'a> {
     pub heads_kv: usize,
     /// Rows of q.
     pub queries: usize,
-    /// Rows of k and v, less the additional ones.
+    /// Rows of k and v.
     pub keys: usize,
-    /// Rows behind those: keys that every query sees.
-    pub additional: usize,
+    /// Keys that every query sees besides: [batch, heads_kv, any number, head_dim].
+    pub additional_k: &'a [f32],
+    /// Their values.
+    pub additional_v: &'a [f32],
     /// Width of q and k.
     pub head_dim: usize,
     /// Width of v.
@@ -66,6 +68,27 @@ impl<'a> FlashProblem<'a> {
         let [_, heads_kv, keys, _] = of_k;
         let value_dim = of_v[3];
         Self { q, k, v, batch, heads_q, heads_kv, queries, keys, head_dim, value_dim, ..Self::default() }
+    }
+
+    /// Additional keys of each head.
+    fn additional(&self) -> usize {
+        self.additional_k.len() / (self.batch * self.heads_kv * self.head_dim).max(1)
+    }
+
+    /// Where key `j` of a sequence lies; the additional ones are numbered from `keys` on.
+    fn key(&self, rows: &Rows, j: usize) -> (&'a [f32], usize) {
+        self.place(rows, j, [self.k, self.additional_k], self.head_dim)
+    }
+
+    fn value(&self, rows: &Rows, j: usize) -> (&'a [f32], usize) {
+        self.place(rows, j, [self.v, self.additional_v], self.value_dim)
+    }
+
+    fn place(&self, rows: &Rows, j: usize, [own, more]: [&'a [f32]; 2], width: usize) -> (&'a [f32], usize) {
+        match j.checked_sub(self.keys) {
+            None => (own, (rows.key + j) * width),
+            Some(j) => (more, (rows.head * self.additional() + j) * width),
+        }
     }
 }
 
@@ -118,7 +141,8 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
         let (lse, weights) = found.weigh();
         let out = &mut result.out[rows.query * p.value_dim..(rows.query + 1) * p.value_dim];
         for (&j, weight) in found.seen.iter().zip(&weights) {
-            for (o, &v) in out.iter_mut().zip(row(p.v, rows.key + j, p.value_dim)) {
+            let (v, at) = p.value(rows, j);
+            for (o, &v) in out.iter_mut().zip(&v[at..at + p.value_dim]) {
                 *o += weight * f64::from(v);
             }
         }
@@ -140,6 +164,10 @@ pub struct Gradients {
     pub dv: Vec<f64>,
     /// As a bias that is repeated nowhere; empty without a bias.
     pub dbias: Vec<f64>,
+    /// As the additional keys.
+    pub d_additional_k: Vec<f64>,
+    /// As the additional values.
+    pub d_additional_v: Vec<f64>,
 }
 
 /// The gradients of Σ dout · out + Σ dlse · lse with respect to q, k, v and bias, by the chain rule, query by query.
@@ -157,7 +185,14 @@ pub fn flash_backward(
 ) -> Gradients {
     let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
     let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let mut g = Gradients { dq: zeros(p.q), dk: zeros(p.k), dv: zeros(p.v), dbias: p.bias.map_or(vec![], zeros) };
+    let mut g = Gradients {
+        dq: zeros(p.q),
+        dk: zeros(p.k),
+        dv: zeros(p.v),
+        dbias: p.bias.map_or(vec![], zeros),
+        d_additional_k: zeros(p.additional_k),
+        d_additional_v: zeros(p.additional_v),
+    };
     for_each_query(p, |rows, at| {
         let found = Scores::of(params, p, rows, at);
         if found.seen.is_empty() {
@@ -166,30 +201,35 @@ pub fn flash_backward(
         let (_, weights) = found.weigh();
         let dout = row(dout, rows.query, p.value_dim);
         let dot = |j: usize| -> f64 {
-            let products = dout.iter().zip(row(p.v, rows.key + j, p.value_dim));
+            let (v, at) = p.value(rows, j);
+            let products = dout.iter().zip(&v[at..at + p.value_dim]);
             products.map(|(&d, &v)| f64::from(d) * f64::from(v)).sum()
         };
         let products = dout.iter().zip(row(out, rows.query, p.value_dim));
         let mean: f64 = products.map(|(&d, &o)| f64::from(d) * f64::from(o)).sum();
         let delta = mean - dlse.map_or(0.0, |dlse| f64::from(dlse[rows.query]));
         for (n, &j) in found.seen.iter().enumerate() {
-            for (dv, &d) in g.dv[(rows.key + j) * p.value_dim..].iter_mut().zip(dout) {
+            let (k, at_k) = p.key(rows, j);
+            let (_, at_v) = p.value(rows, j);
+            let own = j < p.keys;
+            let (dk, dv) = if own { (&mut g.dk, &mut g.dv) } else { (&mut g.d_additional_k, &mut g.d_additional_v) };
+            for (dv, &d) in dv[at_v..].iter_mut().zip(dout) {
                 *dv += weights[n] * f64::from(d);
             }
             let mut ds = weights[n] * (dot(j) - delta);
-            if let Some(gradient) = score_mod_grad.filter(|_| j < p.keys) {
+            if let Some(gradient) = score_mod_grad.filter(|_| own) {
                 ds = gradient(found.biased[n], At { key: j, ..at }, ds);
             }
-            if !g.dbias.is_empty() && j < p.keys {
+            if !g.dbias.is_empty() && own {
                 g.dbias[rows.pairs + j] += ds;
             }
             if let Some(cap) = params.softcap.map(f64::from) {
                 ds *= 1.0 - (found.raw[n] / cap).tanh().powi(2);
             }
             for d in 0..p.head_dim {
-                let (q, k) = (rows.query * p.head_dim + d, (rows.key + j) * p.head_dim + d);
-                g.dq[q] += scale * ds * f64::from(p.k[k]);
-                g.dk[k] += scale * ds * f64::from(p.q[q]);
+                let q = rows.query * p.head_dim + d;
+                g.dq[q] += scale * ds * f64::from(k[at_k + d]);
+                dk[at_k + d] += scale * ds * f64::from(p.q[q]);
             }
         }
     });
@@ -249,6 +289,8 @@ struct Rows {
     query: usize,
     /// Row of the sequence's first key.
     key: usize,
+    /// Batch entry and key head, as one number.
+    head: usize,
     /// First element of the query's part of bias and mask.
     pairs: usize,
 }
@@ -258,7 +300,7 @@ impl Scores {
         let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
         let mut found = Self { seen: vec![], raw: vec![], biased: vec![], scores: vec![], magnitude: 0.0 };
         let q = row(p.q, rows.query, p.head_dim);
-        for j in (0..at.keys).chain(p.keys..p.keys + p.additional) {
+        for j in (0..at.keys).chain(p.keys..p.keys + p.additional()) {
             let at = At { key: j, ..at };
             let additional = j >= p.keys;
             let masked =
@@ -266,7 +308,9 @@ impl Scores {
             if !additional && (masked() || !sees(params, at.query, j, at.queries, at.keys)) {
                 continue;
             }
-            let products = q.iter().zip(row(p.k, rows.key + j, p.head_dim)).map(|(&q, &k)| f64::from(q) * f64::from(k));
+            let (k, at_k) = p.key(rows, j);
+            let k = &k[at_k..at_k + p.head_dim];
+            let products = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k));
             let raw = scale * products.clone().sum::<f64>();
             let mut score = params.softcap.map(f64::from).map_or(raw, |cap| cap * (raw / cap).tanh());
             let (slopes, bias) = (params.alibi_slopes.as_ref(), p.bias);
@@ -309,10 +353,11 @@ fn for_each_query(p: &FlashProblem, mut each: impl FnMut(&Rows, At)) {
     for (batch, s) in sequences.iter().enumerate() {
         for head in 0..p.heads_q {
             for query in 0..s.queries {
+                let kv_head = s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv);
                 let rows = Rows {
                     query: (s.entry * p.heads_q + head) * p.queries + s.first_query + query,
-                    key: (s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv)) * (p.keys + p.additional)
-                        + s.first_key,
+                    key: kv_head * p.keys + s.first_key,
+                    head: kv_head,
                     pairs: ((batch * p.heads_q + head) * longest.0 + query) * longest.1,
                 };
                 each(&rows, At { batch, head, query, key: 0, queries: s.queries, keys: s.keys });

@@ -1,7 +1,9 @@
 //! `run`: a kernel on the tensors of a file.
 
+mod attention;
 mod file;
 mod flash;
+mod neighborhood;
 
 use file::{Destination, Inputs, Order};
 use std::path::PathBuf;
@@ -38,9 +40,13 @@ pub struct Options {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Kernel {
-    /// Reads q k v, and if they are there bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes; writes out lse.
-    /// With --backward reads dout and perhaps dlse too; writes dq dk dv dbias.
+    /// Reads q k v, and if they are there bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes additional_k
+    /// additional_v; writes out lse. With --backward reads dout and perhaps dlse too; writes dq dk dv dbias d_additional_k
+    /// d_additional_v.
     Flash,
+    /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
+    /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
+    Neighborhood,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -65,7 +71,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let inputs = Inputs::read(&options.input, options.layout, dtype)?;
     let destination = Destination::new(&options.output)?;
     let outputs = match options.kernel {
-        Kernel::Flash => flash::run(options, &inputs)?,
+        Kernel::Flash => flash::problem(options, &inputs)?.run(options, &inputs)?,
+        Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
     };
     destination.write(&outputs)?;
     for output in &outputs {

@@ -203,12 +203,7 @@ fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(
         bias: BiasDivision::default(),
     };
     let uniforms = slices.iter().map(|s| uniforms(caps, params, &shapes.forward, division, &arguments, s)).collect();
-    let shader = Shader { name: "flash delta".into(), constants, bindings, accesses, chain: None, files };
-    caps.within(
-        "flash delta",
-        "maxStorageBuffersPerShaderStage",
-        shader.storage_buffers(),
-        caps.storage_buffers.into(),
-    )?;
+    let shader = Shader { name: "delta".into(), constants, bindings, accesses, chain: None, files };
+    caps.within("delta", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
     Ok((Kernel { shader, arguments, uniforms, tables: vec![None] }, slices))
 }

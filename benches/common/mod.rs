@@ -1,0 +1,111 @@
+//! What the benches share: a problem ready to be timed, and ratios of interleaved runs.
+#![allow(dead_code)] // each bench uses its part
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use std::time::Duration;
+use wgpu_attention::catalogue::{AttentionCase, AttentionTensors, BackwardCase};
+use wgpu_attention::{AttentionPrepared, Gpu};
+
+/// Whether this is a test that benches still work, not a measurement.
+pub fn testing() -> bool {
+    std::env::args().all(|argument| argument != "--bench")
+}
+
+/// A group with few samples: what is measured takes long.
+pub fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(family);
+    group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));
+    group
+}
+
+/// A problem on the GPU, ready to be timed.
+pub struct Timed {
+    pub name: String,
+    pub case: AttentionCase,
+    /// Multiply and add of every pair of query and key that see each other count as two each.
+    pub flops: f64,
+    gpu: Gpu,
+    prepared: AttentionPrepared,
+    tensors: AttentionTensors,
+}
+
+impl Timed {
+    /// `visible` pairs of query and key to a head see each other.
+    pub fn new(gpu: &Gpu, name: &str, case: AttentionCase, visible: f64) -> Self {
+        let (tensors, prepared) = pollster::block_on(async {
+            let tensors = case.upload(gpu).await.expect("memory for the tensors");
+            let prepared = case.prepare(gpu, &tensors).await.expect("a valid case");
+            (tensors, prepared)
+        });
+        let flops = 2.0 * visible * (case.batch * case.heads.0 * (case.dims.0 + case.dims.1)) as f64;
+        Self { name: name.into(), case, flops, gpu: gpu.clone(), prepared, tensors }
+    }
+
+    /// What runs.
+    pub fn plan(&self) -> String {
+        self.prepared.plan().to_string()
+    }
+
+    pub fn seconds(&self) -> f64 {
+        let (inputs, outputs) = self.case.arguments(&self.tensors);
+        let time = self.gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &outputs));
+        pollster::block_on(time).expect("a GPU that works").seconds
+    }
+
+    /// Bytes that have to be moved at least: every input read and the output written once.
+    pub fn bytes(&self) -> f64 {
+        let tensors = self.tensors.inputs.iter().chain(&self.tensors.outputs);
+        tensors.map(|t| t.shape().iter().product::<usize>() as f64 * t.layout().dtype.bytes() as f64).sum()
+    }
+
+    pub fn measure(&self, criterion: &mut Criterion) {
+        let mut group = group(criterion, wgpu_attention::catalogue::Case::kernel(&self.case));
+        group.throughput(Throughput::ElementsAndBytes { elements: self.flops as u64, bytes: self.bytes() as u64 });
+        group.bench_function(&self.name, |b| {
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| self.seconds()).sum()));
+        });
+        group.finish();
+    }
+}
+
+/// The gradients of a case, ready to be timed.
+pub struct Gradients {
+    case: BackwardCase,
+    gpu: Gpu,
+    prepared: wgpu_attention::catalogue::BackwardTensors,
+}
+
+impl Gradients {
+    pub fn new(gpu: &Gpu, case: AttentionCase) -> Self {
+        let case = BackwardCase::of(case);
+        let prepared = pollster::block_on(case.prepare(gpu)).expect("memory for the tensors");
+        Self { case, gpu: gpu.clone(), prepared }
+    }
+
+    pub fn seconds(&self) -> f64 {
+        pollster::block_on(self.prepared.time(&self.case, &self.gpu)).expect("a GPU that works").seconds
+    }
+}
+
+/// Medians of interleaved runs, printed over the first one's: times drift on a shared machine, these do not.
+pub fn ratios(what: &str, runs: &[(&str, &dyn Fn() -> f64)]) -> Vec<f64> {
+    let rounds = 5;
+    let mut times = vec![vec![]; runs.len()];
+    for _ in 0..rounds {
+        for (times, (_, run)) in times.iter_mut().zip(runs) {
+            times.push(run());
+        }
+    }
+    let medians: Vec<f64> = times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[rounds / 2]
+        })
+        .collect();
+    println!("ratio  {what}: {} 1 = {:.3} ms", runs[0].0, 1e3 * medians[0]);
+    for ((name, _), median) in runs.iter().zip(&medians).skip(1) {
+        println!("ratio    {name} {:.3}", median / medians[0]);
+    }
+    medians
+}
