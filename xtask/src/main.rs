@@ -74,8 +74,9 @@ fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 8] = [
+const GPU_TESTS: [&str; 9] = [
     "--test=flash",
+    "--test=neighborhood",
     "--test=backward",
     "--test=hooks",
     "--test=packed",
