@@ -445,5 +445,6 @@ fn space(axes: &[NeighborhoodAxis]) -> String {
     };
     let causal = each("causal", &|axis| usize::from(axis.causal), 0);
     let (stride, dilation) = (each("s", &|axis| axis.stride, 1), each("d", &|axis| axis.dilation, 1));
-    format!("L{} k{}{stride}{dilation}{causal}", each("", &|axis| axis.length, 0), each("", &|axis| axis.window, 0))
+    let (lengths, windows) = (each("L", &|axis| axis.length, 0), each("k", &|axis| axis.window, 0));
+    format!("{}{windows}{stride}{dilation}{causal}", lengths.trim_start())
 }

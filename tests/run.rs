@@ -1,0 +1,217 @@
+//! `run`: kernels on the tensors of files.
+
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Files, agree, agree_on, floats, integers, refuses, succeeds};
+use safetensors::{Dtype, SafeTensors};
+
+#[test]
+fn run_computes_what_the_reference_does() {
+    let files = Files::new("run");
+    let (b, h, nq, nk, d) = (2, 4, 20, 30, 16);
+    let first = |seed: u64| {
+        vec![
+            floats("q", seed, &[b, h, nq, d]),
+            floats("k", seed + 1, &[b, 2, nk, d]),
+            floats("v", seed + 2, &[b, 2, nk, 24]),
+            floats("bias", seed + 3, &[1, h, nq, nk]),
+            ("mask", Dtype::BOOL, vec![b, 1, 1, nk], (0..b * nk).map(|i| u8::from(i % 7 != 3)).collect()),
+            integers("seqlens_k", &[30, 11]),
+            floats("alibi_slopes", seed + 4, &[h]),
+            floats("leftover", seed, &[1]),
+        ]
+    };
+    let input = files.write("input", &first(1));
+    let params = r#"{"causal": "bottom_right", "window": [9, null], "softcap": 5.0, "scale": null}"#;
+    let shapes = agree(&files, &input, &["--params", params], 2e-5);
+    assert_eq!(shapes, (vec![b, h, nq, 24], vec![b, h, nq]));
+    let said = succeeds(&["run", "flash", &input, &files.path("again"), "--params", params]);
+    assert!(said.contains("not read: leftover") && said.contains("out [2, 4, 20, 24] f32"), "{said}");
+    agree(&files, &input, &["--dtype", "f16"], 2e-3);
+
+    // The same numbers with heads last give the same result with heads last.
+    let swap = |values: &[f32], [_, b, c, d]: [usize; 4]| -> Vec<f32> {
+        let at = |i: usize| [i / d / b / c, i / d / b % c, i / d % b, i % d];
+        (0..values.len()).map(at).map(|[w, x, y, z]| values[((w * b + y) * c + x) * d + z]).collect()
+    };
+    let mut last = first(1);
+    for (name, _, shape, bytes) in last.iter_mut().filter(|(name, ..)| ["q", "k", "v"].contains(name)) {
+        let size: [usize; 4] = shape.as_slice().try_into().expect(name);
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(bytes.as_slice());
+        *bytes = bytemuck::cast_slice(&swap(&values, size)).to_vec();
+        shape.swap(1, 2);
+    }
+    let last = files.write("last", &last);
+    let params = ["--params", r#"{"causal": "top_left"}"#];
+    agree(&files, &input, &params, 2e-5);
+    let (_, expected) = files.read("gpu", "out");
+    let shapes = agree(&files, &last, &[&params[..], &["--layout", "heads-last"]].concat(), 2e-5);
+    assert_eq!(shapes, (vec![b, nq, h, 24], vec![b, h, nq]));
+    assert_eq!(files.read("gpu", "out").1, swap(&expected, [b, h, nq, 24]));
+}
+
+#[test]
+fn run_takes_packed_sequences_and_a_real_model() {
+    let files = Files::new("run-packed");
+    let (total, h, d) = (25, 2, 8);
+    let tensors = [
+        floats("q", 1, &[total, h, d]),
+        floats("k", 2, &[total, h, d]),
+        floats("v", 3, &[total, h, d]),
+        integers("cu_seqlens_q", &[0, 10, 10, 25]),
+        integers("cu_seqlens_k", &[0, 4, 9, 25]),
+    ];
+    let input = files.write("input", &tensors);
+    let params = ["--params", r#"{"causal": "bottom_right", "max_seqlen_q": 15, "max_seqlen_k": 16}"#];
+    let shapes = agree(&files, &input, &params, 2e-5);
+    assert_eq!(shapes, (vec![total, h, d], vec![h, total]));
+    let model = "tests/data/minilm_layer3_s256.safetensors";
+    let said = succeeds(&["run", "flash", model, &files.path("model")]);
+    assert!(said.contains("not read: lse, out") || said.contains("not read: out, lse"), "{said}");
+    let bytes = std::fs::read(model).expect("the repository has it");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for name in ["out", "lse"] {
+        let expected: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor(name).expect(name).data());
+        let (_, found) = files.read("model", name);
+        assert!(found.iter().zip(&expected).all(|(a, b)| a == b || (a - b).abs() < 2e-5), "{name}");
+    }
+}
+
+#[test]
+fn run_refuses_bad_input_in_one_line_and_leaves_nothing_behind() {
+    let files = Files::new("run-bad");
+    let good = || vec![floats("q", 1, &[1, 2, 6, 8]), floats("k", 2, &[1, 2, 6, 8]), floats("v", 3, &[1, 2, 6, 8])];
+    let input = files.write("good", &good());
+    let output = files.path("output");
+    let with = |name: &str, more: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>| {
+        let replaced: Vec<&str> = more.iter().map(|(name, ..)| *name).collect();
+        let kept = good().into_iter().filter(|(name, ..)| !replaced.contains(name));
+        files.write(name, &kept.chain(more).collect::<Vec<_>>())
+    };
+    let text = files.path("text");
+    std::fs::write(&text, "not tensors").expect("a writable folder");
+    let no_v = files.write("no_v", &good()[..2]);
+    let wrong = with("wrong", vec![integers("q", &[1, 2, 3])]);
+    let flat = with("flat", vec![floats("q", 1, &[6, 8])]);
+    let wide = with("wide", vec![floats("k", 1, &[1, 2, 6, 9])]);
+    let long = with("long", vec![integers("seqlens_k", &[7])]);
+    let negative = with("negative", vec![integers("seqlens_q", &[-1])]);
+    let one_side = with("one_side", vec![integers("cu_seqlens_q", &[0, 6])]);
+    let sinks = with("sinks", vec![floats("sinks", 1, &[2])]);
+    let bias = with("bias", vec![floats("bias", 1, &[1, 2, 6, 5])]);
+    for backend in ["gpu", "reference"] {
+        let bad = |input: &str, options: &[&str], words: &[&str]| {
+            refuses(&[&["run", "flash", input, &output, "--backend", backend], options].concat(), words);
+        };
+        bad("no such file", &[], &["no such file", "a readable file"]);
+        bad(&text, &[], &["text", "a safetensors file"]);
+        bad(&no_v, &[], &["no_v: v is missing", "in the file"]);
+        bad(&wrong, &[], &["wrong: q is of type I32", "F32, F16, BF16"]);
+        bad(&flat, &[], &["flat: q is of shape [6, 8]", "four dimensions"]);
+        bad(&wide, &[], &["k.shape[3] (head_dim) is 9", "8, as in q"]);
+        bad(&long, &[], &["seqlens_k[0] is 7", "at most 6"]);
+        bad(&negative, &[], &["seqlens_q[0] is -1", "0 or more"]);
+        bad(&one_side, &[], &["cu_seqlens_k is missing", "as cu_seqlens_q is"]);
+        bad(&sinks, &[], &["sinks is in the file", "absent"]);
+        bad(&bias, &[], &["bias.shape is [1, 2, 6, 5]", "[1, 2, 6, 6]"]);
+        bad(&input, &["--params", r#"{"sofcap": 3}"#], &["unknown field `sofcap`", "softcap"]);
+        bad(&input, &["--params", r#"{"softcap": 0}"#], &["softcap is 0", "above 0"]);
+        bad(&input, &["--params", "softcap=3"], &["--params is softcap=3"]);
+        bad(&input, &["--params", r#"{"causal": "yes"}"#], &["unknown variant `yes`", "bottom_right"]);
+        bad(&input, &["--params", r#"{"max_seqlen_q": 3}"#], &["max_seqlen_q is 3", "unset without packed"]);
+        bad(&input, &["--layout", "sideways"], &["sideways", "heads-first"]);
+    }
+    refuses(&["run", "flush", &input, &output], &["flush", "flash"]);
+    refuses(&["run", "flash", &input, &output, "--adapter", "no such GPU"], &["no such GPU", "present: ["]);
+    let nowhere = files.path("no such folder/output");
+    refuses(&["run", "flash", &input, &nowhere], &["no such folder/output", "a file that can be written"]);
+    let left: Vec<String> = std::fs::read_dir(&files.0)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains("output") || name.contains("part"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Runs a kernel's backward pass on the GPU and by the reference: each of these gradients has this shape, and both agree.
+fn gradients_agree(files: &Files, kernel: &str, input: &str, params: &str, names: &[(&str, Vec<usize>)]) {
+    for backend in ["gpu", "reference"] {
+        let output = files.path(backend);
+        succeeds(&["run", kernel, input, &output, "--backend", backend, "--backward", "--params", params]);
+    }
+    for (name, expected_shape) in names {
+        let (shape, found) = files.read("gpu", name);
+        let (_, expected) = files.read("reference", name);
+        assert_eq!(shape, *expected_shape, "{name}");
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{name}");
+        assert!(expected.iter().any(|x| x.abs() > 0.1), "{name}");
+    }
+}
+
+#[test]
+fn run_computes_the_gradients_that_the_reference_does() {
+    let files = Files::new("run-backward");
+    let (b, h, nq, nk, d) = (2, 4, 20, 30, 16);
+    let tensors = [
+        floats("q", 1, &[b, h, nq, d]),
+        floats("k", 2, &[b, 2, nk, d]),
+        floats("v", 3, &[b, 2, nk, 24]),
+        floats("bias", 4, &[1, h, 1, nk]),
+        integers("seqlens_k", &[30, 11]),
+        floats("dout", 5, &[b, h, nq, 24]),
+        floats("dlse", 6, &[b, h, nq]),
+    ];
+    let input = files.write("input", &tensors);
+    let params = r#"{"causal": "bottom_right", "softcap": 5.0}"#;
+    let names = [
+        ("dq", vec![b, h, nq, d]),
+        ("dk", vec![b, 2, nk, d]),
+        ("dv", vec![b, 2, nk, 24]),
+        ("dbias", vec![1, h, 1, nk]),
+    ];
+    gradients_agree(&files, "flash", &input, params, &names);
+    let without = files.write("without", &tensors[..5]);
+    refuses(&["run", "flash", &without, &files.path("none"), "--backward"], &["dout is missing", "in the file"]);
+    let wrong = [&tensors[..5], &[floats("dout", 5, &[b, h, nq, 23])]].concat();
+    let wrong = files.write("wrong", &wrong);
+    refuses(&["run", "flash", &wrong, &files.path("none"), "--backward"], &["dout.shape", "[2, 4, 20, 24]"]);
+}
+
+#[test]
+fn run_neighborhood() {
+    let files = Files::new("run-neighborhood");
+    let (b, h, n, d, more) = (2, 4, 7 * 9, 16, 5);
+    let tensors = [
+        floats("q", 1, &[b, h, n, d]),
+        floats("k", 2, &[b, 2, n, d]),
+        floats("v", 3, &[b, 2, n, 24]),
+        floats("additional_k", 4, &[b, 2, more, d]),
+        floats("additional_v", 5, &[b, 2, more, 24]),
+        floats("dout", 6, &[b, h, n, 24]),
+    ];
+    let input = files.write("input", &tensors);
+    let params =
+        r#"{"space": [7, 9], "window": [3, 4], "stride": [1, 2], "dilation": [2, 1], "causal": [false, true]}"#;
+    let said = agree_on(&files, "neighborhood", &input, &["--params", params], 2e-5);
+    assert_eq!(said, (vec![b, h, n, 24], vec![b, h, n]));
+    let names = [
+        ("dq", vec![b, h, n, d]),
+        ("dk", vec![b, 2, n, d]),
+        ("dv", vec![b, 2, n, 24]),
+        ("d_additional_k", vec![b, 2, more, d]),
+        ("d_additional_v", vec![b, 2, more, 24]),
+    ];
+    gradients_agree(&files, "neighborhood", &input, params, &names);
+    for backend in ["gpu", "reference"] {
+        let bad = |params: &str, words: &[&str]| {
+            let output = files.path("output");
+            refuses(&["run", "neighborhood", &input, &output, "--backend", backend, "--params", params], words);
+        };
+        bad(r#"{"window": [3, 4]}"#, &["missing field `space`"]);
+        bad(r#"{"space": [7, 9], "window": [3]}"#, &["window.len() is 1", "2, one an axis"]);
+        bad(r#"{"space": [7, 9], "window": [3, 10]}"#, &["axes[1].window is 10", "2..=9"]);
+        bad(r#"{"space": [7, 8], "window": [3, 4]}"#, &["q.shape[2] (tokens) is 63", "56", "[7, 8]"]);
+        bad(r#"{"space": [63, 1], "window": [3, 1]}"#, &["axes[1].length is 1", "within 2"]);
+    }
+}
