@@ -6,22 +6,26 @@ mod attention;
 mod backward;
 mod data;
 mod flash_cases;
+mod flash_random;
 mod hooks;
 mod inputs;
 mod merge;
 mod neighborhood_cases;
 mod shaders;
+mod tensors;
 
 pub use activations::activations;
-pub use attention::{AttentionCase, AttentionTensors, Known, Scores};
+pub use attention::{AttentionCase, Known, Scores};
 pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use data::{Tolerance, normal, poisoned};
-pub use flash_cases::{flash_cases, random_flash_cases};
+pub use flash_cases::flash_cases;
+pub use flash_random::random_flash_cases;
 pub use hooks::KnownHook;
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
+pub use tensors::AttentionTensors;
 
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;

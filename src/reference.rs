@@ -4,7 +4,9 @@
 mod flash;
 mod merge;
 mod neighborhood;
+mod problem;
 
-pub use flash::{At, FlashProblem, FlashReference, Gradients, flash, flash_backward};
+pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
+pub use problem::{At, FlashProblem};

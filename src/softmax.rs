@@ -2,6 +2,7 @@
 //! brings its params and who sees whom ([`tiles::Tiles`]).
 
 mod additional;
+mod attention;
 mod backward;
 mod params;
 mod plan;
@@ -11,13 +12,14 @@ mod stage;
 pub(crate) mod tiles;
 mod uniforms;
 
+pub use attention::Attention;
 pub use backward::{
     AttentionGradients, AttentionSaved, BackwardPlan, BackwardPrepared, BackwardShapes, OutputGradients,
 };
 pub use params::{AttentionParams, Order, ScoreParams, Sees};
 pub use plan::AttentionPlan;
 pub(crate) use portable::Portable;
-pub use run::{Attention, AttentionPrepared};
+pub use run::AttentionPrepared;
 
 use crate::error::require;
 use crate::{CuSeqlens, CuSeqlensShape, DType, Layout, Result, Tensor, packed};

@@ -1,12 +1,8 @@
 //! Cases of softmax attention: flash and neighborhood.
 
-use super::{Case, KnownHook, Outcome, Tolerance, normal, poisoned};
+use super::{Case, KnownHook, Outcome, Tolerance, normal};
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
-use crate::{
-    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionPrepared, AttentionShapes, Caps, CuSeqlens,
-    CuSeqlensShape, DType, FlashAttention, FlashParams, Gpu, GpuTime, Layout, NeighborhoodAttention, NeighborhoodAxis,
-    NeighborhoodParams, Result, Tensor,
-};
+use crate::{AttentionPlan, Caps, DType, FlashParams, Gpu, GpuTime, NeighborhoodAxis, NeighborhoodParams, Result};
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
 
@@ -68,29 +64,12 @@ pub struct AttentionCase {
     pub known: OnceLock<Known>,
 }
 
-/// The tensors of a case.
-#[derive(Debug)]
-pub struct AttentionTensors {
-    /// q, k, v.
-    pub inputs: [Tensor; 3],
-    /// Additive bias.
-    pub bias: Option<Tensor>,
-    /// Boolean mask.
-    pub mask: Option<Tensor>,
-    /// Additional keys and values.
-    pub additional: Option<[Tensor; 2]>,
-    /// Offsets of packed sequences.
-    pub offsets: Option<[Tensor; 2]>,
-    /// Output and log-sum-exp.
-    pub outputs: [Tensor; 2],
-}
-
 /// Inputs and expected results of a case.
 #[derive(Debug)]
 pub struct Known {
     pub(super) inputs: [Vec<f32>; 3],
     /// Additional keys and values.
-    additional: [Vec<f32>; 2],
+    pub(super) additional: [Vec<f32>; 2],
     /// Bias and mask as stored, and repeated to [batch, heads_q, queries, keys].
     pub(super) pairs: [Option<[Vec<f32>; 2]>; 2],
     pub(super) expected: OnceLock<FlashReference>,
@@ -152,7 +131,7 @@ impl AttentionCase {
         [[self.batch, hq, nq, self.dims.0], [self.batch, hkv, nk, self.dims.0], [self.batch, hkv, nk, self.dims.1]]
     }
 
-    fn known(&self) -> &Known {
+    pub(super) fn known(&self) -> &Known {
         self.known.get_or_init(|| Known {
             inputs: self.inputs(),
             additional: self.additional_values(),
@@ -218,50 +197,6 @@ impl AttentionCase {
         }
     }
 
-    pub(super) fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {
-        let contiguous = Layout::heads_first(dtype, shape);
-        if !self.strided {
-            return contiguous;
-        }
-        // Inputs may start anywhere and have any stride. Outputs of 16 bits need whole words.
-        let odd = usize::from(which < 3);
-        let head = contiguous.strides[2] + 2 * which + odd;
-        let row = head * shape[1] + 2 * which + 2 + odd;
-        Layout { strides: [row * shape[2] + 6 + odd, head, row], ..contiguous }.at(2 * which + odd)
-    }
-
-    /// The layouts of its tensors.
-    pub(super) fn plan_shapes(&self) -> AttentionShapes {
-        let [q, k, v] = self.shapes();
-        let [tq, tk, to] = self.dtypes;
-        let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
-        let pairs = self.pair_shape();
-        let [bias, mask] = self.pair_layouts().map(|layout| Some(layout?.expand(pairs).expect("made from this shape")));
-        let offsets = self.cu_seqlens.as_ref().map(|sides| {
-            sides.each_ref().map(|offsets| {
-                let host = CuSeqlensShape::Host(offsets.clone());
-                let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
-                let max_seqlen = host.max_seqlen();
-                if self.on_gpu { CuSeqlensShape::Gpu { offsets: layout, max_seqlen } } else { host }
-            })
-        });
-        let [additional_k, additional_v] =
-            self.additional_shapes().map(|shape| (self.additional > 0).then(|| self.layout(1, tk, shape)));
-        AttentionShapes {
-            bias,
-            mask,
-            additional_k,
-            additional_v,
-            cu_seqlens_q: offsets.as_ref().map(|[q, _]| q.clone()),
-            cu_seqlens_k: offsets.map(|[_, k]| k),
-            out: self.layout(3, to, rows),
-            lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
-            seqlens_q: self.seqlens_q.clone(),
-            seqlens_k: self.seqlens_k.clone(),
-            ..AttentionShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
-        }
-    }
-
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
@@ -278,91 +213,6 @@ impl AttentionCase {
     pub(super) fn in_space(&self, params: FlashParams) -> NeighborhoodParams {
         let FlashParams { scale, score_mod, mask_mod, .. } = params;
         NeighborhoodParams { axes: self.axes.clone(), scale, score_mod, mask_mod }
-    }
-
-    /// The tensors of the case, padding and gaps filled with NaN.
-    ///
-    /// # Errors
-    /// A lack of memory, a lost device.
-    pub async fn upload(&self, gpu: &Gpu) -> Result<AttentionTensors> {
-        let AttentionShapes { q, k, v, out, lse, bias, mask, additional_k, additional_v, .. } = self.plan_shapes();
-        let known = self.known();
-        let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let tensor = async |i: usize, layout: Layout, seqlens| {
-            let [_, heads, length, width] = layout.shape;
-            let values = self.poison(&known.inputs[i], width, heads, length, seqlens);
-            poisoned(gpu, layout, &values).await
-        };
-        let mut pairs = [None, None];
-        for ((stored, layout), (whole, values)) in
-            pairs.iter_mut().zip(self.pair_layouts()).zip([bias, mask].into_iter().zip(&known.pairs))
-        {
-            if let (Some(layout), Some(whole), Some([values, _])) = (layout, whole, values) {
-                *stored = Some(poisoned(gpu, layout, values).await?.view(whole)?);
-            }
-        }
-        let [bias, mask] = pairs;
-        let offsets = match &self.cu_seqlens {
-            Some([q, k]) if self.on_gpu => Some([Tensor::upload_u32(gpu, q).await?, Tensor::upload_u32(gpu, k).await?]),
-            _ => None,
-        };
-        let additional = match (additional_k, additional_v) {
-            (Some(k), Some(v)) => {
-                let [of_k, of_v] = &known.additional;
-                Some([poisoned(gpu, k, of_k).await?, poisoned(gpu, v, of_v).await?])
-            }
-            _ => None,
-        };
-        Ok(AttentionTensors {
-            offsets,
-            additional,
-            inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
-            bias,
-            mask,
-            outputs: [Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?],
-        })
-    }
-
-    /// The tensors as arguments.
-    pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
-        let AttentionTensors { inputs: [q, k, v], bias, mask, additional, offsets, outputs: [out, lse] } = tensors;
-        let side = |i: usize| {
-            let host = &self.cu_seqlens.as_ref()?[i];
-            let max_seqlen = CuSeqlensShape::Host(host.clone()).max_seqlen();
-            Some(match offsets {
-                Some(sides) => CuSeqlens::Gpu { offsets: &sides[i], max_seqlen },
-                None => CuSeqlens::Host(host),
-            })
-        };
-        let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
-        let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let (bias, mask) = (bias.as_ref(), mask.as_ref());
-        let (additional_k, additional_v) = additional.as_ref().map(|[k, v]| (k, v)).unzip();
-        let inputs = AttentionInputs {
-            seqlens_q,
-            seqlens_k,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            bias,
-            mask,
-            additional_k,
-            additional_v,
-            ..AttentionInputs::new(q, k, v)
-        };
-        (inputs, AttentionOutputs { out, lse })
-    }
-
-    /// The kernel, prepared for these tensors.
-    ///
-    /// # Errors
-    /// Those of [`FlashAttention::prepare`].
-    pub async fn prepare(&self, gpu: &Gpu, tensors: &AttentionTensors) -> Result<AttentionPrepared> {
-        let (inputs, outputs) = self.arguments(tensors);
-        let (params, shapes) = (self.params_on(gpu).await?, AttentionShapes::of(&inputs, &outputs));
-        match self.axes.is_empty() {
-            true => FlashAttention::new(gpu, params)?.prepare(&shapes).await,
-            false => NeighborhoodAttention::new(gpu, self.in_space(params))?.prepare(&shapes).await,
-        }
     }
 
     /// The output and its log-sum-exp, by the reference.

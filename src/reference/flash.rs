@@ -1,96 +1,7 @@
+//! Softmax attention and its gradients, query by query.
+
+use super::problem::{At, FlashProblem, Rows, for_each_query, row};
 use crate::{Causal, FlashParams};
-
-/// Where a pair of query and key stands: what a caller's function is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
-    /// Batch entry, or number of the packed sequence.
-    pub batch: usize,
-    /// Query head.
-    pub head: usize,
-    /// Place of the query in its sequence.
-    pub query: usize,
-    /// Place of the key in its sequence.
-    pub key: usize,
-    /// Queries of the sequence.
-    pub queries: usize,
-    /// Keys of the sequence.
-    pub keys: usize,
-}
-
-/// One flash attention problem on the host: contiguous [batch, heads, sequence, head_dim] values.
-#[derive(Clone, Copy, Default)]
-pub struct FlashProblem<'a> {
-    /// Queries [batch, heads_q, queries, head_dim].
-    pub q: &'a [f32],
-    /// Keys [batch, heads_kv, keys, head_dim].
-    pub k: &'a [f32],
-    /// Values [batch, heads_kv, keys, value_dim].
-    pub v: &'a [f32],
-    /// Batch entries.
-    pub batch: usize,
-    /// Query heads.
-    pub heads_q: usize,
-    /// Key and value heads.
-    pub heads_kv: usize,
-    /// Rows of q.
-    pub queries: usize,
-    /// Rows of k and v.
-    pub keys: usize,
-    /// Keys that every query sees besides: [batch, heads_kv, any number, head_dim].
-    pub additional_k: &'a [f32],
-    /// Their values.
-    pub additional_v: &'a [f32],
-    /// Width of q and k.
-    pub head_dim: usize,
-    /// Width of v.
-    pub value_dim: usize,
-    /// Queries that count, for each batch entry.
-    pub seqlens_q: Option<&'a [usize]>,
-    /// Keys that count, for each batch entry.
-    pub seqlens_k: Option<&'a [usize]>,
-    /// Packed sequences in the one batch entry: offsets of the queries and of the keys.
-    pub cu_seqlens: Option<[&'a [u32]; 2]>,
-    /// Added to the scores: [batch, heads_q, queries, keys]; of packed sequences [sequences, heads_q, longest queries,
-    /// longest keys].
-    pub bias: Option<&'a [f32]>,
-    /// Zero where a key is not seen; shaped likewise.
-    pub mask: Option<&'a [f32]>,
-    /// Changes a score, after all else that does; −∞ hides the key.
-    pub score_mod: Option<&'a dyn Fn(f64, At) -> f64>,
-    /// Whether a key is seen, besides all else.
-    pub mask_mod: Option<&'a dyn Fn(At) -> bool>,
-}
-
-impl<'a> FlashProblem<'a> {
-    /// q, k and v of these shapes, in full length.
-    pub fn new([q, k, v]: [&'a [f32]; 3], [of_q, of_k, of_v]: [[usize; 4]; 3]) -> Self {
-        let [batch, heads_q, queries, head_dim] = of_q;
-        let [_, heads_kv, keys, _] = of_k;
-        let value_dim = of_v[3];
-        Self { q, k, v, batch, heads_q, heads_kv, queries, keys, head_dim, value_dim, ..Self::default() }
-    }
-
-    /// Additional keys of each head.
-    fn additional(&self) -> usize {
-        self.additional_k.len() / (self.batch * self.heads_kv * self.head_dim).max(1)
-    }
-
-    /// Where key `j` of a sequence lies; the additional ones are numbered from `keys` on.
-    fn key(&self, rows: &Rows, j: usize) -> (&'a [f32], usize) {
-        self.place(rows, j, [self.k, self.additional_k], self.head_dim)
-    }
-
-    fn value(&self, rows: &Rows, j: usize) -> (&'a [f32], usize) {
-        self.place(rows, j, [self.v, self.additional_v], self.value_dim)
-    }
-
-    fn place(&self, rows: &Rows, j: usize, [own, more]: [&'a [f32]; 2], width: usize) -> (&'a [f32], usize) {
-        match j.checked_sub(self.keys) {
-            None => (own, (rows.key + j) * width),
-            Some(j) => (more, (rows.head * self.additional() + j) * width),
-        }
-    }
-}
 
 /// What [`flash`] computes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -236,40 +147,6 @@ pub fn flash_backward(
     g
 }
 
-/// The rows of one sequence.
-struct Sequence {
-    entry: usize,
-    first_query: usize,
-    queries: usize,
-    first_key: usize,
-    keys: usize,
-}
-
-fn sequences(p: &FlashProblem) -> Vec<Sequence> {
-    match p.cu_seqlens {
-        None => (0..p.batch)
-            .map(|b| Sequence {
-                entry: b,
-                first_query: 0,
-                queries: p.seqlens_q.map_or(p.queries, |s| s[b]),
-                first_key: 0,
-                keys: p.seqlens_k.map_or(p.keys, |s| s[b]),
-            })
-            .collect(),
-        Some([q, k]) => q
-            .windows(2)
-            .zip(k.windows(2))
-            .map(|(q, k)| Sequence {
-                entry: 0,
-                first_query: q[0] as usize,
-                queries: (q[1] - q[0]) as usize,
-                first_key: k[0] as usize,
-                keys: (k[1] - k[0]) as usize,
-            })
-            .collect(),
-    }
-}
-
 /// The scores of one query: of the keys that it sees, and what they come from.
 struct Scores {
     seen: Vec<usize>,
@@ -281,18 +158,6 @@ struct Scores {
     scores: Vec<f64>,
     /// Largest scale·Σ|q·k|.
     magnitude: f64,
-}
-
-/// Where the rows of a query lie.
-struct Rows {
-    /// Row of q, out and LSE.
-    query: usize,
-    /// Row of the sequence's first key.
-    key: usize,
-    /// Batch entry and key head, as one number.
-    head: usize,
-    /// First element of the query's part of bias and mask.
-    pairs: usize,
 }
 
 impl Scores {
@@ -341,33 +206,6 @@ impl Scores {
         let sum: f64 = weights.iter().sum();
         (top + sum.ln(), weights.iter().map(|weight| weight / sum).collect())
     }
-}
-
-/// Calls `each` for every query of every sequence and head.
-fn for_each_query(p: &FlashProblem, mut each: impl FnMut(&Rows, At)) {
-    let sequences = sequences(p);
-    let longest = match p.cu_seqlens {
-        None => (p.queries, p.keys),
-        Some(_) => sequences.iter().fold((0, 0), |(q, k), s| (q.max(s.queries), k.max(s.keys))),
-    };
-    for (batch, s) in sequences.iter().enumerate() {
-        for head in 0..p.heads_q {
-            for query in 0..s.queries {
-                let kv_head = s.entry * p.heads_kv + head / (p.heads_q / p.heads_kv);
-                let rows = Rows {
-                    query: (s.entry * p.heads_q + head) * p.queries + s.first_query + query,
-                    key: kv_head * p.keys + s.first_key,
-                    head: kv_head,
-                    pairs: ((batch * p.heads_q + head) * longest.0 + query) * longest.1,
-                };
-                each(&rows, At { batch, head, query, key: 0, queries: s.queries, keys: s.keys });
-            }
-        }
-    }
-}
-
-fn row(values: &[f32], index: usize, width: usize) -> &[f32] {
-    &values[index * width..(index + 1) * width]
 }
 
 #[cfg(test)]

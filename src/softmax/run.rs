@@ -2,147 +2,12 @@
 
 use super::additional::Additional;
 use super::stage::StagePrepared;
-use super::tiles::Tiles;
-use super::{
-    AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan, AttentionShapes, BackwardPrepared,
-    BackwardShapes, Order, slots,
-};
-use crate::dispatch::{Scratch, check_device};
+use super::{AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, slots};
+use crate::dispatch::Scratch;
 use crate::error::require;
 use crate::tensor::Verdict;
-use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor, hook};
-use std::collections::HashMap;
-use std::hash::Hash;
+use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
-
-/// How many shapes [`Attention::forward`] keeps prepared.
-const PREPARED: usize = 32;
-
-/// Attention with fixed params on one device: see [`crate::FlashAttention`] and [`crate::NeighborhoodAttention`].
-#[derive(Debug)]
-pub struct Attention<P> {
-    gpu: Gpu,
-    params: P,
-    order: Order,
-    prepared: Mutex<HashMap<AttentionShapes, Arc<AttentionPrepared>>>,
-    prepared_backward: Mutex<HashMap<BackwardShapes, Arc<BackwardPrepared>>>,
-}
-
-impl<P: AttentionParams> Attention<P> {
-    /// Checks the params; nothing is compiled yet.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a number that is not finite or not in range, for a name in a hook that is none, and for a
-    /// hook's buffer that cannot be bound; [`Error::OtherDevice`] for one of another device.
-    pub fn new(gpu: &Gpu, params: P) -> Result<Self> {
-        let (scores, order) = (params.scores(), params.tiles()?);
-        scores.check(gpu.caps())?;
-        hook::check_devices(gpu, &hook::place(&scores.score_mod, &scores.mask_mod))?;
-        let gpu = gpu.clone();
-        Ok(Self { gpu, params, order, prepared: Mutex::default(), prepared_backward: Mutex::default() })
-    }
-
-    pub(super) fn gpu(&self) -> &Gpu {
-        &self.gpu
-    }
-
-    pub(super) fn tiles(&self) -> &dyn Tiles {
-        &*self.order.0
-    }
-
-    /// The params.
-    pub fn params(&self) -> &P {
-        &self.params
-    }
-
-    /// What would run for these shapes, in words and as WGSL.
-    ///
-    /// # Errors
-    /// Those of [`AttentionPlan::new`].
-    pub fn plan(&self, shapes: &AttentionShapes) -> Result<AttentionPlan> {
-        AttentionPlan::of(self.gpu.caps(), self.tiles(), &self.params.scores(), shapes)
-    }
-
-    /// Compiles and uploads all that these shapes need, so that [`AttentionPrepared::encode`] creates nothing but bind groups.
-    ///
-    /// # Errors
-    /// Those of [`AttentionPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &AttentionShapes) -> Result<AttentionPrepared> {
-        AttentionPrepared::new(&self.gpu, self.plan(shapes)?, shapes).await
-    }
-
-    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
-    ///
-    /// # Errors
-    /// Those of [`Attention::prepare`]; [`Error::OtherDevice`].
-    pub async fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        Ok(self.forward_with_lse(&AttentionInputs::new(q, k, v)).await?.0)
-    }
-
-    /// The same with lengths, packed sequences, a bias and a mask, and with the log-sum-exp of each row (f32 [batch,
-    /// heads_q, queries, 1]). Where packed sequences' offsets are on the GPU and wrong, reading a result is an error.
-    ///
-    /// # Errors
-    /// Those of [`Attention::forward`].
-    pub async fn forward_with_lse(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
-        let all = [
-            ("q", Some(inputs.q)),
-            ("k", Some(inputs.k)),
-            ("v", Some(inputs.v)),
-            ("bias", inputs.bias),
-            ("mask", inputs.mask),
-            ("additional_k", inputs.additional_k),
-            ("additional_v", inputs.additional_v),
-            ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
-            ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
-        ];
-        for (name, tensor) in all {
-            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
-        }
-        let shapes = AttentionShapes::of_inputs(inputs);
-        let prepared = self.prepared(&shapes).await?;
-        let out = Tensor::empty(&self.gpu, shapes.out).await?;
-        let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
-        match prepared.submit_slices(inputs, &outputs).await? {
-            Some(verdict) => Ok((out.under(verdict.clone()), lse.under(verdict))),
-            None => Ok((out, lse)),
-        }
-    }
-
-    async fn prepared(&self, shapes: &AttentionShapes) -> Result<Arc<AttentionPrepared>> {
-        self.gpu.alive()?;
-        match kept(&self.prepared, shapes) {
-            Some(found) => Ok(found),
-            None => Ok(keep(&self.prepared, shapes, self.prepare(shapes).await?)),
-        }
-    }
-
-    pub(super) async fn prepared_backward(&self, shapes: &BackwardShapes) -> Result<Arc<BackwardPrepared>> {
-        self.gpu.alive()?;
-        match kept(&self.prepared_backward, shapes) {
-            Some(found) => Ok(found),
-            None => Ok(keep(&self.prepared_backward, shapes, self.prepare_backward(shapes).await?)),
-        }
-    }
-}
-
-type Kept<K, V> = Mutex<HashMap<K, Arc<V>>>;
-
-fn kept<K: Eq + Hash, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
-    all.lock().expect("no panic under this lock").get(key).cloned()
-}
-
-fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
-    let value = Arc::new(value);
-    let mut all = all.lock().expect("no panic under this lock");
-    if all.len() == PREPARED {
-        all.clear();
-    }
-    all.insert(key.clone(), value.clone());
-    value
-}
 
 /// Attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
@@ -217,7 +82,7 @@ impl AttentionPrepared {
     }
 
     /// The same, with what was found wrong in offsets on the GPU.
-    async fn submit_slices(
+    pub(super) async fn submit_slices(
         &self,
         inputs: &AttentionInputs<'_>,
         outputs: &AttentionOutputs<'_>,
@@ -247,7 +112,7 @@ impl AttentionPrepared {
     }
 
     /// Whether the offsets that the last recorded work found on the GPU were in order and in range, once it was submitted.
-    /// (Results of [`Attention::forward_with_lse`] say so when they are read.)
+    /// (Results of [`crate::Attention::forward_with_lse`] say so when they are read.)
     ///
     /// # Errors
     /// [`Error::Argument`] that names the offset; [`Error::DeviceLost`].
