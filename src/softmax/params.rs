@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 /// The params of a kernel family that is softmax attention.
-pub trait AttentionParams: Clone + Debug + PartialEq + Send + Sync + Sees {}
+pub trait AttentionParams: Clone + Debug + PartialEq + Sees {}
 
 /// What the engine needs of them.
 pub trait Sees {
