@@ -93,7 +93,7 @@ impl Tiles for Dense {
     }
 
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
-        Portable::plan(caps, what, head_dim, value_dim)
+        Portable::plan(caps, what, head_dim, value_dim, 0)
     }
 
     fn files(&self, side: Side) -> Vec<&'static str> {

@@ -63,6 +63,10 @@ pub fn neighborhood_cases() -> Vec<AttentionCase> {
     let whole =
         AttentionCase { label: "large space", heads: (1, 1), dims: (32, 32), ..AttentionCase::neighborhood(&axes) };
     cases.push(AttentionCase { seed: 600, ..whole });
+    // As much workgroup memory as there can be.
+    let numbers: &[Numbers] = &[(5, 3, 1, 1), (6, 3, 1, 2), (7, 3, 2, 1)];
+    let axes: Vec<_> = numbers.iter().map(|&n| axis(n, false)).collect();
+    cases.push(AttentionCase { label: "wide", dims: (256, 256), seed: 601, ..AttentionCase::neighborhood(&axes) });
     let space: &[Numbers] = &[(17, 7, 1, 1), (22, 5, 2, 2)];
     let axes: Vec<_> = space.iter().enumerate().map(|(a, &n)| axis(n, a == 1)).collect();
     use KnownHook::{Checks, Coordinates, Fields, TanhCap};

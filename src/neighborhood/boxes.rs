@@ -147,7 +147,8 @@ impl Tiles for Boxes {
     }
 
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
-        Portable::plan(caps, what, head_dim, value_dim)
+        // What a row sees on each axis: two numbers.
+        Portable::plan(caps, what, head_dim, value_dim, 8 * self.axes.len() as u32)
     }
 
     fn files(&self, side: Side) -> Vec<&'static str> {

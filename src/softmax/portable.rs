@@ -17,6 +17,8 @@ pub(crate) struct Portable {
     out_part: u32,
     /// vec4 elements of workgroup memory.
     memory: u32,
+    /// Bytes of it that a family's files use besides.
+    beside: u32,
 }
 
 /// Workgroup memory to use at most, so that several workgroups fit a compute unit.
@@ -25,11 +27,12 @@ const MEMORY: u32 = 17 << 10;
 const FLAG: u32 = 16;
 
 impl Portable {
-    /// Tile sizes for a head dimension and a value width.
+    /// Tile sizes for a head dimension and a value width. The family's files use `beside` bytes of workgroup memory for each
+    /// row of a tile.
     ///
     /// # Errors
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
-    pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Self> {
+    pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize, beside: u32) -> Result<Self> {
         let (d4, v4) = (head_dim.div_ceil(4) as u32, value_dim.div_ceil(4) as u32);
         // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
         // thread idle while it accumulates.
@@ -43,17 +46,18 @@ impl Portable {
         let per_row = cols / col_part;
         let threads = rows / row_part * per_row;
         let out_part = v4.div_ceil(per_row);
-        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG);
+        let beside = beside * rows;
+        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG + beside);
         // Every place of a chunk is staged by a group of eight threads.
         let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
         let per_quad = rows + 4 * out_part * per_row;
         let quads = (0..=4).map(|e| (cols / 4) >> e).find(|q| q * per_quad <= bytes / 16).unwrap_or(1);
         let memory =
             (chunk * (rows + cols)).max(quads * per_quad).max((per_row + 1) * rows / 4).max(threads * col_part / 4);
-        let needed = u64::from(memory * 16 + FLAG);
+        let needed = u64::from(memory * 16 + FLAG + beside);
         caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
         caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;
-        Ok(Self { rows, cols, row_part, col_part, threads, chunk, quads, out_part, memory })
+        Ok(Self { rows, cols, row_part, col_part, threads, chunk, quads, out_part, memory, beside })
     }
 
     /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.
@@ -94,7 +98,22 @@ impl std::fmt::Display for Portable {
             self.row_part,
             self.col_part,
             4 * self.chunk,
-            16 * self.memory + FLAG
+            16 * self.memory + FLAG + self.beside
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_width_fits_core_webgpu() {
+        for (head_dim, value_dim) in (1..=256).flat_map(|d| [1, 20, 32, 64, 96, 128, 200, 256, d].map(|v| (d, v))) {
+            for beside in [0, 8, 16, 24] {
+                let plan = Portable::plan(&Caps::core(), "test", head_dim, value_dim, beside).expect("core WebGPU");
+                assert!(16 * plan.memory + FLAG + plan.beside <= 16 << 10, "{head_dim} {value_dim} {beside}");
+            }
+        }
     }
 }
