@@ -1,6 +1,6 @@
 //! Neighborhood attention on the GPU beside this crate's own dense kernel on the same tensors, forward and backward.
 //! `cargo bench --features catalogue --bench neighborhood`; the lines with ratios say how many times faster it is than dense,
-//! beside the number of tokens over the size of the window, and which share of the computed scores is within windows.
+//! beside the number of tokens over the size of the window, and the plan says which share of the computed scores is useful.
 
 mod common;
 

@@ -137,6 +137,22 @@ impl Boxes {
     }
 }
 
+impl Boxes {
+    /// The part of the computed scores that windows ask for.
+    fn useful(&self, sizes: Sizes, engine: &Portable) -> f64 {
+        let tile = f64::from(engine.rows * engine.cols);
+        let axes = self.padded.iter().enumerate().map(|(a, axis)| {
+            let n = axis.longest();
+            // Enough positions to tell.
+            let some = (0..n).step_by(n.div_ceil(4096));
+            let count = some.len() as f64;
+            let seen = some.map(|i| axis.seen(Side::Queries, i, n)).map(|(lo, hi)| (hi - lo) as f64).sum::<f64>();
+            seen / count * n as f64 / Share::of(axis, Side::Queries, sizes.rows[a], sizes.cols[a]).tiles
+        });
+        axes.product::<f64>() / tile
+    }
+}
+
 impl Tiles for Boxes {
     fn family(&self) -> &'static str {
         "neighborhood"
@@ -198,10 +214,12 @@ impl Tiles for Boxes {
     }
 
     fn describe(&self, engine: &Portable) -> Option<String> {
-        let Sizes { rows, cols } = self.sizes(Side::Queries, engine);
+        let sizes = self.sizes(Side::Queries, engine);
         let first = 3 - self.axes.len();
         let size = |size: [usize; 3]| size[first..].iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ");
-        Some(format!("boxes of {} queries and {} keys", size(rows), size(cols)))
+        let useful = 100.0 * self.useful(sizes, engine);
+        let (rows, cols) = (size(sizes.rows), size(sizes.cols));
+        Some(format!("boxes of {rows} queries and {cols} keys, {useful:.0} % of whose scores are within windows"))
     }
 }
 

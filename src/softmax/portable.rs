@@ -47,7 +47,7 @@ impl Portable {
         let threads = rows / row_part * per_row;
         let out_part = v4.div_ceil(per_row);
         let beside = beside * rows;
-        let bytes = caps.workgroup_memory.min(MEMORY).saturating_sub(FLAG + beside);
+        let bytes = caps.workgroup_memory.saturating_sub(beside).min(MEMORY).saturating_sub(FLAG);
         // Every place of a chunk is staged by a group of eight threads.
         let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
         let per_quad = rows + 4 * out_part * per_row;
