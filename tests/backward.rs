@@ -82,6 +82,12 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
     let tolerance = Tolerance { dtype: DType::F32, unit: 5e-5, magnitude: forward.magnitude };
     let dq: Vec<f32> = read(&shares[0].dq).iter().zip(read(&shares[1].dq)).map(|(a, b)| a + b).collect();
     assert!(tolerance.compare(&dq, &expected.dq).passed());
+    // The same, handed on from one part to the next.
+    let (attention, saved) = &shards[1];
+    let from = OutputGradients { dq_so_far: Some(&shares[0].dq), ..OutputGradients::new(&dout) };
+    let whole = block_on(attention.backward_with_lse(&saved.clone().merged(&out, &lse), &from)).unwrap();
+    assert!(tolerance.compare(&read(&whole.dq), &expected.dq).passed());
+    assert_eq!(bits(&read(&whole.dk)), bits(&read(&shares[1].dk)));
     for (which, expected) in [&expected.dk, &expected.dv].into_iter().enumerate() {
         let parts: Vec<Vec<f32>> = shares.iter().map(|g| read([&g.dk, &g.dv][which])).collect();
         let heads = (0..h)
@@ -129,6 +135,8 @@ fn bad_input() {
     let long = tensor([1, 2, 6, 1], &[0.0; 12]);
     let from = OutputGradients { dlse: Some(&long), ..OutputGradients::new(&out) };
     says(block_on(attention.backward_with_lse(&saved, &from)), &["dlse.shape", "[1, 2, 6, 1]", "[1, 2, 5, 1]"]);
+    let from = OutputGradients { dq_so_far: Some(&wrong), ..OutputGradients::new(&out) };
+    says(block_on(attention.backward_with_lse(&saved, &from)), &["dq_so_far.shape", "[1, 2, 5, 7]", "[1, 2, 5, 8]"]);
     let other = block_on(Gpu::request_with(&common::options())).unwrap();
     let foreign = block_on(Tensor::empty(&other, Layout::heads_first(DType::F32, [1, 2, 5, 8]))).unwrap();
     says(block_on(attention.backward(&saved, &foreign)), &["dout belongs to another device"]);

@@ -12,7 +12,7 @@ use wgpu_attention::catalogue::{
 };
 use wgpu_attention::reference::{At, FlashProblem, Neighborhoods, flash, flash_backward};
 use wgpu_attention::{
-    AttentionInputs, Causal, DType, FlashAttention, FlashParams, NeighborhoodAttention, NeighborhoodAxis,
+    AttentionInputs, Causal, CuSeqlens, DType, FlashAttention, FlashParams, NeighborhoodAttention, NeighborhoodAxis,
     NeighborhoodParams, Result, Tensor,
 };
 
@@ -224,6 +224,15 @@ fn bad_input() {
     let pairs = tensor([1, 1, 36, 36], &[0.0; 36 * 36]);
     says(run(AttentionInputs { bias: Some(&pairs), ..plain }), &["bias", "set", "unset"]);
     says(run(AttentionInputs { additional_k: Some(&x), ..plain }), &["additional_v", "unset", "additional_k"]);
+    let packed = AttentionInputs {
+        cu_seqlens_q: Some(CuSeqlens::Host(&[0, 36])),
+        cu_seqlens_k: Some(CuSeqlens::Host(&[0, 36])),
+        additional_k: Some(&x),
+        additional_v: Some(&x),
+        ..plain
+    };
+    let dense = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    says(block_on(dense.forward_with_lse(&packed)), &["additional_k", "set", "unset with packed sequences"]);
     let wide = tensor([1, 1, 36, 9], &[0.5; 36 * 9]);
     let inputs = AttentionInputs { additional_k: Some(&x), additional_v: Some(&wide), ..plain };
     says(run(inputs), &["additional_v.shape", "[1, 1, 36, 9]", "[1, 1, 36, 8]"]);

@@ -33,28 +33,33 @@ fn multiply(thread: u32) {
     }
 }
 
-fn reset() {
+// What is multiplied: q kᵀ, or p v.
+fn left(weigh: bool, head: u32, row: u32, i: u32) -> f32 {
+    if (weigh) { return scores[(head * sizes.n + row) * sizes.n + i]; }
+    return q[(head * sizes.n + row) * sizes.d + i];
+}
+
+fn right(weigh: bool, head: u32, i: u32, col: u32) -> f32 {
+    if (weigh) { return v[(head * sizes.n + i) * sizes.d + col]; }
+    return k[(head * sizes.n + col) * sizes.d + i];
+}
+
+// The 64 × 64 results of a workgroup, in `sums`, with `depth` summed up.
+fn products(weigh: bool, group: vec3u, thread: u32, depth: u32) {
+    let cols = select(sizes.n, sizes.d, weigh);
     for (var i = 0u; i < 8u; i++) {
         for (var j = 0u; j < 4u; j++) { sums[i][j] = 0.0; }
     }
-}
-
-@compute @workgroup_size(128)
-fn score(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-    let base = group.z * sizes.n * sizes.d;
-    // Under a causal mask, tiles above the diagonal are left to `soften`.
-    if (sizes.causal != 0u && group.x > group.y) { return; }
-    reset();
-    for (var d0 = 0u; d0 < sizes.d; d0 += 16u) {
+    for (var first = 0u; first < depth; first += 16u) {
         for (var at = thread; at < 256u; at += 128u) {
             let row = group.y * 64u + at % 64u;
             let col = group.x * 64u + at % 64u;
             var x: vec4f;
             var y: vec4f;
             for (var e = 0u; e < 4u; e++) {
-                let d = d0 + at / 64u * 4u + e;
-                if (d < sizes.d && row < sizes.n) { x[e] = q[base + row * sizes.d + d]; }
-                if (d < sizes.d && col < sizes.n) { y[e] = k[base + col * sizes.d + d]; }
+                let i = first + at / 64u * 4u + e;
+                if (i < depth && row < sizes.n) { x[e] = left(weigh, group.z, row, i); }
+                if (i < depth && col < cols) { y[e] = right(weigh, group.z, i, col); }
             }
             a_tile[at] = x;
             b_tile[at] = y;
@@ -63,6 +68,13 @@ fn score(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t
         multiply(thread);
         workgroupBarrier();
     }
+}
+
+@compute @workgroup_size(128)
+fn score(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    // Under a causal mask, tiles above the diagonal are left to `soften`.
+    if (sizes.causal != 0u && group.x > group.y) { return; }
+    products(false, group, thread, sizes.d);
     for (var i = 0u; i < 8u; i++) {
         let row = group.y * 64u + thread / 16u * 8u + i;
         for (var j = 0u; j < 4u; j++) {
@@ -112,26 +124,7 @@ fn soften(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
 
 @compute @workgroup_size(128)
 fn weigh(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-    let end = select(sizes.n, min(sizes.n, group.y * 64u + 64u), sizes.causal != 0u);
-    reset();
-    for (var j0 = 0u; j0 < end; j0 += 16u) {
-        for (var at = thread; at < 256u; at += 128u) {
-            let row = group.y * 64u + at % 64u;
-            let col = group.x * 64u + at % 64u;
-            var x: vec4f;
-            var y: vec4f;
-            for (var e = 0u; e < 4u; e++) {
-                let j = j0 + at / 64u * 4u + e;
-                if (j < sizes.n && row < sizes.n) { x[e] = scores[(group.z * sizes.n + row) * sizes.n + j]; }
-                if (j < sizes.n && col < sizes.d) { y[e] = v[(group.z * sizes.n + j) * sizes.d + col]; }
-            }
-            a_tile[at] = x;
-            b_tile[at] = y;
-        }
-        workgroupBarrier();
-        multiply(thread);
-        workgroupBarrier();
-    }
+    products(true, group, thread, select(sizes.n, min(sizes.n, group.y * 64u + 64u), sizes.causal != 0u));
     for (var i = 0u; i < 8u; i++) {
         let row = group.y * 64u + thread / 16u * 8u + i;
         for (var j = 0u; j < 4u; j++) {
