@@ -23,7 +23,7 @@ fn catalogue() {
 
 #[test]
 fn random_cases() {
-    run_all(&random_neighborhood_cases(24, 1));
+    run_all(&random_neighborhood_cases(12, 1));
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn gradients_of_the_catalogue() {
 
 #[test]
 fn gradients_of_random_cases() {
-    run_all(&random_neighborhood_backward_cases(12, 2));
+    run_all(&random_neighborhood_backward_cases(6, 2));
 }
 
 /// A case of tests/data/neighborhood.json: expected values of an independent implementation.
