@@ -14,7 +14,7 @@ use crate::error::require;
 use crate::packed::Side;
 use crate::shader::AccessKind;
 use crate::{DType, Layout, Result, Tensor};
-use plan::{Names, OF_BIAS};
+use plan::{Names, OF_BIAS, Over};
 
 /// What the backward pass reads besides the forward pass's inputs and outputs.
 #[derive(Clone, Copy, Debug)]
@@ -213,7 +213,7 @@ impl BackwardShapes {
     /// for all.
     fn bias_arguments(&self) -> Vec<Argument> {
         let (pairs, bias) = (self.forward.pairs(), self.forward.bias_shape());
-        let mut arguments = self.arguments(Side::Queries, OF_BIAS);
+        let mut arguments = self.arguments(Side::Queries, OF_BIAS, Over::Own);
         for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
             argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
             // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
@@ -223,10 +223,27 @@ impl BackwardShapes {
         arguments
     }
 
-    /// The tensors of a kernel over the rows of one side, by the shader's names for them and ours.
-    fn arguments(&self, side: Side, names: Names) -> Vec<Argument> {
+    /// What we call the tensor that a shader calls so, where it has one.
+    fn tensor_of(&self, name: &'static str, over: Over) -> Option<&'static str> {
+        Some(match (over, name) {
+            // Where there are additional keys, dq comes in two passes.
+            (Over::Own, "dq") if self.forward.additional_k.is_some() => SHARE_OF_DQ,
+            (Over::Own, name) => name,
+            (Over::Additional, "k") => "additional_k",
+            (Over::Additional, "v") => "additional_v",
+            (Over::Additional, "dk") => "d_additional_k",
+            (Over::Additional, "dv") => "d_additional_v",
+            (Over::Additional, "dq_so_far") => SHARE_OF_DQ,
+            (Over::Additional, "bias" | "mask") => return None,
+            (Over::Additional, name) => name,
+        })
+    }
+
+    /// The tensors of a kernel over the rows of one side.
+    fn arguments(&self, side: Side, names: Names, over: Over) -> Vec<Argument> {
         let group = self.forward.q.shape[1] / self.forward.k.shape[1];
-        let argument = |&(name, tensor): &(&'static str, &str)| {
+        let argument = |&name: &&'static str| {
+            let tensor = self.tensor_of(name, over)?;
             let of_keys = ["k", "v", "dk", "dv"].contains(&name);
             let (group, spread) = match side {
                 Side::Queries => (if of_keys { group } else { 1 }, 1),

@@ -1,6 +1,6 @@
 //! What runs for the gradients: decided without a GPU.
 
-use super::{BackwardShapes, SHARE_OF_DQ};
+use super::BackwardShapes;
 use crate::arguments::bind;
 use crate::dispatch::Kernel;
 use crate::error::require;
@@ -14,63 +14,25 @@ use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
 use crate::softmax::{AttentionParams, ScoreParams};
 use crate::{Caps, Error, Result, Slice};
 
-/// The tensors of a kernel: what its shader calls them, and what we do.
-pub(super) type Names = &'static [(&'static str, &'static str)];
+/// The tensors of a kernel, as its shader calls them.
+pub(super) type Names = &'static [&'static str];
 
-pub(super) const OF_DELTA: Names = &[("out", "out"), ("dout", "dout"), ("lse", "lse"), ("dlse", "dlse")];
-const OF_QUERIES: Names = &[
-    ("q", "q"),
-    ("k", "k"),
-    ("v", "v"),
-    ("dout", "dout"),
-    ("dq", "dq"),
-    ("dq_so_far", "dq_so_far"),
-    ("bias", "bias"),
-    ("mask", "mask"),
-];
-pub(super) const OF_BIAS: Names =
-    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("bias", "bias"), ("mask", "mask"), ("dbias", "dbias")];
-const OF_KEYS_AND_VALUES: Names = &[
-    ("q", "q"),
-    ("k", "k"),
-    ("v", "v"),
-    ("dout", "dout"),
-    ("dk", "dk"),
-    ("dv", "dv"),
-    ("bias", "bias"),
-    ("mask", "mask"),
-];
-const OF_KEYS: Names =
-    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("dk", "dk"), ("bias", "bias"), ("mask", "mask")];
-const OF_VALUES: Names =
-    &[("q", "q"), ("k", "k"), ("v", "v"), ("dout", "dout"), ("dv", "dv"), ("bias", "bias"), ("mask", "mask")];
-// Where there are additional keys, dq comes in two passes.
-const SHARE_OF_QUERIES: Names = &[
-    ("q", "q"),
-    ("k", "k"),
-    ("v", "v"),
-    ("dout", "dout"),
-    ("dq", SHARE_OF_DQ),
-    ("dq_so_far", "dq_so_far"),
-    ("bias", "bias"),
-    ("mask", "mask"),
-];
-const REST_OF_QUERIES: Names = &[
-    ("q", "q"),
-    ("k", "additional_k"),
-    ("v", "additional_v"),
-    ("dout", "dout"),
-    ("dq", "dq"),
-    ("dq_so_far", SHARE_OF_DQ),
-];
-const OF_ADDITIONAL: Names = &[
-    ("q", "q"),
-    ("k", "additional_k"),
-    ("v", "additional_v"),
-    ("dout", "dout"),
-    ("dk", "d_additional_k"),
-    ("dv", "d_additional_v"),
-];
+pub(super) const OF_DELTA: Names = &["out", "dout", "lse", "dlse"];
+const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask"];
+pub(super) const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "dbias"];
+const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask"];
+const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask"];
+const OF_VALUES: Names = &["q", "k", "v", "dout", "dv", "bias", "mask"];
+
+/// Which keys a pass goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    /// Those of the tokens.
+    Own,
+    /// Those that every query sees.
+    Additional,
+}
+
 /// Threads of the kernel that takes a row of the output each.
 const DELTA_THREADS: u32 = 64;
 
@@ -81,7 +43,7 @@ pub struct BackwardPlan {
     pub(super) delta_slices: Vec<Slice>,
     /// dq, then dk and dv in one pass or in two, then dbias where there is one, then those of additional keys; each with its
     /// tensors.
-    pub(super) stages: Vec<(Stage, Names)>,
+    pub(super) stages: Vec<(Stage, Names, Over)>,
     pub(super) stats_bytes: u64,
     heading: String,
 }
@@ -110,7 +72,8 @@ impl BackwardPlan {
             let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
             require(hook.grad_entry.is_some(), &what, "unset", bound)?;
         }
-        let forward = &shapes.forward.own_part();
+        let forward_shapes = &shapes.forward;
+        let forward = &forward_shapes.own_part();
         let [batch, heads, queries, head_dim] = forward.q.shape;
         let value_dim = forward.v.shape[3];
         let what = format!("{} backward", tiles.family());
@@ -122,34 +85,16 @@ impl BackwardPlan {
         let stats_bytes = 8 * (batch * heads * queries) as u64;
         caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
         let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine };
-        let planned = |setup: &Setup, pass: Pass, names: Names, flops: usize| -> Result<_> {
-            let arguments = match pass {
-                Pass::Bias => shapes.bias_arguments(),
-                _ => shapes.arguments(pass.side(), names),
-            };
-            Ok((Stage::plan(setup, pass, arguments, 2.0 * flops as f64)?, names))
-        };
-        let stage = |pass, names, flops| planned(&setup, pass, names, flops);
-        let additional = shapes.forward.additional_part();
-        let of_queries = if additional.is_some() { SHARE_OF_QUERIES } else { OF_QUERIES };
-        let mut stages = vec![stage(Pass::Queries, of_queries, 2 * head_dim + value_dim)?];
-        // Where a device binds too few buffers for both gradients, each comes alone.
-        match stage(Pass::KeysAndValues, OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
-            Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => {
-                stages.push(stage(Pass::Keys, OF_KEYS, 2 * head_dim + value_dim)?);
-                stages.push(stage(Pass::Values, OF_VALUES, head_dim + 2 * value_dim)?);
-            }
-            both => stages.push(both?),
-        }
+        let mut stages = stages(&setup, shapes, Over::Own)?;
         if shapes.dbias.is_some() {
-            stages.push(stage(Pass::Bias, OF_BIAS, head_dim + value_dim)?);
+            let flops = 2.0 * (head_dim + value_dim) as f64;
+            stages.push((Stage::plan(&setup, Pass::Bias, shapes.bias_arguments(), flops)?, OF_BIAS, Over::Own));
         }
-        if let Some(shapes) = &additional {
+        if let Some(part) = &forward_shapes.additional_part() {
             let (dense, params) = (Dense::default(), params.without_places());
             let engine = dense.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
-            let setup = Setup { caps, tiles: &dense, params: &params, shapes, engine: &engine };
-            stages.push(planned(&setup, Pass::Queries, REST_OF_QUERIES, 2 * head_dim + value_dim)?);
-            stages.push(planned(&setup, Pass::KeysAndValues, OF_ADDITIONAL, 2 * (head_dim + value_dim))?);
+            let setup = Setup { caps, tiles: &dense, params: &params, shapes: part, engine: &engine };
+            stages.extend(self::stages(&setup, shapes, Over::Additional)?);
         }
         let (delta, delta_slices) = delta(caps, params, shapes)?;
         let heading = setup.heading().replacen(tiles.family(), &what, 1);
@@ -158,7 +103,7 @@ impl BackwardPlan {
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        let kernels = std::iter::once(&self.delta).chain(self.stages.iter().flat_map(|(stage, _)| stage.kernels()));
+        let kernels = std::iter::once(&self.delta).chain(self.stages.iter().flat_map(|(stage, ..)| stage.kernels()));
         kernels.map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
     }
 }
@@ -166,24 +111,43 @@ impl BackwardPlan {
 impl std::fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.heading)?;
-        for (stage, _) in &self.stages {
+        for (stage, ..) in &self.stages {
             let (slices, pass) = (stage.slices.len(), stage.pass.gradients());
             write!(f, "; {slices} slice{} for {pass}", if slices == 1 { "" } else { "s" })?;
         }
-        if self.stages.iter().any(|(stage, _)| stage.pass == Pass::Keys) {
+        if self.stages.iter().any(|(stage, ..)| stage.pass == Pass::Keys) {
             write!(f, "; dk and dv apart: together they need more storage buffers than there are")?;
         }
-        if let Some(masks) = self.stages.iter().find_map(|(stage, _)| stage.masks.as_ref()) {
+        if let Some(masks) = self.stages.iter().find_map(|(stage, ..)| stage.masks.as_ref()) {
             write!(f, "; {masks}")?;
         }
         Ok(())
     }
 }
 
+/// The passes for queries, and for keys and values.
+fn stages(setup: &Setup, shapes: &BackwardShapes, over: Over) -> Result<Vec<(Stage, Names, Over)>> {
+    let (head_dim, value_dim) = (shapes.forward.q.shape[3], shapes.forward.v.shape[3]);
+    let stage = |pass: Pass, names: Names, flops: usize| -> Result<_> {
+        let arguments = shapes.arguments(pass.side(), names, over);
+        Ok((Stage::plan(setup, pass, arguments, 2.0 * flops as f64)?, names, over))
+    };
+    let mut stages = vec![stage(Pass::Queries, OF_QUERIES, 2 * head_dim + value_dim)?];
+    // Where a device binds too few buffers for both gradients, each comes alone.
+    match stage(Pass::KeysAndValues, OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
+        Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => {
+            stages.push(stage(Pass::Keys, OF_KEYS, 2 * head_dim + value_dim)?);
+            stages.push(stage(Pass::Values, OF_VALUES, head_dim + 2 * value_dim)?);
+        }
+        both => stages.push(both?),
+    }
+    Ok(stages)
+}
+
 fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(Kernel, Vec<Slice>)> {
     let [batch, heads, queries, _] = shapes.forward.q.shape;
     let value_dim = shapes.forward.v.shape[3];
-    let arguments = shapes.arguments(Side::Queries, OF_DELTA);
+    let arguments = shapes.arguments(Side::Queries, OF_DELTA, Over::Own);
     let tiles = queries.div_ceil(DELTA_THREADS as usize);
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let flops = 2.0 * f64::from(DELTA_THREADS) * value_dim as f64;

@@ -1,6 +1,6 @@
 //! From a plan to gradients, in the caller's encoders.
 
-use super::plan::{Names, OF_DELTA};
+use super::plan::{Names, OF_DELTA, Over};
 use super::{AttentionGradients, BackwardPlan, BackwardShapes, NAMES, OutputGradients, slots};
 #[cfg(doc)]
 use crate::Error;
@@ -136,13 +136,15 @@ impl<'a> Work<'a> {
             require(given == wanted, name, has(given), format!("{}, as prepared", has(wanted)))?;
         }
         let all = slots(inputs, outputs, from, to);
-        let tensor = |&(_, name): &(&str, &str)| match NAMES.iter().position(|other| *other == name) {
-            Some(i) => all[i],
-            None => prepared.share_of_dq.as_ref(),
+        let tensor = |name: &'static str, over: Over| {
+            let name = prepared.shapes.tensor_of(name, over)?;
+            let place = NAMES.iter().position(|other| *other == name);
+            place.map_or(prepared.share_of_dq.as_ref(), |i| all[i])
         };
-        let of = |names: Names| -> Vec<&'a Tensor> { names.iter().filter_map(tensor).collect() };
-        let stages = prepared.plan.stages.iter().map(|(_, names)| of(names)).collect();
-        let work = Self { delta: of(OF_DELTA), stages, offsets: offsets(inputs) };
+        let of =
+            |names: Names, over| -> Vec<&'a Tensor> { names.iter().filter_map(|name| tensor(name, over)).collect() };
+        let stages = prepared.plan.stages.iter().map(|(_, names, over)| of(names, *over)).collect();
+        let work = Self { delta: of(OF_DELTA, Over::Own), stages, offsets: offsets(inputs) };
         prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
         for (stage, tensors) in prepared.stages.iter().zip(&work.stages) {
             stage.check(tensors, &(0..stage.slices().len()))?;
@@ -163,7 +165,7 @@ impl<P: AttentionParams> Attention<P> {
         let tables = scratch(gpu, &[("stats", plan.stats_bytes)]).await?;
         let delta = Launch::prepare(gpu, &plan.delta, &plan.delta_slices, &tables).await?;
         let mut stages = Vec::new();
-        for (stage, _) in &plan.stages {
+        for (stage, ..) in &plan.stages {
             stages.push(StagePrepared::new(gpu, stage, &tables).await?);
         }
         let share_of_dq = match shapes.share_of_dq() {
