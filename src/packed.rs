@@ -137,7 +137,7 @@ pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()>
 const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
 
 /// What the rows of a tile are; the columns are the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     Queries = 0,
     Keys = 1,

@@ -6,6 +6,8 @@ use crate::shader::{Binding, file};
 use crate::softmax::tiles::{Extent, Tiles, small_table};
 use crate::softmax::{AttentionShapes, Portable};
 use crate::{Caps, Result};
+use std::collections::HashMap;
+use std::sync::Mutex;
 
 /// An axis that a space does not have.
 const NO_AXIS: NeighborhoodAxis = NeighborhoodAxis { length: 1, window: 1, stride: 1, dilation: 1, causal: false };
@@ -16,6 +18,8 @@ pub(super) struct Boxes {
     axes: Vec<NeighborhoodAxis>,
     /// Three, those that there are last.
     padded: [NeighborhoodAxis; 3],
+    /// What was chosen for a side, and for tiles of so many rows and columns.
+    chosen: Mutex<HashMap<(Side, u32, u32), Sizes>>,
 }
 
 /// Sizes of the boxes of rows and of columns.
@@ -103,11 +107,17 @@ impl Boxes {
     pub fn new(axes: &[NeighborhoodAxis]) -> Self {
         let mut padded = [NO_AXIS; 3];
         padded[3 - axes.len()..].copy_from_slice(axes);
-        Self { axes: axes.into(), padded }
+        Self { axes: axes.into(), padded, chosen: Mutex::default() }
+    }
+
+    /// The boxes for one side, chosen once.
+    fn sizes(&self, side: Side, engine: &Portable) -> Sizes {
+        let mut chosen = self.chosen.lock().expect("no panic under this lock");
+        *chosen.entry((side, engine.rows, engine.cols)).or_insert_with(|| self.choose(side, engine))
     }
 
     /// The boxes with the least work: tiles to multiply, where one without a mask costs a little less, and workgroups to start.
-    fn sizes(&self, side: Side, engine: &Portable) -> Sizes {
+    fn choose(&self, side: Side, engine: &Portable) -> Sizes {
         const MASK: f64 = 0.15;
         const START: f64 = 0.5;
         let (volume, cols) = (engine.rows as usize, engine.cols as usize);
