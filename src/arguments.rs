@@ -33,6 +33,9 @@ impl Argument {
             let heads = s.heads.start * self.spread..s.heads.end * self.spread;
             (batches, heads.start / self.group..heads.end.div_ceil(self.group))
         });
+        // What there is one of holds for all.
+        let one = |range: Range<usize>, count: usize| if count == 1 { 0..1 } else { range };
+        let [batches, heads] = [one(batches, self.layout.shape[0]), one(heads, self.layout.shape[1])];
         let span = self.layout.part_span(&batches, &heads).expect("checked when the tensor was described");
         let size = self.layout.dtype.bytes();
         span.start * size..span.end * size

@@ -4,7 +4,10 @@
 mod activations;
 mod attention;
 mod backward;
+mod block_sparse_cases;
+mod blocks;
 mod data;
+mod family;
 mod flash_cases;
 mod flash_random;
 mod hooks;
@@ -16,6 +19,11 @@ mod tensors;
 
 pub use activations::activations;
 pub use attention::{AttentionCase, Known, Scores};
+pub use block_sparse_cases::{
+    block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
+};
+pub use blocks::{BlockCase, MaskSource};
+pub use family::CaseParams;
 pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use data::{Tolerance, normal, poisoned};
 pub use flash_cases::flash_cases;
@@ -111,6 +119,16 @@ pub const FAMILIES: &[Family] = &[
         },
         variants: |caps| vec![neighborhood_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: shaders::of_neighborhood,
+    },
+    Family {
+        name: "block-sparse",
+        cases: || boxed(block_sparse_cases()).chain(boxed(block_sparse_backward_cases())).collect(),
+        random: |count, seed| {
+            let backward = random_block_sparse_backward_cases(count, seed);
+            boxed(random_block_sparse_cases(count, seed)).chain(boxed(backward)).collect()
+        },
+        variants: |caps| vec![block_sparse_cases::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: shaders::of_block_sparse,
     },
     Family {
         name: "merge",

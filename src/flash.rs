@@ -3,10 +3,11 @@
 //! `out = softmax(score(scale · q kᵀ) + mask) v`, `lse = ln Σ exp(score(scale · q kᵀ) + mask)`, nothing of size queries × keys
 //! in memory.
 
+use crate::error::require;
 use crate::packed::Side;
 use crate::shader::{Binding, file};
 use crate::softmax::tiles::{Extent, Tiles, small_table};
-use crate::softmax::{Attention, AttentionParams, MAX_SEQUENCE, Order, Portable, ScoreParams, Sees};
+use crate::softmax::{Attention, AttentionParams, AttentionShapes, MAX_SEQUENCE, Order, Portable, ScoreParams, Sees};
 use crate::{Caps, Hook, Result};
 use std::sync::Arc;
 
@@ -92,14 +93,18 @@ impl Tiles for Dense {
         "flash"
     }
 
+    fn check(&self, shapes: &AttentionShapes) -> Result<()> {
+        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: `BlockSparseAttention` takes one")
+    }
+
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
         Portable::plan(caps, what, head_dim, value_dim, 0)
     }
 
     fn files(&self, side: Side) -> Vec<&'static str> {
         match side {
-            Side::Queries => vec![file::TILES_RANGES, file::TILES_DENSE],
-            Side::Keys => vec![file::TILES_RANGES, file::TILES_DENSE_KEYS],
+            Side::Queries => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE],
+            Side::Keys => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE_KEYS],
         }
     }
 
@@ -107,7 +112,7 @@ impl Tiles for Dense {
         vec![]
     }
 
-    fn tables(&self, _: Side, _: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+    fn tables(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
         // A bound as long as any sequence is an open one.
         let bound = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
         let Window { left, right } = self.window;
@@ -119,7 +124,7 @@ impl Tiles for Dense {
         Extent { tiles: rows.div_ceil(engine.rows as usize), cols, visited }
     }
 
-    fn describe(&self, _: &Portable) -> Option<String> {
+    fn describe(&self, _: &AttentionShapes, _: &Portable) -> Option<String> {
         None
     }
 }

@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 mod arguments;
+mod block_sparse;
 mod caps;
 mod dispatch;
 mod error;
@@ -23,6 +24,9 @@ mod timing;
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
 
+pub use block_sparse::{
+    BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape, BlockSparseAttention, BlockSparseParams, HeadBlocks,
+};
 pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
 pub use flash::{Causal, FlashAttention, FlashParams, Window};

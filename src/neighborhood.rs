@@ -129,7 +129,7 @@ fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
     for (name, given) in [("q.shape[2] (tokens)", shapes.q.shape[2]), ("k.shape[2] (tokens)", shapes.k.shape[2])] {
         require(given == tokens, name, given, format!("{tokens}, the product of the axes' lengths {lengths:?}"))?;
     }
-    let AttentionShapes { seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask, .. } = shapes;
+    let AttentionShapes { seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask, block_mask, .. } = shapes;
     for (name, is_set) in [
         ("seqlens_q", seqlens_q.is_some()),
         ("seqlens_k", seqlens_k.is_some()),
@@ -137,6 +137,7 @@ fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
         ("cu_seqlens_k", cu_seqlens_k.is_some()),
         ("bias", bias.is_some()),
         ("mask", mask.is_some()),
+        ("block_mask", block_mask.is_some()),
     ] {
         require(!is_set, name, "set", "unset: a neighborhood is a whole space (score_mod and mask_mod change scores)")?;
     }

@@ -22,7 +22,7 @@ pub(crate) use portable::Portable;
 pub use run::AttentionPrepared;
 
 use crate::error::require;
-use crate::{CuSeqlens, CuSeqlensShape, DType, Layout, Result, Tensor, packed};
+use crate::{BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, DType, Layout, Result, Tensor, packed};
 
 /// What attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +53,8 @@ pub struct AttentionInputs<'a> {
     pub additional_k: Option<&'a Tensor>,
     /// Their values, [batch, heads_kv, the same number, value_dim].
     pub additional_v: Option<&'a Tensor>,
+    /// Which blocks of queries and keys are computed at all: for [`crate::BlockSparseAttention`], which needs one.
+    pub block_mask: Option<&'a BlockMask>,
 }
 
 impl<'a> AttentionInputs<'a> {
@@ -70,6 +72,7 @@ impl<'a> AttentionInputs<'a> {
             mask: None,
             additional_k: None,
             additional_v: None,
+            block_mask: None,
         }
     }
 }
@@ -112,9 +115,11 @@ pub struct AttentionShapes {
     pub additional_k: Option<Layout>,
     /// Their values [batch, heads_kv, the same number, value_dim].
     pub additional_v: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v lie in one buffer: those with the same number. Matters
-    /// for an output's buffer only.
-    pub buffers: [usize; 9],
+    /// Which blocks are computed.
+    pub block_mask: Option<BlockMaskShape>,
+    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v, the block mask's chosen and full blocks lie in one
+    /// buffer: those with the same number. Matters for an output's buffer only.
+    pub buffers: [usize; 11],
 }
 
 impl AttentionShapes {
@@ -138,6 +143,7 @@ impl AttentionShapes {
             mask: None,
             additional_k: None,
             additional_v: None,
+            block_mask: None,
             buffers,
         }
     }
@@ -155,6 +161,7 @@ impl AttentionShapes {
             mask: layout(inputs.mask),
             additional_k: layout(inputs.additional_k),
             additional_v: layout(inputs.additional_v),
+            block_mask: inputs.block_mask.map(BlockMask::shape),
             ..Self::new(inputs.q.layout().clone(), inputs.k.layout().clone(), inputs.v.layout().clone())
         }
     }
@@ -181,8 +188,13 @@ impl AttentionShapes {
         self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, bias)))
     }
 
+    /// The chosen and the full blocks.
+    fn block_layouts(&self) -> [Option<&Layout>; 2] {
+        self.block_mask.as_ref().map_or([None, None], |mask| [mask.chosen.as_ref(), mask.full.as_ref()])
+    }
+
     /// [batch, heads_q, queries, keys] of a bias or mask.
-    fn pairs(&self) -> [usize; 4] {
+    pub(crate) fn pairs(&self) -> [usize; 4] {
         let heads = self.q.shape[1];
         match self.packed() {
             None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
@@ -192,10 +204,11 @@ impl AttentionShapes {
 }
 
 /// In the order of [`AttentionShapes::buffers`].
-fn slots<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> [Option<&'a Tensor>; 9] {
-    let AttentionInputs { q, k, v, bias, mask, additional_k, additional_v, .. } = inputs;
+fn slots<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> [Option<&'a Tensor>; 11] {
+    let AttentionInputs { q, k, v, bias, mask, additional_k, additional_v, block_mask, .. } = inputs;
     let AttentionOutputs { out, lse } = outputs;
-    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask, *additional_k, *additional_v]
+    let [blocks, full] = block_mask.map_or([None, None], BlockMask::tensors);
+    [Some(*q), Some(*k), Some(*v), Some(*out), Some(*lse), *bias, *mask, *additional_k, *additional_v, blocks, full]
 }
 
 /// Largest head dimension and value width.

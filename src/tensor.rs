@@ -10,7 +10,7 @@ pub struct Tensor {
     gpu: Gpu,
     buffer: wgpu::Buffer,
     layout: Layout,
-    verdict: Option<Verdict>,
+    verdicts: Vec<Verdict>,
 }
 
 /// What the kernel that wrote a tensor found wrong in indices that only the GPU has seen.
@@ -74,7 +74,7 @@ impl Tensor {
             let needed = format!("at least {} for shape {shape:?}, strides {strides:?}, offset {offset}", span.end);
             return Err(Error::argument("buffer.size", size, needed));
         }
-        Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout, verdict: None })
+        Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout, verdicts: vec![] })
     }
 
     /// Uploads indices or offsets as [1, 1, 1, values.len()] of type u32.
@@ -89,8 +89,15 @@ impl Tensor {
     }
 
     /// The same tensor, which cannot be read if the verdict is bad.
-    pub(crate) fn under(self, verdict: Verdict) -> Self {
-        Self { verdict: Some(verdict), ..self }
+    pub(crate) fn under(mut self, verdict: Verdict) -> Self {
+        self.verdicts.push(verdict);
+        self
+    }
+
+    /// The same under all verdicts of what it was made from.
+    pub(crate) fn under_all(mut self, from: &Tensor) -> Self {
+        self.verdicts.extend_from_slice(&from.verdicts);
+        self
     }
 
     /// Another view of the same buffer.
@@ -98,7 +105,7 @@ impl Tensor {
     /// # Errors
     /// Those of [`Tensor::wrap`].
     pub fn view(&self, layout: Layout) -> Result<Self> {
-        Ok(Self { verdict: self.verdict.clone(), ..Self::wrap(&self.gpu, &self.buffer, layout)? })
+        Ok(Self::wrap(&self.gpu, &self.buffer, layout)?.under_all(self))
     }
 
     /// The buffer.
@@ -166,7 +173,7 @@ impl Tensor {
         if self.layout.is_empty() {
             return Ok(Vec::new());
         }
-        if let Some(verdict) = &self.verdict {
+        for verdict in &self.verdicts {
             verdict.ask(&self.gpu).await?;
         }
         let span = self.layout.byte_span()?;
@@ -176,6 +183,18 @@ impl Tensor {
         let row = self.layout.shape[3] * size;
         let rows = self.row_starts(start).flat_map(|at| bytes[at..at + row].chunks_exact(size));
         Ok(rows.map(|element| self.layout.dtype.decode(element)).collect())
+    }
+
+    /// The values of a u32 tensor, as they are: [`Tensor::read`] gives the nearest floats.
+    ///
+    /// # Errors
+    /// Those of [`Tensor::read`]; [`Error::Argument`] for another type.
+    pub async fn read_u32(&self) -> Result<Vec<u32>> {
+        let dtype = self.layout.dtype;
+        require(dtype == DType::U32, "tensor.dtype", dtype, "u32")?;
+        // Words are read as floats of the same bits.
+        let words = Self { layout: Layout { dtype: DType::F32, ..self.layout.clone() }, ..self.clone() };
+        Ok(words.read().await?.into_iter().map(f32::to_bits).collect())
     }
 
     /// Where each row starts, in bytes from `start`.

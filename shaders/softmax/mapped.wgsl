@@ -11,7 +11,7 @@ fn map_bits(w: Work, i: u32) -> u32 {
 }
 
 // The next tile from number i on that someone sees, or `count`.
-fn next_tile(w: Work, i: u32, count: u32) -> u32 {
+fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {
     var next = i;
     var seen = 0u;
     while (next < count && seen == 0u) {
@@ -22,6 +22,10 @@ fn next_tile(w: Work, i: u32, count: u32) -> u32 {
 }
 
 // What the masks make of tile number i, which someone sees.
-fn veiled_kind(w: Work, i: u32, kind: u32) -> u32 {
+fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     return select(FULL, BORDER, (map_bits(w, i) & 3u) == 3u);
+}
+
+fn chosen(r: Row, c: Col, w: Work) -> bool {
+    return true;
 }

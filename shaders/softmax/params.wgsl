@@ -20,6 +20,8 @@ struct Params {
     stats: vec4u,
     dbias: vec4u,
     dq_so_far: vec4u,
+    blocks: vec4u,
+    full_blocks: vec4u,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,

@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     if (thread == 0u) { atomicStore(&leak, 0u); }
     state_reset();
     // A hidden tile is passed over outside of the body: a CPU's driver walks through all of what a `continue` skips.
-    for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
+    for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) {
         let tile = nth_tile(w, visit, i);
         score_tile(w, visit, tile, thread);
         state_weigh(is_masked(tile), thread);

@@ -53,7 +53,7 @@ fn add_tile(w: Work, key_tile: u32, thread: u32) {
     let visit = visit_of(w);
     let count = tile_count(visit);
     let i = key_tile - visit.first_tile;
-    if (key_tile >= visit.first_tile && i < count) {
+    if (key_tile >= visit.first_tile && i < count && next_tile(w, visit, i, count) == i) {
         let row0 = (thread / TC) * RT;
         for (var r = 0u; r < RT; r++) {
             row_stats[r] = stats_of(w, row_token(visit, row0 + r));

@@ -24,7 +24,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     reset_dv();
     for (var head = 0u; head < params.heads_together; head++) {
         w.head = w.kv_head * params.heads_together + head;
-        for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
+        for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) {
             let tile = nth_tile(w, visit, i);
             for (var j = 0u; j < CT; j++) {
                 col_stats[j] = stats_of(w, col_token(visit, tile, tc + TC * j));

@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var i = 0u; i < RT; i++) {
         row_stats[i] = stats_of(w, row_token(visit, row0 + i));
     }
-    for (var i = next_tile(w, 0u, count); i < count; i = next_tile(w, i + 1u, count)) {
+    for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) {
         let tile = nth_tile(w, visit, i);
         gradient_tile(w, visit, tile, thread);
         give_gradients();

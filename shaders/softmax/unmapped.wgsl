@@ -1,9 +1,13 @@
-// Without a map, a mask may hide something of any tile.
+// Every tile of the visit. Without a map, a mask may hide something of any.
 
-fn next_tile(w: Work, i: u32, count: u32) -> u32 {
+fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {
     return i;
 }
 
-fn veiled_kind(w: Work, i: u32, kind: u32) -> u32 {
+fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     return select(kind, BORDER, VEILED);
+}
+
+fn chosen(r: Row, c: Col, w: Work) -> bool {
+    return true;
 }

@@ -15,9 +15,6 @@ struct Tile { base: u32, kind: u32 }
 struct Row { token: u32, lo: u32, len: u32 }
 struct Col { token: u32, at: u32 }
 
-// Positions within the sequence, always below its lengths; `head` is the query head.
-struct Position { batch: u32, head: u32, query: u32, key: u32, queries: u32, keys: u32 }
-
 // Rows past the end of the sequence see nothing, and do not count when tiles are chosen.
 fn visit_of(w: Work) -> Visit {
     let row0 = w.tile * BR;

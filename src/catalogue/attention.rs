@@ -1,8 +1,8 @@
 //! Cases of softmax attention: flash and neighborhood.
 
-use super::{Case, KnownHook, Outcome, Tolerance, normal};
+use super::{BlockCase, Case, KnownHook, Outcome, Tolerance, normal};
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
-use crate::{AttentionPlan, Caps, DType, FlashParams, Gpu, GpuTime, NeighborhoodAxis, NeighborhoodParams, Result};
+use crate::{AttentionPlan, Caps, DType, FlashParams, Gpu, GpuTime, NeighborhoodAxis, Result};
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
 
@@ -46,6 +46,8 @@ pub struct AttentionCase {
     pub mask: Option<[bool; 3]>,
     /// The axes of a space: neighborhood attention. None: flash attention.
     pub axes: Vec<NeighborhoodAxis>,
+    /// A block mask: block-sparse attention.
+    pub blocks: Option<BlockCase>,
     /// Keys that every query sees besides.
     pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
@@ -90,6 +92,7 @@ impl Default for AttentionCase {
             bias: None,
             mask: None,
             axes: Vec::new(),
+            blocks: None,
             additional: 0,
             cu_seqlens: None,
             on_gpu: false,
@@ -174,8 +177,13 @@ impl AttentionCase {
             let back = scores.iter().zip(&before).rev();
             back.fold(d_out, |d, ((hook, _), &s)| hook.score_gradient(s, at, d))
         };
-        let mask_mod =
-            |at: At| spaces.sees(at.query, at.key) && masks.iter().all(|(hook, values)| hook.sees(self, values, at));
+        let chosen = self.blocks.as_ref().map(|blocks| blocks.chosen(self)).unwrap_or_default();
+        let blocks = self.blocks.as_ref().and_then(|blocks| blocks.known(self, &chosen));
+        let mask_mod = |at: At| {
+            spaces.sees(at.query, at.key)
+                && blocks.is_none_or(|blocks| blocks.sees(at))
+                && masks.iter().all(|(hook, values)| hook.sees(self, values, at))
+        };
         let problem = FlashProblem {
             bias: whole(0),
             mask: whole(1),
@@ -202,17 +210,7 @@ impl AttentionCase {
     /// # Errors
     /// Those of [`AttentionPlan::new`].
     pub fn plan(&self, caps: &Caps) -> Result<AttentionPlan> {
-        let (params, shapes) = (self.params_without_buffers(), self.plan_shapes());
-        match self.axes.is_empty() {
-            true => AttentionPlan::new(caps, &params, &shapes),
-            false => AttentionPlan::new(caps, &self.in_space(params), &shapes),
-        }
-    }
-
-    /// The params of neighborhood attention.
-    pub(super) fn in_space(&self, params: FlashParams) -> NeighborhoodParams {
-        let FlashParams { scale, score_mod, mask_mod, .. } = params;
-        NeighborhoodParams { axes: self.axes.clone(), scale, score_mod, mask_mod }
+        AttentionPlan::new(caps, &self.in_family(self.params_without_buffers()), &self.plan_shapes())
     }
 
     /// The output and its log-sum-exp, by the reference.
@@ -237,7 +235,11 @@ impl AttentionCase {
 
 impl Case for AttentionCase {
     fn kernel(&self) -> &'static str {
-        if self.axes.is_empty() { "flash" } else { "neighborhood" }
+        match (&self.blocks, self.axes.is_empty()) {
+            (Some(_), _) => "block-sparse",
+            (None, true) => "flash",
+            (None, false) => "neighborhood",
+        }
     }
 
     fn name(&self) -> String {
@@ -258,8 +260,9 @@ impl Case for AttentionCase {
             None => String::new(),
         };
         let hooks: String = self.hooks.iter().map(|hook| format!(" {hook:?}")).collect();
+        let blocks = self.blocks.as_ref().map_or(String::new(), BlockCase::name);
         format!(
-            "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{packed}{hooks}",
+            "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{blocks}{packed}{hooks}",
             self.label, self.batch
         )
     }

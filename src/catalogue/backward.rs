@@ -6,8 +6,8 @@ use super::{
 };
 use crate::reference::{Gradients as Expected, flash_backward};
 use crate::{
-    AttentionGradients, BackwardPlan, BackwardPrepared, BackwardShapes, Caps, DType, FlashAttention, Gpu, GpuTime,
-    NeighborhoodAttention, OutputGradients, Result, Tensor,
+    Attention, AttentionGradients, BackwardPlan, BackwardPrepared, BackwardShapes, Caps, DType, Gpu, GpuTime,
+    OutputGradients, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -92,10 +92,7 @@ impl BackwardCase {
             buffers: std::array::from_fn(|i| i),
         };
         let params = case.params_without_buffers();
-        match case.axes.is_empty() {
-            true => BackwardPlan::new(caps, &params, &shapes),
-            false => BackwardPlan::new(caps, &case.in_space(params), &shapes),
-        }
+        BackwardPlan::new(caps, &case.in_family(params), &shapes)
     }
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
@@ -151,10 +148,7 @@ impl BackwardCase {
         let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
         let shapes = BackwardShapes::of(&inputs, &outputs, &from, &to);
         let params = case.params_on(gpu).await?;
-        let backward = match case.axes.is_empty() {
-            true => FlashAttention::new(gpu, params)?.prepare_backward(&shapes).await?,
-            false => NeighborhoodAttention::new(gpu, case.in_space(params))?.prepare_backward(&shapes).await?,
-        };
+        let backward = Attention::new(gpu, case.in_family(params))?.prepare_backward(&shapes).await?;
         Ok(BackwardTensors { tensors, dout, dlse, to, backward })
     }
 }

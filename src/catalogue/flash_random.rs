@@ -85,6 +85,7 @@ fn random_case(seed: u64) -> AttentionCase {
         strided: r.random_range(0..2) == 0,
         seed,
         axes: vec![],
+        blocks: None,
         known: OnceLock::new(),
     }
 }

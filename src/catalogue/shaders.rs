@@ -1,7 +1,7 @@
 //! The shader texts that the cases of softmax attention lead to.
 
 use super::flash_cases::DTYPES;
-use super::{AttentionCase, BackwardCase, flash_backward_cases, flash_cases, neighborhood_cases};
+use super::{AttentionCase, BackwardCase, block_sparse_cases, flash_backward_cases, flash_cases, neighborhood_cases};
 use crate::{AttentionPlan, AttentionShapes, Caps, DType, Result};
 
 /// A flash case of a typical size.
@@ -59,7 +59,7 @@ pub fn of_flash() -> Vec<(String, String)> {
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = AttentionCase { dims: (d, d), ..AttentionCase::default() }.of_type(dtype);
-                let near = AttentionShapes { buffers: [0, 0, 1, 0, 0, 5, 6, 7, 8], ..case.plan_shapes() };
+                let near = AttentionShapes { buffers: [0, 0, 1, 0, 0, 5, 6, 7, 8, 9, 10], ..case.plan_shapes() };
                 let plan = AttentionPlan::new(&caps, &case.params, &near);
                 found.add(&format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), valid(plan).wgsl());
                 let far =
@@ -82,12 +82,25 @@ pub fn of_neighborhood() -> Vec<(String, String)> {
     found.0
 }
 
+/// The distinct shaders of the catalogue of block masks. How types and layouts are reached, flash attention shows.
+pub fn of_block_sparse() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    let simple = |case: &AttentionCase| case.dtypes == [DType::F32; 3] && !case.strided && case.additional == 0;
+    let cases = || block_sparse_cases().into_iter().filter(simple).collect::<Vec<_>>();
+    found.forward(&Caps::core(), "16k", cases());
+    found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
+    let conversions = crate::block_sparse::conversions(&Caps::core()).expect("a valid grid");
+    found.add("core", conversions.iter().map(|(name, text)| (name.as_str(), text.clone())).collect());
+    found.0
+}
+
 /// What tells a shader text from others.
 fn text_name(case: &AttentionCase, room: &str) -> String {
     let ([q, k, out], (d, dv)) = (case.dtypes, case.dims);
-    let family = match case.axes.len() {
-        0 => "flash".into(),
-        axes => format!("neighborhood_{axes}d"),
+    let family = match (&case.blocks, case.axes.len()) {
+        (Some(_), _) => "block_sparse".into(),
+        (None, 0) => "flash".into(),
+        (None, axes) => format!("neighborhood_{axes}d"),
     };
     let layout = if case.strided { "_strided" } else { "" };
     let softcap = if case.params.softcap.is_some() { "_softcap" } else { "" };

@@ -2,8 +2,8 @@
 
 use super::{AttentionCase, poisoned};
 use crate::{
-    AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes, CuSeqlens, CuSeqlensShape, DType,
-    FlashAttention, Gpu, Layout, NeighborhoodAttention, Result, Tensor,
+    Attention, AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes, BlockMask, CuSeqlens, CuSeqlensShape,
+    DType, Gpu, Layout, Result, Tensor,
 };
 
 /// The tensors of a case.
@@ -15,6 +15,8 @@ pub struct AttentionTensors {
     pub bias: Option<Tensor>,
     /// Boolean mask.
     pub mask: Option<Tensor>,
+    /// Which blocks are computed.
+    pub block_mask: Option<BlockMask>,
     /// Additional keys and values.
     pub additional: Option<[Tensor; 2]>,
     /// Offsets of packed sequences.
@@ -64,6 +66,7 @@ impl AttentionCase {
             lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
             seqlens_q: self.seqlens_q.clone(),
             seqlens_k: self.seqlens_k.clone(),
+            block_mask: self.blocks.as_ref().map(|blocks| blocks.shape(self)),
             ..AttentionShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
         }
     }
@@ -101,7 +104,12 @@ impl AttentionCase {
             }
             _ => None,
         };
+        let block_mask = match &self.blocks {
+            Some(blocks) => Some(blocks.upload(gpu, self).await?),
+            None => None,
+        };
         Ok(AttentionTensors {
+            block_mask,
             offsets,
             additional,
             inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
@@ -113,7 +121,8 @@ impl AttentionCase {
 
     /// The tensors as arguments.
     pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
-        let AttentionTensors { inputs: [q, k, v], bias, mask, additional, offsets, outputs: [out, lse] } = tensors;
+        let AttentionTensors { inputs: [q, k, v], bias, mask, block_mask, additional, offsets, outputs: [out, lse] } =
+            tensors;
         let side = |i: usize| {
             let host = &self.cu_seqlens.as_ref()?[i];
             let max_seqlen = CuSeqlensShape::Host(host.clone()).max_seqlen();
@@ -135,6 +144,7 @@ impl AttentionCase {
             mask,
             additional_k,
             additional_v,
+            block_mask: block_mask.as_ref(),
             ..AttentionInputs::new(q, k, v)
         };
         (inputs, AttentionOutputs { out, lse })
@@ -143,13 +153,10 @@ impl AttentionCase {
     /// The kernel, prepared for these tensors.
     ///
     /// # Errors
-    /// Those of [`FlashAttention::prepare`].
+    /// Those of [`Attention::prepare`].
     pub async fn prepare(&self, gpu: &Gpu, tensors: &AttentionTensors) -> Result<AttentionPrepared> {
         let (inputs, outputs) = self.arguments(tensors);
         let (params, shapes) = (self.params_on(gpu).await?, AttentionShapes::of(&inputs, &outputs));
-        match self.axes.is_empty() {
-            true => FlashAttention::new(gpu, params)?.prepare(&shapes).await,
-            false => NeighborhoodAttention::new(gpu, self.in_space(params))?.prepare(&shapes).await,
-        }
+        Attention::new(gpu, self.in_family(params))?.prepare(&shapes).await
     }
 }

@@ -188,7 +188,7 @@ impl Tiles for Boxes {
         vec![("AXES", self.axes.len() as u32)]
     }
 
-    fn tables(&self, side: Side, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+    fn tables(&self, side: Side, _: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
         let Sizes { rows, cols } = self.sizes(side, engine);
         let of = |value: &dyn Fn(usize) -> usize| [value(0) as u32, value(1) as u32, value(2) as u32, 0];
         let axes = &self.padded;
@@ -223,7 +223,7 @@ impl Tiles for Boxes {
         extent
     }
 
-    fn describe(&self, engine: &Portable) -> Option<String> {
+    fn describe(&self, _: &AttentionShapes, engine: &Portable) -> Option<String> {
         let sizes = self.sizes(Side::Queries, engine);
         let first = 3 - self.axes.len();
         let size = |size: [usize; 3]| size[first..].iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ");

@@ -8,7 +8,7 @@ use super::{
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::check_device;
-use crate::{CuSeqlens, Gpu, Result, Tensor, hook};
+use crate::{BlockMask, CuSeqlens, Gpu, Result, Tensor, hook};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex};
@@ -83,6 +83,7 @@ impl<P: AttentionParams> Attention<P> {
     /// # Errors
     /// Those of [`Attention::forward`].
     pub async fn forward_with_lse(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let [blocks, full] = inputs.block_mask.map_or([None, None], BlockMask::tensors);
         let all = [
             ("q", Some(inputs.q)),
             ("k", Some(inputs.k)),
@@ -91,6 +92,8 @@ impl<P: AttentionParams> Attention<P> {
             ("mask", inputs.mask),
             ("additional_k", inputs.additional_k),
             ("additional_v", inputs.additional_v),
+            ("block_mask.chosen", blocks),
+            ("block_mask.full", full),
             ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
             ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
         ];
@@ -102,10 +105,12 @@ impl<P: AttentionParams> Attention<P> {
         let out = Tensor::empty(&self.gpu, shapes.out).await?;
         let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
         let outputs = AttentionOutputs { out: &out, lse: &lse };
-        match prepared.submit_slices(inputs, &outputs).await? {
-            Some(verdict) => Ok((out.under(verdict.clone()), lse.under(verdict))),
-            None => Ok((out, lse)),
-        }
+        let verdict = prepared.submit_slices(inputs, &outputs).await?;
+        let judged = |tensor: Tensor| {
+            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
+            [blocks, full].into_iter().flatten().fold(tensor, Tensor::under_all)
+        };
+        Ok((judged(out), judged(lse)))
     }
 
     async fn prepared(&self, shapes: &AttentionShapes) -> Result<Arc<AttentionPrepared>> {

@@ -8,12 +8,13 @@ pub use calls::AttentionSaved;
 pub use plan::BackwardPlan;
 pub use run::BackwardPrepared;
 
+use super::plan::BY_SEQUENCE;
 use super::{AttentionInputs, AttentionOutputs, AttentionShapes, check_shapes};
 use crate::arguments::{Argument, number_buffers};
 use crate::error::require;
 use crate::packed::Side;
 use crate::shader::AccessKind;
-use crate::{DType, Layout, Result, Tensor};
+use crate::{BlockGrid, DType, Layout, Result, Tensor};
 use plan::{Names, OF_BIAS, Over};
 
 /// What the backward pass reads besides the forward pass's inputs and outputs.
@@ -75,9 +76,9 @@ pub struct BackwardShapes {
     pub d_additional_v: Option<Layout>,
     /// Gradient of q so far.
     pub dq_so_far: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v, dout, dlse, dq, dk, dv, dbias, d_additional_k,
-    /// d_additional_v, dq_so_far lie in one buffer: those with the same number.
-    pub buffers: [usize; 18],
+    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v, the chosen and the full blocks, dout, dlse, dq, dk, dv,
+    /// dbias, d_additional_k, d_additional_v, dq_so_far lie in one buffer: those with the same number.
+    pub buffers: [usize; 20],
 }
 
 /// In the order of [`BackwardShapes::buffers`].
@@ -86,16 +87,16 @@ fn slots<'a>(
     outputs: &AttentionOutputs<'a>,
     from: &OutputGradients<'a>,
     to: &'a AttentionGradients,
-) -> [Option<&'a Tensor>; 18] {
-    let mut all = [None; 18];
-    all[..9].copy_from_slice(&super::slots(inputs, outputs));
+) -> [Option<&'a Tensor>; 20] {
+    let mut all = [None; 20];
+    all[..11].copy_from_slice(&super::slots(inputs, outputs));
     let AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v } = to;
-    all[9..14].copy_from_slice(&[Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv)]);
-    all[14..].copy_from_slice(&[dbias.as_ref(), d_additional_k.as_ref(), d_additional_v.as_ref(), from.dq_so_far]);
+    all[11..16].copy_from_slice(&[Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv)]);
+    all[16..].copy_from_slice(&[dbias.as_ref(), d_additional_k.as_ref(), d_additional_v.as_ref(), from.dq_so_far]);
     all
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 20] = [
     "q",
     "k",
     "v",
@@ -105,6 +106,8 @@ const NAMES: [&str; 18] = [
     "mask",
     "additional_k",
     "additional_v",
+    "blocks",
+    "full_blocks",
     "dout",
     "dlse",
     "dq",
@@ -115,6 +118,8 @@ const NAMES: [&str; 18] = [
     "d_additional_v",
     "dq_so_far",
 ];
+/// The blocks as they are seen from the keys: tensors of our own.
+const BLOCKS_BY_KEYS: [&str; 2] = ["blocks by keys", "full blocks by keys"];
 /// The share of dq that the keys of the tokens have, where there are additional ones: a tensor of our own.
 const SHARE_OF_DQ: &str = "share of dq";
 
@@ -163,8 +168,24 @@ impl BackwardShapes {
             "d_additional_k" => self.d_additional_k.clone(),
             "d_additional_v" => self.d_additional_v.clone(),
             "dq_so_far" => self.dq_so_far.clone(),
+            "blocks" => self.forward.block_layouts()[0].cloned(),
+            "full_blocks" => self.forward.block_layouts()[1].cloned(),
+            "blocks by keys" => self.blocks_by_keys()?.1[0].clone(),
+            "full blocks by keys" => self.blocks_by_keys()?.1[1].clone(),
             _ => self.share_of_dq(),
         }
+    }
+
+    /// The grid of the block mask's lists, and its chosen and full blocks seen from the keys.
+    fn blocks_by_keys(&self) -> Option<(BlockGrid, [Option<Layout>; 2])> {
+        let mask = self.forward.block_mask.as_ref()?;
+        let [batch, heads, ..] = mask.chosen.as_ref()?.shape;
+        let [_, _, queries, keys] = self.forward.pairs();
+        let grid = BlockGrid { batch, heads, queries, keys, block: mask.block };
+        let layout = |of: &Option<Layout>| {
+            of.as_ref().map(|_| Layout::heads_first(DType::U32, grid.transposed().shape()))
+        };
+        Some((grid, [layout(&mask.chosen), layout(&mask.full)]))
     }
 
     /// Where there are additional keys.
@@ -217,15 +238,18 @@ impl BackwardShapes {
         for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
             argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
             // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
-            let tokens = !["bias", "mask"].contains(&argument.name);
+            let tokens = !BY_SEQUENCE.contains(&argument.name);
             argument.whole = bias[0] != pairs[0] || (tokens && self.forward.packed().is_some());
         }
         arguments
     }
 
     /// What we call the tensor that a shader calls so, where it has one.
-    fn tensor_of(&self, name: &'static str, over: Over) -> Option<&'static str> {
+    fn tensor_of(&self, name: &'static str, side: Side, over: Over) -> Option<&'static str> {
         Some(match (over, name) {
+            (Over::Additional, "bias" | "mask" | "blocks" | "full_blocks") => return None,
+            (Over::Own, "blocks") if side == Side::Keys => BLOCKS_BY_KEYS[0],
+            (Over::Own, "full_blocks") if side == Side::Keys => BLOCKS_BY_KEYS[1],
             // Where there are additional keys, dq comes in two passes.
             (Over::Own, "dq") if self.forward.additional_k.is_some() => SHARE_OF_DQ,
             (Over::Own, name) => name,
@@ -234,7 +258,6 @@ impl BackwardShapes {
             (Over::Additional, "dk") => "d_additional_k",
             (Over::Additional, "dv") => "d_additional_v",
             (Over::Additional, "dq_so_far") => SHARE_OF_DQ,
-            (Over::Additional, "bias" | "mask") => return None,
             (Over::Additional, name) => name,
         })
     }
@@ -243,7 +266,7 @@ impl BackwardShapes {
     fn arguments(&self, side: Side, names: Names, over: Over) -> Vec<Argument> {
         let group = self.forward.q.shape[1] / self.forward.k.shape[1];
         let argument = |&name: &&'static str| {
-            let tensor = self.tensor_of(name, over)?;
+            let tensor = self.tensor_of(name, side, over)?;
             let of_keys = ["k", "v", "dk", "dv"].contains(&name);
             let (group, spread) = match side {
                 Side::Queries => (if of_keys { group } else { 1 }, 1),
@@ -252,14 +275,14 @@ impl BackwardShapes {
             let kind = match name {
                 "dq" | "dk" | "dv" => AccessKind::Store4,
                 "bias" | "mask" | "dlse" => AccessKind::Load1,
-                "lse" => AccessKind::LoadBits,
+                "lse" | "blocks" | "full_blocks" => AccessKind::LoadBits,
                 "dbias" => AccessKind::StoreBits,
                 _ => AccessKind::Load4,
             };
-            // No tensor of the caller's lies in a buffer of our own.
-            let own = NAMES.len();
+            // No tensor of the caller's lies in a buffer of our own, and no two of ours in one.
+            let own = NAMES.len() + BLOCKS_BY_KEYS.iter().position(|other| *other == tensor).map_or(0, |i| i + 1);
             let buffer = NAMES.iter().position(|other| *other == tensor).map_or(own, |i| self.buffers[i]);
-            let whole = self.forward.packed().is_some() && ["bias", "mask"].contains(&name);
+            let whole = self.forward.packed().is_some() && BY_SEQUENCE.contains(&name);
             Some(Argument { name, layout: self.layout(tensor)?, kind, group, spread, buffer, whole })
         };
         names.iter().filter_map(argument).collect()

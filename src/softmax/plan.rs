@@ -57,8 +57,12 @@ impl AttentionPlan {
     }
 }
 
+/// The tensors that have an entry for each packed sequence.
+pub(super) const BY_SEQUENCE: [&str; 4] = ["bias", "mask", "blocks", "full_blocks"];
+
 fn arguments(shapes: &AttentionShapes) -> Vec<Argument> {
     let group = shapes.q.shape[1] / shapes.k.shape[1];
+    let [blocks, full_blocks] = shapes.block_layouts();
     let all = [
         ("q", Some(&shapes.q), AccessKind::Load4, 1),
         ("k", Some(&shapes.k), AccessKind::Load4, group),
@@ -67,11 +71,15 @@ fn arguments(shapes: &AttentionShapes) -> Vec<Argument> {
         ("lse", Some(&shapes.lse), AccessKind::StoreBits, 1),
         ("bias", shapes.bias.as_ref(), AccessKind::Load1, 1),
         ("mask", shapes.mask.as_ref(), AccessKind::Load1, 1),
+        ("additional_k", None, AccessKind::Load4, 1),
+        ("additional_v", None, AccessKind::Load4, 1),
+        ("blocks", blocks, AccessKind::LoadBits, 1),
+        ("full_blocks", full_blocks, AccessKind::LoadBits, 1),
     ];
     all.into_iter()
         .zip(shapes.buffers)
         .filter_map(|((name, layout, kind, group), buffer)| {
-            let whole = shapes.packed().is_some() && ["bias", "mask"].contains(&name);
+            let whole = shapes.packed().is_some() && BY_SEQUENCE.contains(&name);
             Some(Argument { name, layout: layout?.clone(), kind, group, spread: 1, buffer, whole })
         })
         .collect()

@@ -6,7 +6,7 @@ use super::{AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, s
 use crate::dispatch::Scratch;
 use crate::error::require;
 use crate::tensor::Verdict;
-use crate::{CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor};
+use crate::{BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor};
 use std::ops::Range;
 
 /// Attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
@@ -199,6 +199,10 @@ impl AttentionShapes {
                 return Err(Error::argument(name, format!("{given:?}"), format!("as prepared: {prepared:?}")));
             }
         }
+        let given = inputs.block_mask.map(BlockMask::shape);
+        let same = given.as_ref().map(BlockMaskShape::sizes) == self.block_mask.as_ref().map(BlockMaskShape::sizes);
+        let bound = format!("as prepared: {:?}", self.block_mask);
+        require(same, "block_mask", format!("{given:?}"), bound)?;
         for (name, given, prepared) in [
             ("bias", inputs.bias, &self.bias),
             ("mask", inputs.mask, &self.mask),

@@ -5,8 +5,9 @@ mod parts;
 
 use super::tiles::Tiles;
 use super::{AttentionShapes, Portable, ScoreParams};
-use crate::arguments::Argument;
+use crate::arguments::{Argument, is_written};
 use crate::dispatch::{Kernel, Launch, Scratch, scratch};
+use crate::error::require;
 use crate::packed::{ONE, Schedule, ScheduleTable, Side, judge};
 use crate::shader::file;
 use crate::slices::cut;
@@ -81,7 +82,7 @@ pub(super) struct Setup<'a> {
 impl Setup<'_> {
     /// Family, tiles and engine in words.
     pub fn heading(&self) -> String {
-        let tiles = self.tiles.describe(self.engine).map_or(String::new(), |tiles| format!("{tiles}; "));
+        let tiles = self.tiles.describe(self.shapes, self.engine).map_or(String::new(), |tiles| format!("{tiles}; "));
         format!("{}, {tiles}{}", self.tiles.family(), self.engine)
     }
 }
@@ -121,6 +122,12 @@ impl Stage {
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
         let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
+        for name in ["blocks", "full_blocks"] {
+            // What loops are bounded by must be the same for a whole workgroup: a compiler sees that of what is only read.
+            let written = arguments.iter().find(|a| a.name == name).is_some_and(|a| is_written(&arguments, a.buffer));
+            let bound = "in another buffer than what is written";
+            require(!written, "block_mask", format!("its {name} in the buffer of an output"), bound)?;
+        }
         let slices = if batches == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
 
         let words = visited.div_ceil(TILES_PER_WORD).max(1);
@@ -128,7 +135,8 @@ impl Stage {
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
         let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
         // The gradient of a bias goes by tiles of keys, not by visits: it has no use for a map.
-        let masks = (parts.chain().masks_hide() && pass != Pass::Bias).then(|| {
+        let chosen = setup.tiles.choice(side, &arguments).is_some();
+        let masks = (parts.chain().masks_hide() && !chosen && pass != Pass::Bias).then(|| {
             parts.map = Some(strides);
             let buffers = parts.main(arguments.clone(), &slices).shader.storage_buffers();
             if buffers > u64::from(caps.storage_buffers) || map_bytes > caps.binding_bytes {

@@ -1,6 +1,7 @@
 //! Who sees whom: what a family brings to the softmax engine beside its file in `shaders/tiles/`.
 
 use super::{AttentionShapes, Portable};
+use crate::arguments::Argument;
 use crate::packed::Side;
 use crate::shader::Binding;
 use crate::{Caps, Result};
@@ -27,17 +28,22 @@ pub(crate) trait Tiles: std::fmt::Debug + Send + Sync {
     /// The files behind the seam, where the rows of a tile are tokens of this side.
     fn files(&self, side: Side) -> Vec<&'static str>;
 
+    /// The files that say which of the visit's tiles are computed, where that is the family's to say.
+    fn choice(&self, _side: Side, _arguments: &[Argument]) -> Option<Vec<&'static str>> {
+        None
+    }
+
     /// Constants of those files.
     fn constants(&self) -> Vec<(&'static str, u32)>;
 
     /// Tables that those files read, with their contents.
-    fn tables(&self, side: Side, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)>;
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)>;
 
     /// The work on one batch entry and head of so many rows and columns.
     fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Portable) -> Extent;
 
     /// What is special about a plan, in words.
-    fn describe(&self, engine: &Portable) -> Option<String>;
+    fn describe(&self, shapes: &AttentionShapes, engine: &Portable) -> Option<String>;
 }
 
 /// The work on one batch entry and head.
@@ -55,7 +61,7 @@ pub(crate) struct Extent {
 const UNIFORM_ROWS: usize = (64 << 10) / 16;
 
 /// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
-pub(super) fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
+pub(crate) fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Option<Vec<u8>>) {
     let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
     let mut bytes = bytemuck::cast_slice(rows).to_vec();
     bytes.resize(16 * length.unwrap_or(rows.len()), 0);

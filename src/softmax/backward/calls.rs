@@ -5,7 +5,7 @@ use super::{AttentionGradients, BackwardShapes, OutputGradients};
 use crate::Error;
 use crate::dispatch::check_device;
 use crate::softmax::{Attention, AttentionInputs, AttentionOutputs, AttentionParams, AttentionShapes};
-use crate::{CuSeqlens, DType, Layout, Result, Tensor};
+use crate::{BlockMask, CuSeqlens, DType, Layout, Result, Tensor};
 
 impl<P: AttentionParams> Attention<P> {
     /// The forward pass, with all that the backward pass needs of it.
@@ -44,6 +44,7 @@ impl<P: AttentionParams> Attention<P> {
                 .map(Option::<&Tensor>::cloned),
             seqlens,
             offsets,
+            block_mask: inputs.block_mask.cloned(),
             outputs: [out.clone(), lse],
         };
         Ok((out, saved))
@@ -99,10 +100,12 @@ impl<P: AttentionParams> Attention<P> {
         };
         let shapes = BackwardShapes::of(&inputs, &outputs, from, &to);
         let prepared = self.prepared_backward(&shapes).await?;
-        match prepared.submit_slices(&inputs, &outputs, from, &to).await? {
-            None => Ok(to),
-            Some(verdict) => Ok(to.map(|tensor| tensor.under(verdict.clone()))),
-        }
+        let verdict = prepared.submit_slices(&inputs, &outputs, from, &to).await?;
+        let blocks = inputs.block_mask.map_or([None, None], BlockMask::tensors);
+        Ok(to.map(|tensor| {
+            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
+            blocks.into_iter().flatten().fold(tensor, Tensor::under_all)
+        }))
     }
 }
 
@@ -127,6 +130,7 @@ pub struct AttentionSaved {
     optional: [Option<Tensor>; 4],
     seqlens: [Option<Vec<usize>>; 2],
     offsets: [Option<Offsets>; 2],
+    block_mask: Option<BlockMask>,
     outputs: [Tensor; 2],
 }
 
@@ -156,6 +160,7 @@ impl AttentionSaved {
             mask,
             additional_k,
             additional_v,
+            block_mask: self.block_mask.as_ref(),
             ..AttentionInputs::new(q, k, v)
         }
     }

@@ -18,11 +18,11 @@ use crate::{Caps, Error, Result, Slice};
 pub(super) type Names = &'static [&'static str];
 
 pub(super) const OF_DELTA: Names = &["out", "dout", "lse", "dlse"];
-const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask"];
-pub(super) const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "dbias"];
-const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask"];
-const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask"];
-const OF_VALUES: Names = &["q", "k", "v", "dout", "dv", "bias", "mask"];
+const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask", "blocks", "full_blocks"];
+pub(super) const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "blocks", "full_blocks", "dbias"];
+const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask", "blocks", "full_blocks"];
+const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask", "blocks", "full_blocks"];
+const OF_VALUES: Names = &["q", "k", "v", "dout", "dv", "bias", "mask", "blocks", "full_blocks"];
 
 /// Which keys a pass goes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ const DELTA_THREADS: u32 = 64;
 pub struct BackwardPlan {
     pub(super) delta: Kernel,
     pub(super) delta_slices: Vec<Slice>,
+    /// The block mask seen from the keys: chosen and full blocks.
+    pub(super) transpositions: Vec<(Kernel, Vec<Slice>)>,
     /// dq, then dk and dv in one pass or in two, then dbias where there is one, then those of additional keys; each with its
     /// tensors.
     pub(super) stages: Vec<(Stage, Names, Over)>,
@@ -97,13 +99,22 @@ impl BackwardPlan {
             stages.extend(self::stages(&setup, shapes, Over::Additional)?);
         }
         let (delta, delta_slices) = delta(caps, params, shapes)?;
+        let mut transpositions = vec![];
+        if let (Some((grid, by_keys)), Some(mask)) = (shapes.blocks_by_keys(), &forward.block_mask) {
+            for (from, to) in [&mask.chosen, &mask.full].into_iter().zip(&by_keys) {
+                if let (Some(from), Some(to)) = (from, to) {
+                    transpositions.push(grid.transposition([from, to]).plan(caps)?);
+                }
+            }
+        }
         let heading = setup.heading().replacen(tiles.family(), &what, 1);
-        Ok(Self { delta, delta_slices, stages, stats_bytes, heading })
+        Ok(Self { delta, delta_slices, transpositions, stages, stats_bytes, heading })
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        let kernels = std::iter::once(&self.delta).chain(self.stages.iter().flat_map(|(stage, ..)| stage.kernels()));
+        let first = self.transpositions.iter().map(|(kernel, _)| kernel).chain([&self.delta]);
+        let kernels = first.chain(self.stages.iter().flat_map(|(stage, ..)| stage.kernels()));
         kernels.map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source())).collect()
     }
 }

@@ -1,16 +1,17 @@
 //! From a plan to gradients, in the caller's encoders.
 
 use super::plan::{Names, OF_DELTA, Over};
-use super::{AttentionGradients, BackwardPlan, BackwardShapes, NAMES, OutputGradients, slots};
+use super::{AttentionGradients, BLOCKS_BY_KEYS, BackwardPlan, BackwardShapes, NAMES, OutputGradients, slots};
 #[cfg(doc)]
 use crate::Error;
-use crate::dispatch::{Launch, scratch};
+use crate::dispatch::{Launch, Scratch, scratch};
 use crate::error::require;
+use crate::packed::Side;
 use crate::softmax::run::offsets;
 use crate::softmax::stage::StagePrepared;
 use crate::softmax::{Attention, AttentionInputs, AttentionOutputs, AttentionParams};
 use crate::tensor::Verdict;
-use crate::{Result, Tensor};
+use crate::{BlockMask, Result, Tensor};
 
 /// Gradients compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
@@ -18,6 +19,9 @@ pub struct BackwardPrepared {
     delta: Launch,
     stages: Vec<StagePrepared>,
     share_of_dq: Option<Tensor>,
+    transpositions: Vec<Launch>,
+    /// The chosen and the full blocks seen from the keys.
+    by_keys: [Option<Tensor>; 2],
     shapes: BackwardShapes,
     plan: BackwardPlan,
 }
@@ -57,11 +61,19 @@ impl BackwardPrepared {
         to: &AttentionGradients,
     ) -> Result<()> {
         let work = Work::new(self, inputs, outputs, from, to)?;
-        self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())?;
+        self.encode_first(pass, &work)?;
         for (stage, tensors) in self.stages.iter().zip(&work.stages) {
             stage.encode(pass, tensors, inputs.mask, &work.offsets, 0..stage.slices().len())?;
         }
         Ok(())
+    }
+
+    /// What the stages need.
+    fn encode_first(&self, pass: &mut wgpu::ComputePass<'_>, work: &Work) -> Result<()> {
+        for (launch, tensors) in self.transpositions.iter().zip(&work.transpositions) {
+            launch.encode(pass, tensors, 0..launch.slices().len())?;
+        }
+        self.delta.encode(pass, &work.delta, 0..self.delta.slices().len())
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -93,8 +105,8 @@ impl BackwardPrepared {
             for slice in 0..stage.slices().len() {
                 let mut encoder = gpu.encoder();
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                // Little work, and made anew in every command buffer, because others may use its table in between.
-                self.delta.encode(&mut pass, &work.delta, 0..self.delta.slices().len())?;
+                // Little work, and made anew in every command buffer, because others may use its tables in between.
+                self.encode_first(&mut pass, &work)?;
                 stage.encode(&mut pass, tensors, inputs.mask, &work.offsets, slice..slice + 1)?;
                 drop(pass);
                 if verdict.is_none() {
@@ -109,6 +121,7 @@ impl BackwardPrepared {
 
 /// The tensors of each kernel, checked.
 struct Work<'a> {
+    transpositions: Vec<[&'a Tensor; 2]>,
     delta: Vec<&'a Tensor>,
     stages: Vec<Vec<&'a Tensor>>,
     offsets: Vec<&'a Tensor>,
@@ -136,15 +149,24 @@ impl<'a> Work<'a> {
             require(given == wanted, name, has(given), format!("{}, as prepared", has(wanted)))?;
         }
         let all = slots(inputs, outputs, from, to);
-        let tensor = |name: &'static str, over: Over| {
-            let name = prepared.shapes.tensor_of(name, over)?;
-            let place = NAMES.iter().position(|other| *other == name);
-            place.map_or(prepared.share_of_dq.as_ref(), |i| all[i])
+        let tensor = |name: &'static str, side: Side, over: Over| {
+            let name = prepared.shapes.tensor_of(name, side, over)?;
+            let own = BLOCKS_BY_KEYS.iter().position(|other| *other == name);
+            let own = own.map_or(&prepared.share_of_dq, |i| &prepared.by_keys[i]);
+            NAMES.iter().position(|other| *other == name).map_or(own.as_ref(), |i| all[i])
         };
-        let of =
-            |names: Names, over| -> Vec<&'a Tensor> { names.iter().filter_map(|name| tensor(name, over)).collect() };
-        let stages = prepared.plan.stages.iter().map(|(_, names, over)| of(names, *over)).collect();
-        let work = Self { delta: of(OF_DELTA, Over::Own), stages, offsets: offsets(inputs) };
+        let of = |names: Names, side, over| -> Vec<&'a Tensor> {
+            names.iter().filter_map(|name| tensor(name, side, over)).collect()
+        };
+        let stages = &prepared.plan.stages;
+        let stages = stages.iter().map(|(stage, names, over)| of(names, stage.pass.side(), *over)).collect();
+        let from = inputs.block_mask.map_or([None, None], BlockMask::tensors);
+        let pairs = from.into_iter().zip(&prepared.by_keys).filter_map(|(from, to)| Some([from?, to.as_ref()?]));
+        let delta = of(OF_DELTA, Side::Queries, Over::Own);
+        let work = Self { transpositions: pairs.collect(), delta, stages, offsets: offsets(inputs) };
+        for (launch, tensors) in prepared.transpositions.iter().zip(&work.transpositions) {
+            launch.check(tensors, &(0..launch.slices().len()))?;
+        }
         prepared.delta.check(&work.delta, &(0..prepared.delta.slices().len()))?;
         for (stage, tensors) in prepared.stages.iter().zip(&work.stages) {
             stage.check(tensors, &(0..stage.slices().len()))?;
@@ -172,6 +194,17 @@ impl<P: AttentionParams> Attention<P> {
             Some(layout) => Some(Tensor::empty(gpu, layout).await?),
             None => None,
         };
-        Ok(BackwardPrepared { delta, stages, share_of_dq, shapes: shapes.clone(), plan })
+        let mut transpositions = Vec::new();
+        for (kernel, slices) in &plan.transpositions {
+            transpositions.push(Launch::prepare(gpu, kernel, slices, &Scratch::new()).await?);
+        }
+        let mut by_keys = [None, None];
+        for (name, tensor) in BLOCKS_BY_KEYS.into_iter().zip(&mut by_keys) {
+            if let Some(layout) = shapes.layout(name) {
+                *tensor = Some(Tensor::empty(gpu, layout).await?);
+            }
+        }
+        let shapes = shapes.clone();
+        Ok(BackwardPrepared { delta, stages, share_of_dq, transpositions, by_keys, shapes, plan })
     }
 }

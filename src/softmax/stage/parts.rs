@@ -192,12 +192,14 @@ impl Parts<'_> {
             file::SCORE_TILE,
             file::ACCUMULATE,
             work,
-            if self.map.is_some() { file::MAPPED } else { file::UNMAPPED },
             file::ROWS_STRIDED,
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
-        files.extend(self.setup.tiles.files(self.pass.side()));
+        let (tiles, side) = (self.setup.tiles, self.pass.side());
+        let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
+        files.extend(tiles.choice(side, &arguments).unwrap_or(vec![mapped]));
+        files.extend(tiles.files(side));
         files.extend(self.pass.files());
         if self.pass == Pass::Queries {
             let adds = arguments.iter().any(|argument| argument.name == "dq_so_far");
@@ -208,7 +210,7 @@ impl Parts<'_> {
 
     /// The tables of the family.
     fn own_tables(&self) -> Vec<(Binding, Option<Vec<u8>>)> {
-        self.setup.tiles.tables(self.pass.side(), self.setup.engine)
+        self.setup.tiles.tables(self.pass.side(), self.setup.shapes, self.setup.engine)
     }
 
     pub fn map(&self, slices: &[Slice]) -> Kernel {

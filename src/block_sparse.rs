@@ -1,0 +1,168 @@
+//! Block-sparse attention: softmax attention over the blocks of queries and keys that a mask has chosen.
+
+mod builders;
+mod convert;
+mod heads;
+mod mask;
+mod random;
+mod tasks;
+
+#[cfg(feature = "catalogue")]
+pub(crate) use tasks::conversions;
+pub use heads::HeadBlocks;
+pub use mask::{BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape};
+
+use crate::arguments::Argument;
+use crate::flash::Dense;
+use crate::packed::Side;
+use crate::shader::{Binding, file};
+use crate::softmax::tiles::{Extent, Tiles, table};
+use crate::softmax::{Attention, AttentionParams, AttentionShapes, Order, Portable, ScoreParams, Sees};
+use crate::{Caps, Causal, Error, Hook, Result, Window};
+use std::sync::Arc;
+
+/// Block-sparse attention with fixed params on one device: `out = softmax(score(scale · q kᵀ)) v` over the keys of the blocks
+/// that a [`BlockMask`] has chosen for each head and block of queries, less what a causal mask and the lengths take away. What
+/// is not chosen is never computed. A row that sees nothing has output 0 and LSE −∞.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Gpu, Tensor, DType};
+/// let gpu = Gpu::request().await?;
+/// // 4 queries and 6 keys in blocks of 2 × 2: the first block of queries sees the last block of keys, the second the first.
+/// let grid = BlockGrid { batch: 1, heads: 1, queries: 4, keys: 6, block: [2, 2] };
+/// let mask = BlockMask::from_fn(&gpu, grid, |_batch, _head, i, j| i + j == 2 && j == 2 || i == 1 && j == 0).await?;
+/// let q = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0; 4]).await?;
+/// let k = Tensor::upload(&gpu, [1, 1, 6, 1], DType::F32, &[0.0; 6]).await?;
+/// let v = Tensor::upload(&gpu, [1, 1, 6, 1], DType::F32, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).await?;
+/// let attention = BlockSparseAttention::new(&gpu, BlockSparseParams::default())?;
+/// let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&q, &k, &v) };
+/// let (out, _) = attention.forward_with_lse(&inputs).await?;
+/// assert_eq!(out.read().await?, [5.5, 5.5, 1.5, 1.5]); // all scores are 0: means of 5, 6 and of 1, 2
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+pub type BlockSparseAttention = Attention<BlockSparseParams>;
+
+/// What block-sparse attention computes, besides the block mask that comes with the inputs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BlockSparseParams {
+    /// Causal mask within the blocks, by its diagonal.
+    pub causal: Option<Causal>,
+    /// Factor of q·k. Default: 1/√head_dim.
+    pub scale: Option<f32>,
+    /// Soft cap c of the scaled scores: c·tanh(score / c).
+    pub softcap: Option<f32>,
+    /// The caller's functions that change a score, one after another, after all else that does.
+    pub score_mod: Vec<Hook>,
+    /// The caller's functions that say which keys of the chosen blocks are seen. They are not asked in the blocks that the
+    /// mask knows as full ([`BlockMask::from_hooks`]).
+    pub mask_mod: Vec<Hook>,
+}
+
+impl AttentionParams for BlockSparseParams {}
+
+impl Sees for BlockSparseParams {
+    fn scores(&self) -> ScoreParams {
+        let Self { scale, softcap, score_mod, mask_mod, .. } = self.clone();
+        ScoreParams { scale, softcap, score_mod, mask_mod, alibi_slopes: None }
+    }
+
+    fn tiles(&self) -> Result<Order> {
+        Ok(Order(Arc::new(Blocks(Dense { causal: self.causal, window: Window::default() }))))
+    }
+}
+
+/// The tiles of dense attention that a block mask chooses.
+#[derive(Debug)]
+struct Blocks(Dense);
+
+impl Tiles for Blocks {
+    fn family(&self) -> &'static str {
+        "block-sparse"
+    }
+
+    fn check(&self, shapes: &AttentionShapes) -> Result<()> {
+        let Some(mask) = &shapes.block_mask else {
+            return Err(Error::argument("block_mask", "unset", "set: it says which blocks are computed"));
+        };
+        mask.check(shapes.pairs())
+    }
+
+    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
+        self.0.engine(caps, what, head_dim, value_dim)
+    }
+
+    fn files(&self, side: Side) -> Vec<&'static str> {
+        self.0.files(side)
+    }
+
+    fn choice(&self, side: Side, arguments: &[Argument]) -> Option<Vec<&'static str>> {
+        let mut files = vec![file::TILES_BLOCKS];
+        files.push(match side {
+            Side::Queries => file::TILES_STREAMING,
+            Side::Keys => file::TILES_STREAMING_KEYS,
+        });
+        for (name, without) in [("blocks", file::TILES_NO_BLOCKS), ("full_blocks", file::TILES_NO_FULL_BLOCKS)] {
+            files.extend((!arguments.iter().any(|argument| argument.name == name)).then_some(without));
+        }
+        Some(files)
+    }
+
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        self.0.constants()
+    }
+
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+        let mask = shapes.block_mask.as_ref().expect("checked with the shapes");
+        let [queries, keys] = mask.block;
+        let (rows, cols) = match side {
+            Side::Queries => (queries, keys),
+            Side::Keys => (keys, queries),
+        };
+        let several = rows < engine.rows as usize || cols < engine.cols as usize;
+        let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), u32::from(several), 0]];
+        table_rows.extend((0..shapes.q.shape[1]).map(|h| mask.heads.get(h).unwrap_or(&HeadBlocks::Listed).row()));
+        let mut tables = self.0.tables(side, shapes, engine);
+        tables.push(table("block_mask", "vec4u", &table_rows));
+        tables
+    }
+
+    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
+        self.0.extent(side, rows, cols, engine)
+    }
+
+    fn describe(&self, shapes: &AttentionShapes, engine: &Portable) -> Option<String> {
+        let mask = shapes.block_mask.as_ref()?;
+        let [queries, keys] = mask.block;
+        let kinds = |name: &str, of: fn(&HeadBlocks) -> bool| {
+            let count = mask.heads.iter().filter(|head| of(head)).count();
+            if count == 0 { String::new() } else { format!("{count} heads {name}, ") }
+        };
+        let dense = kinds("see every key", |head| *head == HeadBlocks::Dense);
+        let streaming = kinds("see first and last keys", |head| matches!(head, HeadBlocks::Streaming { .. }));
+        let small = queries < engine.rows as usize || keys < engine.cols as usize;
+        let small = if small { ", smaller than a tile: one is computed whole where any block of it is chosen" } else { "" };
+        let listed = match mask.chosen {
+            Some(_) => format!("blocks of {queries} queries and {keys} keys by a list{small}"),
+            None => "no lists".into(),
+        };
+        Some(format!("{dense}{streaming}{listed}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_the_shaders() {
+        for (head, name) in [
+            (HeadBlocks::Dense, "DENSE"),
+            (HeadBlocks::Streaming { sink: 1, local: 2 }, "STREAMING"),
+            (HeadBlocks::Listed, "LISTED"),
+        ] {
+            let line = format!("const {name}: u32 = {}u;", head.row()[0]);
+            assert!(file::TILES_BLOCKS.contains(&line), "{line}");
+        }
+    }
+}
