@@ -62,7 +62,8 @@ fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     let base = (visit.first_tile + i) * BC;
     var whole = kind == FULL;
     if (head.x == LISTED) {
-        whole = whole && all_chosen(w, visit, base);
+        // A tile within one block is visited only where that is chosen.
+        if (VEILED || block_mask[0].z == 1u) { whole = whole && all_chosen(w, visit, base); }
     } else {
         if (VEILED) { whole = false; }
         if (head.x == STREAMING) { whole = whole && all_streamed(w, visit, base, head.y, head.z); }

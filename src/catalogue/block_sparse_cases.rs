@@ -146,7 +146,7 @@ pub fn block_sparse_backward_cases() -> Vec<BackwardCase> {
 /// A mask of a typical size.
 pub(super) fn typical() -> AttentionCase {
     let params = FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
-    let blocks = Some(BlockCase { density: 0.1, ..BlockCase::default() });
+    let blocks = Some(BlockCase { density: 0.1, by_row: true, ..BlockCase::default() });
     AttentionCase { heads: (8, 8), lengths: (8192, 8192), params, blocks, ..AttentionCase::default() }
 }
 
@@ -178,6 +178,7 @@ fn with_blocks(case: AttentionCase) -> AttentionCase {
         block: if r.random_range(0..3) == 0 { [64; 2] } else { [size(r), size(r)] },
         density: *[0.0, 0.05, 0.3, 0.7, 1.0].choose(r).expect("five"),
         repeated: [(); 2].map(|()| r.random_range(0..3) == 0),
+        by_row: r.random_range(0..3) == 0,
         from: *sources.choose(r).expect("three"),
         heads: if r.random_range(0..3) == 0 { heads } else { vec![] },
     };

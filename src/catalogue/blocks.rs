@@ -13,6 +13,8 @@ pub struct BlockCase {
     pub block: [usize; 2],
     /// The part of the blocks that is chosen, at random.
     pub density: f32,
+    /// Of each row's blocks up to its own, exactly that part rounded down, but at least one, instead of each block by chance.
+    pub by_row: bool,
     /// One mask for all batch entries, for all heads.
     pub repeated: [bool; 2],
     /// Where the mask comes from.
@@ -38,7 +40,7 @@ pub enum MaskSource {
 
 impl Default for BlockCase {
     fn default() -> Self {
-        Self { block: [64; 2], density: 0.4, repeated: [false; 2], from: MaskSource::Bits, heads: vec![] }
+        Self { block: [64; 2], density: 0.4, by_row: false, repeated: [false; 2], from: MaskSource::Bits, heads: vec![] }
     }
 }
 
@@ -69,6 +71,16 @@ impl BlockCase {
             _ => grid.batch * grid.heads * grid.blocks().iter().product::<usize>(),
         };
         let mut random = SmallRng::seed_from_u64(case.seed + 40);
+        let [rows, cols] = grid.blocks();
+        if self.by_row && count > 0 {
+            let row = |row: usize| {
+                let own = grid.own(row % rows).end;
+                let some = ((f64::from(self.density) * own as f64) as usize).max(1).min(own);
+                let chosen = rand::seq::index::sample(&mut random, own, some).into_vec();
+                (0..cols).map(move |j| chosen.contains(&j))
+            };
+            return (0..grid.batch * grid.heads * rows).flat_map(row).collect();
+        }
         (0..count).map(|_| random.random_range(0.0..1.0) < self.density).collect()
     }
 

@@ -1,0 +1,103 @@
+//! Block-sparse attention on the GPU beside this crate's own dense kernel, causal, forward and backward: random masks of a
+//! certain sparsity, max(1, ⌊density · (i + 1)⌋) of the i + 1 causal blocks of row i.
+//! `cargo bench --features catalogue --bench block_sparse`; the lines with ratios say how many times faster it is than dense,
+//! beside the number of pairs over that of the chosen ones.
+
+mod common;
+
+use common::{Gradients, Timed, ratios, testing};
+use criterion::{Criterion, criterion_group, criterion_main};
+use wgpu_attention::catalogue::{AttentionCase, BlockCase};
+use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu};
+
+/// Heads, tokens, head_dim, type, sizes of blocks.
+struct Size {
+    heads: usize,
+    n: usize,
+    d: usize,
+    dtype: DType,
+    block: [usize; 2],
+    backward: bool,
+}
+
+fn sizes(kind: AdapterKind) -> Vec<Size> {
+    let size = |heads, n, d, dtype, block| Size { heads, n, d, dtype, block, backward: n <= 2048 };
+    match kind {
+        _ if testing() => vec![size(1, 200, 16, DType::F32, [64, 64])],
+        AdapterKind::Software => vec![
+            size(1, 8192, 64, DType::F32, [64, 64]),
+            size(1, 2048, 64, DType::F32, [64, 64]),
+            size(1, 2048, 64, DType::F32, [128, 64]),
+            size(1, 2048, 64, DType::F32, [32, 32]),
+            size(1, 2048, 64, DType::F32, [16, 16]),
+        ],
+        _ => vec![
+            size(32, 8192, 128, DType::F16, [64, 64]),
+            size(32, 32768, 128, DType::F16, [64, 64]),
+            size(16, 2048, 64, DType::F32, [64, 64]),
+        ],
+    }
+}
+
+/// Pairs that a mask leaves of causal attention: of the diagonal blocks half.
+fn pairs(n: usize, block: [usize; 2], density: f64) -> f64 {
+    let row = |i: usize| {
+        let causal = ((i + 1) * block[0]).div_ceil(block[1]) as f64;
+        (density * causal).max(1.0).floor() * (block[0] * block[1]) as f64
+    };
+    (0..n / block[0]).map(row).sum()
+}
+
+fn bench(criterion: &mut Criterion) {
+    let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
+    eprintln!("{}\nan element is a floating-point operation: thrpt is in FLOP/s and bytes/s", gpu.caps());
+    for Size { heads, n, d, dtype, block, backward } in sizes(gpu.caps().kind) {
+        let dense = || AttentionCase {
+            heads: (heads, heads),
+            lengths: (n, n),
+            dims: (d, d),
+            params: FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() },
+            ..AttentionCase::default().of_type(dtype)
+        };
+        let sparse = |density: f32| AttentionCase {
+            blocks: Some(BlockCase { block, density, by_row: true, repeated: [true, false], ..BlockCase::default() }),
+            ..dense()
+        };
+        let name = format!("H {heads} N {n} D {d} {dtype} blocks {}×{}", block[0], block[1]);
+        let sparsities: &[f32] = if testing() { &[0.5] } else { &[0.0, 0.1, 0.5, 0.7, 0.9] };
+        let dense_forward = Timed::new(&gpu, &format!("dense/{name}"), dense(), (n * (n + 1) / 2) as f64);
+        let forward: Vec<Timed> = sparsities
+            .iter()
+            .map(|sparsity| {
+                let density = 1.0 - sparsity;
+                let name = format!("{name} sparsity {sparsity}");
+                Timed::new(&gpu, &name, sparse(density), pairs(n, block, f64::from(density)))
+            })
+            .collect();
+        for timed in forward.iter().chain([&dense_forward]) {
+            timed.measure(criterion);
+        }
+        println!("  {}", forward[0].plan());
+        report(&name, sparsities, &|| dense_forward.seconds(), &forward.iter().map(|t| || t.seconds()).collect::<Vec<_>>());
+        if backward {
+            let dense = Gradients::new(&gpu, dense());
+            let sparse: Vec<_> = sparsities.iter().map(|sparsity| Gradients::new(&gpu, sparse(1.0 - sparsity))).collect();
+            let runs: Vec<_> = sparse.iter().map(|gradients| || gradients.seconds()).collect();
+            report(&format!("{name}, backward"), sparsities, &|| dense.seconds(), &runs);
+        }
+    }
+}
+
+/// Dense over sparse, by sparsity.
+fn report(name: &str, sparsities: &[f32], dense: &dyn Fn() -> f64, sparse: &[impl Fn() -> f64]) {
+    let names: Vec<String> = sparsities.iter().map(|sparsity| format!("sparsity {sparsity}")).collect();
+    let mut runs: Vec<(&str, &dyn Fn() -> f64)> = vec![("dense", dense)];
+    runs.extend(names.iter().zip(sparse).map(|(name, run)| (name.as_str(), run as &dyn Fn() -> f64)));
+    let medians = ratios(name, &runs);
+    for (sparsity, median) in sparsities.iter().zip(&medians[1..]) {
+        println!("ratio    dense over sparsity {sparsity}: {:.2} of {:.2}", medians[0] / median, 1.0 / (1.0 - sparsity));
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
