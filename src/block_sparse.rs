@@ -108,19 +108,14 @@ impl Tiles for Blocks {
         Some(files)
     }
 
-    fn constants(&self) -> Vec<(&'static str, u32)> {
-        self.0.constants()
+    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)> {
+        vec![("SEVERAL", u32::from(several(side, mask_of(shapes), engine)))]
     }
 
     fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
-        let mask = shapes.block_mask.as_ref().expect("checked with the shapes");
-        let [queries, keys] = mask.block;
-        let (rows, cols) = match side {
-            Side::Queries => (queries, keys),
-            Side::Keys => (keys, queries),
-        };
-        let several = rows < engine.rows as usize || cols < engine.cols as usize;
-        let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), u32::from(several), 0]];
+        let mask = mask_of(shapes);
+        let [rows, cols] = block(side, mask);
+        let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), 0, 0]];
         table_rows.extend((0..shapes.q.shape[1]).map(|h| mask.heads.get(h).unwrap_or(&HeadBlocks::Listed).row()));
         let mut tables = self.0.tables(side, shapes, engine);
         tables.push(table("block_mask", "vec4u", &table_rows));
@@ -140,14 +135,32 @@ impl Tiles for Blocks {
         };
         let dense = kinds("see every key", |head| *head == HeadBlocks::Dense);
         let streaming = kinds("see first and last keys", |head| matches!(head, HeadBlocks::Streaming { .. }));
-        let small = queries < engine.rows as usize || keys < engine.cols as usize;
-        let small = if small { ", smaller than a tile: one is computed whole where any block of it is chosen" } else { "" };
+        let small = if several(Side::Queries, mask, engine) { ", smaller than a tile: one is computed whole where any block of it is chosen" } else { "" };
         let listed = match mask.chosen {
             Some(_) => format!("blocks of {queries} queries and {keys} keys by a list{small}"),
             None => "no lists".into(),
         };
         Some(format!("{dense}{streaming}{listed}"))
     }
+}
+
+fn mask_of(shapes: &AttentionShapes) -> &BlockMaskShape {
+    shapes.block_mask.as_ref().expect("checked with the shapes")
+}
+
+/// Rows and columns of a block.
+fn block(side: Side, mask: &BlockMaskShape) -> [usize; 2] {
+    let [queries, keys] = mask.block;
+    match side {
+        Side::Queries => [queries, keys],
+        Side::Keys => [keys, queries],
+    }
+}
+
+/// Whether a tile holds several blocks.
+fn several(side: Side, mask: &BlockMaskShape, engine: &Portable) -> bool {
+    let [rows, cols] = block(side, mask);
+    mask.chosen.is_some() && (rows < engine.rows as usize || cols < engine.cols as usize)
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ impl Tiles for Dense {
         }
     }
 
-    fn constants(&self) -> Vec<(&'static str, u32)> {
+    fn constants(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(&'static str, u32)> {
         vec![]
     }
 

@@ -4,8 +4,8 @@
 // are chosen. blocks: for each (batch entry, head, block of rows) a bit for each block of columns, 32 to a word, set where it is
 // chosen. full_blocks, likewise: set where masks hide nothing of it. Sizes of blocks are powers of two, within tiles or beyond.
 
-// The table `block_mask`: first (log2 of a block's rows, log2 of its columns, whether a tile holds several blocks, 0), then for
-// each head (kind, sink, local, 0).
+// The constant SEVERAL is 1 where a tile holds several blocks: then pairs are told apart, which costs loads. The table
+// `block_mask`: first (log2 of a block's rows, log2 of its columns, 0, 0), then for each head (kind, sink, local, 0).
 const DENSE: u32 = 0u;
 const STREAMING: u32 = 1u;
 const LISTED: u32 = 2u;
@@ -56,14 +56,18 @@ fn next_streamed(w: Work, visit: Visit, tile: u32, head: vec4u) -> u32 {
     return next;
 }
 
+// The word that the tile's blocks begin in: a row's is then loaded once for all columns of the tile.
+var<private> tile_word: u32;
+
 // What the mask and the caller's masks make of tile number i, which someone sees.
 fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     let head = block_mask[1u + w.head];
     let base = (visit.first_tile + i) * BC;
+    tile_word = (base >> block_mask[0].y) / 32u;
     var whole = kind == FULL;
     if (head.x == LISTED) {
         // A tile within one block is visited only where that is chosen.
-        if (VEILED || block_mask[0].z == 1u) { whole = whole && all_chosen(w, visit, base); }
+        if (VEILED || SEVERAL == 1u) { whole = whole && all_chosen(w, visit, base); }
     } else {
         if (VEILED) { whole = false; }
         if (head.x == STREAMING) { whole = whole && all_streamed(w, visit, base, head.y, head.z); }
@@ -98,8 +102,10 @@ fn chosen(r: Row, c: Col, w: Work) -> bool {
         let distance = i32(at.query + at.keys) - i32(at.queries + at.key);
         return distance >= 0 && (at.key < head.y || distance < i32(head.z));
     }
-    if (head.x == DENSE || block_mask[0].z == 0u) { return true; }
-    let row = min(r.token, rows_of_sequence(w) - 1u) >> block_mask[0].x;
+    if (SEVERAL == 0u || head.x == DENSE) { return true; }
+    let row = block_row(w, min(r.token, rows_of_sequence(w) - 1u) >> block_mask[0].x);
     let col = min(c.token, cols_of_sequence(w) - 1u) >> block_mask[0].y;
-    return ((load_blocks(block_row(w, row) + col / 32u) >> (col % 32u)) & 1u) == 1u;
+    let last = ((cols_of_sequence(w) - 1u) >> block_mask[0].y) / 32u;
+    let bits = vec2u(load_blocks(row + tile_word), load_blocks(row + min(tile_word + 1u, last)));
+    return ((select(bits.x, bits.y, col / 32u != tile_word) >> (col % 32u)) & 1u) == 1u;
 }

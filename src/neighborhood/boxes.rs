@@ -184,7 +184,7 @@ impl Tiles for Boxes {
         }
     }
 
-    fn constants(&self) -> Vec<(&'static str, u32)> {
+    fn constants(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(&'static str, u32)> {
         vec![("AXES", self.axes.len() as u32)]
     }
 

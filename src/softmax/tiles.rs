@@ -34,7 +34,7 @@ pub(crate) trait Tiles: std::fmt::Debug + Send + Sync {
     }
 
     /// Constants of those files.
-    fn constants(&self) -> Vec<(&'static str, u32)>;
+    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)>;
 
     /// Tables that those files read, with their contents.
     fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)>;

@@ -125,9 +125,10 @@ impl Parts<'_> {
             .iter()
             .map(|slice| uniforms(self.setup.caps, self.setup.params, self.setup.shapes, division, &arguments, slice))
             .collect();
-        let mut constants = self.setup.engine.constants(head_dim, self.setup.shapes.v.shape[3]);
-        constants.extend(self.setup.tiles.constants());
-        let name = format!("{} {name}", self.setup.tiles.family());
+        let Setup { shapes, engine, tiles, .. } = self.setup;
+        let mut constants = engine.constants(head_dim, shapes.v.shape[3]);
+        constants.extend(tiles.constants(self.pass.side(), shapes, engine));
+        let name = format!("{} {name}", tiles.family());
         let shader = Shader { name, constants, bindings, accesses, chain: Some(chain), files };
         Kernel { shader, arguments, uniforms, tables }
     }
