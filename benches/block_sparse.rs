@@ -78,10 +78,16 @@ fn bench(criterion: &mut Criterion) {
             timed.measure(criterion);
         }
         println!("  {}", forward[0].plan());
-        report(&name, sparsities, &|| dense_forward.seconds(), &forward.iter().map(|t| || t.seconds()).collect::<Vec<_>>());
+        report(
+            &name,
+            sparsities,
+            &|| dense_forward.seconds(),
+            &forward.iter().map(|t| || t.seconds()).collect::<Vec<_>>(),
+        );
         if backward {
             let dense = Gradients::new(&gpu, dense());
-            let sparse: Vec<_> = sparsities.iter().map(|sparsity| Gradients::new(&gpu, sparse(1.0 - sparsity))).collect();
+            let sparse: Vec<_> =
+                sparsities.iter().map(|sparsity| Gradients::new(&gpu, sparse(1.0 - sparsity))).collect();
             let runs: Vec<_> = sparse.iter().map(|gradients| || gradients.seconds()).collect();
             report(&format!("{name}, backward"), sparsities, &|| dense.seconds(), &runs);
         }
@@ -95,7 +101,11 @@ fn report(name: &str, sparsities: &[f32], dense: &dyn Fn() -> f64, sparse: &[imp
     runs.extend(names.iter().zip(sparse).map(|(name, run)| (name.as_str(), run as &dyn Fn() -> f64)));
     let medians = ratios(name, &runs);
     for (sparsity, median) in sparsities.iter().zip(&medians[1..]) {
-        println!("ratio    dense over sparsity {sparsity}: {:.2} of {:.2}", medians[0] / median, 1.0 / (1.0 - sparsity));
+        println!(
+            "ratio    dense over sparsity {sparsity}: {:.2} of {:.2}",
+            medians[0] / median,
+            1.0 / (1.0 - sparsity)
+        );
     }
 }
 

@@ -7,10 +7,10 @@ mod mask;
 mod random;
 mod tasks;
 
-#[cfg(feature = "catalogue")]
-pub(crate) use tasks::conversions;
 pub use heads::HeadBlocks;
 pub use mask::{BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape};
+#[cfg(feature = "catalogue")]
+pub(crate) use tasks::conversions;
 
 use crate::arguments::Argument;
 use crate::flash::Dense;
@@ -135,7 +135,11 @@ impl Tiles for Blocks {
         };
         let dense = kinds("see every key", |head| *head == HeadBlocks::Dense);
         let streaming = kinds("see first and last keys", |head| matches!(head, HeadBlocks::Streaming { .. }));
-        let small = if several(Side::Queries, mask, engine) { ", smaller than a tile: one is computed whole where any block of it is chosen" } else { "" };
+        let small = if several(Side::Queries, mask, engine) {
+            ", smaller than a tile: one is computed whole where any block of it is chosen"
+        } else {
+            ""
+        };
         let listed = match mask.chosen {
             Some(_) => format!("blocks of {queries} queries and {keys} keys by a list{small}"),
             None => "no lists".into(),

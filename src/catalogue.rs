@@ -14,18 +14,19 @@ mod hooks;
 mod inputs;
 mod merge;
 mod neighborhood_cases;
+mod score_reduction;
 mod shaders;
 mod tensors;
 
 pub use activations::activations;
 pub use attention::{AttentionCase, Known, Scores};
+pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
 pub use blocks::{BlockCase, MaskSource};
-pub use family::CaseParams;
-pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use data::{Tolerance, normal, poisoned};
+pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
 pub use hooks::KnownHook;
@@ -33,6 +34,7 @@ pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
+pub use score_reduction::{ScoreReductionCase, random_score_reduction_cases, score_reduction_cases};
 pub use tensors::AttentionTensors;
 
 use crate::{Caps, Gpu, GpuTime, Result};
@@ -129,6 +131,13 @@ pub const FAMILIES: &[Family] = &[
         },
         variants: |caps| vec![block_sparse_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: shaders::of_block_sparse,
+    },
+    Family {
+        name: "score-reduction",
+        cases: || boxed(score_reduction_cases()).collect(),
+        random: |count, seed| boxed(random_score_reduction_cases(count, seed)).collect(),
+        variants: |caps| vec![score_reduction::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: score_reduction::shaders,
     },
     Family {
         name: "merge",

@@ -15,6 +15,7 @@ mod merge;
 mod neighborhood;
 mod packed;
 pub mod reference;
+mod score_reduction;
 mod shader;
 mod slices;
 mod softmax;
@@ -36,6 +37,10 @@ pub use layout::{DType, Layout};
 pub use merge::{Merge, MergePrepared, MergeShapes};
 pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};
 pub use packed::{CuSeqlens, CuSeqlensShape};
+pub use score_reduction::{
+    HeadGroups, KeyGroups, QueryGroups, ReducedScores, Reduction, ScoreReduction, ScoreReductionInputs,
+    ScoreReductionParams, ScoreReductionPlan, ScoreReductionPrepared, ScoreReductionShapes,
+};
 pub use slices::Slice;
 pub use softmax::{
     Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan,

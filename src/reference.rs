@@ -6,9 +6,11 @@ mod flash;
 mod merge;
 mod neighborhood;
 mod problem;
+mod score_reduction;
 
 pub use block_sparse::ChosenBlocks;
 pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem};
+pub use score_reduction::score_reduction;

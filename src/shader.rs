@@ -73,6 +73,15 @@ pub(crate) mod file {
         SCORE_MASK = "score/mask.wgsl";
         STATE_SOFTMAX = "state/softmax.wgsl";
         EPILOGUE_FINAL = "epilogue/final.wgsl";
+        SIDES_SCORES = "sides/scores.wgsl";
+        REDUCE_SCORES = "softmax/reduce_scores.wgsl";
+        REDUCTION_VALUE = "reduction/value.wgsl";
+        REDUCTION_VALUE_AND_INDEX = "reduction/value_and_index.wgsl";
+        REDUCTION_SHARED = "reduction/shared.wgsl";
+        REDUCTION_SEGMENTS = "reduction/segments.wgsl";
+        REDUCTION_CELL = "reduction/cell.wgsl";
+        REDUCTION_CELL_AND_INDEX = "reduction/cell_and_index.wgsl";
+        REDUCTION_TOP_K = "reduction/top_k.wgsl";
         MERGE = "merge.wgsl";
     }
 }

@@ -8,7 +8,7 @@ mod params;
 mod plan;
 mod portable;
 mod run;
-mod stage;
+pub(crate) mod stage;
 pub(crate) mod tiles;
 mod uniforms;
 
@@ -20,6 +20,7 @@ pub use params::{AttentionParams, Order, ScoreParams, Sees};
 pub use plan::AttentionPlan;
 pub(crate) use portable::Portable;
 pub use run::AttentionPrepared;
+pub(crate) use run::offsets;
 
 use crate::error::require;
 use crate::{BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, DType, Layout, Result, Tensor, packed};
@@ -177,7 +178,7 @@ impl AttentionShapes {
     }
 
     /// Both sides of packed sequences.
-    fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
+    pub(crate) fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
         Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
     }
 
@@ -217,7 +218,7 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 pub(crate) const MAX_SEQUENCE: usize = 1 << 30;
 
 /// Shapes that fit together, lengths within the tensors, outputs that can be written.
-fn check_shapes(shapes: &AttentionShapes) -> Result<()> {
+pub(crate) fn check_shapes(shapes: &AttentionShapes) -> Result<()> {
     let AttentionShapes { q, k, v, out, lse, .. } = shapes;
     let [batch, heads_q, queries, head_dim] = q.shape;
     let [_, heads_kv, keys, _] = k.shape;

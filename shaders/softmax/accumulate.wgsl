@@ -3,11 +3,9 @@
 // In P a vec4 holds four columns of one row. A thread owns columns that lie TC apart, so quad number n means the columns
 // n % TC + TC·(4·(n / TC) + e), e = 0 … 3; the rows of values are staged in that order.
 
-const TC: u32 = BC / CT;
 const V_BASE: u32 = PQ * BR;
 const V_WIDTH: u32 = OV * TC;
 
-var<workgroup> tile_data: array<vec4f, TILE>;
 // Set once this workgroup has met a value that is not finite in a tile with masked scores; stays set.
 var<workgroup> leak: atomic<u32>;
 alias Sums = array<array<vec4f, OV>, RT>;

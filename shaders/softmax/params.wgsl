@@ -22,6 +22,8 @@ struct Params {
     dq_so_far: vec4u,
     blocks: vec4u,
     full_blocks: vec4u,
+    values: vec4u,
+    indices: vec4u,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,

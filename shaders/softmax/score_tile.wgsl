@@ -7,7 +7,9 @@
 const MASKED: f32 = -170141183460469231731687303715884105728.0;
 const MASKED_BITS: u32 = 0xff000000u;
 const K_BASE: u32 = BD4 * BR;
+const TC: u32 = BC / CT;
 
+var<workgroup> tile_data: array<vec4f, TILE>;
 var<private> s: array<array<f32, CT>, RT>;
 
 // Tile number i of the visit, with what the masks make of it.

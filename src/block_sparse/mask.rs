@@ -53,7 +53,8 @@ impl BlockGrid {
 
 fn check_block(block: [usize; 2]) -> Result<()> {
     for (i, size) in block.into_iter().enumerate() {
-        let bound = format!("a power of two, at most {MAX_SEQUENCE}: tiles are, and hold whole blocks or lie within one");
+        let bound =
+            format!("a power of two, at most {MAX_SEQUENCE}: tiles are, and hold whole blocks or lie within one");
         require(size.is_power_of_two() && size <= MAX_SEQUENCE, &format!("block[{i}]"), size, bound)?;
     }
     Ok(())
@@ -158,7 +159,12 @@ impl BlockMask {
             let Some(tensor) = tensor else { continue };
             check_device(name, tensor, gpu)?;
             let (shape, wanted) = (tensor.shape(), grid.shape());
-            require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), format!("{wanted:?}, by the grid"))?;
+            require(
+                shape == wanted,
+                &format!("{name}.shape"),
+                format!("{shape:?}"),
+                format!("{wanted:?}, by the grid"),
+            )?;
             let dtype = tensor.layout().dtype;
             require(dtype == DType::U32, &format!("{name}.dtype"), dtype, "u32")?;
         }

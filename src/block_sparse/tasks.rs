@@ -6,9 +6,9 @@ use crate::dispatch::Kernel;
 use crate::hook::Placed;
 use crate::shader::{AccessKind, Binding, Chain, Shader, file};
 use crate::slices::cut;
+use crate::{Caps, Layout, Result, Slice};
 #[cfg(feature = "catalogue")]
 use crate::{DType, Hook};
-use crate::{Caps, Layout, Result, Slice};
 
 /// The uniform struct of `shaders/blocks/shared.wgsl`.
 #[repr(C)]
@@ -153,7 +153,12 @@ impl BlockGrid {
         Task {
             name: "from lists",
             files: vec![file::BLOCKS_FROM_LISTS],
-            tensors: vec![("one", offsets, READ), ("indices", indices, READ), ("other", other, READ), ("to", to, WRITE)],
+            tensors: vec![
+                ("one", offsets, READ),
+                ("indices", indices, READ),
+                ("other", other, READ),
+                ("to", to, WRITE),
+            ],
             problem: Some("atomic<u32>"),
             count: self.rows(),
             workgroups: None,
@@ -237,5 +242,8 @@ pub(crate) fn conversions(caps: &Caps) -> Result<Vec<(String, String)>> {
         grid.list_indices([bitmap, bitmap, offsets, indices], Mode::Without),
         grid.asked([bitmap, bitmap], crate::hook::place(&[], &[mask])),
     ];
-    tasks.into_iter().map(|task| task.plan(caps).map(|(kernel, _)| (kernel.shader.name.clone(), kernel.shader.source()))).collect()
+    tasks
+        .into_iter()
+        .map(|task| task.plan(caps).map(|(kernel, _)| (kernel.shader.name.clone(), kernel.shader.source())))
+        .collect()
 }

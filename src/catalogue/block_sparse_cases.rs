@@ -32,7 +32,8 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
             if j > 1 && (i + j) % 3 != 0 {
                 continue;
             }
-            let blocks = BlockCase { block, density, from: [Bits, HostLists, GpuLists][(i + j) % 3], ..Default::default() };
+            let blocks =
+                BlockCase { block, density, from: [Bits, HostLists, GpuLists][(i + j) % 3], ..Default::default() };
             for diagonal in &diagonals[..if j == 0 { 3 } else { 2 }] {
                 let case = AttentionCase {
                     label: "blocks",

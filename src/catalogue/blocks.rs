@@ -2,7 +2,9 @@
 
 use super::AttentionCase;
 use crate::reference::ChosenBlocks;
-use crate::{BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape, DType, Gpu, HeadBlocks, Layout, Result, Tensor};
+use crate::{
+    BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape, DType, Gpu, HeadBlocks, Layout, Result, Tensor,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -40,7 +42,14 @@ pub enum MaskSource {
 
 impl Default for BlockCase {
     fn default() -> Self {
-        Self { block: [64; 2], density: 0.4, by_row: false, repeated: [false; 2], from: MaskSource::Bits, heads: vec![] }
+        Self {
+            block: [64; 2],
+            density: 0.4,
+            by_row: false,
+            repeated: [false; 2],
+            from: MaskSource::Bits,
+            heads: vec![],
+        }
     }
 }
 
@@ -89,13 +98,19 @@ impl BlockCase {
         let grid = self.grid(case);
         let [rows, cols] = grid.blocks();
         let shape = [grid.batch, grid.heads, rows, cols];
-        (self.from != MaskSource::Hooks).then_some(ChosenBlocks { block: self.block, shape, chosen, heads: &self.heads })
+        (self.from != MaskSource::Hooks).then_some(ChosenBlocks {
+            block: self.block,
+            shape,
+            chosen,
+            heads: &self.heads,
+        })
     }
 
     /// Lists say of every third block that it is full, where nothing is hidden in any.
     fn has_full(&self, case: &AttentionCase) -> bool {
         let lists = matches!(self.from, MaskSource::HostLists | MaskSource::GpuLists);
-        self.from == MaskSource::Hooks || (lists && case.mask.is_none() && !case.hooks.iter().any(|hook| hook.is_mask()))
+        self.from == MaskSource::Hooks
+            || (lists && case.mask.is_none() && !case.hooks.iter().any(|hook| hook.is_mask()))
     }
 
     /// What planning looks at.
@@ -130,7 +145,9 @@ impl BlockCase {
                 let [.., words] = grid.shape();
                 let cols = grid.blocks()[1];
                 let word = |row: &[bool], word: usize| {
-                    (0..32).filter(|bit| row.get(32 * word + bit).copied().unwrap_or(true)).fold(0u32, |x, bit| x | 1 << bit)
+                    (0..32)
+                        .filter(|bit| row.get(32 * word + bit).copied().unwrap_or(true))
+                        .fold(0u32, |x, bit| x | 1 << bit)
                 };
                 let chosen = self.chosen(case);
                 let rows = chosen.chunks(cols.max(1));

@@ -2,8 +2,8 @@
 
 use super::{AttentionCase, poisoned};
 use crate::{
-    Attention, AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes, BlockMask, CuSeqlens, CuSeqlensShape,
-    DType, Gpu, Layout, Result, Tensor,
+    Attention, AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes, BlockMask, CuSeqlens,
+    CuSeqlensShape, DType, Gpu, Layout, Result, Tensor,
 };
 
 /// The tensors of a case.

@@ -148,20 +148,20 @@ pub fn flash_backward(
 }
 
 /// The scores of one query: of the keys that it sees, and what they come from.
-struct Scores {
-    seen: Vec<usize>,
+pub(super) struct Scores {
+    pub(super) seen: Vec<usize>,
     /// scale · q·k.
     raw: Vec<f64>,
     /// After soft cap, ALiBi and bias.
     biased: Vec<f64>,
     /// After `score_mod`.
-    scores: Vec<f64>,
+    pub(super) scores: Vec<f64>,
     /// Largest scale·Σ|q·k|.
     magnitude: f64,
 }
 
 impl Scores {
-    fn of(params: &FlashParams, p: &FlashProblem, rows: &Rows, at: At) -> Self {
+    pub(super) fn of(params: &FlashParams, p: &FlashProblem, rows: &Rows, at: At) -> Self {
         let scale = params.scale.map_or(1.0 / (p.head_dim as f64).sqrt(), f64::from);
         let mut found = Self { seen: vec![], raw: vec![], biased: vec![], scores: vec![], magnitude: 0.0 };
         let q = row(p.q, rows.query, p.head_dim);

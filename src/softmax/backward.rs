@@ -182,9 +182,8 @@ impl BackwardShapes {
         let [batch, heads, ..] = mask.chosen.as_ref()?.shape;
         let [_, _, queries, keys] = self.forward.pairs();
         let grid = BlockGrid { batch, heads, queries, keys, block: mask.block };
-        let layout = |of: &Option<Layout>| {
-            of.as_ref().map(|_| Layout::heads_first(DType::U32, grid.transposed().shape()))
-        };
+        let layout =
+            |of: &Option<Layout>| of.as_ref().map(|_| Layout::heads_first(DType::U32, grid.transposed().shape()));
         Some((grid, [layout(&mask.chosen), layout(&mask.full)]))
     }
 

@@ -36,7 +36,7 @@ impl AttentionPlan {
         let shapes = &shapes.own_part();
         let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);
         let engine = tiles.engine(caps, tiles.family(), head_dim, value_dim)?;
-        let setup = Setup { caps, tiles, params: scores, shapes, engine: &engine };
+        let setup = Setup { caps, tiles, params: scores, shapes, engine: &engine, cells: None };
         caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
         let flops = 2.0 * (head_dim + value_dim) as f64;
         let stage = Stage::plan(&setup, Pass::Forward, arguments(shapes), flops)?;

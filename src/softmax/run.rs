@@ -169,13 +169,13 @@ fn tensors<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> 
 }
 
 /// Those of packed sequences on the GPU.
-pub(super) fn offsets<'a>(inputs: &'a AttentionInputs<'a>) -> Vec<&'a Tensor> {
+pub(crate) fn offsets<'a>(inputs: &'a AttentionInputs<'a>) -> Vec<&'a Tensor> {
     [&inputs.cu_seqlens_q, &inputs.cu_seqlens_k].into_iter().flatten().filter_map(CuSeqlens::tensor).collect()
 }
 
 impl AttentionShapes {
     /// Inputs that are not tensors, and whether the others are there.
-    pub(super) fn check_as_prepared(&self, inputs: &AttentionInputs) -> Result<()> {
+    pub(crate) fn check_as_prepared(&self, inputs: &AttentionInputs) -> Result<()> {
         for (name, given, prepared) in
             [("seqlens_q", inputs.seqlens_q, &self.seqlens_q), ("seqlens_k", inputs.seqlens_k, &self.seqlens_k)]
         {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// What a stage computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
+pub(crate) enum Pass {
     Forward,
     /// Gradient of queries.
     Queries,
@@ -30,6 +30,8 @@ pub(super) enum Pass {
     Values,
     /// Gradient of the bias.
     Bias,
+    /// Score reduction.
+    Reduction,
 }
 
 impl Pass {
@@ -48,6 +50,7 @@ impl Pass {
             Pass::Keys => "portable dk",
             Pass::Values => "portable dv",
             Pass::Bias => "portable dbias",
+            Pass::Reduction => "portable score reduction",
         }
     }
 
@@ -57,26 +60,57 @@ impl Pass {
     }
 
     fn files(self) -> Vec<&'static str> {
-        let keys = [file::PORTABLE_DKV, file::SIDES_DKV, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS];
+        let gradients = [file::ACCUMULATE, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS];
+        let keys = [&gradients[..], &[file::PORTABLE_DKV, file::SIDES_DKV]].concat();
         match self {
-            Pass::Forward => vec![file::PORTABLE, file::SIDES_FORWARD, file::STATE_SOFTMAX, file::EPILOGUE_FINAL],
-            Pass::Queries => vec![file::PORTABLE_DQ, file::SIDES_DQ, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
+            Pass::Forward => {
+                vec![file::PORTABLE, file::SIDES_FORWARD, file::ACCUMULATE, file::STATE_SOFTMAX, file::EPILOGUE_FINAL]
+            }
+            Pass::Queries => [&gradients[..], &[file::PORTABLE_DQ, file::SIDES_DQ]].concat(),
             Pass::KeysAndValues => [&keys[..], &[file::DK, file::DV]].concat(),
             Pass::Keys => [&keys[..], &[file::DK, file::NO_DV]].concat(),
             Pass::Values => [&keys[..], &[file::NO_DK, file::DV]].concat(),
-            Pass::Bias => vec![file::PORTABLE_DBIAS, file::SIDES_DQ, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS],
+            Pass::Bias => [&gradients[..], &[file::PORTABLE_DBIAS, file::SIDES_DQ]].concat(),
+            Pass::Reduction => vec![file::REDUCE_SCORES, file::SIDES_SCORES],
         }
     }
+
+    /// Whether it goes by tiles of keys, not by what a tile of queries visits: it has no use for a map of visits.
+    fn by_keys_of_all(self) -> bool {
+        matches!(self, Pass::Bias | Pass::Reduction)
+    }
+
+    /// Whether it needs what the gradients know of every row.
+    fn has_stats(self) -> bool {
+        !matches!(self, Pass::Forward | Pass::Reduction)
+    }
+}
+
+/// The cells of a score reduction, and how they lie in tiles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cells {
+    /// Queries and keys of a cell within a tile.
+    pub within: [usize; 2],
+    /// Groups of heads, of queries and of keys.
+    pub groups: [usize; 3],
+    /// Heads, tiles of queries and tiles of keys that go together.
+    pub together: [usize; 3],
+    /// `MODE_…` of the shader, and the bits of its bound.
+    pub mode: [u32; 2],
+    /// Whether each batch entry and head is a slice or several of its own.
+    pub apart: bool,
 }
 
 /// What all stages of a call are planned for: params and tensors that are checked to fit together.
 #[derive(Clone, Copy)]
-pub(super) struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     pub caps: &'a Caps,
     pub tiles: &'a dyn Tiles,
     pub params: &'a ScoreParams,
     pub shapes: &'a AttentionShapes,
     pub engine: &'a Portable,
+    /// What goes together in a score reduction.
+    pub cells: Option<Cells>,
 }
 
 impl Setup<'_> {
@@ -89,7 +123,7 @@ impl Setup<'_> {
 
 /// A stage as planned.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Stage {
+pub(crate) struct Stage {
     pub pass: Pass,
     pub main: Kernel,
     /// Finds out which tiles the masks leave anything of.
@@ -128,15 +162,24 @@ impl Stage {
             let bound = "in another buffer than what is written";
             require(!written, "block_mask", format!("its {name} in the buffer of an output"), bound)?;
         }
-        let slices = if batches == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, tile_flops)? };
+        let wholes = match setup.cells {
+            Some(Cells { apart: true, .. }) => {
+                let each = (0..batches).flat_map(|b| (0..heads).map(move |h| (b, h)));
+                each.map(|(b, h)| Slice { batches: b..b + 1, heads: h..h + 1, tiles: 0..tiles }).collect()
+            }
+            _ => vec![whole],
+        };
+        let mut slices = vec![];
+        for whole in wholes.into_iter().filter(|whole| !whole.sizes().contains(&0)) {
+            slices.extend(cut(caps, &arguments, whole, tile_flops)?);
+        }
 
         let words = visited.div_ceil(TILES_PER_WORD).max(1);
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
         let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
-        // The gradient of a bias goes by tiles of keys, not by visits: it has no use for a map.
         let chosen = setup.tiles.choice(side, &arguments).is_some();
-        let masks = (parts.chain().masks_hide() && !chosen && pass != Pass::Bias).then(|| {
+        let masks = (parts.chain().masks_hide() && !chosen && !pass.by_keys_of_all()).then(|| {
             parts.map = Some(strides);
             let buffers = parts.main(arguments.clone(), &slices).shader.storage_buffers();
             if buffers > u64::from(caps.storage_buffers) || map_bytes > caps.binding_bytes {
@@ -177,7 +220,7 @@ impl Stage {
 
 /// A stage compiled.
 #[derive(Debug)]
-pub(super) struct StagePrepared {
+pub(crate) struct StagePrepared {
     main: Launch,
     map: Option<Launch>,
     map_slices: Vec<Slice>,

@@ -26,6 +26,8 @@ pub(super) struct Params {
     pub dq_so_far: [u32; 4],
     pub blocks: [u32; 4],
     pub full_blocks: [u32; 4],
+    pub values: [u32; 4],
+    pub indices: [u32; 4],
     pub first: [u32; 3],
     pub softcap: f32,
     pub queries: u32,
@@ -109,6 +111,8 @@ pub(super) fn uniforms(
         dq_so_far: address("dq_so_far"),
         blocks: address("blocks"),
         full_blocks: address("full_blocks"),
+        values: address("values"),
+        indices: address("indices"),
         stats: [0, if batch > 1 { (heads * queries) as u32 } else { 0 }, queries as u32, 1],
         first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
         softcap: params.softcap.unwrap_or(0.0),
@@ -154,7 +158,7 @@ mod tests {
         assert_eq!(
             theirs,
             ours!(
-                q k v out lse bias mask dout dlse dq dk dv stats dbias dq_so_far blocks full_blocks first softcap queries keys group q_factor last_tile tiles
+                q k v out lse bias mask dout dlse dq dk dv stats dbias dq_so_far blocks full_blocks values indices first softcap queries keys group q_factor last_tile tiles
                 sequences map_tile map_head rows heads_together scale together key_tiles
                 bias_rows bias_cols
             )

@@ -86,7 +86,7 @@ impl BackwardPlan {
         }
         let stats_bytes = 8 * (batch * heads * queries) as u64;
         caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
-        let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine };
+        let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine, cells: None };
         let mut stages = stages(&setup, shapes, Over::Own)?;
         if shapes.dbias.is_some() {
             let flops = 2.0 * (head_dim + value_dim) as f64;
@@ -95,7 +95,7 @@ impl BackwardPlan {
         if let Some(part) = &forward_shapes.additional_part() {
             let (dense, params) = (Dense::default(), params.without_places());
             let engine = dense.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
-            let setup = Setup { caps, tiles: &dense, params: &params, shapes: part, engine: &engine };
+            let setup = Setup { caps, tiles: &dense, params: &params, shapes: part, engine: &engine, cells: None };
             stages.extend(self::stages(&setup, shapes, Over::Additional)?);
         }
         let (delta, delta_slices) = delta(caps, params, shapes)?;

@@ -1,13 +1,13 @@
 //! What the kernels of a stage are made of: tables, files, the chain of functions that change a score.
 
-use super::{Pass, Setup};
+use super::{Cells, Pass, Setup};
 use crate::arguments::{Argument, bind};
 use crate::dispatch::Kernel;
 use crate::error::require;
 use crate::hook;
 use crate::packed::{Schedule, ScheduleTable, Side};
 use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
-use crate::softmax::tiles::{Extent, table};
+use crate::softmax::tiles::{Extent, small_table, table};
 use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
 use crate::softmax::{AttentionShapes, ScoreParams};
 use crate::{Result, Slice};
@@ -164,6 +164,19 @@ impl Parts<'_> {
             Side::Queries => (heads_q, 1, longest_keys),
             Side::Keys => (heads_kv, heads_q / heads_kv, longest_queries),
         };
+        if let Some(Cells { within, groups, together, .. }) = self.setup.cells {
+            let tile = [engine.rows as usize, engine.cols as usize];
+            let parts = |i: usize| groups[i + 1].div_ceil(tile[i] / within[i]);
+            let cols = tile[1] * together.iter().product::<usize>();
+            return Work {
+                batches: shapes.pairs()[0],
+                heads: groups[0],
+                group,
+                tiles: parts(0) * parts(1),
+                cols,
+                visited,
+            };
+        }
         match &self.packed {
             _ if self.pass == Pass::Bias => {
                 let [batches, heads, ..] = shapes.bias_shape();
@@ -187,26 +200,36 @@ impl Parts<'_> {
         tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
         tables.extend(self.map.map(|_| (tile_map(false), None)));
         let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
-        tables.extend((self.pass != Pass::Forward).then_some((stats, None)));
-        let mut files = vec![
-            file::PARAMS,
-            file::SCORE_TILE,
-            file::ACCUMULATE,
-            work,
-            file::ROWS_STRIDED,
-            file::SCORE_POSITION,
-            file::ELEMENT,
-        ];
+        tables.extend(self.pass.has_stats().then_some((stats, None)));
+        tables.extend(self.cells().map(|table| small_table("reduction", &table)));
+        let mut files =
+            vec![file::PARAMS, file::SCORE_TILE, work, file::ROWS_STRIDED, file::SCORE_POSITION, file::ELEMENT];
         let (tiles, side) = (self.setup.tiles, self.pass.side());
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
         files.extend(tiles.choice(side, &arguments).unwrap_or(vec![mapped]));
         files.extend(tiles.files(side));
         files.extend(self.pass.files());
+        if self.pass == Pass::Reduction {
+            let indices = arguments.iter().any(|argument| argument.name == "indices");
+            files.push(if indices { file::REDUCTION_VALUE_AND_INDEX } else { file::REDUCTION_VALUE });
+        }
         if self.pass == Pass::Queries {
             let adds = arguments.iter().any(|argument| argument.name == "dq_so_far");
             files.push(if adds { file::DQ_SO_FAR } else { file::NO_DQ_SO_FAR });
         }
         self.kernel(self.pass.name(), arguments, tables, files, self.chain(), slices)
+    }
+
+    /// The table of a score reduction.
+    fn cells(&self) -> Option<[[u32; 4]; 3]> {
+        let Cells { within, groups, together, mode, .. } = self.setup.cells?;
+        let parts = groups[2].div_ceil(self.setup.engine.cols as usize / within[1]);
+        let rows = [
+            [within[0], within[1], groups[1], groups[2]],
+            [together[0], together[1], together[2], parts],
+            [mode[0] as usize, mode[1] as usize, 0, 0],
+        ];
+        Some(rows.map(|row| row.map(|n| n as u32)))
     }
 
     /// The tables of the family.

@@ -1,0 +1,24 @@
+// What the steps behind a score reduction share: written by src/score_reduction/steps.rs.
+
+const NONE: u32 = 0xffffffffu;
+
+struct Params {
+    // (offset, batch stride, head stride, row stride) of each tensor.
+    one: vec4u,
+    one_indices: vec4u,
+    segments: vec4u,
+    values: vec4u,
+    indices: vec4u,
+    // First batch entry, head and row of this slice.
+    first: vec3u,
+    // Columns that are read, and those that are written.
+    cols: u32,
+    to_cols: u32,
+    // Whether values add up; else the largest counts.
+    adds: u32,
+    pad: vec2u,
+}
+
+fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
+    return at.x + batch * at.y + head * at.z + row * at.w;
+}

@@ -1,0 +1,4 @@
+// A cell is its value.
+fn write_cell(batch: u32, head: u32, row: u32, col: u32, cell: vec2u) {
+    store_values(row_of(params.values, batch, head, row) + col, cell.x);
+}

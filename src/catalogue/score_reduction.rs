@@ -1,0 +1,349 @@
+//! Cases of score reduction.
+
+use super::{AttentionCase, Case, KnownHook, Outcome, Scores, Tolerance};
+use crate::reference::{self, FlashProblem};
+use crate::{
+    AttentionInputs, AttentionOutputs, Caps, Causal, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout,
+    QueryGroups, ReducedScores, Reduction, Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
+    ScoreReductionPlan, ScoreReductionShapes, Tensor, Window,
+};
+use futures::future::LocalBoxFuture;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// What becomes of the probabilities of an attention problem.
+#[derive(Debug)]
+pub struct ScoreReductionCase {
+    /// The attention.
+    pub attention: AttentionCase,
+    /// What is made of the probabilities.
+    pub reduction: Reduction,
+    /// Heads that go together.
+    pub heads: HeadGroups,
+    /// Queries that go together.
+    pub queries: QueryGroups,
+    /// Keys that go together.
+    pub keys: KeyGroups,
+    /// How many groups of keys come out.
+    pub top_k: Option<usize>,
+}
+
+impl ScoreReductionCase {
+    fn params(&self, attention: FlashParams) -> ScoreReductionParams {
+        let Self { reduction, heads, queries, keys, top_k, .. } = *self;
+        ScoreReductionParams { attention, reduction, heads, queries, keys, top_k }
+    }
+
+    /// The segment of each key, [batch or sequences, longest keys].
+    fn segments(&self) -> Vec<u32> {
+        let KeyGroups::Segments(count) = self.keys else { return vec![] };
+        let [batch, _, _, keys] = self.attention.pair_shape();
+        let mut random = SmallRng::seed_from_u64(self.attention.seed + 50);
+        // In runs of about twenty, one number more than once.
+        let mut number = 0;
+        let next = |_| {
+            if random.random_range(0..20) == 0 {
+                number = random.random_range(0..count as u32);
+            }
+            number
+        };
+        (0..batch * keys).map(next).collect()
+    }
+
+    fn lse(&self) -> Vec<f32> {
+        self.attention.expected().1.iter().map(|&x| x as f32).collect()
+    }
+
+    fn known(&self, change: impl Fn(ScoreReductionParams) -> ScoreReductionParams) -> Vec<f64> {
+        let params = change(self.params(self.attention.params.clone()));
+        let (lse, segments) = (self.lse(), self.segments());
+        self.attention
+            .with_problem(|problem: &FlashProblem, _| reference::score_reduction(&params, problem, &lse, &segments))
+    }
+
+    /// What would run on a device, but for hooks that read buffers.
+    ///
+    /// # Errors
+    /// Those of [`ScoreReductionPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<ScoreReductionPlan> {
+        let params = self.params(self.attention.params_without_buffers());
+        let attention = self.attention.plan_shapes();
+        let [batch, _, _, keys] = self.attention.pair_shape();
+        let segments =
+            matches!(self.keys, KeyGroups::Segments(_)).then(|| Layout::heads_first(DType::U32, [batch, 1, 1, keys]));
+        let shapes = ScoreReductionShapes::planned(&params, attention, segments);
+        ScoreReductionPlan::new(caps, &params, &shapes)
+    }
+
+    async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
+        let tensors = self.attention.upload(gpu).await?;
+        let (_, AttentionOutputs { lse, .. }) = self.attention.arguments(&tensors);
+        lse.write(&self.lse()).await?;
+        let [batch, _, _, keys] = self.attention.pair_shape();
+        let segments = match self.keys {
+            KeyGroups::Segments(_) => {
+                let layout = Layout::heads_first(DType::U32, [batch, 1, 1, keys]);
+                Some(Tensor::upload_u32(gpu, &self.segments()).await?.view(layout)?)
+            }
+            _ => None,
+        };
+        let reduction = ScoreReduction::new(gpu, self.params(self.attention.params_on(gpu).await?))?;
+        Ok(Uploaded { tensors, segments, reduction })
+    }
+
+    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> ScoreReductionInputs<'a> {
+        let (attention, AttentionOutputs { lse, .. }) = self.attention.arguments(&uploaded.tensors);
+        let attention = AttentionInputs { additional_k: None, additional_v: None, ..attention };
+        ScoreReductionInputs { attention, lse, segments: uploaded.segments.as_ref() }
+    }
+
+    /// How results compare with the reference.
+    fn compare(&self, values: &[f32], indices: Option<&[u32]>) -> Outcome {
+        let magnitude = self.attention.reference().magnitude;
+        let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude };
+        let wrong = Outcome { error: f64::INFINITY, over_tolerance: f64::INFINITY };
+        let expected = self.known(|params| params);
+        if let Reduction::Count { above } = self.reduction {
+            // What is as good as at the bound may count or not.
+            let near = |factor: f32| {
+                let reduction = Reduction::Count { above: above * factor };
+                self.known(|params| ScoreReductionParams { reduction, ..params })
+            };
+            let (most, least) = (near(1.0 - 1e-4), near(1.0 + 1e-4));
+            let fits = values
+                .iter()
+                .zip(most.iter().zip(&least))
+                .all(|(&x, (most, least))| (*least..=*most).contains(&f64::from(x)));
+            return if fits && values.len() == most.len() {
+                Outcome { error: 0.0, over_tolerance: 0.0 }
+            } else {
+                wrong
+            };
+        }
+        let Some(indices) = indices else { return tolerance.compare(values, &expected) };
+        match self.top_k {
+            Some(k) => self.compare_top_k(values, indices, &expected, k, tolerance),
+            None => {
+                let keys = self.attention.pair_shape()[3];
+                let each = |params| ScoreReductionParams { keys: KeyGroups::Blocks(1), ..params };
+                let of_keys = self.known(each);
+                let cols = expected.len() / (of_keys.len() / keys.max(1)).max(1);
+                // What the key that was named has, where one is seen.
+                let named = indices.iter().enumerate().map(|(cell, &key)| match key {
+                    u32::MAX => 0.0,
+                    key => of_keys[cell / cols * keys + key as usize],
+                });
+                let named: Vec<f64> = named.collect();
+                let named = named.iter().map(|&x| x as f32).collect::<Vec<_>>();
+                tolerance.compare(values, &expected).and(tolerance.compare(&named, &expected))
+            }
+        }
+    }
+
+    /// The values are those of the groups that are named, which ascend, and as large as the largest there are.
+    fn compare_top_k(&self, values: &[f32], indices: &[u32], all: &[f64], k: usize, tolerance: Tolerance) -> Outcome {
+        let rows = values.len() / k.max(1);
+        let cols = all.len() / rows.max(1);
+        let (mut named, mut largest, mut found, mut ascending) = (vec![], vec![], vec![], true);
+        for row in 0..rows {
+            let (values, indices) = (&values[row * k..][..k], &indices[row * k..][..k]);
+            let all = &all[row * cols..][..cols];
+            ascending &= indices.windows(2).all(|pair| pair[0] < pair[1] || pair[1] == u32::MAX);
+            named.extend(indices.iter().map(|&i| all.get(i as usize).copied().unwrap_or(0.0)));
+            found.extend(values);
+            let mut sorted = all.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            largest.extend((0..k).map(|i| sorted.get(i).copied().unwrap_or(0.0)));
+        }
+        let mut in_order: Vec<f32> = found.clone();
+        in_order.chunks_mut(k.max(1)).for_each(|row| row.sort_by(|a, b| b.total_cmp(a)));
+        let outcome = tolerance.compare(&found, &named).and(tolerance.compare(&in_order, &largest));
+        if ascending { outcome } else { Outcome { over_tolerance: f64::INFINITY, ..outcome } }
+    }
+}
+
+#[derive(Debug)]
+struct Uploaded {
+    tensors: super::AttentionTensors,
+    segments: Option<Tensor>,
+    reduction: ScoreReduction,
+}
+
+impl Case for ScoreReductionCase {
+    fn kernel(&self) -> &'static str {
+        "score-reduction"
+    }
+
+    fn name(&self) -> String {
+        let Self { reduction, heads, queries, keys, top_k, .. } = self;
+        let top_k = top_k.map_or(String::new(), |k| format!(" top {k}"));
+        format!("{reduction:?} of {heads:?}, {queries:?}, {keys:?}{top_k}; {}", self.attention.name())
+    }
+
+    fn flops(&self) -> f64 {
+        2.0 * self.attention.reference().visible as f64 * self.attention.dims.0 as f64
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            let uploaded = self.upload(gpu).await?;
+            let ReducedScores { values, indices } = uploaded.reduction.forward(&self.inputs(&uploaded)).await?;
+            let indices = match indices {
+                Some(indices) => Some(indices.read_u32().await?),
+                None => None,
+            };
+            Ok(self.compare(&values.read().await?, indices.as_deref()))
+        })
+    }
+
+    fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
+        Box::pin(async move {
+            let uploaded = self.upload(gpu).await?;
+            let inputs = self.inputs(&uploaded);
+            let to = uploaded.reduction.forward(&inputs).await?;
+            let shapes = ScoreReductionShapes::of(uploaded.reduction.params(), &inputs, &to);
+            let prepared = uploaded.reduction.prepare(&shapes).await?;
+            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
+        })
+    }
+}
+
+/// Every reduction, size of groups and kind of result.
+pub fn score_reduction_cases() -> Vec<ScoreReductionCase> {
+    use {HeadGroups::*, Reduction::*};
+    let causal = FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+    let blocks = QueryGroups::Blocks;
+    let of_keys = KeyGroups::Blocks;
+    let count = Count { above: 0.01 };
+    let mut cases = Vec::new();
+    for (i, (reduction, heads, queries, keys, top_k)) in [
+        (Max, Each, blocks(64), of_keys(64), None),
+        (Max, OfKeyHead, blocks(1), of_keys(64), None),
+        (Max, All, blocks(32), of_keys(16), None),
+        (Max, Each, blocks(128), of_keys(128), None),
+        (Max, Each, blocks(1), of_keys(1), None),
+        (Sum, Each, blocks(16), of_keys(32), None),
+        (Sum, All, QueryGroups::All, of_keys(1), None),
+        (Sum, OfKeyHead, blocks(256), KeyGroups::All, None),
+        (count, Each, blocks(8), of_keys(64), None),
+        (count, All, QueryGroups::All, KeyGroups::All, None),
+        (ArgMax, Each, blocks(1), KeyGroups::All, None),
+        (ArgMax, OfKeyHead, blocks(32), of_keys(32), None),
+        (ArgMax, All, QueryGroups::All, of_keys(1024), None),
+        (Sum, Each, QueryGroups::All, KeyGroups::Segments(5), None),
+        (Max, OfKeyHead, blocks(4), KeyGroups::Segments(3), None),
+        (count, Each, blocks(64), KeyGroups::Segments(9), None),
+        (ArgMax, Each, blocks(16), KeyGroups::Segments(7), None),
+        (Sum, All, QueryGroups::All, of_keys(1), Some(20)),
+        (Max, OfKeyHead, blocks(1), of_keys(1), Some(33)),
+        (Max, Each, blocks(64), of_keys(16), Some(2)),
+        (Sum, Each, blocks(32), KeyGroups::Segments(6), Some(2)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let attention = AttentionCase {
+            label: "reduction",
+            batch: 1 + i % 2,
+            heads: (4, 2),
+            lengths: [(150, 200), (200, 150), (70, 300), (1, 290)][i % 4],
+            dims: (32, 16),
+            params: if i % 3 == 0 { causal.clone() } else { FlashParams::default() },
+            scores: Scores::Normal([1.0, 3.0][i % 2]),
+            seed: 4000 + 60 * i as u64,
+            ..AttentionCase::default()
+        };
+        cases.push(ScoreReductionCase { attention, reduction, heads, queries, keys, top_k });
+    }
+    let packed = [vec![0, 100, 101, 101, 300], vec![0, 3, 190, 200, 340]];
+    let hooks = vec![KnownHook::Fields, KnownHook::Stripes];
+    let shared = || AttentionCase { heads: (4, 2), lengths: (120, 170), dims: (40, 24), ..AttentionCase::default() };
+    let variants = [
+        AttentionCase { label: "hooks", hooks, ..shared() },
+        AttentionCase { label: "f16", strided: true, bias: Some([true, false, true]), ..shared().of_type(DType::F16) },
+        AttentionCase {
+            label: "packed",
+            lengths: (300, 340),
+            params: causal.clone(),
+            cu_seqlens: Some(packed.clone()),
+            ..shared()
+        },
+        AttentionCase { label: "packed", lengths: (300, 340), cu_seqlens: Some(packed), on_gpu: true, ..shared() },
+        AttentionCase {
+            label: "padding",
+            batch: 4,
+            seqlens_q: Some(vec![90, 1, 0, 65]),
+            seqlens_k: Some(vec![140, 64, 3, 0]),
+            params: FlashParams { window: Window { left: Some(70), right: None }, ..causal.clone() },
+            ..shared()
+        },
+        AttentionCase { label: "bf16", dims: (200, 24), ..shared().of_type(DType::Bf16) },
+        AttentionCase { label: "no keys", lengths: (70, 0), ..shared() },
+        AttentionCase { label: "no queries", lengths: (0, 70), ..shared() },
+    ];
+    for (i, attention) in variants.into_iter().enumerate() {
+        let attention = AttentionCase { seed: 6000 + 60 * i as u64, ..attention };
+        let (reduction, keys, top_k) = [
+            (Max, of_keys(32), None),
+            (Sum, KeyGroups::Segments(4), None),
+            (ArgMax, KeyGroups::All, None),
+            (Max, of_keys(1), Some(3)),
+        ][i % 4];
+        let top_k = top_k.filter(|_| attention.lengths.1 > 0);
+        cases.push(ScoreReductionCase { attention, reduction, heads: Each, queries: blocks(16), keys, top_k });
+    }
+    cases
+}
+
+/// Random attention problems with random groups: at most 2·10⁷ multiply-adds each.
+pub fn random_score_reduction_cases(count: usize, seed: u64) -> Vec<ScoreReductionCase> {
+    super::random_flash_cases(count, seed).into_iter().map(random_case).collect()
+}
+
+fn random_case(attention: AttentionCase) -> ScoreReductionCase {
+    let mut random = SmallRng::seed_from_u64(attention.seed ^ 7);
+    let r = &mut random;
+    let size = |r: &mut SmallRng| 1 << r.random_range(0..=9);
+    let reductions = [Reduction::Max, Reduction::Sum, Reduction::Count { above: 0.02 }, Reduction::ArgMax];
+    let reduction = *reductions.choose(r).expect("four");
+    let queries = if r.random_range(0..4) == 0 { QueryGroups::All } else { QueryGroups::Blocks(size(r)) };
+    let keys = match r.random_range(0..5) {
+        0 => KeyGroups::All,
+        1 => KeyGroups::Segments(r.random_range(1..12)),
+        _ => KeyGroups::Blocks(size(r)),
+    };
+    let heads = *[HeadGroups::Each, HeadGroups::OfKeyHead, HeadGroups::All].choose(r).expect("three");
+    let groups = match keys {
+        KeyGroups::All => 1,
+        KeyGroups::Blocks(size) => attention.pair_shape()[3].div_ceil(size).max(1),
+        KeyGroups::Segments(count) => count,
+    };
+    let counts = matches!(reduction, Reduction::ArgMax | Reduction::Count { .. });
+    let top_k = (!counts && r.random_range(0..3) == 0).then(|| r.random_range(1..=groups.min(40)));
+    // Additional keys have a softmax of their own, and no buffer is left for the bias with packed sequences.
+    let attention = AttentionCase { additional: 0, known: Default::default(), ..attention };
+    ScoreReductionCase { attention, reduction, heads, queries, keys, top_k }
+}
+
+/// A typical size.
+pub(super) fn typical() -> ScoreReductionCase {
+    let attention = AttentionCase { heads: (8, 8), lengths: (8192, 8192), ..AttentionCase::default() };
+    let (queries, keys) = (QueryGroups::Blocks(64), KeyGroups::Blocks(64));
+    let (reduction, heads) = (Reduction::Max, HeadGroups::Each);
+    ScoreReductionCase { attention, reduction, heads, queries, keys, top_k: None }
+}
+
+/// The distinct shader texts.
+pub(super) fn shaders() -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = vec![];
+    for (i, case) in score_reduction_cases().into_iter().enumerate() {
+        let plan = case.plan(&Caps::core()).expect("the catalogue has valid cases");
+        for (kernel, text) in plan.wgsl() {
+            if found.iter().all(|(_, known)| *known != text) {
+                found.push((format!("reduction_{i}_{}", kernel.replace(' ', "_")), text));
+            }
+        }
+    }
+    found
+}

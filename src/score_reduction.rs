@@ -1,0 +1,202 @@
+//! Score reduction: what becomes of attention's probabilities over blocks, segments or tokens, without a matrix of them.
+//!
+//! `p[i][j] = exp(score(scale · q[i]·k[j]) − lse[i])`, computed again tile by tile from the log-sum-exp of a forward pass.
+
+mod plan;
+mod run;
+mod steps;
+
+pub use plan::{ScoreReductionPlan, ScoreReductionShapes};
+pub use run::ScoreReductionPrepared;
+
+use crate::error::require;
+use crate::{AttentionInputs, Caps, FlashParams, Gpu, Result, Tensor};
+
+/// What is made of the probabilities of a cell: a group of heads, of queries and of keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Reduction {
+    /// The largest.
+    #[default]
+    Max,
+    /// Their sum.
+    Sum,
+    /// How many are above a bound.
+    Count {
+        /// The bound, within [0, 1].
+        above: f32,
+    },
+    /// The largest, and the key that it is of (of equal ones the first); `u32::MAX` where no key is seen.
+    ArgMax,
+}
+
+/// Queries that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueryGroups {
+    /// So many that follow one another, a power of two.
+    Blocks(usize),
+    /// All of a sequence.
+    All,
+}
+
+/// Keys that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyGroups {
+    /// So many that follow one another, a power of two: 1 for tokens.
+    Blocks(usize),
+    /// All of a sequence.
+    All,
+    /// Those with the same number below this one, by [`ScoreReductionInputs::segments`].
+    Segments(usize),
+}
+
+/// Query heads that go together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeadGroups {
+    /// Each by itself.
+    #[default]
+    Each,
+    /// Those that use the same key head.
+    OfKeyHead,
+    /// All of them.
+    All,
+}
+
+/// What a score reduction computes.
+///
+/// | use | reduction | heads | queries | keys |
+/// |---|---|---|---|---|
+/// | SeerAttention's training target (arXiv 2410.13276) | `Max` | `Each` | `Blocks(64)` | `Blocks(64)` |
+/// | SeerAttention-R's (arXiv 2506.08889) | `Max` | `OfKeyHead` | `Blocks(1)` | `Blocks(64)` |
+/// | TidalDecode's token choice (arXiv 2410.05076) | `Sum`, `top_k` | `All` | `All` | `Blocks(1)` |
+/// | Recycled Attention's token choice (arXiv 2411.05787) | `Max`, `top_k` | `OfKeyHead` | `Blocks(1)` | `Blocks(1)` |
+/// | retrieval-head scores (arXiv 2404.15574): does the head look at the token that it copies? | `ArgMax` | `Each` | `Blocks(1)` | `All` |
+/// | PINE's importance of documents (arXiv 2407.01100) | `Sum` | `Each` | `All` | `Segments(documents)` |
+/// | mass on each scale of a VAR model (arXiv 2404.02905) | `Sum` | `Each` | `All` | `Segments(scales)` |
+///
+/// The guide `score_reduction` in the crate's documentation has an example of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreReductionParams {
+    /// How scores are made: as in the attention that gave the log-sum-exp.
+    pub attention: FlashParams,
+    /// What is made of them.
+    pub reduction: Reduction,
+    /// Query heads that go together.
+    pub heads: HeadGroups,
+    /// Queries that go together.
+    pub queries: QueryGroups,
+    /// Keys that go together.
+    pub keys: KeyGroups,
+    /// Only so many groups of keys for each group of queries: those with the largest values above 0, in the order of their
+    /// numbers; of equal ones the first.
+    pub top_k: Option<usize>,
+}
+
+impl Default for ScoreReductionParams {
+    /// The largest probability in blocks of 64 × 64, head by head.
+    fn default() -> Self {
+        Self {
+            attention: FlashParams::default(),
+            reduction: Reduction::default(),
+            heads: HeadGroups::default(),
+            queries: QueryGroups::Blocks(64),
+            keys: KeyGroups::Blocks(64),
+            top_k: None,
+        }
+    }
+}
+
+impl ScoreReductionParams {
+    fn check(&self) -> Result<()> {
+        for (name, size) in [
+            ("queries: Blocks", if let QueryGroups::Blocks(size) = self.queries { Some(size) } else { None }),
+            ("keys: Blocks", if let KeyGroups::Blocks(size) = self.keys { Some(size) } else { None }),
+        ] {
+            let Some(size) = size else { continue };
+            require(size.is_power_of_two(), name, size, "a power of two: tiles hold whole groups or lie within one")?;
+        }
+        if let KeyGroups::Segments(count) = self.keys {
+            require(count > 0, "keys: Segments", count, "at least 1")?;
+        }
+        if let Reduction::Count { above } = self.reduction {
+            require((0.0..=1.0).contains(&above), "reduction: Count.above", above, "within 0..=1")?;
+        }
+        if let Some(k) = self.top_k {
+            require(k > 0, "top_k", k, "at least 1")?;
+            let bound = "unset with ArgMax, which has indices of its own (Max with top_k gives groups of keys)";
+            require(self.reduction != Reduction::ArgMax, "top_k", k, bound)?;
+        }
+        Ok(())
+    }
+
+    /// Whether indices come out beside values.
+    fn has_indices(&self) -> bool {
+        self.top_k.is_some() || self.reduction == Reduction::ArgMax
+    }
+}
+
+/// What a score reduction reads.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreReductionInputs<'a> {
+    /// What attention has read. Values and additional keys are not looked at.
+    pub attention: AttentionInputs<'a>,
+    /// The log-sum-exp that it has written, f32 [batch, heads_q, queries, 1].
+    pub lse: &'a Tensor,
+    /// For [`KeyGroups::Segments`]: the segment of each key, u32 [batch or 1, 1, 1, keys] (of packed sequences: [sequences or 1,
+    /// 1, 1, longest keys]). A number that is out of range leaves its key out and makes reading the result an error.
+    pub segments: Option<&'a Tensor>,
+}
+
+/// What a score reduction writes: [batch (of packed sequences: sequences), groups of heads, groups of queries, groups of keys or
+/// `top_k`].
+#[derive(Clone, Debug)]
+pub struct ReducedScores {
+    /// f32. 0 where nothing is seen.
+    pub values: Tensor,
+    /// u32, where there is a `top_k` (numbers of the groups of keys) or [`Reduction::ArgMax`] (keys): `u32::MAX` for none.
+    pub indices: Option<Tensor>,
+}
+
+/// Reduces attention's probabilities, with fixed params on one device.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::*;
+/// let gpu = Gpu::request().await?;
+/// // Two queries and four keys in blocks of 2; the first query prefers the last key: scores ln 5 and 0.
+/// let q = Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[5f32.ln(), 0.0]).await?;
+/// let k = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0, 0.0, 0.0, 1.0]).await?;
+/// let inputs = AttentionInputs::new(&q, &k, &k);
+/// let (_, lse) = FlashAttention::new(&gpu, FlashParams::default())?.forward_with_lse(&inputs).await?;
+/// let params = ScoreReductionParams { queries: QueryGroups::Blocks(2), keys: KeyGroups::Blocks(2), ..Default::default() };
+/// let inputs = ScoreReductionInputs { attention: inputs, lse: &lse, segments: None };
+/// let largest = ScoreReduction::new(&gpu, params)?.forward(&inputs).await?.values.read().await?;
+/// assert!((largest[0] - 1.0 / 4.0).abs() < 1e-6 && (largest[1] - 5.0 / 8.0).abs() < 1e-6);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct ScoreReduction {
+    gpu: Gpu,
+    params: ScoreReductionParams,
+}
+
+impl ScoreReduction {
+    /// Checks the params; nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for groups that are no powers of two, a bound outside of [0, 1], no segment, a `top_k` of 0
+    /// or with [`Reduction::ArgMax`], and those of [`crate::Attention::new`].
+    pub fn new(gpu: &Gpu, params: ScoreReductionParams) -> Result<Self> {
+        params.check()?;
+        crate::FlashAttention::new(gpu, params.attention.clone())?;
+        Ok(Self { gpu: gpu.clone(), params })
+    }
+
+    /// The params.
+    pub fn params(&self) -> &ScoreReductionParams {
+        &self.params
+    }
+
+    fn caps(&self) -> &Caps {
+        self.gpu.caps()
+    }
+}
