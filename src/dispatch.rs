@@ -50,7 +50,8 @@ pub(crate) struct Launch {
     uniform_stride: u64,
     uniform_size: u64,
     tables: Vec<wgpu::Buffer>,
-    empty: wgpu::Buffer,
+    /// For tensors without elements: one to read, one to write.
+    empty: [wgpu::Buffer; 2],
     /// The caller's buffers.
     hooks: Option<wgpu::BindGroup>,
     bound: Mutex<Vec<Bound>>,
@@ -88,8 +89,9 @@ impl Launch {
                 None => scratch[name].clone(),
             });
         }
-        let empty = gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await?;
-        let (hooks, popped) = gpu.scoped(|_| hook_group(gpu, shader, &pipeline, &empty));
+        let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;
+        let empty = [empty().await?, empty().await?];
+        let (hooks, popped) = gpu.scoped(|_| hook_group(gpu, shader, &pipeline, &empty[0]));
         gpu.refused("buffers of hooks", popped.await).await?;
         let leaders = (0..arguments.len()).map(|i| together(gpu.caps(), arguments, i)[0]).collect();
         Ok(Self {
@@ -253,7 +255,10 @@ impl Launch {
         for (i, (buffer, shift)) in self.binding_leaders().zip(key) {
             let range = bound_range(self.gpu.caps(), &self.arguments, i, slice);
             parts.push(match range.end - range.start {
-                0 => part(&self.empty, 0, self.empty.size()),
+                0 => {
+                    let empty = &self.empty[usize::from(is_written(&self.arguments, self.arguments[i].buffer))];
+                    part(empty, 0, empty.size())
+                }
                 bytes => part(buffer, range.start.wrapping_add(*shift), bytes),
             });
         }

@@ -60,7 +60,7 @@ impl BlockMask {
         let step = (stride / grid.heads.max(1)).max(1);
         let row = |_, h: usize, i| {
             let near: Vec<usize> = near(&grid, i, 0, local).collect();
-            (0..grid.own(i).end).filter(|&j| near.contains(&j) || (j + h * step + 1) % stride == 0).collect()
+            (0..grid.own(i).end).filter(|&j| near.contains(&j) || (j + h * step + 1).is_multiple_of(stride)).collect()
         };
         Self::from_rows(gpu, grid, row).await
     }
