@@ -179,6 +179,52 @@ fn run_computes_the_gradients_that_the_reference_does() {
 }
 
 #[test]
+fn run_block_sparse() {
+    let files = Files::new("run-block-sparse");
+    let (b, h, nq, nk, d) = (2, 4, 100, 150, 16);
+    let mask: Vec<u8> = (0..h * 4 * 3).map(|i| u8::from(i % 5 < 2)).collect();
+    let mask = ("mask", Dtype::BOOL, vec![1, h, 4, 3], mask);
+    let tensors = [
+        mask,
+        floats("q", 1, &[b, h, nq, d]),
+        floats("k", 2, &[b, 2, nk, d]),
+        floats("v", 3, &[b, 2, nk, 24]),
+        floats("dout", 6, &[b, h, nq, 24]),
+        integers("seqlens_k", &[150, 70]),
+    ];
+    let input = files.write("input", &tensors);
+    let params = r#"{"block": [32, 64], "causal": true, "softcap": 5}"#;
+    let said = agree_on(&files, "block-sparse", &input, &["--params", params], 2e-5);
+    assert_eq!(said, (vec![b, h, nq, 24], vec![b, h, nq]));
+    let names = [("dq", vec![b, h, nq, d]), ("dk", vec![b, 2, nk, d]), ("dv", vec![b, 2, nk, 24])];
+    gradients_agree(&files, "block-sparse", &input, params, &names);
+    let packed = [
+        ("mask", Dtype::U8, vec![2, 1, 1, 2], vec![1, 0, 0, 1]),
+        floats("q", 1, &[70, h, d]),
+        floats("k", 2, &[150, 2, d]),
+        floats("v", 3, &[150, 2, 24]),
+        integers("cu_seqlens_q", &[0, 50, 70]),
+        integers("cu_seqlens_k", &[0, 50, 150]),
+    ];
+    let packed = files.write("packed", &packed);
+    assert_eq!(agree_on(&files, "block-sparse", &packed, &[], 2e-5), (vec![70, h, 24], vec![h, 70]));
+    let without = files.write("without", &tensors[1..]);
+    refuses(&["run", "block-sparse", &without, &files.path("none")], &["mask is missing", "in the file"]);
+    let gate = files.write("gate", &[&tensors[..], &[floats("gate_wk", 1, &[1])]].concat());
+    refuses(&["run", "block-sparse", &gate, &files.path("none")], &["gate_wk is in the file", "absent"]);
+    for backend in ["gpu", "reference"] {
+        let bad = |params: &str, words: &[&str]| {
+            let output = files.path("output");
+            refuses(&["run", "block-sparse", &input, &output, "--backend", backend, "--params", params], words);
+        };
+        bad(r#"{"block": [32, 48]}"#, &["block[1] is 48", "a power of two"]);
+        bad("{}", &["mask.shape is [1, 4, 4, 3]", "2, 3]", "[64, 64]"]);
+        bad(r#"{"causal": "bottom_right"}"#, &["expected a boolean"]);
+        bad(r#"{"selector": {"density": 0.1}}"#, &["unknown field `selector`"]);
+    }
+}
+
+#[test]
 fn run_neighborhood() {
     let files = Files::new("run-neighborhood");
     let (b, h, n, d, more) = (2, 4, 7 * 9, 16, 5);

@@ -1,9 +1,12 @@
 //! `run`: a kernel on the tensors of a file.
 
 mod attention;
+mod block_sparse;
 mod file;
 mod flash;
+mod gradients;
 mod neighborhood;
+mod sequences;
 
 use file::{Destination, Inputs, Order};
 use std::path::PathBuf;
@@ -44,6 +47,10 @@ enum Kernel {
     /// additional_v; writes out lse. With --backward reads dout and perhaps dlse too; writes dq dk dv dbias d_additional_k
     /// d_additional_v.
     Flash,
+    /// Reads q k v, the mask [B or 1, H or 1, blocks of queries, blocks of keys], and if they are there seqlens_q seqlens_k
+    /// cu_seqlens_q cu_seqlens_k additional_k additional_v; writes the same. Parameters: block, an array of queries and keys, by
+    /// default [64, 64]; causal, true or false; scale; softcap.
+    BlockSparse,
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
     Neighborhood,
@@ -72,6 +79,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let destination = Destination::new(&options.output)?;
     let outputs = match options.kernel {
         Kernel::Flash => flash::problem(options, &inputs)?.run(options, &inputs)?,
+        Kernel::BlockSparse => block_sparse::problem(options, &inputs)?.run(options, &inputs)?,
         Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
     };
     destination.write(&outputs)?;

@@ -5,10 +5,10 @@ use super::{Backend, Options};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
-use wgpu_attention::reference::{self, At, FlashProblem, Neighborhoods};
+use wgpu_attention::reference::{self, At, FlashProblem};
 use wgpu_attention::{
-    Attention, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan, AttentionShapes, CuSeqlens,
-    CuSeqlensShape, DType, FlashParams, Gpu, GpuOptions, Layout, NeighborhoodAxis, OutputGradients, Result, Tensor,
+    Attention, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan, AttentionShapes, BlockGrid,
+    BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, DType, FlashParams, Gpu, GpuOptions, Layout, Result, Tensor,
     wgpu,
 };
 
@@ -17,7 +17,8 @@ pub struct Problem<P> {
     pub params: P,
     /// The same for the reference: with who sees whom, besides.
     pub known: FlashParams,
-    pub sees: Neighborhoods,
+    pub sees: Box<dyn Fn(At) -> bool>,
+    pub blocks: Option<Blocks>,
     pub q: Floats,
     pub k: Floats,
     pub v: Floats,
@@ -28,6 +29,26 @@ pub struct Problem<P> {
     pub cu_seqlens: Option<[Vec<u32>; 2]>,
 }
 
+/// A block mask.
+pub struct Blocks {
+    pub grid: BlockGrid,
+    /// [batch or 1, heads or 1, blocks of queries, blocks of keys].
+    pub chosen: Vec<bool>,
+}
+
+impl Blocks {
+    fn shape(&self) -> BlockMaskShape {
+        let Self { grid, .. } = self;
+        let chosen = Some(Layout::heads_first(DType::U32, grid.shape()));
+        BlockMaskShape { block: grid.block, blocks: grid.blocks(), chosen, full: None, heads: vec![] }
+    }
+
+    async fn upload(&self, gpu: &Gpu) -> Result<BlockMask> {
+        let (heads, [rows, cols]) = (self.grid.heads, self.grid.blocks());
+        BlockMask::from_fn(gpu, self.grid, |b, h, i, j| self.chosen[((b * heads + h) * rows + i) * cols + j]).await
+    }
+}
+
 /// The params of `--params`.
 pub fn params<T: DeserializeOwned>(options: &Options) -> Result<T> {
     serde_json::from_str(&options.params)
@@ -36,19 +57,14 @@ pub fn params<T: DeserializeOwned>(options: &Options) -> Result<T> {
 
 impl<P: AttentionParams> Problem<P> {
     /// Keys and values of all tokens, and the additional ones.
-    pub fn read(
-        inputs: &Inputs,
-        params: P,
-        known: FlashParams,
-        axes: &[NeighborhoodAxis],
-        packed: bool,
-    ) -> Result<Self> {
+    pub fn read(inputs: &Inputs, params: P, known: FlashParams, packed: bool) -> Result<Self> {
         let tokens = |name: &str| inputs.tokens(name, packed);
         let some = |name: &str| if inputs.has(name) { inputs.tokens(name, false).map(Some) } else { Ok(None) };
         Ok(Self {
             params,
             known,
-            sees: Neighborhoods::new(axes),
+            sees: Box::new(|_| true),
+            blocks: None,
             q: tokens("q")?,
             k: tokens("k")?,
             v: tokens("v")?,
@@ -76,7 +92,7 @@ impl<P: AttentionParams> Problem<P> {
     }
 
     /// [batch or sequences, heads, longest queries, longest keys] of bias and mask.
-    fn pairs(&self) -> [usize; 4] {
+    pub fn pairs(&self) -> [usize; 4] {
         let heads = self.q.shape[1];
         match &self.cu_seqlens {
             None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
@@ -88,7 +104,7 @@ impl<P: AttentionParams> Problem<P> {
     }
 
     /// Layouts, for the checks that need no GPU.
-    fn shapes(&self) -> Result<AttentionShapes> {
+    pub(super) fn shapes(&self) -> Result<AttentionShapes> {
         let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
         let pair = |name: &str, floats: &Option<Floats>| -> Result<Option<Layout>> {
             let Some(floats) = floats else { return Ok(None) };
@@ -107,6 +123,7 @@ impl<P: AttentionParams> Problem<P> {
             mask: pair("mask", &self.mask)?,
             additional_k: self.additional[0].as_ref().map(layout),
             additional_v: self.additional[1].as_ref().map(layout),
+            block_mask: self.blocks.as_ref().map(Blocks::shape),
             ..AttentionShapes::new(layout(&self.q), layout(&self.k), layout(&self.v))
         })
     }
@@ -136,7 +153,7 @@ impl<P: AttentionParams> Problem<P> {
         Ok((out.read().await?, lse.read().await?))
     }
 
-    async fn upload(&self, gpu: &Gpu, shapes: &AttentionShapes) -> Result<Uploaded> {
+    pub(super) async fn upload(&self, gpu: &Gpu, shapes: &AttentionShapes) -> Result<Uploaded> {
         let pair = async |floats: &Option<Floats>, layout: &Option<Layout>| match (floats, layout) {
             (Some(floats), Some(layout)) => up(gpu, floats).await?.view(layout.clone()).map(Some),
             _ => Ok(None),
@@ -150,10 +167,14 @@ impl<P: AttentionParams> Problem<P> {
             bias: pair(&self.bias, &shapes.bias).await?,
             mask: pair(&self.mask, &shapes.mask).await?,
             additional: [some(&self.additional[0]).await?, some(&self.additional[1]).await?],
+            block_mask: match &self.blocks {
+                Some(blocks) => Some(blocks.upload(gpu).await?),
+                None => None,
+            },
         })
     }
 
-    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> AttentionInputs<'a> {
+    pub(super) fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> AttentionInputs<'a> {
         let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
         let [q, k, v] = &uploaded.tokens;
         AttentionInputs {
@@ -165,94 +186,12 @@ impl<P: AttentionParams> Problem<P> {
             mask: uploaded.mask.as_ref(),
             additional_k: uploaded.additional[0].as_ref(),
             additional_v: uploaded.additional[1].as_ref(),
+            block_mask: uploaded.block_mask.as_ref(),
             ..AttentionInputs::new(q, k, v)
         }
     }
 
-    /// dq dk dv, and dbias where there is a bias.
-    fn gradients(&self, options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
-        let packed = self.cu_seqlens.is_some();
-        let dout = inputs.tokens("dout", packed)?;
-        let rows = [self.q.shape[0], self.q.shape[1], self.q.shape[2], self.v.shape[3]];
-        if dout.shape != rows {
-            return Err(error("dout.shape", format!("{:?}", dout.shape), format!("{rows:?}, by q and v")));
-        }
-        let dlse = inputs.rows("dlse", if packed { &rows[1..3] } else { &rows[..3] })?;
-        let gradients = match options.backend {
-            Backend::Gpu => pollster::block_on(self.gradients_on_gpu(options.adapter.as_deref(), &dout, dlse))?,
-            Backend::Reference => self.gradients_on_cpu(&dout, dlse)?,
-        };
-        let like = |floats: &Floats, values| Floats { dtype: floats.dtype, shape: floats.shape, values };
-        let mut outputs = Vec::new();
-        for (name, floats, values) in [
-            ("dq", Some(&self.q), gradients.dq),
-            ("dk", Some(&self.k), gradients.dk),
-            ("dv", Some(&self.v), gradients.dv),
-            ("d_additional_k", self.additional[0].as_ref(), gradients.d_additional_k),
-            ("d_additional_v", self.additional[1].as_ref(), gradients.d_additional_v),
-        ] {
-            outputs.extend(floats.map(|floats| inputs.output(name, like(floats, values), packed)));
-        }
-        if let Some(bias) = &self.bias {
-            let shape = bias.shape.into();
-            outputs.push(Output { name: "dbias", dtype: DType::F32, shape, values: gradients.dbias });
-        }
-        Ok(outputs)
-    }
-
-    async fn gradients_on_gpu(
-        &self,
-        adapter: Option<&str>,
-        dout: &Floats,
-        dlse: Option<Vec<f32>>,
-    ) -> Result<Gradients> {
-        let gpu = request(adapter).await?;
-        println!("{}", gpu.caps());
-        let shapes = self.shapes()?;
-        let attention = Attention::new(&gpu, self.params.clone())?;
-        let uploaded = self.upload(&gpu, &shapes).await?;
-        let (_, saved) = attention.forward_for_training(&self.inputs(&uploaded)).await?;
-        let dout = up(&gpu, dout).await?;
-        let dlse = match dlse {
-            Some(values) => Some(Tensor::upload(&gpu, shapes.lse.shape, DType::F32, &values).await?),
-            None => None,
-        };
-        let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
-        let g = attention.backward_with_lse(&saved, &from).await?;
-        let some = async |tensor: &Option<Tensor>| match tensor {
-            Some(tensor) => tensor.read().await,
-            None => Ok(vec![]),
-        };
-        Ok(Gradients {
-            dq: g.dq.read().await?,
-            dk: g.dk.read().await?,
-            dv: g.dv.read().await?,
-            dbias: some(&g.dbias).await?,
-            d_additional_k: some(&g.d_additional_k).await?,
-            d_additional_v: some(&g.d_additional_v).await?,
-        })
-    }
-
-    fn gradients_on_cpu(&self, dout: &Floats, dlse: Option<Vec<f32>>) -> Result<Gradients> {
-        let (out, _) = self.on_cpu()?;
-        let g = self.by_reference(|problem| {
-            reference::flash_backward(&self.known, problem, &out, &dout.values, dlse.as_deref(), None)
-        });
-        let round = |values: &[f64], dtype: DType| values.iter().map(|&x| dtype.round(x as f32)).collect();
-        let dbias = self.bias.as_ref().map(|bias| reduce(&g.dbias, self.pairs(), bias.shape)).unwrap_or_default();
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(|floats| floats.dtype);
-        let (d_additional_k, d_additional_v) = (round(&g.d_additional_k, k), round(&g.d_additional_v, v));
-        Ok(Gradients {
-            dq: round(&g.dq, q),
-            dk: round(&g.dk, k),
-            dv: round(&g.dv, v),
-            dbias,
-            d_additional_k,
-            d_additional_v,
-        })
-    }
-
-    fn on_cpu(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+    pub(super) fn on_cpu(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         // The reference takes what fits together; what does not is told by planning.
         AttentionPlan::new(&wgpu_attention::Caps::unlimited(), &self.params, &self.shapes()?)?;
         let result = self.by_reference(|problem| reference::flash(&self.known, problem));
@@ -261,12 +200,11 @@ impl<P: AttentionParams> Problem<P> {
     }
 
     /// Calls `run` with the problem for the reference, and shows that time passes.
-    fn by_reference<R>(&self, run: impl FnOnce(&FlashProblem) -> R) -> R {
+    pub(super) fn by_reference<R>(&self, run: impl FnOnce(&FlashProblem) -> R) -> R {
         let whole = |floats: &Option<Floats>| floats.as_ref().map(|floats| repeat(floats, self.pairs()));
         let (bias, mask) = (whole(&self.bias), whole(&self.mask));
         let [additional_k, additional_v] =
             self.additional.each_ref().map(|floats| floats.as_ref().map_or(&[][..], |floats| &floats.values));
-        let mask_mod = |at: At| self.sees.sees(at.query, at.key);
         let tokens = [&self.q, &self.k, &self.v];
         let problem = FlashProblem {
             seqlens_q: self.seqlens[0].as_deref(),
@@ -274,7 +212,7 @@ impl<P: AttentionParams> Problem<P> {
             cu_seqlens: self.cu_seqlens.as_ref().map(|sides| sides.each_ref().map(Vec::as_slice)),
             bias: bias.as_deref(),
             mask: mask.as_deref(),
-            mask_mod: Some(&mask_mod),
+            mask_mod: Some(&*self.sees),
             additional_k,
             additional_v,
             ..FlashProblem::new(tokens.map(|floats| &floats.values[..]), tokens.map(|floats| floats.shape))
@@ -286,30 +224,21 @@ impl<P: AttentionParams> Problem<P> {
     }
 }
 
-/// Values to write; those of tensors that are not there are empty.
-struct Gradients {
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-    dbias: Vec<f32>,
-    d_additional_k: Vec<f32>,
-    d_additional_v: Vec<f32>,
-}
-
 /// The tensors on the GPU.
-struct Uploaded {
+pub(super) struct Uploaded {
     tokens: [Tensor; 3],
     bias: Option<Tensor>,
     mask: Option<Tensor>,
     additional: [Option<Tensor>; 2],
+    block_mask: Option<BlockMask>,
 }
 
-async fn request(adapter: Option<&str>) -> Result<Gpu> {
+pub(super) async fn request(adapter: Option<&str>) -> Result<Gpu> {
     let options = GpuOptions { adapter: adapter.map(Into::into), ..GpuOptions::default() };
     Gpu::request_with(&options).await.map_err(|e| crate::no_gpu(&options, e))
 }
 
-async fn up(gpu: &Gpu, floats: &Floats) -> Result<Tensor> {
+pub(super) async fn up(gpu: &Gpu, floats: &Floats) -> Result<Tensor> {
     Tensor::upload(gpu, floats.shape, floats.dtype, &floats.values).await
 }
 
@@ -319,18 +248,8 @@ fn spinner() -> ProgressBar {
     spinner
 }
 
-/// The gradient of a bias that is repeated nowhere, summed along what `shape` repeats.
-fn reduce(whole: &[f64], pairs: [usize; 4], shape: [usize; 4]) -> Vec<f32> {
-    let mut sums = vec![0.0; shape.iter().product()];
-    for (index, values) in whole.chunks(pairs[3].max(1)).enumerate() {
-        let row = row_of(index, pairs, shape) * pairs[3];
-        sums[row..row + pairs[3]].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-    }
-    sums.into_iter().map(|x| x as f32).collect()
-}
-
 /// Where row `index` of the pairs is found in a tensor that some dimensions repeat.
-fn row_of(index: usize, pairs: [usize; 4], shape: [usize; 4]) -> usize {
+pub(super) fn row_of(index: usize, pairs: [usize; 4], shape: [usize; 4]) -> usize {
     let at = [index / pairs[2] / pairs[1], index / pairs[2] % pairs[1], index % pairs[2]];
     (at[0] % shape[0] * shape[1] + at[1] % shape[1]) * shape[2] + at[2] % shape[2]
 }

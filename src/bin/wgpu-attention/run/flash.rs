@@ -3,6 +3,7 @@
 use super::Options;
 use super::attention::{Problem, params};
 use super::file::{Inputs, error};
+use super::sequences;
 use serde::Deserialize;
 use wgpu_attention::{Causal, CuSeqlensShape, FlashParams, Result, Window};
 
@@ -33,15 +34,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
         return Err(error(inputs.what(name), "in the file", "absent: this version of flash does not read it"));
     }
     let params: Params = params(options)?;
-    let cu_seqlens = match (inputs.integers("cu_seqlens_q")?, inputs.integers("cu_seqlens_k")?) {
-        (None, None) => None,
-        (Some(q), Some(k)) => Some([q, k]),
-        (q, _) => {
-            let (has, lacks) = if q.is_some() { ("q", "k") } else { ("k", "q") };
-            let bound = format!("in the file, as cu_seqlens_{has} is");
-            return Err(error(inputs.what(&format!("cu_seqlens_{lacks}")), "missing", bound));
-        }
-    };
+    let cu_seqlens = sequences::offsets(inputs)?;
     let sides = [("q", params.max_seqlen_q), ("k", params.max_seqlen_k)];
     for (i, (side, most)) in sides.into_iter().enumerate() {
         let longest = cu_seqlens.as_ref().map(|sides| CuSeqlensShape::Host(sides[i].clone()).max_seqlen());
@@ -55,9 +48,6 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
         }
     }
     let packed = cu_seqlens.is_some();
-    let lengths = |name: &str| -> Result<Option<Vec<usize>>> {
-        Ok(inputs.integers(name)?.map(|lengths| lengths.into_iter().map(|n| n as usize).collect()))
-    };
     let [left, right] = params.window.unwrap_or_default();
     let params = FlashParams {
         causal: params.causal.map(|diagonal| match diagonal {
@@ -73,8 +63,8 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
     Ok(Problem {
         bias: inputs.bias("bias")?,
         mask: inputs.mask("mask")?,
-        seqlens: [lengths("seqlens_q")?, lengths("seqlens_k")?],
+        seqlens: sequences::lengths(inputs)?,
         cu_seqlens,
-        ..Problem::read(inputs, params.clone(), params, &[], packed)?
+        ..Problem::read(inputs, params.clone(), params, packed)?
     })
 }

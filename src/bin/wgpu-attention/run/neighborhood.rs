@@ -4,6 +4,7 @@ use super::Options;
 use super::attention::{Problem, params};
 use super::file::{Inputs, error};
 use serde::Deserialize;
+use wgpu_attention::reference::{At, Neighborhoods};
 use wgpu_attention::{FlashParams, NeighborhoodAxis, NeighborhoodParams, Result};
 
 /// One entry an axis; stride and dilation 1 and not causal where they are not given.
@@ -43,6 +44,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<Neighborhoo
     let params = NeighborhoodParams { axes, scale, ..NeighborhoodParams::default() };
     params.check()?;
     let known = FlashParams { scale, ..FlashParams::default() };
-    let axes = params.axes.clone();
-    Problem::read(inputs, params, known, &axes, false)
+    let spaces = Neighborhoods::new(&params.axes);
+    let sees = Box::new(move |at: At| spaces.sees(at.query, at.key));
+    Ok(Problem { sees, ..Problem::read(inputs, params, known, false)? })
 }

@@ -1,0 +1,25 @@
+//! Lengths and offsets of sequences, from the file.
+
+use super::file::{Inputs, error};
+use wgpu_attention::Result;
+
+/// seqlens_q and seqlens_k.
+pub fn lengths(inputs: &Inputs) -> Result<[Option<Vec<usize>>; 2]> {
+    let lengths = |name: &str| -> Result<Option<Vec<usize>>> {
+        Ok(inputs.integers(name)?.map(|lengths| lengths.into_iter().map(|n| n as usize).collect()))
+    };
+    Ok([lengths("seqlens_q")?, lengths("seqlens_k")?])
+}
+
+/// cu_seqlens_q and cu_seqlens_k, both or none.
+pub fn offsets(inputs: &Inputs) -> Result<Option<[Vec<u32>; 2]>> {
+    match (inputs.integers("cu_seqlens_q")?, inputs.integers("cu_seqlens_k")?) {
+        (None, None) => Ok(None),
+        (Some(q), Some(k)) => Ok(Some([q, k])),
+        (q, _) => {
+            let (has, lacks) = if q.is_some() { ("q", "k") } else { ("k", "q") };
+            let bound = format!("in the file, as cu_seqlens_{has} is");
+            Err(error(inputs.what(&format!("cu_seqlens_{lacks}")), "missing", bound))
+        }
+    }
+}
