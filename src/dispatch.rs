@@ -119,6 +119,11 @@ impl Launch {
         &self.slices
     }
 
+    /// How many tensors there are.
+    pub fn arguments(&self) -> usize {
+        self.arguments.len()
+    }
+
     /// Records the slices `which` into a compute pass. The tensors stand in the order of the arguments.
     ///
     /// # Errors

@@ -143,8 +143,9 @@ pub(crate) struct Stage {
 const TILES_PER_WORD: usize = 16;
 
 impl Stage {
-    /// Plans a pass. A pair of a row and a column costs `flops_per_pair`.
-    pub fn plan(setup: &Setup, pass: Pass, arguments: Vec<Argument>, flops_per_pair: f64) -> Result<Self> {
+    /// Plans a pass. A pair of a row and a column costs `flops_per_pair`. Full blocks come last among the arguments: they are
+    /// left out where no mask is asked.
+    pub fn plan(setup: &Setup, pass: Pass, mut arguments: Vec<Argument>, flops_per_pair: f64) -> Result<Self> {
         let Setup { caps, params, shapes, engine, .. } = *setup;
         let [_, heads_q, queries, _] = shapes.q.shape;
         let keys = shapes.k.shape[2];
@@ -154,6 +155,7 @@ impl Stage {
             shapes.packed().map(|sides| Schedule::plan(caps, sides, [queries, keys], side, engine.rows as usize));
         let mut parts = Parts { setup: *setup, pass, slopes, packed: packed.transpose()?, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
+        arguments.retain(|argument| argument.name != "full_blocks" || parts.chain().masks_hide());
         let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
         for name in ["blocks", "full_blocks"] {
@@ -256,7 +258,12 @@ impl StagePrepared {
 
     /// Checks that the tensors are as prepared, and that the slices are there.
     pub fn check(&self, tensors: &[&Tensor], which: &Range<usize>) -> Result<()> {
-        self.main.check(tensors, which).map(|_| ())
+        self.main.check(self.used(tensors), which).map(|_| ())
+    }
+
+    /// Without the full blocks where they are left out.
+    fn used<'a, 'b>(&self, tensors: &'a [&'b Tensor]) -> &'a [&'b Tensor] {
+        &tensors[..self.main.arguments().min(tensors.len())]
     }
 
     /// Records a copy of what was found wrong in offsets on the GPU, which later work does not change.
@@ -299,6 +306,6 @@ impl StagePrepared {
                 map.encode(pass, &mask, i..i + 1)?;
             }
         }
-        self.main.encode(pass, tensors, which)
+        self.main.encode(pass, self.used(tensors), which)
     }
 }

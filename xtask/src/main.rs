@@ -2,11 +2,12 @@
 
 mod browser;
 mod drivers;
+mod stages;
 
 use clap::{Parser, Subcommand};
+use stages::Stage;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Instant;
 
 #[derive(Parser)]
 #[command(about = "Repository chores")]
@@ -40,7 +41,7 @@ type Result<T> = std::result::Result<T, String>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Check { options } => check(&options),
-        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests(|_| {})),
+        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests().into_iter().try_for_each(run)),
         Task::Test { matrix: true } => matrix(),
         Task::Browser => shaders().and_then(|shaders| browser::compile(&shaders)),
     };
@@ -64,19 +65,17 @@ fn check(options: &[String]) -> Result<()> {
 }
 
 /// Every test, each benchmark once, and the examples in the documentation.
-fn all_tests(set_up: impl Fn(&mut Command)) -> Result<()> {
-    for what in ["--all-targets", "--doc"] {
-        let mut command = cargo(&["test", "--workspace", CLI, what, "--", "--nocapture"]);
-        set_up(&mut command);
-        run(command)?;
-    }
-    Ok(())
+fn all_tests() -> Vec<Command> {
+    ["--all-targets", "--doc"].map(|what| cargo(&["test", "--workspace", CLI, what, "--", "--nocapture"])).into()
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 9] = [
+const GPU_TESTS: [&str; 12] = [
     "--test=flash",
     "--test=neighborhood",
+    "--test=block_sparse",
+    "--test=block_masks",
+    "--test=score_reduction",
     "--test=backward",
     "--test=hooks",
     "--test=packed",
@@ -91,46 +90,52 @@ fn matrix() -> Result<()> {
     let swiftshader = drivers::swiftshader()?;
     let cooperative = drivers::cooperative()?;
     drivers::spirv_val()?;
-    let mut summary = Vec::new();
-    let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-        println!("== {name}");
-        let start = Instant::now();
-        let done = work();
-        let verdict = if done.is_ok() { "passed" } else { "FAILED" };
-        summary.push(format!("{verdict}  {:>5.0} s  {name}", start.elapsed().as_secs_f64()));
-        done.map_err(|e| format!("{name}: {e}"))
-    };
-    let gpu = |driver: &Path, mode: &str| {
+    run(cargo(&["test", "--workspace", CLI, "--all-targets", "--no-run"]))?;
+    let gpu = |tests: &[&str], mode: &str, on: &dyn Fn(&mut Command)| {
         let mut command = cargo(&["test", CLI]);
-        command.args(GPU_TESTS).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
-        run(drivers::only(&mut command, driver))
+        command.args(tests).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
+        on(&mut command);
+        vec![command]
     };
-    let done = [
-        stage("lavapipe, all tests, trusted shaders", &mut || {
-            all_tests(|command| {
-                drivers::only(command, &lavapipe);
-            })
-        }),
-        stage("lavapipe, checked shaders", &mut || gpu(&lavapipe, "checked")),
-        stage("lavapipe, core WebGPU features and default limits", &mut || gpu(&lavapipe, "core")),
-        stage("SwiftShader, trusted shaders", &mut || gpu(&swiftshader, "")),
-        stage("SwiftShader, checked shaders, core features and limits", &mut || gpu(&swiftshader, "checked,core")),
-        stage("Mesa's lavapipe with cooperative matrices, and a memory budget", &mut || {
-            let mut command = cargo(&["test", CLI, "--test=memory"]);
-            command.args(GPU_TESTS).env("WGPU_ATTENTION_MODE", "budget").args(["--", "--nocapture"]);
-            run(cooperative.only(&mut command))
-        }),
-        stage("the library as WebAssembly", &mut wasm),
-        stage("every shader through a browser's compiler", &mut || browser::compile(&shaders()?)),
+    let on = |driver: &Path| {
+        let driver = driver.to_path_buf();
+        move |command: &mut Command| {
+            drivers::only(command, &driver);
+        }
+    };
+    let on_cooperative = |command: &mut Command| {
+        cooperative.only(command);
+    };
+    let mut all = all_tests();
+    all.iter_mut().for_each(on(&lavapipe));
+    // A software driver compiles on one core: two stages at a time.
+    let together = vec![
+        Stage::of("every shader through a browser's compiler", |_| browser::compile(&shaders()?)),
+        Stage::new("lavapipe, all tests, trusted shaders", all),
+        Stage::new("lavapipe, checked shaders", gpu(&GPU_TESTS, "checked", &on(&lavapipe))),
+        Stage::new("Mesa's lavapipe with cooperative matrices", gpu(&GPU_TESTS, "", &on_cooperative)),
+        Stage::new("lavapipe, core WebGPU features and default limits", gpu(&GPU_TESTS, "core", &on(&lavapipe))),
+        Stage::new("SwiftShader, trusted shaders", gpu(&GPU_TESTS, "", &on(&swiftshader))),
+        Stage::new(
+            "SwiftShader, checked shaders, core features and limits",
+            gpu(&GPU_TESTS, "checked,core", &on(&swiftshader)),
+        ),
+        Stage::new("the library as WebAssembly", wasm()),
     ];
-    println!("== summary\n{}", summary.join("\n"));
-    done.into_iter().collect()
+    let mut done = stages::two_at_a_time(together);
+    // Others would use the memory that it counts.
+    let memory = gpu(&["--test=memory"], "budget", &on_cooperative);
+    done.extend(stages::two_at_a_time(vec![Stage::new("a driver that says how much memory it grants", memory)]));
+    println!("== summary");
+    done.iter().for_each(|done| println!("{done}"));
+    done.into_iter().try_for_each(|done| done.result)
 }
 
 /// The library for browsers, checked by the compiler.
-fn wasm() -> Result<()> {
-    run(Command::new("rustup").args(["target", "add", "wasm32-unknown-unknown"]))?;
-    run(cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"]))
+fn wasm() -> Vec<Command> {
+    let mut target = Command::new("rustup");
+    target.args(["target", "add", "wasm32-unknown-unknown"]);
+    vec![target, cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"])]
 }
 
 /// Every shader variant, by file name.
@@ -165,10 +170,15 @@ fn cargo(arguments: &[&str]) -> Command {
 /// Shows the command, runs it, and fails if it fails.
 fn run(mut command: impl std::borrow::BorrowMut<Command>) -> Result<()> {
     let command = command.borrow_mut();
+    eprintln!("$ {}", shown(command));
+    run_quietly(command)
+}
+
+/// The command as one would type it.
+fn shown(command: &Command) -> String {
     let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
     let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    eprintln!("$ {program} {}", words.join(" "));
-    run_quietly(command)
+    format!("{program} {}", words.join(" "))
 }
 
 fn run_quietly(command: &mut Command) -> Result<()> {

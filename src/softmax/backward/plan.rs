@@ -19,7 +19,7 @@ pub(super) type Names = &'static [&'static str];
 
 pub(super) const OF_DELTA: Names = &["out", "dout", "lse", "dlse"];
 const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask", "blocks", "full_blocks"];
-pub(super) const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "blocks", "full_blocks", "dbias"];
+pub(super) const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "blocks", "dbias", "full_blocks"];
 const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask", "blocks", "full_blocks"];
 const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask", "blocks", "full_blocks"];
 const OF_VALUES: Names = &["q", "k", "v", "dout", "dv", "bias", "mask", "blocks", "full_blocks"];
