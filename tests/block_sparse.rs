@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::run_all;
+use common::{bits, gpu, random, read, run_all, tensor};
+use pollster::block_on;
 use wgpu_attention::catalogue::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
+};
+use wgpu_attention::{
+    AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, FlashAttention, Tensor,
 };
 
 #[test]
@@ -25,4 +29,107 @@ fn gradients_of_the_catalogue() {
 #[test]
 fn gradients_of_random_cases() {
     run_all(&random_block_sparse_backward_cases(8, 2));
+}
+
+fn attention() -> BlockSparseAttention {
+    let params = BlockSparseParams { causal: Some(Causal::BottomRight), ..Default::default() };
+    BlockSparseAttention::new(gpu(), params).expect("valid params")
+}
+
+/// Output, log-sum-exp and gradients, as bits.
+fn everything(mask: &BlockMask, [q, k, v]: [&Tensor; 3]) -> Vec<Vec<u32>> {
+    let inputs = AttentionInputs { block_mask: Some(mask), ..AttentionInputs::new(q, k, v) };
+    let (out, saved) = block_on(attention().forward_for_training(&inputs)).unwrap();
+    let g = block_on(attention().backward(&saved, &out)).unwrap();
+    [&out, saved.outputs().lse, &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor))).into()
+}
+
+const SHAPE: [usize; 4] = [1, 2, 200, 16];
+
+fn inputs(seed: u64) -> [Vec<f32>; 3] {
+    [0, 1, 2].map(|i| random(seed + i, SHAPE.iter().product()))
+}
+
+fn mask(batch: usize, block: usize, chosen: impl Fn(usize, usize, usize) -> bool) -> BlockMask {
+    let grid = BlockGrid { batch, heads: 1, queries: 200, keys: 200, block: [block; 2] };
+    block_on(BlockMask::from_fn(gpu(), grid, |b, _, i, j| chosen(b, i, j))).unwrap()
+}
+
+/// Where every block is chosen, the bits are those of flash attention.
+#[test]
+fn everything_chosen_is_flash_attention() {
+    let [q, k, v] = inputs(1).map(|x| tensor(SHAPE, &x));
+    let flash = FlashAttention::new(gpu(), common::BOTTOM_RIGHT).unwrap();
+    let (out, saved) = block_on(flash.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
+    let g = block_on(flash.backward(&saved, &out)).unwrap();
+    let expected = [&out, saved.outputs().lse, &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor)));
+    for block in [64, 16] {
+        assert_eq!(everything(&mask(1, block, |_, _, _| true), [&q, &k, &v]), expected);
+    }
+}
+
+/// Keys and values of blocks that nobody has chosen may hold NaN, in tiles that are visited too; queries that see nothing give
+/// 0 and −∞, whatever they hold, and have no gradient.
+#[test]
+fn what_is_not_chosen_does_not_leak() {
+    for block in [64, 16] {
+        // Half of the blocks of keys are seen by some; the last rows of blocks see nothing.
+        let seeing = 96 / block;
+        let mask = mask(1, block, |_, i, j| i < seeing && j % 2 == 0);
+        let clean = inputs(4);
+        let expected = everything(&mask, clean.each_ref().map(|x| tensor(SHAPE, x)).each_ref());
+        let [mut q, mut k, mut v] = clean;
+        for row in 0..2 * 200 {
+            let token = row % 200;
+            if token / block >= seeing {
+                q[row * 16..][..16].fill(f32::NAN);
+            }
+            if token / block % 2 == 1 {
+                k[row * 16..][..16].fill(f32::NAN);
+                v[row * 16..][..16].fill(f32::NAN);
+            }
+        }
+        let found = everything(&mask, [&q, &k, &v].map(|x| tensor(SHAPE, x)).each_ref());
+        assert_eq!(found, expected, "blocks of {block}");
+        let [out, lse, dq, dk, _] = &found[..] else { panic!("five") };
+        let empty = |row: usize| row % 200 / block >= seeing;
+        for row in 0..2 * 200 {
+            if empty(row) {
+                assert!(out[row * 16..][..16].iter().chain(&dq[row * 16..][..16]).all(|&x| x == 0));
+                assert_eq!(lse[row], f32::NEG_INFINITY.to_bits());
+            }
+            if row % 200 / block % 2 == 1 {
+                assert!(dk[row * 16..][..16].iter().all(|&x| f32::from_bits(x) == 0.0));
+            }
+        }
+    }
+}
+
+/// NaN in a visible key gives NaN in the rows that see it, and nowhere else.
+#[test]
+fn nan_stays_where_it_is_seen() {
+    let mask = mask(1, 64, |_, i, j| j == 0 || i == 2);
+    let [q, mut k, v] = inputs(7);
+    k[70 * 16] = f32::NAN;
+    let [q, k, v] = [&q, &k, &v].map(|x| tensor(SHAPE, x));
+    let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&q, &k, &v) };
+    let (_, lse) = block_on(attention().forward_with_lse(&inputs)).unwrap();
+    for (row, lse) in read(&lse).into_iter().enumerate() {
+        assert_eq!(lse.is_nan(), row < 200 && (128..192).contains(&row), "{row}: {lse}");
+    }
+}
+
+/// The same bits run after run, and whatever stands beside in the batch.
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    let chosen = |b: usize, i: usize, j: usize| (i * 5 + j * 3 + b).is_multiple_of(2);
+    let (one, two) = (inputs(10), inputs(20));
+    let alone =
+        everything(&mask(1, 32, |_, i, j| chosen(1, i, j)), two.each_ref().map(|x| tensor(SHAPE, x)).each_ref());
+    let both = [0, 1, 2].map(|i| tensor([2, 2, 200, 16], &[&one[i][..], &two[i][..]].concat()));
+    let together = everything(&mask(2, 32, chosen), both.each_ref());
+    for (alone, together) in alone.iter().zip(&together) {
+        assert_eq!(alone[..], together[alone.len()..]);
+    }
+    assert_eq!(everything(&mask(2, 32, chosen), both.each_ref()), together);
 }

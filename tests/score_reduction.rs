@@ -2,8 +2,13 @@
 
 mod common;
 
-use common::run_all;
+use common::{bits, gpu, random, read, run_all, says, tensor};
+use pollster::block_on;
 use wgpu_attention::catalogue::{random_score_reduction_cases, score_reduction_cases};
+use wgpu_attention::{
+    AttentionInputs, FlashAttention, FlashParams, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
+    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
+};
 
 #[test]
 fn catalogue() {
@@ -13,4 +18,77 @@ fn catalogue() {
 #[test]
 fn random_cases() {
     run_all(&random_score_reduction_cases(16, 1));
+}
+
+fn zeros(shape: [usize; 4]) -> Tensor {
+    tensor(shape, &vec![0.0; shape.iter().product()])
+}
+
+fn reduce(params: ScoreReductionParams, [q, k, lse]: [&Tensor; 3], segments: Option<&Tensor>) -> Result<ReducedScores> {
+    let inputs = ScoreReductionInputs { attention: AttentionInputs::new(q, k, k), lse, segments };
+    block_on(ScoreReduction::new(gpu(), params)?.forward(&inputs))
+}
+
+#[test]
+fn bad_input() {
+    let [q, k, lse] = [zeros([1, 2, 5, 8]), zeros([1, 2, 9, 8]), zeros([1, 2, 5, 1])];
+    let default = ScoreReductionParams::default;
+    let refused = |params, words: &[&str]| says(reduce(params, [&q, &k, &lse], None), words);
+    refused(
+        ScoreReductionParams { queries: QueryGroups::Blocks(48), ..default() },
+        &["queries: Blocks is 48", "a power of two"],
+    );
+    refused(ScoreReductionParams { keys: KeyGroups::Blocks(0), ..default() }, &["keys: Blocks is 0", "a power of two"]);
+    refused(ScoreReductionParams { keys: KeyGroups::Segments(0), ..default() }, &["keys: Segments is 0", "at least 1"]);
+    refused(ScoreReductionParams { keys: KeyGroups::Segments(3), ..default() }, &["segments is unset", "set"]);
+    for above in [-0.5, 1.5, f32::NAN] {
+        let reduction = Reduction::Count { above };
+        let words = ["Count.above is", &above.to_string(), "within 0..=1"];
+        refused(ScoreReductionParams { reduction, ..default() }, &words);
+    }
+    let keys = KeyGroups::Blocks(1);
+    refused(ScoreReductionParams { keys, top_k: Some(0), ..default() }, &["top_k is 0", "at least 1"]);
+    refused(ScoreReductionParams { keys, top_k: Some(10), ..default() }, &["top_k is 10", "at most 9"]);
+    let reduction = Reduction::ArgMax;
+    refused(ScoreReductionParams { reduction, top_k: Some(1), ..default() }, &["top_k is 1", "unset with ArgMax"]);
+    let attention = FlashParams { scale: Some(f32::NAN), ..FlashParams::default() };
+    refused(ScoreReductionParams { attention, ..default() }, &["scale is NaN", "finite"]);
+    says(reduce(default(), [&q, &k, &zeros([1, 2, 4, 1])], None), &["lse.shape is [1, 2, 4, 1]", "[1, 2, 5, 1]"]);
+    let segments = block_on(Tensor::upload_u32(gpu(), &[0; 9])).unwrap();
+    says(reduce(default(), [&q, &k, &lse], Some(&segments)), &["segments is set", "unset"]);
+    let params = ScoreReductionParams { keys: KeyGroups::Segments(2), ..default() };
+    let short = block_on(Tensor::upload_u32(gpu(), &[0; 8])).unwrap();
+    says(
+        reduce(params.clone(), [&q, &k, &lse], Some(&short)),
+        &["segments.shape is [1, 1, 1, 8]", "[1 or 1, 1, 1, 9]"],
+    );
+    says(reduce(params.clone(), [&q, &k, &lse], Some(&zeros([1, 1, 1, 9]))), &["segments.dtype is f32", "u32"]);
+    // Numbers that only the GPU sees.
+    let wrong = block_on(Tensor::upload_u32(gpu(), &[0, 1, 0, 1, 2, 1, 7, 0, 0])).unwrap();
+    let reduced = reduce(params, [&q, &k, &lse], Some(&wrong)).unwrap();
+    says(block_on(reduced.values.read()), &["segments[0][4] is 2", "below 2"]);
+}
+
+/// NaN where a row has seen one, and nowhere else; the same bits whatever stands beside in the batch.
+#[test]
+fn nan_and_batch() {
+    let shape = [2, 2, 130, 16];
+    let [mut q, k] = [1, 2].map(|seed| random(seed, shape.iter().product()));
+    q[70 * 16] = f32::NAN;
+    let [q, k] = [&q, &k].map(|x| tensor(shape, x));
+    let flash = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let (_, lse) = block_on(flash.forward_with_lse(&AttentionInputs::new(&q, &k, &k))).unwrap();
+    for reduction in [Reduction::Max, Reduction::Sum] {
+        let params = || ScoreReductionParams { reduction, ..ScoreReductionParams::default() };
+        let found = read(&reduce(params(), [&q, &k, &lse], None).unwrap().values);
+        // The second of three blocks of queries of the first head.
+        assert!(found.iter().enumerate().all(|(i, x)| x.is_nan() == (3..6).contains(&i)), "{found:?}");
+        let second = |x: &Tensor| {
+            let values = read(x);
+            let [_, h, n, d] = x.shape();
+            tensor([1, h, n, d], &values[values.len() / 2..])
+        };
+        let alone = read(&reduce(params(), [&q, &k, &lse].map(second).each_ref(), None).unwrap().values);
+        assert_eq!(bits(&alone), bits(&found[found.len() / 2..]));
+    }
 }

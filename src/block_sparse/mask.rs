@@ -18,7 +18,7 @@ pub struct BlockGrid {
     pub queries: usize,
     /// Its keys.
     pub keys: usize,
-    /// Queries and keys of a block: powers of two. Blocks of 64 × 64 or larger cost nothing besides; smaller ones are computed
+    /// Queries and keys of a block: powers of two. Blocks of 64 × 64 or larger cost little besides; smaller ones are computed
     /// by the tile of 64 × 64 that holds any of them.
     pub block: [usize; 2],
 }
