@@ -7,8 +7,8 @@ mod common;
 
 use common::{Gradients, Timed, ratios, testing};
 use criterion::{Criterion, criterion_group, criterion_main};
-use wgpu_attention::catalogue::{AttentionCase, BlockCase};
-use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu};
+use wgpu_attention::catalogue::{AttentionCase, BlockCase, Case, ScoreReductionCase};
+use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu, HeadGroups, KeyGroups, QueryGroups, Reduction};
 
 /// Heads, tokens, head_dim, type, sizes of blocks.
 struct Size {
@@ -90,8 +90,32 @@ fn bench(criterion: &mut Criterion) {
                 sparsities.iter().map(|sparsity| Gradients::new(&gpu, sparse(1.0 - sparsity))).collect();
             let runs: Vec<_> = sparse.iter().map(|gradients| || gradients.seconds()).collect();
             report(&format!("{name}, backward"), sparsities, &|| dense.seconds(), &runs);
+            reductions(&gpu, &name, &dense_forward);
         }
     }
+}
+
+/// Score reductions of causal attention beside its forward pass.
+fn reductions(gpu: &Gpu, name: &str, forward: &Timed) {
+    let AttentionCase { heads, lengths, dims, dtypes, params, .. } = &forward.case;
+    let case = |reduction, queries, keys, top_k| {
+        let (heads, lengths, dims, dtypes, params) = (*heads, *lengths, *dims, *dtypes, params.clone());
+        let attention = AttentionCase { heads, lengths, dims, dtypes, params, ..AttentionCase::default() };
+        ScoreReductionCase { attention, reduction, heads: HeadGroups::Each, queries, keys, top_k }
+    };
+    let (blocks, tokens) = (QueryGroups::Blocks(64), KeyGroups::Blocks(1));
+    let cases = [
+        ("max of 64 × 64", case(Reduction::Max, blocks, KeyGroups::Blocks(64), None)),
+        ("argmax of each query", case(Reduction::ArgMax, QueryGroups::Blocks(1), KeyGroups::All, None)),
+        ("sum of 8 segments", case(Reduction::Sum, blocks, KeyGroups::Segments(8), None)),
+        ("top 64 tokens of 64 queries", case(Reduction::Max, blocks, tokens, Some(64))),
+    ];
+    let time = |case: &ScoreReductionCase| pollster::block_on(case.time(gpu)).expect("a GPU that works").seconds;
+    let runs: Vec<_> = cases.iter().map(|(name, case)| (*name, || time(case))).collect();
+    let seconds = || forward.seconds();
+    let mut all: Vec<(&str, &dyn Fn() -> f64)> = vec![("forward", &seconds)];
+    all.extend(runs.iter().map(|(name, run)| (*name, run as &dyn Fn() -> f64)));
+    ratios(&format!("{name}, score reductions"), &all);
 }
 
 /// Dense over sparse, by sparsity.

@@ -2,13 +2,15 @@
 
 mod builders;
 mod convert;
+mod grid;
 mod heads;
 mod mask;
 mod random;
 mod tasks;
 
+pub use grid::{BlockGrid, BlockMaskShape};
 pub use heads::HeadBlocks;
-pub use mask::{BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape};
+pub use mask::{BlockList, BlockLists, BlockMask};
 #[cfg(feature = "catalogue")]
 pub(crate) use tasks::conversions;
 

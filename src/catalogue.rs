@@ -15,6 +15,7 @@ mod inputs;
 mod merge;
 mod neighborhood_cases;
 mod score_reduction;
+mod score_reduction_cases;
 mod shaders;
 mod tensors;
 
@@ -34,7 +35,8 @@ pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
-pub use score_reduction::{ScoreReductionCase, random_score_reduction_cases, score_reduction_cases};
+pub use score_reduction::ScoreReductionCase;
+pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
 pub use tensors::AttentionTensors;
 
 use crate::{Caps, Gpu, GpuTime, Result};
@@ -136,8 +138,8 @@ pub const FAMILIES: &[Family] = &[
         name: "score-reduction",
         cases: || boxed(score_reduction_cases()).collect(),
         random: |count, seed| boxed(random_score_reduction_cases(count, seed)).collect(),
-        variants: |caps| vec![score_reduction::typical().plan(caps).map(|plan| plan.to_string())],
-        shaders: score_reduction::shaders,
+        variants: |caps| vec![score_reduction_cases::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: score_reduction_cases::shaders,
     },
     Family {
         name: "merge",
