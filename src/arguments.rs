@@ -124,6 +124,12 @@ pub(crate) fn row_address(caps: &Caps, arguments: &[Argument], i: usize, slice: 
     [offset, batch, head, row]
 }
 
+/// The same by name: zeros for an argument that is not there.
+pub(crate) fn address_of(caps: &Caps, arguments: &[Argument], name: &str, slice: &Slice) -> [u32; 4] {
+    let place = arguments.iter().position(|argument| argument.name == name);
+    place.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
+}
+
 /// Gives tensors that lie in one buffer the same number.
 pub(crate) fn number_buffers<const N: usize>(tensors: [Option<&Tensor>; N]) -> [usize; N] {
     let same = |i: usize, j: usize| tensors[i].zip(tensors[j]).is_some_and(|(a, b)| a.buffer() == b.buffer());

@@ -216,7 +216,7 @@ impl Schedule {
                     bindings,
                     accesses,
                     chain: None,
-                    files: vec![file::WORKGROUPS_SCHEDULE],
+                    files: vec![file::WORKGROUPS_SCHEDULE, file::SCAN],
                 };
                 let address = |i| row_address(caps, &arguments, i, &ONE);
                 let params = Params {

@@ -19,6 +19,7 @@ macro_rules! files {
 pub(crate) mod file {
     files! {
         ELEMENT = "lib/element.wgsl";
+        SCAN = "lib/scan.wgsl";
         PARAMS = "softmax/params.wgsl";
         PORTABLE = "softmax/portable.wgsl";
         SCORE_TILE = "softmax/score_tile.wgsl";

@@ -6,8 +6,9 @@ use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::normal;
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, Caps, Causal, DType, FlashAttention,
-    FlashParams, Gpu, Layout, Tensor, Window,
+    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, BlockGrid, BlockMask, Caps, Causal, DType,
+    FlashAttention, FlashParams, Gpu, Layout, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
+    Window,
 };
 
 /// One head: queries, keys, head dim, values in [sequence, head_dim].
@@ -245,7 +246,16 @@ fn native_futures_are_send() {
     block_on(is_send(out.read())).unwrap();
     drop(is_send(Gpu::request()));
     drop(is_send(Tensor::upload(gpu(), [1, 1, 1, 1], DType::F32, &[0.0])));
-    std::thread::spawn(move || drop((attention, prepared, out))).join().unwrap();
+    let grid = BlockGrid { batch: 1, heads: 1, queries: 2, keys: 2, block: [1, 1] };
+    let mask = is_send(block_on(is_send(BlockMask::causal(gpu(), grid))).unwrap());
+    let lists = is_send(block_on(is_send(mask.to_lists(3))).unwrap());
+    block_on(is_send(BlockMask::from_lists(gpu(), grid, &lists))).unwrap();
+    let reduction = is_send(ScoreReduction::new(gpu(), ScoreReductionParams::default()).unwrap());
+    let (_, lse) = block_on(is_send(attention.forward_with_lse(&AttentionInputs::new(&q, &q, &q)))).unwrap();
+    let inputs = ScoreReductionInputs { attention: AttentionInputs::new(&q, &q, &q), lse: &lse, segments: None };
+    let reduced = is_send(block_on(is_send(reduction.forward(&inputs))).unwrap());
+    block_on(reduced.values.read()).unwrap();
+    std::thread::spawn(move || drop((attention, prepared, out, mask, reduction))).join().unwrap();
 }
 
 #[test]

@@ -5,7 +5,6 @@
 // highest, each by counting the values that are at least as large. A workgroup takes a row, its threads every WG-th column.
 // Workgroup memory: 4·WG + 4 bytes.
 
-var<workgroup> sums: array<u32, WG>;
 var<workgroup> counted: atomic<u32>;
 
 fn value_bits(at: u32, col: u32) -> u32 {
@@ -36,11 +35,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let col = base + thread;
         var bits = 0u;
         if (col < params.cols) { bits = value_bits(at, col); }
-        let before_equal = equals + running(u32(bits == least), thread);
-        equals += workgroupUniformLoad(&sums[WG - 1u]);
+        let before_equal = equals + sum_before(u32(bits == least), thread);
+        equals += sum_of_all();
         let takes = bits > least || (bits == least && before_equal < k - min(above, k));
-        let place = written + running(u32(takes), thread);
-        written += workgroupUniformLoad(&sums[WG - 1u]);
+        let place = written + sum_before(u32(takes), thread);
+        written += sum_of_all();
         if (takes && place < k) {
             store_values(values + place, bits);
             store_indices(indices + place, col);
@@ -61,19 +60,4 @@ fn count_from(at: u32, least: u32, thread: u32) -> u32 {
     atomicAdd(&counted, own);
     workgroupBarrier();
     return workgroupUniformLoad(&counted);
-}
-
-// The sum over the threads before this one; leaves the sum up to each thread in `sums`.
-fn running(own: u32, thread: u32) -> u32 {
-    workgroupBarrier();
-    sums[thread] = own;
-    workgroupBarrier();
-    for (var step = 1u; step < WG; step *= 2u) {
-        var before = 0u;
-        if (thread >= step) { before = sums[thread - step]; }
-        workgroupBarrier();
-        sums[thread] += before;
-        workgroupBarrier();
-    }
-    return sums[thread] - own;
 }

@@ -28,7 +28,6 @@ struct Params {
     by_keys: u32,
 }
 
-var<workgroup> sums: array<u32, WG>;
 var<workgroup> first_problem: atomic<u32>;
 
 fn cu(side: u32, i: u32) -> u32 {
@@ -68,20 +67,11 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             sequences[i] = vec4u(q, k);
             tiles = (select(q.y, k.y, params.by_keys == 1u) + params.rows - 1u) / params.rows;
         }
-        sums[thread] = tiles;
-        workgroupBarrier();
-        for (var step = 1u; step < WG; step *= 2u) {
-            var before = 0u;
-            if (thread >= step) { before = sums[thread - step]; }
-            workgroupBarrier();
-            sums[thread] += before;
-            workgroupBarrier();
-        }
-        let first = next + sums[thread] - tiles;
+        let first = next + sum_before(tiles, thread);
         for (var j = 0u; j < tiles && first + j < params.items; j++) {
             sequences[params.sequences + first + j] = vec4u(i, j, 0u, 0u);
         }
-        next += workgroupUniformLoad(&sums[WG - 1u]);
+        next += sum_of_all();
     }
     for (var item = next + thread; item < params.items; item += WG) {
         sequences[params.sequences + item] = vec4u(NONE, 0u, 0u, 0u);

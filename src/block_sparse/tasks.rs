@@ -1,7 +1,7 @@
 //! The kernels that bring block masks from one form to another, as planned.
 
 use super::BlockGrid;
-use crate::arguments::{Argument, bind, row_address};
+use crate::arguments::{Argument, address_of, bind};
 use crate::dispatch::Kernel;
 use crate::hook::Placed;
 use crate::shader::{AccessKind, Binding, Chain, Shader, file};
@@ -76,10 +76,7 @@ impl Task<'_> {
         let whole = Slice { batches: 0..1, heads: 0..1, tiles: 0..tiles };
         let slices = if tiles == 0 { vec![] } else { cut(caps, &arguments, whole, FLOPS * f64::from(THREADS))? };
         let uniforms = slices.iter().map(|slice| {
-            let address = |name: &str| {
-                let place = arguments.iter().position(|argument| argument.name == name);
-                place.map_or([0; 4], |i| row_address(caps, &arguments, i, slice))
-            };
+            let address = |name: &str| address_of(caps, &arguments, name, slice);
             let params = Params {
                 one: address("one"),
                 other: address("other"),
@@ -185,7 +182,7 @@ impl BlockGrid {
     pub(super) fn list_offsets<'a>(&self, [one, other, to]: [&'a Layout; 3], mode: Mode, capacity: usize) -> Task<'a> {
         Task {
             name: "list offsets",
-            files: vec![file::BLOCKS_LIST_OFFSETS, file::BLOCKS_LISTED],
+            files: vec![file::BLOCKS_LIST_OFFSETS, file::BLOCKS_LISTED, file::SCAN],
             tensors: vec![("one", one, READ), ("other", other, READ), ("to", to, WRITE)],
             problem: Some("u32"),
             count: self.rows(),

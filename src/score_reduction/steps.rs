@@ -1,6 +1,6 @@
 //! What comes behind the kernel that computes probabilities: from keys to segments, and the largest of a row.
 
-use crate::arguments::{Argument, bind, row_address};
+use crate::arguments::{Argument, address_of, bind};
 use crate::dispatch::Kernel;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
@@ -78,7 +78,7 @@ impl Step {
         [rows, cols, k]: [usize; 3],
     ) -> Result<Self> {
         let params = Params { cols: cols as u32, to_cols: k as u32, ..Params::zeroed() };
-        Self::plan(caps, ("top k", vec![file::REDUCTION_TOP_K]), places, tensors, params, rows)
+        Self::plan(caps, ("top k", vec![file::REDUCTION_TOP_K, file::SCAN]), places, tensors, params, rows)
     }
 
     fn plan(
@@ -114,10 +114,7 @@ impl Step {
             parts.push(first..slices.len());
         }
         let uniforms = slices.iter().map(|slice| {
-            let address = |name: &str| {
-                let place = arguments.iter().position(|argument| argument.name == name);
-                place.map_or([0; 4], |i| row_address(caps, &arguments, i, slice))
-            };
+            let address = |name: &str| address_of(caps, &arguments, name, slice);
             let params = Params {
                 one: address("one"),
                 one_indices: address("one_indices"),

@@ -1,7 +1,7 @@
 //! What the host tells the shaders of the softmax engine.
 
 use super::{AttentionShapes, ScoreParams};
-use crate::arguments::{Argument, row_address};
+use crate::arguments::{Argument, address_of};
 use crate::packed::Side;
 use crate::{Caps, Slice};
 
@@ -86,10 +86,7 @@ pub(super) fn uniforms(
 ) -> Vec<u8> {
     let [batch, heads, queries, head_dim] = shapes.q.shape;
     let [_, heads_kv, keys, _] = shapes.k.shape;
-    let address = |name: &str| {
-        let argument = arguments.iter().position(|a| a.name == name);
-        argument.map_or([0; 4], |i| row_address(caps, arguments, i, slice))
-    };
+    let address = |name: &str| address_of(caps, arguments, name, slice);
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     let group = (heads / heads_kv) as u32;
     let pairs = shapes.pairs();
