@@ -92,3 +92,37 @@ fn nan_and_batch() {
         assert_eq!(bits(&alone), bits(&found[found.len() / 2..]));
     }
 }
+
+/// Of equal values the first count, however many there are; what is not seen never does.
+#[test]
+fn the_largest_of_equal_ones() {
+    let (n, k) = (300, 140);
+    let [q, keys] = [1, 2].map(|seed| tensor([1, 1, n, 8], &random(seed, n * 8)));
+    let attention = FlashParams { scale: Some(0.0), ..common::BOTTOM_RIGHT };
+    let flash = FlashAttention::new(gpu(), attention.clone()).unwrap();
+    let (_, lse) = block_on(flash.forward_with_lse(&AttentionInputs::new(&q, &keys, &keys))).unwrap();
+    let (queries, tokens) = (QueryGroups::Blocks(1), KeyGroups::Blocks(1));
+    let params = ScoreReductionParams { attention, queries, keys: tokens, top_k: Some(k), ..Default::default() };
+    let reduced = reduce(params.clone(), [&q, &keys, &lse], None).unwrap();
+    let (values, indices) = (read(&reduced.values), block_on(reduced.indices.unwrap().read_u32()).unwrap());
+    for query in 0..n {
+        // All of its keys are equal: 1 / (query + 1) each.
+        for place in 0..k {
+            let (value, index) = (values[query * k + place], indices[query * k + place]);
+            let seen = place <= query;
+            assert_eq!(index, if seen { place as u32 } else { u32::MAX }, "query {query}");
+            assert!((value - if seen { 1.0 / (query + 1) as f32 } else { 0.0 }).abs() < 1e-6);
+        }
+    }
+    // One larger one behind many equal ones: it counts, and one of the equal ones less.
+    let mut peaked = vec![0.0; n * 8];
+    peaked[250 * 8] = 1.0;
+    let (q, keys) = (tensor([1, 1, n, 8], &[1.0; 300 * 8]), tensor([1, 1, n, 8], &peaked));
+    let attention = FlashParams::default();
+    let flash = FlashAttention::new(gpu(), attention.clone()).unwrap();
+    let (_, lse) = block_on(flash.forward_with_lse(&AttentionInputs::new(&q, &keys, &keys))).unwrap();
+    let reduced = reduce(ScoreReductionParams { attention, ..params }, [&q, &keys, &lse], None).unwrap();
+    let indices = block_on(reduced.indices.unwrap().read_u32()).unwrap();
+    let expected: Vec<u32> = (0..k as u32 - 1).chain([250]).collect();
+    assert!(indices.chunks(k).all(|row| row == expected));
+}
