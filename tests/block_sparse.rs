@@ -2,13 +2,15 @@
 
 mod common;
 
-use common::{bits, gpu, random, read, run_all, tensor};
+use common::{bits, gpu, heads_first, random, read, run_all, tensor};
 use pollster::block_on;
+use safetensors::SafeTensors;
 use wgpu_attention::catalogue::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
 use wgpu_attention::{
-    AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, FlashAttention, Tensor,
+    AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, FlashAttention, KeyGroups,
+    QueryGroups, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
 };
 
 #[test]
@@ -132,4 +134,60 @@ fn bits_do_not_depend_on_the_batch() {
         assert_eq!(alone[..], together[alone.len()..]);
     }
     assert_eq!(everything(&mask(2, 32, chosen), both.each_ref()), together);
+}
+
+/// Output, log-sum-exp and block maxima of an independent implementation: `tests/data/seer_*.safetensors`.
+#[test]
+fn an_independent_implementation_agrees() {
+    let tensors =
+        |name: &str| std::fs::read(format!("tests/data/{name}.safetensors")).expect("the repository has the file");
+    let (prefill, train) = (tensors("seer_prefill_mha_b32_thr"), tensors("seer_train_1d_b32"));
+    let [prefill, train] = [&prefill, &train].map(|bytes| SafeTensors::deserialize(bytes).expect("a safetensors file"));
+    let floats = |file: &SafeTensors, name: &str| -> Vec<f32> {
+        bytemuck::pod_collect_to_vec::<u8, f32>(file.tensor(name).expect(name).data())
+    };
+    let tokens = |file: &SafeTensors, name: &str| {
+        let shape = file.tensor(name).expect(name).shape().to_vec();
+        let shape = [shape[0], shape[2], shape[1], shape[3]];
+        (shape, heads_first(&floats(file, name), shape))
+    };
+    let up = |file: &SafeTensors, name: &str| {
+        let (shape, values) = tokens(file, name);
+        tensor(shape, &values)
+    };
+    let near = |found: &[f32], expected: &[f32]| {
+        assert_eq!(found.len(), expected.len());
+        found.iter().zip(expected).all(|(a, b)| a == b || (a - b).abs() < 1e-5)
+    };
+    let [q, k, v] = ["q", "k", "v"].map(|name| up(&prefill, name));
+    let view = prefill.tensor("mask").expect("mask");
+    let [_, heads, rows, cols] = view.shape() else { panic!("a mask for each head") };
+    let chosen: Vec<bool> = view.data().iter().map(|&byte| byte != 0).collect();
+    let grid = BlockGrid { batch: 1, heads: *heads, queries: 256, keys: 256, block: [32, 32] };
+    let mask = block_on(BlockMask::from_fn(gpu(), grid, |_, h, i, j| chosen[(h * rows + i) * cols + j])).unwrap();
+    let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&q, &k, &v) };
+    let (out, lse) = block_on(attention().forward_with_lse(&inputs)).unwrap();
+    assert!(near(&read(&out), &tokens(&prefill, "out").1));
+    assert!(near(&read(&lse), &floats(&prefill, "lse")));
+    // The blocks of the first head, as lists.
+    let list = |name: &str| -> Vec<u32> {
+        let numbers = bytemuck::pod_collect_to_vec::<u8, i32>(prefill.tensor(name).expect(name).data());
+        numbers.into_iter().map(|n| n as u32).collect()
+    };
+    let (offsets, indices) = (list("csr_ptr_b0h0"), list("csr_col_b0h0"));
+    let first = BlockGrid { heads: 1, ..grid };
+    let listed = block_on(BlockMask::from_host_lists(gpu(), first, (&offsets, &indices), None)).unwrap();
+    assert_eq!(block_on(listed.read()).unwrap(), chosen[..rows * cols]);
+
+    // Training targets: the largest probability of each block of dense attention, and of each token and block of keys.
+    for (file, expected, block) in [(&prefill, "target_raw", 32), (&train, "row_block_max", 1)] {
+        let [q, k, v] = ["q", "k", "v"].map(|name| up(file, name));
+        let flash = FlashAttention::new(gpu(), common::BOTTOM_RIGHT).unwrap();
+        let (_, lse) = block_on(flash.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).unwrap();
+        let (queries, keys) = (QueryGroups::Blocks(block), KeyGroups::Blocks(32));
+        let params = ScoreReductionParams { attention: common::BOTTOM_RIGHT, queries, keys, ..Default::default() };
+        let inputs = ScoreReductionInputs { attention: AttentionInputs::new(&q, &k, &v), lse: &lse, segments: None };
+        let reduced = block_on(ScoreReduction::new(gpu(), params).unwrap().forward(&inputs)).unwrap();
+        assert!(near(&read(&reduced.values), &floats(file, expected)), "{expected}");
+    }
 }

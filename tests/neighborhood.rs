@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{bits, gpu, random, read, run_all, says, tensor};
+use common::{bits, gpu, heads_first, random, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -71,11 +71,6 @@ impl Golden {
         };
         (0..self.space.len()).map(axis).collect()
     }
-}
-
-/// [batch, tokens, heads, width] as [batch, heads, tokens, width].
-fn heads_first(values: &[f32], [b, h, n, d]: [usize; 4]) -> Vec<f32> {
-    (0..b * h * n).flat_map(|i| values[((i / n / h * n + i % n) * h + i / n % h) * d..][..d].to_vec()).collect()
 }
 
 #[test]

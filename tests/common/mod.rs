@@ -57,6 +57,11 @@ pub fn read(tensor: &Tensor) -> Vec<f32> {
     pollster::block_on(tensor.read()).expect("a readable tensor")
 }
 
+/// [batch, tokens, heads, width] as [batch, heads, tokens, width].
+pub fn heads_first(values: &[f32], [b, h, n, d]: [usize; 4]) -> Vec<f32> {
+    (0..b * h * n).flat_map(|i| values[((i / n / h * n + i % n) * h + i / n % h) * d..][..d].to_vec()).collect()
+}
+
 /// For bitwise comparison: NaN equals NaN.
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
