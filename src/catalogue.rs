@@ -14,6 +14,7 @@ mod hooks;
 mod inputs;
 mod merge;
 mod neighborhood_cases;
+mod rotary;
 mod score_reduction;
 mod score_reduction_cases;
 mod shaders;
@@ -35,6 +36,7 @@ pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
+pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
 pub use tensors::AttentionTensors;
@@ -147,5 +149,12 @@ pub const FAMILIES: &[Family] = &[
         random: |count, seed| boxed(random_merge_cases(count, seed)).collect(),
         variants: merge::variants,
         shaders: merge::shaders,
+    },
+    Family {
+        name: "rotary",
+        cases: || boxed(rotary_cases()).collect(),
+        random: |count, seed| boxed(random_rotary_cases(count, seed)).collect(),
+        variants: rotary::variants,
+        shaders: rotary::shaders,
     },
 ];

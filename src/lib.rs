@@ -15,6 +15,7 @@ mod merge;
 mod neighborhood;
 mod packed;
 pub mod reference;
+mod rotary;
 mod score_reduction;
 mod shader;
 mod slices;
@@ -37,6 +38,9 @@ pub use layout::{DType, Layout};
 pub use merge::{Merge, MergePrepared, MergeShapes};
 pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};
 pub use packed::{CuSeqlens, CuSeqlensShape};
+pub use rotary::{
+    Positions, PositionsShape, Rotary, RotaryDirection, RotaryPairs, RotaryParams, RotaryPrepared, RotaryShapes,
+};
 pub use score_reduction::{
     HeadGroups, KeyGroups, QueryGroups, ReducedScores, Reduction, ScoreReduction, ScoreReductionInputs,
     ScoreReductionParams, ScoreReductionPlan, ScoreReductionPrepared, ScoreReductionShapes,

@@ -6,6 +6,7 @@ mod flash;
 mod merge;
 mod neighborhood;
 mod problem;
+mod rotary;
 mod score_reduction;
 
 pub use block_sparse::ChosenBlocks;
@@ -13,4 +14,5 @@ pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem};
+pub use rotary::rotary;
 pub use score_reduction::score_reduction;

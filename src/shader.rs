@@ -84,6 +84,9 @@ pub(crate) mod file {
         REDUCTION_CELL_AND_INDEX = "reduction/cell_and_index.wgsl";
         REDUCTION_TOP_K = "reduction/top_k.wgsl";
         MERGE = "merge.wgsl";
+        ROTARY = "rotary.wgsl";
+        ROTARY_COUNTED = "rotary/counted.wgsl";
+        ROTARY_GIVEN = "rotary/given.wgsl";
     }
 }
 

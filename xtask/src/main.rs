@@ -70,12 +70,13 @@ fn all_tests() -> Vec<Command> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 12] = [
+const GPU_TESTS: [&str; 13] = [
     "--test=flash",
     "--test=neighborhood",
     "--test=block_sparse",
     "--test=block_masks",
     "--test=score_reduction",
+    "--test=rotary",
     "--test=backward",
     "--test=hooks",
     "--test=packed",

@@ -1,0 +1,71 @@
+// Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864): pairs of elements turn by an angle that grows with the
+// position p of their row,
+//
+//   out[a] = x[a] · cos(p·f) − x[b] · sin(p·f),   out[b] = x[b] · cos(p·f) + x[a] · sin(p·f),   f = theta^(−2i / DIM)
+//
+// for pair i = (a, b) of the first DIM elements; the rest stays. Backward turns the other way.
+//
+// x, out [batch, heads, rows, head_dim] by strides; positions [batch or 1, 1, 1, rows], or counted. A thread makes four elements
+// of a row; no workgroup memory. Angles of thousands of turns are out of reach of sin and cos in f32: the position is taken
+// apart, 10 + 10 + 12 bits, and angles (cos, sin) of each part come from a table that the host has made in float64.
+
+struct Params {
+    // (offset, batch stride, head stride, row stride) of each tensor.
+    x: vec4u,
+    partner: vec4u,
+    out: vec4u,
+    positions: vec4u,
+    // First batch entry, head and block of WG quads of this slice.
+    first: vec3u,
+    rows: u32,
+    // Where positions are counted: that of the first row, and from row to row.
+    start: u32,
+    step: u32,
+    // Whether pairs are neighbours, and whether they turn back.
+    interleaved: u32,
+    backward: u32,
+}
+
+const LOW: u32 = 1024u;
+
+fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
+    return at.x + batch * at.y + head * at.z + row * at.w;
+}
+
+// (cos a, sin a) and (cos b, sin b) give (cos(a + b), sin(a + b)).
+fn turned(a: vec2f, b: vec2f) -> vec2f {
+    return vec2f(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
+}
+
+fn angle(position: u32, pair: u32) -> vec2f {
+    let low = angles[(position % LOW) * (DIM / 2u) + pair];
+    let middle = angles[(LOW + position / LOW % LOW) * (DIM / 2u) + pair];
+    let high = angles[(2u * LOW + position / (LOW * LOW)) * (DIM / 2u) + pair];
+    return turned(turned(low, middle), high);
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let batch = params.first.x + workgroup.z;
+    let head = params.first.y + workgroup.y;
+    let at = (params.first.z + workgroup.x) * WG + thread;
+    let row = at / D4;
+    let d0 = 4u * (at % D4);
+    if (row >= params.rows) { return; }
+    let position = position_of(batch, row);
+    let partners = row_of(params.partner, batch, head, row);
+    var x = load_x4(row_of(params.x, batch, head, row) + d0, HEAD_DIM - d0);
+    for (var e = 0u; e < 4u; e++) {
+        let d = d0 + e;
+        if (d < DIM) {
+            let half = DIM / 2u;
+            let first = select(d < half, d % 2u == 0u, params.interleaved == 1u);
+            let pair = select(d % half, d / 2u, params.interleaved == 1u);
+            let partner = select((d + half) % DIM, d ^ 1u, params.interleaved == 1u);
+            let turn = angle(position, pair);
+            let sine = select(turn.y, -turn.y, first != (params.backward == 1u));
+            x[e] = fma(x[e], turn.x, load_partner(partners + partner) * sine);
+        }
+    }
+    store_out4(row_of(params.out, batch, head, row) + d0, HEAD_DIM - d0, x);
+}

@@ -1,0 +1,217 @@
+//! Cases of rotary embeddings.
+
+use super::{Case, Outcome, Tolerance, normal, poisoned};
+use crate::{
+    Caps, DType, Gpu, GpuTime, Layout, Positions, PositionsShape, Result, Rotary, RotaryDirection, RotaryPairs,
+    RotaryParams, RotaryShapes, Tensor, reference, rotary,
+};
+use futures::future::LocalBoxFuture;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// One embedding, or the gradient of one.
+#[derive(Debug)]
+pub struct RotaryCase {
+    /// [batch, heads, rows, head_dim].
+    pub shape: [usize; 4],
+    /// The params.
+    pub params: RotaryParams,
+    /// Which way.
+    pub direction: RotaryDirection,
+    /// Start and step of counted positions, or random ones up to this: one row of them for all batch entries where true.
+    pub positions: CasePositions,
+    /// Type of x, of the result.
+    pub dtypes: [DType; 2],
+    /// [batch, rows, heads, head_dim] in memory with an odd offset, instead of contiguous.
+    pub strided: bool,
+    /// Of the random values.
+    pub seed: u64,
+}
+
+/// Where positions come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CasePositions {
+    /// Start and step.
+    Counted(u32, u32),
+    /// Random ones up to the first, the same for all batch entries or not.
+    Given(u32, bool),
+}
+
+impl RotaryCase {
+    fn layout(&self, which: usize) -> Layout {
+        let layout = Layout::heads_first(self.dtypes[which], self.shape);
+        if !self.strided {
+            return layout;
+        }
+        let last = Layout::heads_last(self.dtypes[which], self.shape);
+        Layout { strides: [last.strides[0] + 2, last.strides[1], last.strides[2]], ..last }.at(3 - which)
+    }
+
+    fn given(&self) -> Option<(Layout, Vec<u32>)> {
+        let CasePositions::Given(most, same) = self.positions else { return None };
+        let [batch, _, rows, _] = self.shape;
+        let entries = if same { batch.min(1) } else { batch };
+        let mut random = SmallRng::seed_from_u64(self.seed + 1);
+        let values = (0..entries * rows).map(|_| random.random_range(0..=most)).collect();
+        Some((Layout::heads_first(DType::U32, [entries, 1, 1, rows]), values))
+    }
+
+    fn x(&self) -> Vec<f32> {
+        normal(self.seed, self.shape.iter().product(), 1.0, self.dtypes[0])
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let [_, heads, rows, width] = self.shape;
+        let given = self.given();
+        let position = |row: usize| match (&given, self.positions) {
+            (Some((layout, values)), _) => values[row / rows / heads % layout.shape[0] * rows + row % rows],
+            (None, CasePositions::Counted(start, step)) => start + (row % rows) as u32 * step,
+            _ => unreachable!("positions that are given have values"),
+        };
+        let positions: Vec<u32> = (0..self.shape[..3].iter().product()).map(position).collect();
+        reference::rotary(&self.params, &self.x(), width, &positions, self.direction)
+    }
+
+    fn shapes(&self) -> RotaryShapes {
+        let positions = match (self.given(), self.positions) {
+            (Some((layout, _)), _) => PositionsShape::Given(layout),
+            (None, CasePositions::Counted(start, step)) => PositionsShape::Counted { start, step },
+            _ => unreachable!("positions that are given have values"),
+        };
+        let (x, out, direction) = (self.layout(0), self.layout(1), self.direction);
+        RotaryShapes { x, out, positions, direction, buffers: [0, 1, 2] }
+    }
+
+    async fn upload(&self, gpu: &Gpu) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let x = poisoned(gpu, self.layout(0), &self.x()).await?;
+        let out = Tensor::empty(gpu, self.layout(1)).await?;
+        let positions = match self.given() {
+            Some((layout, values)) => Some(Tensor::upload_u32(gpu, &values).await?.view(layout)?),
+            None => None,
+        };
+        Ok((x, out, positions))
+    }
+
+    fn positions<'a>(&self, given: &'a Option<Tensor>) -> Positions<'a> {
+        match (given, self.positions) {
+            (Some(tensor), _) => Positions::Given(tensor),
+            (None, CasePositions::Counted(start, step)) => Positions::Counted { start, step },
+            _ => unreachable!("positions that are given have a tensor"),
+        }
+    }
+}
+
+impl Case for RotaryCase {
+    fn kernel(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn name(&self) -> String {
+        let Self { shape: [b, h, n, d], params, direction, positions, dtypes: [x, out], .. } = self;
+        let RotaryParams { theta, pairs, dim } = params;
+        let dim = dim.map_or(String::new(), |dim| format!(" of {dim}"));
+        format!("{direction:?} {pairs:?} theta {theta}: B {b} H {h} N {n} D {d}{dim} {positions:?} {x}/{out}")
+    }
+
+    fn flops(&self) -> f64 {
+        3.0 * self.shape.iter().product::<usize>() as f64
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            let (x, out, given) = self.upload(gpu).await?;
+            let prepared = Rotary::new(gpu, self.params.clone())?.prepare(&self.shapes()).await?;
+            let mut encoder = gpu.encoder();
+            prepared.encode(&mut encoder, &x, &out, self.positions(&given))?;
+            gpu.submit(encoder).await?;
+            let tolerance = Tolerance { dtype: self.dtypes[1], unit: 2e-6, magnitude: 0.0 };
+            Ok(tolerance.compare(&out.read().await?, &self.expected()))
+        })
+    }
+
+    fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
+        Box::pin(async move {
+            let (x, out, given) = self.upload(gpu).await?;
+            let prepared = Rotary::new(gpu, self.params.clone())?.prepare(&self.shapes()).await?;
+            gpu.time(|pass| prepared.encode_in(pass, &x, &out, self.positions(&given))).await
+        })
+    }
+}
+
+/// Both kinds of pairs, both ways, widths that do and do not divide by four, every type, positions near and far.
+pub fn rotary_cases() -> Vec<RotaryCase> {
+    use CasePositions::{Counted, Given};
+    let mut cases = Vec::new();
+    for (i, (shape, dim, positions)) in [
+        ([2, 3, 50, 64], None, Counted(0, 1)),
+        ([1, 2, 70, 20], None, Counted(1_000_000, 1)),
+        ([2, 1, 33, 18], Some(10), Given(5000, false)),
+        ([3, 2, 9, 128], Some(64), Given(u32::MAX, true)),
+        ([1, 1, 40, 96], None, Counted(0, 64)),
+        ([2, 2, 7, 7], Some(2), Given(100, true)),
+        ([1, 0, 7, 8], None, Counted(0, 1)),
+        ([2, 1, 0, 8], None, Given(9, false)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for pairs in [RotaryPairs::HalfSplit, RotaryPairs::Interleaved] {
+            for direction in [RotaryDirection::Forward, RotaryDirection::Backward] {
+                let types = [DType::F32, DType::F16, DType::Bf16];
+                let dtypes = if i < 2 { [DType::F32; 2] } else { [types[i % 3], types[(i + 1) % 3]] };
+                let theta = [10_000.0, 500_000.0, 100.0][i % 3];
+                let params = RotaryParams { theta, pairs, dim };
+                let (strided, seed) = (i % 2 == 1, 8000 + cases.len() as u64);
+                cases.push(RotaryCase { shape, params, direction, positions, dtypes, strided, seed });
+            }
+        }
+    }
+    cases
+}
+
+/// Random shapes, params, types and positions.
+pub fn random_rotary_cases(count: usize, seed: u64) -> Vec<RotaryCase> {
+    (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
+}
+
+fn random_case(seed: u64) -> RotaryCase {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let r = &mut random;
+    let shape = [r.random_range(1..3), r.random_range(1..4), r.random_range(1..200), r.random_range(2..140)];
+    let half = r.random_range(0..2) == 0 || shape[3] % 2 == 1;
+    let types = [DType::F32, DType::F16, DType::Bf16];
+    RotaryCase {
+        shape,
+        params: RotaryParams {
+            theta: r.random_range(2.0..1e6),
+            pairs: *[RotaryPairs::HalfSplit, RotaryPairs::Interleaved].choose(r).expect("two"),
+            dim: half.then(|| 2 * r.random_range(1..=shape[3] / 2)),
+        },
+        direction: *[RotaryDirection::Forward, RotaryDirection::Backward].choose(r).expect("two"),
+        positions: match r.random_range(0..2) {
+            0 => CasePositions::Counted(r.random_range(0..200_000), r.random_range(0..130)),
+            _ => CasePositions::Given(r.random_range(0..2_000_000), r.random_range(0..2) == 0),
+        },
+        dtypes: [(); 2].map(|()| *types.choose(r).expect("three")),
+        strided: r.random_range(0..2) == 0 && shape[3] % 2 == 0,
+        seed,
+    }
+}
+
+pub(super) fn variants(_: &Caps) -> Vec<Result<String>> {
+    vec![Ok("rotary, four elements a thread, angles from a table made in float64".into())]
+}
+
+/// The distinct shader texts.
+pub(super) fn shaders() -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = vec![];
+    for (i, case) in rotary_cases().iter().enumerate() {
+        let (kernel, _) = rotary::kernel(&Caps::core(), &case.params, &case.shapes()).expect("a valid case");
+        let text = kernel.shader.source();
+        if found.iter().all(|(_, known)| *known != text) {
+            found.push((format!("rotary_{i}"), text));
+        }
+    }
+    found
+}
