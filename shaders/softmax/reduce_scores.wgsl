@@ -99,33 +99,57 @@ fn add_pairs(w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
+// Joins what a thread has of one cell, in registers: `high` of its rows, `wide` of its columns, both powers of two.
+fn fold(high: u32, wide: u32) {
+    for (var step = 1u; step < RT; step *= 2u) {
+        if (step < high) {
+            for (var i = 0u; i + step < RT; i += 2u * step) {
+                for (var j = 0u; j < CT; j++) { found[i][j] = joined(found[i][j], found[i + step][j]); }
+            }
+        }
+    }
+    for (var step = 1u; step < CT; step *= 2u) {
+        if (step < wide) {
+            for (var j = 0u; j + step < CT; j += 2u * step) {
+                for (var i = 0u; i < RT; i++) { found[i][j] = joined(found[i][j], found[i][j + step]); }
+            }
+        }
+    }
+}
+
 fn write_cells(batch: u32, head: u32, query_part: u32, key_part: u32, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    let height = reduction[0].x;
-    let width = reduction[0].y;
-    let across = BC / width;
-    // What a thread has of a group of queries that takes several passes.
+    // Of a cell, what each thread has joined, and how many such pieces are left of it, down and across.
+    let high = min(reduction[0].x, RT);
+    let wide = max(reduction[0].y / TC, 1u);
+    fold(high, wide);
+    let height = reduction[0].x / high;
+    let width = reduction[0].y / wide;
+    let across = BC / reduction[0].y;
+    // What a thread has of a cell that takes several passes.
     var carried = NOTHING;
-    for (var pass0 = 0u; pass0 < BR; pass0 += PASS) {
+    for (var pass0 = 0u; pass0 < BR / high; pass0 += PASS) {
         for (var i = 0u; i < RT; i++) {
-            let r = row0 + i - pass0;
-            if (r < PASS) {
-                for (var j = 0u; j < CT; j++) { cells[r * BC + tc + TC * j] = found[i][j]; }
+            let r = (row0 + i) / high - pass0;
+            if (i % high == 0u && r < PASS) {
+                for (var j = 0u; j < CT; j++) {
+                    if (j % wide == 0u) { cells[r * BC + tc + TC * (j / wide)] = found[i][j]; }
+                }
             }
         }
         workgroupBarrier();
-        let high = min(height, PASS);
-        for (var cell = thread; cell < PASS / high * across; cell += WG) {
-            let first = cell / across * high;
+        let down = min(height, PASS);
+        for (var cell = thread; cell < PASS / down * across; cell += WG) {
+            let first = cell / across * down;
             var all = NOTHING;
             if (pass0 % height != 0u) { all = carried; }
-            for (var r = first; r < first + high; r++) {
+            for (var r = first; r < first + down; r++) {
                 for (var c = cell % across * width; c < (cell % across + 1u) * width; c++) { all = joined(all, cells[r * BC + c]); }
             }
             carried = all;
-            if ((pass0 + first + high) % height == 0u) {
-                let row = query_part * (BR / height) + (pass0 + first) / height;
+            if ((pass0 + first + down) % height == 0u) {
+                let row = query_part * (BR / reduction[0].x) + (pass0 + first) / height;
                 let col = key_part * across + cell % across;
                 if (row < reduction[0].z && col < reduction[0].w) { write_cell(batch, head, row, col, all); }
             }
