@@ -11,7 +11,8 @@
 // workgroup memory are those of portable.wgsl, and cells [PASS][BC] of vec2u.
 
 // The table `reduction`: (queries of a group within a tile, keys of one, groups of queries, groups of keys), (heads, tiles of
-// queries, tiles of keys that go together, parts along the keys), (MODE_…, bits of the bound, 0, 0).
+// queries, tiles of keys that go together, parts along the keys), (bits of the bound, 0, 0, 0). The constant MODE says what
+// is made of the pairs of a cell.
 const MODE_MAX: u32 = 0u;
 const MODE_SUM: u32 = 1u;
 const MODE_COUNT: u32 = 2u;
@@ -68,13 +69,13 @@ fn next_step(workgroup: vec3u, start: u32, end: u32) -> u32 {
 }
 
 fn worth(p: f32) -> u32 {
-    if (reduction[2].x == MODE_COUNT) { return select(0u, bitcast<u32>(1.0), p > bitcast<f32>(reduction[2].y)); }
+    if (MODE == MODE_COUNT) { return select(0u, bitcast<u32>(1.0), p > bitcast<f32>(reduction[2].x)); }
     return bitcast<u32>(p);
 }
 
 // Probabilities are not negative: their bits are in the order of their values, and NaN is the largest.
 fn joined(a: vec2u, b: vec2u) -> vec2u {
-    if (reduction[2].x == MODE_SUM || reduction[2].x == MODE_COUNT) {
+    if (MODE == MODE_SUM || MODE == MODE_COUNT) {
         return vec2u(bitcast<u32>(bitcast<f32>(a.x) + bitcast<f32>(b.x)), 0u);
     }
     return select(a, b, b.x > a.x || (b.x == a.x && b.y < a.y));
@@ -99,21 +100,18 @@ fn add_pairs(w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
-// Joins what a thread has of one cell, in registers: `high` of its rows, `wide` of its columns, both powers of two.
+// Joins what a thread has of one cell, in registers: `high` of its rows, `wide` of its columns, both powers of two up to 8. The
+// steps are written out, so that every index is known to the compiler.
 fn fold(high: u32, wide: u32) {
-    for (var step = 1u; step < RT; step *= 2u) {
-        if (step < high) {
-            for (var i = 0u; i + step < RT; i += 2u * step) {
-                for (var j = 0u; j < CT; j++) { found[i][j] = joined(found[i][j], found[i + step][j]); }
-            }
-        }
+    for (var j = 0u; j < CT; j++) {
+        if (high > 1u) { for (var i = 0u; i + 1u < RT; i += 2u) { found[i][j] = joined(found[i][j], found[i + 1u][j]); } }
+        if (high > 2u) { for (var i = 0u; i + 2u < RT; i += 4u) { found[i][j] = joined(found[i][j], found[i + 2u][j]); } }
+        if (high > 4u) { for (var i = 0u; i + 4u < RT; i += 8u) { found[i][j] = joined(found[i][j], found[i + 4u][j]); } }
     }
-    for (var step = 1u; step < CT; step *= 2u) {
-        if (step < wide) {
-            for (var j = 0u; j + step < CT; j += 2u * step) {
-                for (var i = 0u; i < RT; i++) { found[i][j] = joined(found[i][j], found[i][j + step]); }
-            }
-        }
+    for (var i = 0u; i < RT; i++) {
+        if (wide > 1u) { for (var j = 0u; j + 1u < CT; j += 2u) { found[i][j] = joined(found[i][j], found[i][j + 1u]); } }
+        if (wide > 2u) { for (var j = 0u; j + 2u < CT; j += 4u) { found[i][j] = joined(found[i][j], found[i][j + 2u]); } }
+        if (wide > 4u) { for (var j = 0u; j + 4u < CT; j += 8u) { found[i][j] = joined(found[i][j], found[i][j + 4u]); } }
     }
 }
 

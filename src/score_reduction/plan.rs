@@ -126,12 +126,12 @@ impl ScoreReductionParams {
         Ok(())
     }
 
-    fn mode(&self) -> [u32; 2] {
+    fn mode(&self) -> (u32, u32) {
         match self.reduction {
-            Reduction::Max => [0, 0],
-            Reduction::Sum => [1, 0],
-            Reduction::Count { above } => [2, above.to_bits()],
-            Reduction::ArgMax => [3, 0],
+            Reduction::Max => (0, 0),
+            Reduction::Sum => (1, 0),
+            Reduction::Count { above } => (2, above.to_bits()),
+            Reduction::ArgMax => (3, 0),
         }
     }
 }

@@ -96,7 +96,7 @@ pub(crate) struct Cells {
     /// Heads, tiles of queries and tiles of keys that go together.
     pub together: [usize; 3],
     /// `MODE_…` of the shader, and the bits of its bound.
-    pub mode: [u32; 2],
+    pub mode: (u32, u32),
     /// Whether each batch entry and head is a slice or several of its own.
     pub apart: bool,
 }

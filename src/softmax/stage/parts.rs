@@ -128,6 +128,7 @@ impl Parts<'_> {
         let Setup { shapes, engine, tiles, .. } = self.setup;
         let mut constants = engine.constants(head_dim, shapes.v.shape[3]);
         constants.extend(tiles.constants(self.pass.side(), shapes, engine));
+        constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         let name = format!("{} {name}", tiles.family());
         let shader = Shader { name, constants, bindings, accesses, chain: Some(chain), files };
         Kernel { shader, arguments, uniforms, tables }
@@ -227,7 +228,7 @@ impl Parts<'_> {
         let rows = [
             [within[0], within[1], groups[1], groups[2]],
             [together[0], together[1], together[2], parts],
-            [mode[0] as usize, mode[1] as usize, 0, 0],
+            [mode.1 as usize, 0, 0, 0],
         ];
         Some(rows.map(|row| row.map(|n| n as u32)))
     }
