@@ -1,6 +1,6 @@
 //! Stages of a long run: two at a time, each shown when it is done.
 
-use crate::{Result, root, run_quietly, shown};
+use crate::{Result, run_quietly, shown};
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
@@ -57,7 +57,7 @@ pub fn two_at_a_time(stages: Vec<Stage>) -> Vec<Done> {
     let next = || waiting.lock().expect("no panic under this lock").pop_front();
     let worker = || {
         while let Some((i, stage)) = next() {
-            let log = root().join(format!("target/stage-{i}.log"));
+            let log = std::env::temp_dir().join(format!("wgpu-attention-stage-{i}-{}.log", std::process::id()));
             let finished = stage.run(&log);
             // Shown whole, not mixed with that of the other.
             let mut done = done.lock().expect("no panic under this lock");
