@@ -7,7 +7,7 @@ use pollster::block_on;
 use wgpu_attention::catalogue::{random_score_reduction_cases, score_reduction_cases};
 use wgpu_attention::{
     AttentionInputs, FlashAttention, FlashParams, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
-    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
+    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, ScoreReductionShapes, Tensor,
 };
 
 #[test]
@@ -125,4 +125,22 @@ fn the_largest_of_equal_ones() {
     let indices = block_on(reduced.indices.unwrap().read_u32()).unwrap();
     let expected: Vec<u32> = (0..k as u32 - 1).chain([250]).collect();
     assert!(indices.chunks(k).all(|row| row == expected));
+}
+
+/// Without a key all segments have nothing: that is written, too.
+#[test]
+fn segments_of_no_keys() {
+    let [q, k, lse] = [zeros([2, 2, 5, 8]), zeros([2, 2, 0, 8]), tensor([2, 2, 5, 1], &[f32::NEG_INFINITY; 20])];
+    let segments = block_on(Tensor::upload_u32(gpu(), &[])).unwrap();
+    let params = ScoreReductionParams { keys: KeyGroups::Segments(3), ..Default::default() };
+    let inputs =
+        ScoreReductionInputs { attention: AttentionInputs::new(&q, &k, &k), lse: &lse, segments: Some(&segments) };
+    let to = ReducedScores { values: tensor([2, 2, 1, 3], &[7.0; 12]), indices: None };
+    let shapes = ScoreReductionShapes::of(&params, &inputs, &to);
+    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&shapes)).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    prepared.encode(&mut encoder, &inputs, &to).unwrap();
+    gpu().queue().submit([encoder.finish()]);
+    assert_eq!(read(&to.values), [0.0; 12]);
+    block_on(prepared.check_segments()).unwrap();
 }

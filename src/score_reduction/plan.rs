@@ -174,7 +174,7 @@ impl ScoreReductionPlan {
         let behind = by_segments || params.top_k.is_some();
         let cells = params.cells(attention, [engine.rows, engine.cols].map(|n| n as usize), first_keys, behind);
 
-        let [batch, heads, ..] = [attention.pairs()[0], groups[0]];
+        let (batch, heads) = (attention.pairs()[0], groups[0]);
         let between = |dtype: DType, cols: usize| Layout {
             // One batch entry and head after the other.
             strides: [0, 0, cols],
@@ -195,15 +195,17 @@ impl ScoreReductionPlan {
         let flops = 2.0 * attention.q.shape[3] as f64;
         let stage = Stage::plan(&setup, Pass::Reduction, arguments(shapes, &cells, values, indices, behind), flops)?;
 
-        let mut parts: Vec<Range<usize>> = vec![];
-        let place = |i: usize| (stage.slices[i].batches.clone(), stage.slices[i].heads.clone());
-        for i in (0..stage.slices.len()).filter(|_| behind) {
-            match parts.last_mut() {
-                Some(part) if place(part.start) == place(i) => part.end = i + 1,
-                _ => parts.push(i..i + 1),
-            }
-        }
-        let places: Vec<Slice> = parts.iter().map(|part| stage.slices[part.start].clone()).collect();
+        // One batch entry and head after the other, be there keys or not.
+        let each = (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))).filter(|_| behind && groups[1] > 0);
+        let places: Vec<Slice> = each.map(|(b, h)| Slice { batches: b..b + 1, heads: h..h + 1, tiles: 0..1 }).collect();
+        let mut next = 0;
+        let part = |place: &Slice| {
+            let own = |slice: &&Slice| slice.batches == place.batches && slice.heads == place.heads;
+            let start = next;
+            next += stage.slices[start..].iter().take_while(own).count();
+            start..next
+        };
+        let parts: Vec<Range<usize>> = places.iter().map(part).collect();
         let adds = matches!(params.reduction, Reduction::Sum | Reduction::Count { .. });
         let (mut steps, mut from) = (vec![], Source::Scratch(0));
         let results = [(Source::Values, Some(&shapes.values)), (Source::Indices, shapes.indices.as_ref())];
@@ -245,7 +247,7 @@ impl std::fmt::Display for ScoreReductionPlan {
 impl ScoreReductionParams {
     /// How cells lie in tiles. `keys`: groups of keys that the first kernel makes.
     fn cells(&self, shapes: &AttentionShapes, tile: [usize; 2], keys: usize, apart: bool) -> Cells {
-        let [_, all_queries, all_keys] = [0, shapes.pairs()[2], shapes.pairs()[3]];
+        let [_, _, all_queries, all_keys] = shapes.pairs();
         // Of a group: its size within a tile, and its tiles.
         let group = |size: Option<usize>, all: usize, tile: usize| match size {
             Some(size) => (size.min(tile), size.min(all).div_ceil(tile).max(1)),

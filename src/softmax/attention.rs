@@ -69,7 +69,8 @@ impl<P: AttentionParams> Attention<P> {
         AttentionPrepared::new(&self.gpu, self.plan(shapes)?, shapes).await
     }
 
-    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
+    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits. Block-sparse
+    /// attention needs a mask besides: see [`Attention::forward_with_lse`].
     ///
     /// # Errors
     /// Those of [`Attention::prepare`]; [`Error::OtherDevice`].
@@ -77,7 +78,7 @@ impl<P: AttentionParams> Attention<P> {
         Ok(self.forward_with_lse(&AttentionInputs::new(q, k, v)).await?.0)
     }
 
-    /// The same with lengths, packed sequences, a bias and a mask, and with the log-sum-exp of each row (f32 [batch,
+    /// The same with lengths, packed sequences, a bias, a mask and a block mask, and with the log-sum-exp of each row (f32 [batch,
     /// heads_q, queries, 1]). Where packed sequences' offsets are on the GPU and wrong, reading a result is an error.
     ///
     /// # Errors
