@@ -63,7 +63,7 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
                 label: "kinds of heads",
                 heads: (6, 3),
                 lengths: [(300, 300), (100, 290), (290, 200)][i],
-                dims: (20, 33),
+                dims: (32, 32),
                 params: causal(diagonal),
                 blocks: Some(BlockCase { heads, from, repeated: [true, true], ..Default::default() }),
                 ..AttentionCase::default()
@@ -134,14 +134,14 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
     }
     for lengths in [(70, 0), (0, 70), (1, 300)] {
         let blocks = Some(BlockCase { density: 0.8, ..Default::default() });
-        add(&mut cases, AttentionCase { label: "few", lengths, dims: (16, 16), blocks, ..AttentionCase::default() });
+        add(&mut cases, AttentionCase { label: "few", lengths, dims: (32, 32), blocks, ..AttentionCase::default() });
     }
     cases
 }
 
-/// The gradients of the catalogue.
+/// The gradients of the catalogue; compilation takes most of the time, so not of the widest heads.
 pub fn block_sparse_backward_cases() -> Vec<BackwardCase> {
-    block_sparse_cases().into_iter().map(BackwardCase::of).collect()
+    block_sparse_cases().into_iter().filter(|case| case.dims.0 <= 128).map(BackwardCase::of).collect()
 }
 
 /// A mask of a typical size.
