@@ -22,10 +22,6 @@ struct Params {
     pad: vec3u,
 }
 
-fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
-    return at.x + batch * at.y + head * at.z + row * at.w;
-}
-
 // exp(lse − top), 0 for an empty part; what decides is integer bits, because compilers may assume that there is no infinity.
 fn weight(lse: u32, top: f32) -> f32 {
     if (lse == MINUS_INFINITY_BITS) { return 0.0; }

@@ -28,10 +28,6 @@ struct Params {
 
 const LOW: u32 = 1024u;
 
-fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
-    return at.x + batch * at.y + head * at.z + row * at.w;
-}
-
 // (cos a, sin a) and (cos b, sin b) give (cos(a + b), sin(a + b)).
 fn turned(a: vec2f, b: vec2f) -> vec2f {
     return vec2f(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);

@@ -199,7 +199,7 @@ fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result
     });
     let uniforms = uniforms.collect();
     let constants = vec![("WG", THREADS), ("HEAD_DIM_V", width as u32), ("DV4", width.div_ceil(4).max(1) as u32)];
-    let files = vec![file::MERGE, file::ELEMENT];
+    let files = vec![file::MERGE, file::ROW, file::ELEMENT];
     let shader = Shader { name: "merge".into(), constants, bindings, accesses, chain: None, files };
     caps.within("merge", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
     Ok((Kernel { shader, arguments, uniforms, tables: vec![] }, slices))

@@ -277,7 +277,7 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
         vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
     let given = matches!(shapes.positions, PositionsShape::Given(_));
     let positions = if given { file::ROTARY_GIVEN } else { file::ROTARY_COUNTED };
-    let files = vec![file::ROTARY, positions, file::ELEMENT];
+    let files = vec![file::ROTARY, positions, file::ROW, file::ELEMENT];
     let shader = Shader { name: "rotary".into(), constants, bindings, accesses, chain: None, files };
     caps.within("rotary", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
     let tables = vec![Some(bytemuck::cast_slice(&angles(params.theta, dim)).to_vec())];

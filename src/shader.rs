@@ -20,6 +20,7 @@ pub(crate) mod file {
     files! {
         ELEMENT = "lib/element.wgsl";
         SCAN = "lib/scan.wgsl";
+        ROW = "lib/row.wgsl";
         PARAMS = "softmax/params.wgsl";
         PORTABLE = "softmax/portable.wgsl";
         SCORE_TILE = "softmax/score_tile.wgsl";

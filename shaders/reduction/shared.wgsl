@@ -18,7 +18,3 @@ struct Params {
     adds: u32,
     pad: vec2u,
 }
-
-fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
-    return at.x + batch * at.y + head * at.z + row * at.w;
-}

@@ -1,11 +1,5 @@
-// Where a row lies: element index of (batch, head, row) by strides; params.q and so on hold (offset, batch stride, head
-// stride, row stride). A sequence's tokens are the rows from its first one on. Sums wrap round 2^32 on purpose: a slice's
-// offset is relative to the part of the buffer it binds. A token past the end (NONE) comes to some row of the tensor, so
-// that a load is always in bounds; its value is not used.
-
-fn row_of(at: vec4u, batch: u32, head: u32, row: u32) -> u32 {
-    return at.x + batch * at.y + head * at.z + row * at.w;
-}
+// Where a row lies: by strides, in params.q and so on (lib/row.wgsl). A sequence's tokens are the rows from its first one on. A
+// token past the end (NONE) comes to some row of the tensor, so that a load is always in bounds; its value is not used.
 
 fn query_of(w: Work, token: u32) -> u32 { return min(w.first_query + token, params.queries - 1u); }
 fn key_of(w: Work, token: u32) -> u32 { return min(w.first_key + token, params.keys - 1u); }

@@ -132,7 +132,7 @@ impl Step {
         fixed.extend(has_problem.then_some(table));
         let tables = vec![None; usize::from(has_problem)];
         let (bindings, accesses) = bind(caps, &arguments, fixed);
-        let files = [vec![file::REDUCTION_SHARED], files].concat();
+        let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
         let name = format!("score reduction {name}");
         let shader = Shader { name, constants: vec![("WG", THREADS)], bindings, accesses, chain: None, files };
         let buffers = shader.storage_buffers();

@@ -167,7 +167,7 @@ fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(
     let (bindings, accesses) = bind(caps, &arguments, vec![Binding::Uniform { name: "params", ty: "Params" }, table]);
     let width = value_dim as u32;
     let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4))];
-    let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ELEMENT];
+    let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ROW, file::ELEMENT];
     files.extend(shapes.dlse.is_none().then_some(file::NO_DLSE));
     let division = Division {
         tiles,

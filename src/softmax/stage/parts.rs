@@ -203,8 +203,15 @@ impl Parts<'_> {
         let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
         tables.extend(self.pass.has_stats().then_some((stats, None)));
         tables.extend(self.cells().map(|table| small_table("reduction", &table)));
-        let mut files =
-            vec![file::PARAMS, file::SCORE_TILE, work, file::ROWS_STRIDED, file::SCORE_POSITION, file::ELEMENT];
+        let mut files = vec![
+            file::PARAMS,
+            file::SCORE_TILE,
+            work,
+            file::ROWS_STRIDED,
+            file::ROW,
+            file::SCORE_POSITION,
+            file::ELEMENT,
+        ];
         let (tiles, side) = (self.setup.tiles, self.pass.side());
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
         files.extend(tiles.choice(side, &arguments).unwrap_or(vec![mapped]));
@@ -258,6 +265,7 @@ impl Parts<'_> {
             work,
             file::MAPPED,
             file::ROWS_STRIDED,
+            file::ROW,
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
