@@ -1,8 +1,8 @@
 //! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
-use crate::arguments::{Argument, aligned, bound_range, is_written, overlap, together};
+use crate::arguments::{Argument, aligned, bind, bound_range, is_written, overlap, together};
 use crate::shader::{Binding, Pipeline, Shader};
-use crate::{Error, Gpu, Layout, Result, Slice, Tensor, hook};
+use crate::{Caps, Error, Gpu, Layout, Result, Slice, Tensor, hook};
 use futures::FutureExt;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,6 +20,32 @@ pub(crate) struct Kernel {
     pub uniforms: Vec<Vec<u8>>,
     /// The contents of each table, in the order of their bindings; unset for one that a kernel writes or has written.
     pub tables: Vec<Option<Vec<u8>>>,
+}
+
+impl Kernel {
+    /// Gives a shader its uniform struct, its tables (with their contents) and its tensors.
+    pub fn new(
+        caps: &Caps,
+        shader: Shader,
+        arguments: Vec<Argument>,
+        tables: Vec<(Binding, Option<Vec<u8>>)>,
+        uniforms: Vec<Vec<u8>>,
+    ) -> Self {
+        let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
+        let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
+        let (bindings, accesses) = bind(caps, &arguments, fixed);
+        Self { shader: Shader { bindings, accesses, ..shader }, arguments, uniforms, tables }
+    }
+
+    /// The same, if a device binds so many storage buffers.
+    ///
+    /// # Errors
+    /// [`Error::Limit`].
+    pub fn fit(self, caps: &Caps) -> Result<Self> {
+        let (name, buffers) = (&self.shader.name, self.shader.storage_buffers());
+        caps.within(name, "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+        Ok(self)
+    }
 }
 
 /// Tables that kernels write for one another, by their names in the shaders.

@@ -3,10 +3,10 @@
 //! `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`: ring attention (arXiv 2310.01889), cascade inference, sharded
 //! key and value caches. Exact: the gradient of each part follows from the merged `out` and `lse`.
 
-use crate::arguments::{Argument, bind, row_address};
+use crate::arguments::{Argument, row_address};
 use crate::dispatch::{Kernel, Launch, check_device};
 use crate::error::require;
-use crate::shader::{AccessKind, Binding, Shader, file};
+use crate::shader::{AccessKind, Shader, file};
 use crate::slices::cut;
 use crate::{AttentionOutputs, Caps, DType, Gpu, Layout, Result, Slice, Tensor};
 
@@ -186,7 +186,6 @@ fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let flops = f64::from(16 * THREADS);
     let slices = if arguments[4].layout.is_empty() { vec![] } else { cut(caps, &arguments, whole, flops)? };
-    let (bindings, accesses) = bind(caps, &arguments, vec![Binding::Uniform { name: "params", ty: "Params" }]);
     let uniforms = slices.iter().map(|slice| {
         let params = Params {
             tensors: std::array::from_fn(|i| row_address(caps, &arguments, i, slice)),
@@ -200,9 +199,8 @@ fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result
     let uniforms = uniforms.collect();
     let constants = vec![("WG", THREADS), ("HEAD_DIM_V", width as u32), ("DV4", width.div_ceil(4).max(1) as u32)];
     let files = vec![file::MERGE, file::ROW, file::ELEMENT];
-    let shader = Shader { name: "merge".into(), constants, bindings, accesses, chain: None, files };
-    caps.within("merge", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
-    Ok((Kernel { shader, arguments, uniforms, tables: vec![] }, slices))
+    let shader = Shader::of("merge", constants, files, None);
+    Ok((Kernel::new(caps, shader, arguments, vec![], uniforms).fit(caps)?, slices))
 }
 
 /// A merge compiled for certain shapes: records into the caller's encoders, as often as wanted.

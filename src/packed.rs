@@ -1,6 +1,6 @@
 //! Packed sequences: lengths of several sequences that lie one after another in one tensor.
 
-use crate::arguments::{Argument, bind, row_address};
+use crate::arguments::{Argument, row_address};
 use crate::dispatch::Kernel;
 use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
@@ -204,20 +204,9 @@ impl Schedule {
                 };
                 let arguments = vec![argument("cu_q", q, 0), argument("cu_k", k, 1)];
                 let table = |name, ty| Binding::Table { name, ty, length: None, write: true };
-                let fixed = vec![
-                    Binding::Uniform { name: "params", ty: "Params" },
-                    table("sequences", "vec4u"),
-                    table("problem", "u32"),
-                ];
-                let (bindings, accesses) = bind(caps, &arguments, fixed);
-                let shader = Shader {
-                    name: "schedule of packed sequences".into(),
-                    constants: vec![("WG", THREADS)],
-                    bindings,
-                    accesses,
-                    chain: None,
-                    files: vec![file::WORKGROUPS_SCHEDULE, file::SCAN],
-                };
+                let tables = vec![(table("sequences", "vec4u"), None), (table("problem", "u32"), None)];
+                let files = vec![file::WORKGROUPS_SCHEDULE, file::SCAN];
+                let shader = Shader::of("schedule of packed sequences", vec![("WG", THREADS)], files, None);
                 let address = |i| row_address(caps, &arguments, i, &ONE);
                 let params = Params {
                     cu_q: address(0),
@@ -232,7 +221,7 @@ impl Schedule {
                     by_keys: side as u32,
                 };
                 let uniforms = vec![bytemuck::bytes_of(&params).to_vec()];
-                let kernel = Kernel { shader, arguments, uniforms, tables: vec![None, None] };
+                let kernel = Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?;
                 Ok(Self { sequences, items, cols: longest[other], table: ScheduleTable::Gpu(Box::new(kernel)) })
             }
             _ => unreachable!("`check` lets only two of a kind pass"),

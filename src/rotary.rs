@@ -3,7 +3,7 @@
 //!
 //! `out[a] = x[a]·cos(p·f) − x[b]·sin(p·f)`, `out[b] = x[b]·cos(p·f) + x[a]·sin(p·f)`, `f = theta^(−2i/dim)` for pair i = (a, b).
 
-use crate::arguments::{Argument, address_of, bind, number_buffers};
+use crate::arguments::{Argument, address_of, number_buffers};
 use crate::dispatch::{Kernel, Launch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
@@ -272,16 +272,14 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
     });
     let uniforms = uniforms.collect();
     let table = Binding::Table { name: "angles", ty: "vec2f", length: None, write: false };
-    let (bindings, accesses) = bind(caps, &arguments, vec![Binding::Uniform { name: "params", ty: "Params" }, table]);
     let constants =
         vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
     let given = matches!(shapes.positions, PositionsShape::Given(_));
     let positions = if given { file::ROTARY_GIVEN } else { file::ROTARY_COUNTED };
     let files = vec![file::ROTARY, positions, file::ROW, file::ELEMENT];
-    let shader = Shader { name: "rotary".into(), constants, bindings, accesses, chain: None, files };
-    caps.within("rotary", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
-    let tables = vec![Some(bytemuck::cast_slice(&angles(params.theta, dim)).to_vec())];
-    Ok((Kernel { shader, arguments, uniforms, tables }, slices))
+    let tables = vec![(table, Some(bytemuck::cast_slice(&angles(params.theta, dim)).to_vec()))];
+    let shader = Shader::of("rotary", constants, files, None);
+    Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
 }
 
 /// An embedding compiled for certain shapes: records into the caller's encoders, as often as wanted.

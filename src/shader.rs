@@ -199,6 +199,16 @@ impl Words {
 }
 
 impl Shader {
+    /// A text without bindings so far.
+    pub fn of(
+        name: impl Into<String>,
+        constants: Vec<(&'static str, u32)>,
+        files: Vec<&'static str>,
+        chain: Option<Chain>,
+    ) -> Self {
+        Self { name: name.into(), constants, bindings: vec![], accesses: vec![], chain, files }
+    }
+
     /// Holds only code of this crate, whose every index is in bounds.
     pub fn is_trusted(&self) -> bool {
         self.hooks().is_empty()

@@ -1,7 +1,7 @@
 //! The kernels that bring block masks from one form to another, as planned.
 
 use super::BlockGrid;
-use crate::arguments::{Argument, address_of, bind};
+use crate::arguments::{Argument, address_of};
 use crate::dispatch::Kernel;
 use crate::hook::Placed;
 use crate::shader::{AccessKind, Binding, Chain, Shader, file};
@@ -90,17 +90,11 @@ impl Task<'_> {
             bytemuck::bytes_of(&params).to_vec()
         });
         let uniforms = uniforms.collect();
-        let mut fixed = vec![Binding::Uniform { name: "params", ty: "Params" }];
         let problem = self.problem.map(|ty| Binding::Table { name: "problem", ty, length: None, write: true });
-        let tables = vec![None; usize::from(problem.is_some())];
-        fixed.extend(problem);
-        let (bindings, accesses) = bind(caps, &arguments, fixed);
+        let tables = problem.map(|table| (table, None)).into_iter().collect();
         let files = [vec![file::BLOCKS_SHARED], self.files].concat();
-        let (name, chain) = (format!("block mask {}", self.name), self.chain);
-        let shader = Shader { name, constants: vec![("WG", THREADS)], bindings, accesses, chain, files };
-        let buffers = shader.storage_buffers();
-        caps.within(&shader.name, "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
-        Ok((Kernel { shader, arguments, uniforms, tables }, slices))
+        let shader = Shader::of(format!("block mask {}", self.name), vec![("WG", THREADS)], files, self.chain);
+        Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
     }
 }
 

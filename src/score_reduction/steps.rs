@@ -1,6 +1,6 @@
 //! What comes behind the kernel that computes probabilities: from keys to segments, and the largest of a row.
 
-use crate::arguments::{Argument, address_of, bind};
+use crate::arguments::{Argument, address_of};
 use crate::dispatch::Kernel;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
@@ -127,18 +127,13 @@ impl Step {
             bytemuck::bytes_of(&params).to_vec()
         });
         let uniforms = uniforms.collect();
-        let mut fixed = vec![Binding::Uniform { name: "params", ty: "Params" }];
         let table = Binding::Table { name: "problem", ty: "vec2u", length: None, write: true };
-        fixed.extend(has_problem.then_some(table));
-        let tables = vec![None; usize::from(has_problem)];
-        let (bindings, accesses) = bind(caps, &arguments, fixed);
+        let tables = has_problem.then_some((table, None)).into_iter().collect();
         let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
         let name = format!("score reduction {name}");
-        let shader = Shader { name, constants: vec![("WG", THREADS)], bindings, accesses, chain: None, files };
-        let buffers = shader.storage_buffers();
-        caps.within(&shader.name, "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+        let shader = Shader::of(name, vec![("WG", THREADS)], files, None);
         let sources = tensors.iter().map(|&(source, _)| source).collect();
-        let kernel = Kernel { shader, arguments, uniforms, tables };
+        let kernel = Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?;
         Ok(Self { kernel, slices, parts, sources, has_problem })
     }
 }

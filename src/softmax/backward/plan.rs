@@ -1,7 +1,6 @@
 //! What runs for the gradients: decided without a GPU.
 
 use super::BackwardShapes;
-use crate::arguments::bind;
 use crate::dispatch::Kernel;
 use crate::error::require;
 use crate::flash::Dense;
@@ -164,7 +163,6 @@ fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(
     let flops = 2.0 * f64::from(DELTA_THREADS) * value_dim as f64;
     let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
     let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
-    let (bindings, accesses) = bind(caps, &arguments, vec![Binding::Uniform { name: "params", ty: "Params" }, table]);
     let width = value_dim as u32;
     let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4))];
     let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ROW, file::ELEMENT];
@@ -178,7 +176,6 @@ fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(
         bias: BiasDivision::default(),
     };
     let uniforms = slices.iter().map(|s| uniforms(caps, params, &shapes.forward, division, &arguments, s)).collect();
-    let shader = Shader { name: "delta".into(), constants, bindings, accesses, chain: None, files };
-    caps.within("delta", "maxStorageBuffersPerShaderStage", shader.storage_buffers(), caps.storage_buffers.into())?;
-    Ok((Kernel { shader, arguments, uniforms, tables: vec![None] }, slices))
+    let shader = Shader::of("delta", constants, files, None);
+    Ok((Kernel::new(caps, shader, arguments, vec![(table, None)], uniforms).fit(caps)?, slices))
 }

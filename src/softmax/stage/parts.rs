@@ -1,7 +1,7 @@
 //! What the kernels of a stage are made of: tables, files, the chain of functions that change a score.
 
 use super::{Cells, Pass, Setup};
-use crate::arguments::{Argument, bind};
+use crate::arguments::Argument;
 use crate::dispatch::Kernel;
 use crate::error::require;
 use crate::hook;
@@ -109,9 +109,6 @@ impl Parts<'_> {
         slices: &[Slice],
     ) -> Kernel {
         let [batch, _, _, head_dim] = self.setup.shapes.q.shape;
-        let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
-        let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
-        let (bindings, accesses) = bind(self.setup.caps, &arguments, fixed);
         let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
         let division = Division {
             tiles: self.extent().tiles,
@@ -130,8 +127,8 @@ impl Parts<'_> {
         constants.extend(tiles.constants(self.pass.side(), shapes, engine));
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         let name = format!("{} {name}", tiles.family());
-        let shader = Shader { name, constants, bindings, accesses, chain: Some(chain), files };
-        Kernel { shader, arguments, uniforms, tables }
+        let shader = Shader::of(name, constants, files, Some(chain));
+        Kernel::new(self.setup.caps, shader, arguments, tables, uniforms)
     }
 
     /// What the gradient of a bias adds up, and its tiles.
