@@ -6,8 +6,7 @@
 // for pair i = (a, b) of the first DIM elements; the rest stays. Backward turns the other way.
 //
 // x, out [batch, heads, rows, head_dim] by strides; positions [batch or 1, 1, 1, rows], or counted. A thread makes four elements
-// of a row; no workgroup memory. Angles of thousands of turns are out of reach of sin and cos in f32: the position is taken
-// apart, 10 + 10 + 12 bits, and angles (cos, sin) of each part come from a table that the host has made in float64.
+// of a row; no workgroup memory.
 
 struct Params {
     // (offset, batch stride, head stride, row stride) of each tensor.
@@ -24,20 +23,6 @@ struct Params {
     // Whether pairs are neighbours, and whether they turn back.
     interleaved: u32,
     backward: u32,
-}
-
-const LOW: u32 = 1024u;
-
-// (cos a, sin a) and (cos b, sin b) give (cos(a + b), sin(a + b)).
-fn turned(a: vec2f, b: vec2f) -> vec2f {
-    return vec2f(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
-}
-
-fn angle(position: u32, pair: u32) -> vec2f {
-    let low = angles[(position % LOW) * (DIM / 2u) + pair];
-    let middle = angles[(LOW + position / LOW % LOW) * (DIM / 2u) + pair];
-    let high = angles[(2u * LOW + position / (LOW * LOW)) * (DIM / 2u) + pair];
-    return turned(turned(low, middle), high);
 }
 
 @compute @workgroup_size(WG)

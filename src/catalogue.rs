@@ -17,6 +17,8 @@ mod neighborhood_cases;
 mod rotary;
 mod score_reduction;
 mod score_reduction_cases;
+mod seer_gate;
+mod seer_gate_cases;
 mod shaders;
 mod tensors;
 
@@ -39,6 +41,8 @@ pub use neighborhood_cases::{
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
+pub use seer_gate::SeerGateCase;
+pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;
 
 use crate::{Caps, Gpu, GpuTime, Result};
@@ -142,6 +146,13 @@ pub const FAMILIES: &[Family] = &[
         random: |count, seed| boxed(random_score_reduction_cases(count, seed)).collect(),
         variants: |caps| vec![score_reduction_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: score_reduction_cases::shaders,
+    },
+    Family {
+        name: "gate",
+        cases: || boxed(seer_gate_cases()).collect(),
+        random: |count, seed| boxed(random_seer_gate_cases(count, seed)).collect(),
+        variants: |caps| vec![seer_gate_cases::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: seer_gate_cases::shaders,
     },
     Family {
         name: "merge",

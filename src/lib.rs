@@ -7,6 +7,7 @@ mod caps;
 mod dispatch;
 mod error;
 mod flash;
+mod gate;
 mod gpu;
 pub mod guide;
 mod hook;
@@ -32,6 +33,10 @@ pub use block_sparse::{
 pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
 pub use flash::{Causal, FlashAttention, FlashParams, Window};
+pub use gate::{
+    Pool, SeerGate, SeerGateGradients, SeerGateInputs, SeerGateOutput, SeerGateOutputs, SeerGateParams, SeerGatePlan,
+    SeerGatePrepared, SeerGateSaved, SeerGateShapes, SeerLoss, Selector,
+};
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;
 pub use layout::{DType, Layout};

@@ -259,3 +259,17 @@ pub(crate) fn judge(words: &[u32], sides: [&CuSeqlensShape; 2], rows: [usize; 2]
     let rule = [Rule::Start, Rule::Order, Rule::End, Rule::Length][(number % 4) as usize];
     Err(broken(rule, NAMES[side], (number / 8) as usize, value, before, rows[side], sides[side].max_seqlen()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use crate::shader::{file, layout::assert_layout};
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        assert_layout!(
+            Params, file::WORKGROUPS_SCHEDULE,
+            cu_q cu_k sequences queries keys max_queries max_keys rows items by_keys
+        );
+    }
+}

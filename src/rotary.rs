@@ -19,7 +19,10 @@ const PARTS: [(usize, u32); 3] = [(1 << 10, 0), (1 << 10, 10), (1 << 12, 20)];
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Uniforms {
-    tensors: [[u32; 4]; 4],
+    x: [u32; 4],
+    partner: [u32; 4],
+    out: [u32; 4],
+    positions: [u32; 4],
     first: [u32; 3],
     rows: u32,
     start: u32,
@@ -225,7 +228,7 @@ impl Rotary {
 }
 
 /// (cos, sin) of every part of a position, for every pair.
-fn angles(theta: f32, dim: usize) -> Vec<[f32; 2]> {
+pub(crate) fn angles(theta: f32, dim: usize) -> Vec<[f32; 2]> {
     let frequency = |pair: usize| f64::from(theta).powf(-2.0 * pair as f64 / dim as f64);
     let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
     let parts = PARTS.into_iter().flat_map(|(count, shift)| (0..count as u64).map(move |n| (n << shift) as f64));
@@ -259,8 +262,12 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let slices = if shapes.x.is_empty() { vec![] } else { cut(caps, &arguments, whole, f64::from(40 * THREADS))? };
     let uniforms = slices.iter().map(|slice| {
+        let address = |name: &str| address_of(caps, &arguments, name, slice);
         let uniforms = Uniforms {
-            tensors: ["x", "partner", "out", "positions"].map(|name| address_of(caps, &arguments, name, slice)),
+            x: address("x"),
+            partner: address("partner"),
+            out: address("out"),
+            positions: address("positions"),
             first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
             rows: rows as u32,
             start,
@@ -276,7 +283,7 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
         vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
     let given = matches!(shapes.positions, PositionsShape::Given(_));
     let positions = if given { file::ROTARY_GIVEN } else { file::ROTARY_COUNTED };
-    let files = vec![file::ROTARY, positions, file::ROW, file::ELEMENT];
+    let files = vec![file::ROTARY, positions, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
     let tables = vec![(table, Some(bytemuck::cast_slice(&angles(params.theta, dim)).to_vec()))];
     let shader = Shader::of("rotary", constants, files, None);
     Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
@@ -331,5 +338,19 @@ impl RotaryPrepared {
             tensors.push(positions);
         }
         self.launch.encode(pass, &tensors, 0..self.launch.slices().len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Uniforms;
+    use crate::shader::{file, layout::assert_layout};
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        assert_layout!(
+            Uniforms, file::ROTARY,
+            x partner out positions first rows start step interleaved backward
+        );
     }
 }

@@ -3,6 +3,8 @@
 
 mod accessor;
 mod chain;
+#[cfg(test)]
+pub(crate) mod layout;
 
 pub(crate) use chain::{Chain, Gradient};
 
@@ -20,6 +22,8 @@ pub(crate) mod file {
     files! {
         ELEMENT = "lib/element.wgsl";
         SCAN = "lib/scan.wgsl";
+        SUM = "lib/sum.wgsl";
+        LARGEST = "lib/largest.wgsl";
         ROW = "lib/row.wgsl";
         PARAMS = "softmax/params.wgsl";
         PORTABLE = "softmax/portable.wgsl";
@@ -86,8 +90,39 @@ pub(crate) mod file {
         REDUCTION_TOP_K = "reduction/top_k.wgsl";
         MERGE = "merge.wgsl";
         ROTARY = "rotary.wgsl";
+        ROTARY_ANGLE = "rotary/angle.wgsl";
         ROTARY_COUNTED = "rotary/counted.wgsl";
         ROTARY_GIVEN = "rotary/given.wgsl";
+        GATE_SHARED = "gate/shared.wgsl";
+        GATE_RULE = "gate/rule.wgsl";
+        GATE_FEATURES = "gate/features.wgsl";
+        GATE_PRODUCT = "gate/product.wgsl";
+        GATE_POOL = "gate/pool.wgsl";
+        GATE_PROJECT = "gate/project.wgsl";
+        GATE_PROJECTED = "gate/projected.wgsl";
+        GATE_WEIGHTED = "gate/weighted.wgsl";
+        GATE_UNWEIGHTED = "gate/unweighted.wgsl";
+        GATE_NORMED = "gate/normed.wgsl";
+        GATE_UNNORMED = "gate/unnormed.wgsl";
+        GATE_TURNED = "gate/turned.wgsl";
+        GATE_STRAIGHT = "gate/straight.wgsl";
+        GATE_LOGITS = "gate/logits.wgsl";
+        GATE_ROW = "gate/row.wgsl";
+        GATE_SELECT = "gate/select.wgsl";
+        GATE_THRESHOLD = "gate/threshold.wgsl";
+        GATE_TOP_K = "gate/top_k.wgsl";
+        GATE_TOP_P = "gate/top_p.wgsl";
+        GATE_SCORES = "gate/scores.wgsl";
+        GATE_NO_SCORES = "gate/no_scores.wgsl";
+        GATE_TARGET = "gate/target.wgsl";
+        GATE_LOSS = "gate/loss.wgsl";
+        GATE_GRADIENT_QUERY = "gate/gradient_query.wgsl";
+        GATE_GRADIENT_KEY = "gate/gradient_key.wgsl";
+        GATE_GRADIENT_WEIGHTS = "gate/gradient_weights.wgsl";
+        GATE_UNPROJECT = "gate/unproject.wgsl";
+        GATE_UNPROJECT_NORMED = "gate/unproject_normed.wgsl";
+        GATE_UNPROJECT_UNNORMED = "gate/unproject_unnormed.wgsl";
+        GATE_SUM_ROWS = "gate/sum_rows.wgsl";
     }
 }
 

@@ -2,7 +2,7 @@
 //! brings its params and who sees whom ([`tiles::Tiles`]).
 
 mod additional;
-mod attention;
+pub(crate) mod attention;
 mod backward;
 mod params;
 mod plan;

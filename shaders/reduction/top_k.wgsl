@@ -1,11 +1,8 @@
 // The k largest of each row: values and indices [batch, groups of heads, groups of queries, k], in the order of the indices; of
 // equal values the first ones. Only values above 0 count; where there are fewer, the rest is (0, NONE).
 //
-// Values are not negative, so that their bits are in their order. The bits of the k-th largest are found one by one, from the
-// highest, each by counting the values that are at least as large. A workgroup takes a row, its threads every WG-th column.
+// Values are not negative, so that their bits are in their order. A workgroup takes a row, its threads every WG-th column.
 // Workgroup memory: 4·WG + 4 bytes.
-
-var<workgroup> counted: atomic<u32>;
 
 fn value_bits(at: u32, col: u32) -> u32 {
     return load_one(at + col);
@@ -18,14 +15,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let row = params.first.z + workgroup.x;
     let at = row_of(params.one, batch, head, row);
     let k = params.to_cols;
-    var least = 0u;
-    for (var bit = 31u; bit > 0u; bit--) {
-        let candidate = least | (1u << (bit - 1u));
-        if (count_from(at, candidate, thread) >= k) { least = candidate; }
-    }
-    least = max(least, 1u);
+    let least = max(largest(at, params.cols, k, thread), 1u);
     // Those above the k-th largest all count, and as many of its equals as there is room for.
-    let above = count_from(at, least + 1u, thread);
+    let above = count_from(at, params.cols, least + 1u, thread);
     let values = row_of(params.values, batch, head, row);
     let indices = row_of(params.indices, batch, head, row);
     // Of the columns so far: written, and equal to the k-th largest.
@@ -49,15 +41,4 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         store_values(values + place, 0u);
         store_indices(indices + place, NONE);
     }
-}
-
-// How many values of the row have at least these bits.
-fn count_from(at: u32, least: u32, thread: u32) -> u32 {
-    if (thread == 0u) { atomicStore(&counted, 0u); }
-    workgroupBarrier();
-    var own = 0u;
-    for (var col = thread; col < params.cols; col += WG) { own += u32(value_bits(at, col) >= least); }
-    atomicAdd(&counted, own);
-    workgroupBarrier();
-    return workgroupUniformLoad(&counted);
 }

@@ -238,3 +238,17 @@ pub(crate) fn conversions(caps: &Caps) -> Result<Vec<(String, String)>> {
         .map(|task| task.plan(caps).map(|(kernel, _)| (kernel.shader.name.clone(), kernel.shader.source())))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use crate::shader::{file, layout::assert_layout};
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        assert_layout!(
+            Params, file::BLOCKS_SHARED,
+            one other to heads rows cols first count mode capacity queries keys query_block key_block indices offsets
+        );
+    }
+}

@@ -78,7 +78,14 @@ impl Step {
         [rows, cols, k]: [usize; 3],
     ) -> Result<Self> {
         let params = Params { cols: cols as u32, to_cols: k as u32, ..Params::zeroed() };
-        Self::plan(caps, ("top k", vec![file::REDUCTION_TOP_K, file::SCAN]), places, tensors, params, rows)
+        Self::plan(
+            caps,
+            ("top k", vec![file::REDUCTION_TOP_K, file::LARGEST, file::SCAN]),
+            places,
+            tensors,
+            params,
+            rows,
+        )
     }
 
     fn plan(
@@ -141,5 +148,19 @@ impl Step {
 impl Params {
     fn zeroed() -> Self {
         bytemuck::Zeroable::zeroed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+    use crate::shader::{file, layout::assert_layout};
+
+    #[test]
+    fn params_lie_in_memory_as_the_shader_reads_them() {
+        assert_layout!(
+            Params, file::REDUCTION_SHARED,
+            one one_indices segments values indices first cols to_cols adds pad
+        );
     }
 }

@@ -131,13 +131,13 @@ impl<P: AttentionParams> Attention<P> {
     }
 }
 
-type Kept<K, V> = Mutex<HashMap<K, Arc<V>>>;
+pub(crate) type Kept<K, V> = Mutex<HashMap<K, Arc<V>>>;
 
-fn kept<K: Eq + Hash, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
+pub(crate) fn kept<K: Eq + Hash, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
     all.lock().expect("no panic under this lock").get(key).cloned()
 }
 
-fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
+pub(crate) fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
     let value = Arc::new(value);
     let mut all = all.lock().expect("no panic under this lock");
     if all.len() == PREPARED {

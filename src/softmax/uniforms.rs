@@ -137,29 +137,15 @@ pub(super) fn uniforms(
 #[cfg(test)]
 mod tests {
     use super::Params;
-    use std::mem::offset_of;
+    use crate::shader::{file, layout::assert_layout};
 
     #[test]
     fn params_lie_in_memory_as_the_shader_reads_them() {
-        let text = format!("@group(0) @binding(0) var<uniform> params: Params;\n{}", crate::shader::file::PARAMS);
-        let module = naga::front::wgsl::parse_str(&text).expect("valid WGSL");
-        let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params"));
-        let naga::TypeInner::Struct { members, span } = &found.expect("the struct").1.inner else {
-            panic!("no struct")
-        };
-        let theirs: Vec<(&str, usize)> =
-            members.iter().map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize)).collect();
-        macro_rules! ours {
-            ($($field:ident)*) => { vec![$((stringify!($field), offset_of!(Params, $field))),*] };
-        }
-        assert_eq!(
-            theirs,
-            ours!(
-                q k v out lse bias mask dout dlse dq dk dv stats dbias dq_so_far blocks full_blocks values indices first softcap queries keys group q_factor last_tile tiles
-                sequences map_tile map_head rows heads_together scale together key_tiles
-                bias_rows bias_cols
-            )
+        assert_layout!(
+            Params, file::PARAMS,
+            q k v out lse bias mask dout dlse dq dk dv stats dbias dq_so_far blocks full_blocks values indices first softcap
+            queries keys group q_factor last_tile tiles sequences map_tile map_head rows heads_together scale together key_tiles
+            bias_rows bias_cols
         );
-        assert_eq!(*span as usize, size_of::<Params>());
     }
 }

@@ -70,13 +70,14 @@ fn all_tests() -> Vec<Command> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 13] = [
+const GPU_TESTS: [&str; 14] = [
     "--test=flash",
     "--test=neighborhood",
     "--test=block_sparse",
     "--test=block_masks",
     "--test=score_reduction",
     "--test=rotary",
+    "--test=gate",
     "--test=backward",
     "--test=hooks",
     "--test=packed",

@@ -1,0 +1,13 @@
+// Features of a row: x of one head, which SHARE heads of the gate use, or of `joined` heads one after another. x holds pooled tokens
+// or (TOKENS) the tokens themselves.
+
+// Where feature f of a row lies.
+fn feature_at(batch: u32, head: u32, row: u32, f: u32) -> u32 {
+    let first = select(0u, tokens_of(batch).x, TOKENS == 1u);
+    return row_of(params.x, batch, head * params.joined / SHARE + f / WIDTH_X, first + row) + f % WIDTH_X;
+}
+
+// Rows of a batch entry.
+fn rows_of(batch: u32) -> u32 {
+    return (tokens_of(batch).y + block_size() - 1u) / block_size();
+}

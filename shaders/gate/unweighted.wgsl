@@ -1,0 +1,15 @@
+// Features as they are: they are as wide as the gate.
+
+fn left(p: Place, row: u32, f: u32) -> f32 { return 0.0; }
+fn right(p: Place, f: u32, column: u32) -> vec4f { return vec4f(); }
+
+fn project(p: Place, thread: u32) {
+    for (var i = 0u; i < PART; i++) {
+        let row = p.row0 + min(row_of_part(thread, i), ROWS - 1u);
+        sums[i] = vec4f();
+        for (var e = 0u; e < 4u; e++) {
+            let d = 4u * (thread % WIDTH4) + e;
+            if (row < rows_of(p.batch) && d < GATE_DIM) { sums[i][e] = load_x(feature_at(p.batch, p.head, row, d)); }
+        }
+    }
+}

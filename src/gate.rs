@@ -1,0 +1,176 @@
+//! SeerAttention's gate: which blocks attention should compute, learned (arXiv 2410.13276).
+
+mod frame;
+mod kernels;
+mod run;
+mod shapes;
+mod step;
+mod training;
+
+pub use run::{SeerGateOutput, SeerGatePrepared};
+pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGatePlan, SeerGateShapes};
+pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
+
+#[cfg(feature = "catalogue")]
+pub(crate) use training::training_texts;
+
+use crate::error::require;
+use crate::{Causal, Gpu, Result};
+use run::Kept;
+use training::KeptChains;
+
+/// How the tokens of a block become one row, element by element. A short last block pools over the tokens that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pool {
+    /// The largest.
+    Max = 0,
+    /// The smallest.
+    Min = 1,
+    /// The mean.
+    Avg = 2,
+}
+
+/// How a row's scores become a choice of blocks. z are the gate's logits, P their softmax over the blocks that the row sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Selector {
+    /// The blocks with P above this, within [0, 1]; SeerAttention's own is 5·10⁻⁴ to 5·10⁻³.
+    Threshold(f64),
+    /// The max(1, ⌊(1 − √(1 − r)) · M⌋) blocks with the largest z of a row, M the sequence's blocks of keys: under a causal mask
+    /// about the share r, within (0, 1], of all. Without one max(1, ⌊r · M⌋).
+    Density(f64),
+    /// The fewest blocks whose P add up to this, within [0, 1].
+    TopP(f64),
+    /// As many blocks with the largest z as hold so many keys, at least a block; all, where a row sees no more.
+    Budget(usize),
+}
+
+impl Selector {
+    fn check(self, key_block: usize) -> Result<()> {
+        match self {
+            Self::Threshold(t) => require((0.0..=1.0).contains(&t), "selector: Threshold", t, "within 0..=1"),
+            Self::Density(r) => require(r > 0.0 && r <= 1.0, "selector: Density", r, "above 0, at most 1"),
+            Self::TopP(p) => require((0.0..=1.0).contains(&p), "selector: TopP", p, "within 0..=1"),
+            Self::Budget(tokens) => {
+                let bound = format!("at least {key_block}, the keys of a block");
+                require(tokens >= key_block, "selector: Budget", tokens, bound)
+            }
+        }
+    }
+}
+
+/// What a prefill gate computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeerGateParams {
+    /// Queries and keys of a block, powers of two. Default: 64 and 64.
+    pub block: [usize; 2],
+    /// How queries are pooled: any kinds, each once, their results one after another. Default: the mean.
+    pub pool_q: Vec<Pool>,
+    /// How keys are pooled. Default: maximum, minimum, mean.
+    pub pool_k: Vec<Pool>,
+    /// The model's base of rotary angles: the gate has an embedding of its own, half-split over all of its width, with each block at
+    /// the position of its first token. Unset: none. Default: 10000.
+    pub rope_theta: Option<f32>,
+    /// Causal mask, by blocks: a row sees the blocks of keys in which its last query sees anything. Default: from the bottom right.
+    pub causal: Option<Causal>,
+    /// How blocks are chosen. Default: those with a probability above 2·10⁻³.
+    pub selector: Selector,
+    /// Every row chooses the first block too. Default: no.
+    pub sink: bool,
+    /// Every row chooses the blocks that its own tokens lie in too. Default: no.
+    pub diagonal: bool,
+    /// The last two blocks of queries of a sequence choose all that they see. Default: yes.
+    pub last_rows_dense: bool,
+}
+
+impl Default for SeerGateParams {
+    fn default() -> Self {
+        Self {
+            block: [64, 64],
+            pool_q: vec![Pool::Avg],
+            pool_k: vec![Pool::Max, Pool::Min, Pool::Avg],
+            rope_theta: Some(10_000.0),
+            causal: Some(Causal::BottomRight),
+            selector: Selector::Threshold(2e-3),
+            sink: false,
+            diagonal: false,
+            last_rows_dense: true,
+        }
+    }
+}
+
+impl SeerGateParams {
+    fn check(&self) -> Result<()> {
+        for (i, size) in self.block.into_iter().enumerate() {
+            let bound = format!("a power of two, at most {}", crate::softmax::MAX_SEQUENCE);
+            let fits = size.is_power_of_two() && size <= crate::softmax::MAX_SEQUENCE;
+            require(fits, &format!("block[{i}]"), size, bound)?;
+        }
+        for (name, pools) in [("pool_q", &self.pool_q), ("pool_k", &self.pool_k)] {
+            require(!pools.is_empty(), name, "empty", "one or more of Max, Min, Avg")?;
+            let twice = (0..pools.len()).find(|&i| pools[..i].contains(&pools[i]));
+            let again = twice.map_or(String::new(), |i| format!("{:?}", pools[i]));
+            require(twice.is_none(), &format!("{name}[{}]", twice.unwrap_or(0)), again, "another kind: each once")?;
+        }
+        check_theta(self.rope_theta)?;
+        self.selector.check(self.block[1])
+    }
+}
+
+fn check_theta(theta: Option<f32>) -> Result<()> {
+    let fits = theta.is_none_or(|theta| theta.is_finite() && theta > 0.0);
+    require(fits, "rope_theta", theta.unwrap_or(0.0), "finite and above 0")
+}
+
+/// SeerAttention's gate for a prompt, on one device. Queries and keys, before their rotary embedding, are pooled to blocks, go through a
+/// linear map a head, and are turned by a rotary embedding of the gate's own:
+///
+/// `z = Qg Kgᵀ / √gate_dim`, `P = softmax(z)` over the blocks that a row sees, and a [`Selector`] makes a block mask of them.
+/// Nothing is read back: the mask goes straight into [`crate::BlockSparseAttention`].
+///
+/// A row whose scores are not numbers chooses all that it sees, so that what is wrong shows in attention's result.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{DType, Gpu, Pool, SeerGate, SeerGateInputs, SeerGateParams, Selector, Tensor};
+/// let gpu = Gpu::request().await?;
+/// // Blocks of two tokens, of width 2; queries prefer the keys that point their way.
+/// let q = Tensor::upload(&gpu, [1, 1, 4, 2], DType::F32, &[0.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0, 0.0]).await?;
+/// let k = Tensor::upload(&gpu, [1, 1, 4, 2], DType::F32, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]).await?;
+/// let wk = Tensor::upload(&gpu, [1, 1, 2, 2], DType::F32, &[1.0, 0.0, 0.0, 1.0]).await?;
+/// let params = SeerGateParams {
+///     block: [2, 2],
+///     pool_k: vec![Pool::Avg],
+///     rope_theta: None,
+///     causal: None,
+///     selector: Selector::Budget(2),
+///     last_rows_dense: false,
+///     ..SeerGateParams::default()
+/// };
+/// let mask = SeerGate::new(&gpu, params)?.forward(&SeerGateInputs::new(&q, &k, &wk)).await?;
+/// assert_eq!(mask.read().await?, [false, true, true, false]);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct SeerGate {
+    gpu: Gpu,
+    params: SeerGateParams,
+    kept: Kept,
+    kept_chains: KeptChains,
+}
+
+impl SeerGate {
+    /// Checks the params; nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a
+    /// bound of the selector that is out of its range, a budget smaller than a block.
+    pub fn new(gpu: &Gpu, params: SeerGateParams) -> Result<Self> {
+        params.check()?;
+        Ok(Self { gpu: gpu.clone(), params, kept: Kept::default(), kept_chains: KeptChains::default() })
+    }
+
+    /// The params.
+    pub fn params(&self) -> &SeerGateParams {
+        &self.params
+    }
+}

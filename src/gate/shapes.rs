@@ -1,0 +1,390 @@
+//! What a gate reads and writes, and the plan for it.
+
+use super::frame::{Frame, SideFrame};
+use super::step::{Chain, Part, Places, Tensors, as_prepared};
+use super::{Pool, SeerGateParams};
+use crate::arguments::number_buffers;
+use crate::dispatch::check_device;
+use crate::error::require;
+use crate::packed::Side;
+use crate::softmax::{MAX_HEAD_DIM, check_shapes};
+use crate::{AttentionShapes, BlockGrid, Caps, CuSeqlens, CuSeqlensShape, DType, Gpu, Layout, Result, Tensor};
+use std::fmt;
+
+/// What a prefill gate reads.
+#[derive(Clone, Copy, Debug)]
+pub struct SeerGateInputs<'a> {
+    /// Queries before their rotary embedding, [batch, heads_q, queries, head_dim].
+    pub q: &'a Tensor,
+    /// Keys before theirs, [batch, heads_kv, keys, head_dim].
+    pub k: &'a Tensor,
+    /// Linear map of pooled queries, [1, heads_q, kinds of `pool_q` · head_dim, gate_dim]. Unset: pooled queries as they are; then
+    /// one kind is pooled, and gate_dim is head_dim.
+    pub wq: Option<&'a Tensor>,
+    /// Linear map of pooled keys, [1, heads_q or heads_kv, kinds of `pool_k` · head_dim, gate_dim].
+    pub wk: &'a Tensor,
+    /// Queries of each batch entry; the rest is padding.
+    pub seqlens_q: Option<&'a [usize]>,
+    /// Keys of each batch entry.
+    pub seqlens_k: Option<&'a [usize]>,
+    /// Packed queries: q is [1, heads_q, all queries, head_dim]. On the host.
+    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
+    /// Packed keys.
+    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
+}
+
+impl<'a> SeerGateInputs<'a> {
+    /// Without a map of queries, in full length.
+    pub fn new(q: &'a Tensor, k: &'a Tensor, wk: &'a Tensor) -> Self {
+        let (wq, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k) = (None, None, None, None, None);
+        Self { q, k, wq, wk, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k }
+    }
+
+    fn named(&self) -> [(&'static str, Part, Option<&'a Tensor>); 4] {
+        [
+            ("q", Part::Q, Some(self.q)),
+            ("k", Part::K, Some(self.k)),
+            ("wq", Part::Wq, self.wq),
+            ("wk", Part::Wk, Some(self.wk)),
+        ]
+    }
+
+    pub(super) fn tensors(&self) -> Tensors<'a> {
+        self.named().into_iter().filter_map(|(_, part, tensor)| Some((part, tensor?))).collect()
+    }
+
+    pub(super) fn check_device(&self, gpu: &Gpu) -> Result<()> {
+        let check = |(name, _, tensor): (&str, Part, Option<&Tensor>)| match tensor {
+            Some(tensor) => check_device(name, tensor, gpu),
+            None => Ok(()),
+        };
+        self.named().into_iter().try_for_each(check)
+    }
+}
+
+/// What a prefill gate writes. Rows are blocks of queries: [batch (of packed sequences: sequences), heads_q, rows, …].
+#[derive(Clone, Copy, Debug)]
+pub struct SeerGateOutputs<'a> {
+    /// The chosen blocks, u32 of the shape [`BlockGrid::shape`]: for [`crate::BlockMask::from_bits`].
+    pub chosen: &'a Tensor,
+    /// The scores before the softmax, f32 [batch, heads_q, rows, blocks of keys]; −∞ where a row does not see a block.
+    pub logits: Option<&'a Tensor>,
+    /// Their softmax, likewise; 0 where a row does not see a block.
+    pub scores: Option<&'a Tensor>,
+}
+
+impl<'a> SeerGateOutputs<'a> {
+    pub(super) fn tensors(&self) -> Tensors<'a> {
+        let all = [(Part::Chosen, Some(self.chosen)), (Part::Logits, self.logits), (Part::Scores, self.scores)];
+        all.into_iter().filter_map(|(part, tensor)| Some((part, tensor?))).collect()
+    }
+}
+
+/// Types, shapes and strides of a prefill gate's tensors.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SeerGateShapes {
+    /// Queries.
+    pub q: Layout,
+    /// Keys.
+    pub k: Layout,
+    /// Linear map of pooled queries.
+    pub wq: Option<Layout>,
+    /// Linear map of pooled keys.
+    pub wk: Layout,
+    /// Queries of each batch entry.
+    pub seqlens_q: Option<Vec<usize>>,
+    /// Keys of each batch entry.
+    pub seqlens_k: Option<Vec<usize>>,
+    /// Packed queries.
+    pub cu_seqlens_q: Option<CuSeqlensShape>,
+    /// Packed keys.
+    pub cu_seqlens_k: Option<CuSeqlensShape>,
+    /// The chosen blocks.
+    pub chosen: Layout,
+    /// Scores before the softmax.
+    pub logits: Option<Layout>,
+    /// Their softmax.
+    pub scores: Option<Layout>,
+    /// Which of q, k, wq, wk, chosen, logits, scores lie in one buffer: those with the same number.
+    pub buffers: [usize; 7],
+}
+
+impl SeerGateShapes {
+    /// A buffer for each, in full length, with or without logits and scores.
+    pub fn new(params: &SeerGateParams, q: Layout, k: Layout, wq: Option<Layout>, wk: Layout, scores: bool) -> Self {
+        let (seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k) = (None, None, None, None);
+        let (chosen, buffers) = (q.clone(), std::array::from_fn(|i| i));
+        let (logits, of_scores) = (None, None);
+        let all = Self {
+            q,
+            k,
+            wq,
+            wk,
+            seqlens_q,
+            seqlens_k,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            chosen,
+            logits,
+            scores: of_scores,
+            buffers,
+        };
+        all.with_outputs(params, scores)
+    }
+
+    /// With outputs of their own, by these lengths.
+    pub(crate) fn with_outputs(mut self, params: &SeerGateParams, scores: bool) -> Self {
+        let grid = self.grid(params);
+        let [rows, cols] = grid.blocks();
+        self.chosen = Layout::heads_first(DType::U32, grid.shape());
+        let all = Layout::heads_first(DType::F32, [grid.batch, grid.heads, rows, cols]);
+        (self.logits, self.scores) = if scores { (Some(all.clone()), Some(all)) } else { (None, None) };
+        self
+    }
+
+    /// As the inputs are, with outputs of their own.
+    pub fn of_inputs(params: &SeerGateParams, inputs: &SeerGateInputs, scores: bool) -> Self {
+        let layout = |tensor: &Tensor| tensor.layout().clone();
+        let seqlens = |s: Option<&[usize]>| s.map(<[usize]>::to_vec);
+        let (wq, wk) = (inputs.wq.map(layout), layout(inputs.wk));
+        let all = Self {
+            seqlens_q: seqlens(inputs.seqlens_q),
+            seqlens_k: seqlens(inputs.seqlens_k),
+            cu_seqlens_q: inputs.cu_seqlens_q.as_ref().map(CuSeqlens::shape),
+            cu_seqlens_k: inputs.cu_seqlens_k.as_ref().map(CuSeqlens::shape),
+            ..Self::new(params, layout(inputs.q), layout(inputs.k), wq, wk, scores)
+        };
+        all.with_outputs(params, scores)
+    }
+
+    /// As the tensors are.
+    pub fn of(params: &SeerGateParams, inputs: &SeerGateInputs, to: &SeerGateOutputs) -> Self {
+        let layout = |tensor: &Tensor| tensor.layout().clone();
+        let SeerGateInputs { q, k, wq, wk, .. } = *inputs;
+        let buffers = number_buffers([Some(q), Some(k), wq, Some(wk), Some(to.chosen), to.logits, to.scores]);
+        let (logits, scores) = (to.logits.map(layout), to.scores.map(layout));
+        Self { chosen: layout(to.chosen), logits, scores, buffers, ..Self::of_inputs(params, inputs, false) }
+    }
+
+    /// As attention sees q and k.
+    fn attention(&self) -> AttentionShapes {
+        AttentionShapes {
+            seqlens_q: self.seqlens_q.clone(),
+            seqlens_k: self.seqlens_k.clone(),
+            cu_seqlens_q: self.cu_seqlens_q.clone(),
+            cu_seqlens_k: self.cu_seqlens_k.clone(),
+            ..AttentionShapes::new(self.q.clone(), self.k.clone(), self.k.clone())
+        }
+    }
+
+    /// The grid of the mask.
+    pub fn grid(&self, params: &SeerGateParams) -> BlockGrid {
+        let [batch, heads, queries, keys] = self.attention().pairs();
+        BlockGrid { batch, heads, queries, keys, block: params.block.map(|n| n.max(1)) }
+    }
+
+    /// (first query, queries, first key, keys) of each batch entry.
+    fn sequences(&self) -> Result<Vec<[u32; 4]>> {
+        let attention = self.attention();
+        check_shapes(&attention)?;
+        match (&self.cu_seqlens_q, &self.cu_seqlens_k) {
+            (Some(CuSeqlensShape::Host(q)), Some(CuSeqlensShape::Host(k))) => {
+                let pairs = q.windows(2).zip(k.windows(2));
+                Ok(pairs.map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect())
+            }
+            (None, None) => {
+                let [batch, _, queries, keys] = attention.pairs();
+                let length =
+                    |lengths: &Option<Vec<usize>>, b: usize, all| lengths.as_ref().map_or(all, |l| l[b]) as u32;
+                let row = |b| [0, length(&self.seqlens_q, b, queries), 0, length(&self.seqlens_k, b, keys)];
+                Ok((0..batch).map(row).collect())
+            }
+            _ => Err(crate::Error::argument("cu_seqlens_q", "on the GPU", "on the host: the gate plans by lengths")),
+        }
+    }
+
+    fn check_outputs(&self, frame: &Frame, grid: &BlockGrid) -> Result<()> {
+        grid.check()?;
+        let (wanted, of_logits) = (grid.shape(), frame.logits().shape);
+        for (name, layout, shape, dtype) in [
+            ("chosen", Some(&self.chosen), wanted, DType::U32),
+            ("logits", self.logits.as_ref(), of_logits, DType::F32),
+            ("scores", self.scores.as_ref(), of_logits, DType::F32),
+        ] {
+            let Some(layout) = layout else { continue };
+            let bound = format!("{shape:?}, by q, k and blocks of {:?}", frame.block);
+            require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+            require(layout.dtype == dtype, &format!("{name}.dtype"), layout.dtype, dtype)?;
+            layout.byte_span()?;
+            layout.check_output(name)?;
+        }
+        Ok(())
+    }
+
+    /// Where the caller's tensors lie.
+    pub(super) fn places(&self) -> Places {
+        let Self { q, k, wq, wk, chosen, logits, scores, buffers, .. } = self;
+        let all = [
+            (Part::Q, Some(q)),
+            (Part::K, Some(k)),
+            (Part::Wq, wq.as_ref()),
+            (Part::Wk, Some(wk)),
+            (Part::Chosen, Some(chosen)),
+            (Part::Logits, logits.as_ref()),
+            (Part::Scores, scores.as_ref()),
+        ];
+        let mut places = Places::default();
+        for ((part, layout), buffer) in all.into_iter().zip(*buffers) {
+            if let Some(layout) = layout {
+                places = places.with(part, layout, buffer);
+            }
+        }
+        places
+    }
+
+    pub(super) fn check_as_prepared(&self, inputs: &SeerGateInputs, to: Option<&SeerGateOutputs>) -> Result<()> {
+        for (name, given, prepared) in [
+            ("q", Some(inputs.q), Some(&self.q)),
+            ("k", Some(inputs.k), Some(&self.k)),
+            ("wq", inputs.wq, self.wq.as_ref()),
+            ("wk", Some(inputs.wk), Some(&self.wk)),
+        ] {
+            as_prepared(name, given, prepared)?;
+        }
+        if let Some(to) = to {
+            as_prepared("chosen", Some(to.chosen), Some(&self.chosen))?;
+            as_prepared("logits", to.logits, self.logits.as_ref())?;
+            as_prepared("scores", to.scores, self.scores.as_ref())?;
+        }
+        let dummy = crate::AttentionInputs {
+            seqlens_q: inputs.seqlens_q,
+            seqlens_k: inputs.seqlens_k,
+            cu_seqlens_q: inputs.cu_seqlens_q,
+            cu_seqlens_k: inputs.cu_seqlens_k,
+            ..crate::AttentionInputs::new(inputs.q, inputs.k, inputs.k)
+        };
+        self.attention().check_as_prepared(&dummy)
+    }
+}
+
+impl SeerGateParams {
+    pub(super) fn frame(&self, shapes: &SeerGateShapes) -> Result<Frame> {
+        self.check()?;
+        let SeerGateShapes { q, k, wq, wk, .. } = shapes;
+        let sequences = shapes.sequences()?;
+        let grid = shapes.grid(self);
+        let ([_, heads_q, _, head_dim], heads_kv) = (q.shape, k.shape[1]);
+        let [_, heads_wk, _, gate_dim] = wk.shape;
+        let most = format!("within 1..={MAX_HEAD_DIM}");
+        require((1..=MAX_HEAD_DIM).contains(&gate_dim), "wk.shape[3] (gate_dim)", gate_dim, most)?;
+        let wanted = [1, heads_wk, self.pool_k.len() * head_dim, gate_dim];
+        let fits = wk.shape == wanted && [heads_q, heads_kv].contains(&heads_wk);
+        let kinds = self.pool_k.len();
+        let bound = format!("[1, {heads_q} or {heads_kv}, {}, gate_dim], by k and {kinds} kinds of pool_k", wanted[2]);
+        require(fits, "wk.shape", format!("{:?}", wk.shape), bound)?;
+        let kinds = self.pool_q.len();
+        if let Some(wq) = wq {
+            let wanted = [1, heads_q, kinds * head_dim, gate_dim];
+            let bound = format!("{wanted:?}, by q, {kinds} kinds of pool_q and wk");
+            require(wq.shape == wanted, "wq.shape", format!("{:?}", wq.shape), bound)?;
+        } else {
+            let bound =
+                format!("set: {kinds} kinds of pool_q give {} features, and gate_dim is {gate_dim}", kinds * head_dim);
+            require(kinds * head_dim == gate_dim, "wq", "unset", bound)?;
+        }
+        for (name, layout) in [("wk", Some(wk)), ("wq", wq.as_ref())] {
+            let Some(layout) = layout else { continue };
+            require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
+            layout.byte_span()?;
+        }
+        let even = gate_dim.is_multiple_of(2) || self.rope_theta.is_none();
+        require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding turns pairs")?;
+        let [rows, cols] = grid.blocks();
+        let side = |heads, share, pools: &Vec<Pool>, rows, weighted| SideFrame {
+            heads,
+            share,
+            joined: 1,
+            rows,
+            pools: Some(pools.clone()),
+            head_dim,
+            weighted,
+            normed: false,
+        };
+        let frame = Frame {
+            sequences,
+            heads: heads_q,
+            gate_dim,
+            sides: [
+                side(heads_q, 1, &self.pool_q, rows, wq.is_some()),
+                side(heads_wk, heads_wk / heads_kv, &self.pool_k, cols, true),
+            ],
+            block: self.block,
+            causal: self.causal,
+            past: false,
+            complete: false,
+            theta: self.rope_theta,
+            epsilon: 0.0,
+            selector: self.selector,
+            forced: u32::from(self.sink) | u32::from(self.diagonal) << 1 | u32::from(self.last_rows_dense) << 2,
+        };
+        shapes.check_outputs(&frame, &grid)?;
+        Ok(frame)
+    }
+}
+
+/// What runs. Print it to read it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeerGatePlan {
+    pub(super) chain: Chain,
+    words: String,
+}
+
+impl SeerGatePlan {
+    /// Chooses kernels and slices.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has
+    /// too little.
+    pub fn new(caps: &Caps, params: &SeerGateParams, shapes: &SeerGateShapes) -> Result<Self> {
+        let frame = params.frame(shapes)?;
+        let mut places = shapes.places();
+        let mut between = vec![];
+        let mut own = |part, layout: Layout| -> Result<()> {
+            caps.within(
+                "gate: what lies between its kernels",
+                "maxBufferSize",
+                layout.byte_span()?.end,
+                caps.buffer_bytes,
+            )?;
+            places.own(part, layout.clone());
+            between.push((part, layout));
+            Ok(())
+        };
+        own(Part::PooledQ, frame.pooled(Side::Queries))?;
+        own(Part::PooledK, frame.pooled(Side::Keys))?;
+        own(Part::VectorsQ, frame.vectors(Side::Queries))?;
+        own(Part::VectorsK, frame.vectors(Side::Keys))?;
+        if shapes.logits.is_none() {
+            own(Part::Logits, frame.logits())?;
+        }
+        let tasks = frame.to_logits().into_iter().chain([frame.select(&places)]);
+        let steps = tasks.map(|task| task.plan(caps, &frame, &places)).collect::<Result<_>>()?;
+        let [rows, cols] = frame.pairs();
+        let words = format!(
+            "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
+            params.pool_q, params.pool_k, params.block, frame.gate_dim, params.selector
+        );
+        Ok(Self { chain: Chain { steps, between }, words })
+    }
+
+    /// The whole WGSL text of each kernel that runs, in their order, with its name.
+    pub fn wgsl(&self) -> Vec<(&str, String)> {
+        self.chain.wgsl()
+    }
+}
+
+impl fmt::Display for SeerGatePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.words)
+    }
+}
