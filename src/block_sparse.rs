@@ -87,7 +87,7 @@ impl Tiles for Blocks {
         let Some(mask) = &shapes.block_mask else {
             return Err(Error::argument("block_mask", "unset", "set: it says which blocks are computed"));
         };
-        mask.check(shapes.pairs())
+        mask.check(shapes.pairs(), shapes.k.shape[1])
     }
 
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
@@ -117,7 +117,8 @@ impl Tiles for Blocks {
     fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
         let mask = mask_of(shapes);
         let [rows, cols] = block(side, mask);
-        let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), 0, 0]];
+        let by_key_head = mask.chosen.as_ref().is_some_and(|chosen| chosen.shape[1] == shapes.k.shape[1]);
+        let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), u32::from(by_key_head), 0]];
         table_rows.extend((0..shapes.q.shape[1]).map(|h| mask.heads.get(h).unwrap_or(&HeadBlocks::Listed).row()));
         let mut tables = self.0.tables(side, shapes, engine);
         tables.push(table("block_mask", "vec4u", &table_rows));

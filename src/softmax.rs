@@ -194,6 +194,11 @@ impl AttentionShapes {
         self.block_mask.as_ref().map_or([None, None], |mask| [mask.chosen.as_ref(), mask.full.as_ref()])
     }
 
+    /// Query heads to a head of the block mask.
+    fn block_group(&self) -> usize {
+        self.block_mask.as_ref().map_or(1, |mask| mask.group(self.q.shape[1]))
+    }
+
     /// [batch, heads_q, queries, keys] of a bias or mask.
     pub(crate) fn pairs(&self) -> [usize; 4] {
         let heads = self.q.shape[1];

@@ -232,8 +232,8 @@ fn masks_that_do_not_fit() {
     for (grid, words) in [
         (BlockGrid { queries: 129, ..good }, ["block_mask.blocks is [3, 4]", "[2, 4], by q and k"]),
         (BlockGrid { keys: 64, ..good }, ["block_mask.blocks is [2, 1]", "[2, 4], by q and k"]),
-        (BlockGrid { batch: 3, ..good }, ["block_mask.chosen.shape is [3, 4, 2, 1]", "[2 or 1, 4 or 1, 2, 1]"]),
-        (BlockGrid { heads: 2, ..good }, ["block_mask.chosen.shape is [2, 2, 2, 1]", "[2 or 1, 4 or 1, 2, 1]"]),
+        (BlockGrid { batch: 3, ..good }, ["block_mask.chosen.shape is [3, 4, 2, 1]", "[2 or 1, 4, 2 or 1, 2, 1]"]),
+        (BlockGrid { heads: 3, ..good }, ["block_mask.chosen.shape is [2, 3, 2, 1]", "[2 or 1, 4, 2 or 1, 2, 1]"]),
     ] {
         says(run(Some(&causal(grid))), &words);
     }

@@ -4,7 +4,7 @@
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, AttentionTensors, BackwardCase};
-use wgpu_attention::{AttentionPrepared, Gpu};
+use wgpu_attention::{AttentionInputs, AttentionOutputs, AttentionPrepared, Gpu};
 
 /// Whether this is a test that benches still work, not a measurement.
 pub fn testing() -> bool {
@@ -46,8 +46,13 @@ impl Timed {
         self.prepared.plan().to_string()
     }
 
+    /// What it reads and writes.
+    pub fn arguments(&self) -> (AttentionInputs<'_>, AttentionOutputs<'_>) {
+        self.case.arguments(&self.tensors)
+    }
+
     pub fn seconds(&self) -> f64 {
-        let (inputs, outputs) = self.case.arguments(&self.tensors);
+        let (inputs, outputs) = self.arguments();
         let time = self.gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &outputs));
         pollster::block_on(time).expect("a GPU that works").seconds
     }

@@ -5,7 +5,8 @@
 // chosen. full_blocks, likewise: set where masks hide nothing of it. Sizes of blocks are powers of two, within tiles or beyond.
 
 // The constant SEVERAL is 1 where a tile holds several blocks: then pairs are told apart, which costs loads. The table
-// `block_mask`: first (log2 of a block's rows, log2 of its columns, 0, 0), then for each head (kind, sink, local, 0).
+// `block_mask`: first (log2 of a block's rows, log2 of its columns, whether key heads share blocks, 0), then for each head (kind,
+// sink, local, 0).
 const DENSE: u32 = 0u;
 const STREAMING: u32 = 1u;
 const LISTED: u32 = 2u;
@@ -15,8 +16,9 @@ fn last_row(visit: Visit) -> u32 {
     return min(visit.row0 + BR, visit.rows) - 1u;
 }
 
-fn block_row(w: Work, row: u32) -> u32 { return row_of(params.blocks, w.batch, w.head, row); }
-fn full_block_row(w: Work, row: u32) -> u32 { return row_of(params.full_blocks, w.batch, w.head, row); }
+fn block_head(w: Work) -> u32 { return select(w.head, w.kv_head, block_mask[0].z == 1u); }
+fn block_row(w: Work, row: u32) -> u32 { return row_of(params.blocks, w.batch, block_head(w), row); }
+fn full_block_row(w: Work, row: u32) -> u32 { return row_of(params.full_blocks, w.batch, block_head(w), row); }
 
 // The next tile from number i on of which something is seen, or `count`.
 fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {

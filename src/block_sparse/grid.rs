@@ -14,7 +14,7 @@ use crate::{DType, Layout, Result};
 pub struct BlockGrid {
     /// Batch entries (of packed sequences: sequences), or 1 for a mask that holds for all.
     pub batch: usize,
-    /// Query heads, or 1 for a mask that holds for all.
+    /// Query heads, or key heads where those that share one choose together, or 1 for a mask that holds for all.
     pub heads: usize,
     /// Queries of a batch entry.
     pub queries: usize,
@@ -69,7 +69,7 @@ pub struct BlockMaskShape {
     pub block: [usize; 2],
     /// Blocks along the queries and along the keys.
     pub blocks: [usize; 2],
-    /// The chosen blocks, u32 [batch or 1, heads or 1, blocks of queries, words].
+    /// The chosen blocks, u32 [batch or 1, heads, key heads or 1, blocks of queries, words].
     pub chosen: Option<Layout>,
     /// The full ones among them.
     pub full: Option<Layout>,
@@ -78,13 +78,18 @@ pub struct BlockMaskShape {
 }
 
 impl BlockMaskShape {
+    /// Query heads to a head of the mask.
+    pub(crate) fn group(&self, heads: usize) -> usize {
+        self.chosen.as_ref().map_or(1, |layout| heads / layout.shape[1].max(1)).max(1)
+    }
+
     /// All but where the bitmaps lie.
     pub(crate) fn sizes(&self) -> impl PartialEq + '_ {
         (self.block, self.blocks, self.chosen.is_some(), self.full.is_some(), &self.heads)
     }
 
-    /// Whether it fits [batch, heads, queries, keys].
-    pub(super) fn check(&self, [batch, heads, queries, keys]: [usize; 4]) -> Result<()> {
+    /// Whether it fits [batch, heads, queries, keys] and so many key heads.
+    pub(super) fn check(&self, [batch, heads, queries, keys]: [usize; 4], heads_kv: usize) -> Result<()> {
         check_block(self.block)?;
         HeadBlocks::check(&self.heads, heads, self.chosen.is_some())?;
         let grid = BlockGrid { batch, heads, queries, keys, block: self.block };
@@ -95,8 +100,9 @@ impl BlockMaskShape {
             require(self.blocks == [rows, cols], "block_mask.blocks", format!("{:?}", self.blocks), bound)?;
             let [of_batch, of_heads, ..] = layout.shape;
             let repeated = [of_batch, of_heads, rows, words];
-            let fits = layout.shape == repeated && [1, batch].contains(&of_batch) && [1, heads].contains(&of_heads);
-            let bound = format!("[{batch} or 1, {heads} or 1, {rows}, {words}], by q and k");
+            let fits =
+                layout.shape == repeated && [1, batch].contains(&of_batch) && [1, heads, heads_kv].contains(&of_heads);
+            let bound = format!("[{batch} or 1, {heads}, {heads_kv} or 1, {rows}, {words}], by q and k");
             require(fits, &format!("block_mask.{name}.shape"), format!("{:?}", layout.shape), bound)?;
             require(layout.dtype == DType::U32, &format!("block_mask.{name}.dtype"), layout.dtype, "u32")?;
             layout.byte_span()?;

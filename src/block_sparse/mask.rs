@@ -157,10 +157,11 @@ impl BlockMask {
     /// [`HeadBlocks::Listed`].
     ///
     /// # Errors
-    /// [`Error::Argument`] if there are not as many as the mask has heads.
+    /// [`Error::Argument`] if there are not as many as the mask has heads, or a multiple of them.
     pub fn with_heads(mut self, heads: Vec<HeadBlocks>) -> Result<Self> {
         let own = self.shape.chosen.as_ref().map_or(heads.len(), |layout| layout.shape[1]);
-        HeadBlocks::check(&heads, if own == 1 { heads.len() } else { own }, self.chosen.is_some())?;
+        let several = own > 0 && !heads.is_empty() && heads.len().is_multiple_of(own);
+        HeadBlocks::check(&heads, if several { heads.len() } else { own }, self.chosen.is_some())?;
         self.shape.heads = heads;
         Ok(self)
     }

@@ -85,6 +85,53 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
         };
         add(&mut cases, case);
     }
+    for (i, block) in [[64, 64], [16, 32], [1, 64]].into_iter().enumerate() {
+        let case = AttentionCase {
+            label: "key heads choose",
+            batch: 2,
+            heads: [(6, 3), (4, 2), (6, 2)][i],
+            lengths: [(150, 200), (100, 180), (70, 260)][i],
+            dims: (32, 32),
+            params: causal(diagonals[i]),
+            blocks: Some(BlockCase { block, by_key_head: true, repeated: [i == 1, false], ..Default::default() }),
+            ..AttentionCase::default()
+        };
+        add(&mut cases, case);
+    }
+    // Decoding: heads that share a key head as rows of one tile, or not; keys in parts.
+    for (i, (heads, lengths, block, by_key_head)) in [
+        ((8, 2), (1, 900), [1, 64], true),
+        ((8, 2), (1, 5000), [64, 64], true),
+        ((6, 1), (1, 2100), [1, 16], true),
+        ((4, 4), (1, 2500), [1, 64], false),
+        ((4, 2), (1, 1500), [1, 32], false),
+        ((4, 2), (5, 2200), [1, 64], true),
+        ((24, 1), (1, 1100), [1, 128], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let seqlens_k = (i % 2 == 0).then(|| vec![lengths.1, lengths.1 / 2 + 1, 0]);
+        let case = AttentionCase {
+            label: "decode",
+            batch: 3,
+            heads,
+            lengths,
+            dims: [(32, 32), (64, 64), (128, 128), (80, 200)][i % 4],
+            strided: i % 3 == 1,
+            seqlens_k,
+            params: FlashParams { softcap: (i == 2).then_some(20.0), ..causal(diagonals[i % 2]) },
+            blocks: Some(BlockCase {
+                block,
+                by_key_head,
+                density: 0.3,
+                repeated: [i == 4, false],
+                ..Default::default()
+            }),
+            ..AttentionCase::default().of_type(DTYPES[i % 3])
+        };
+        add(&mut cases, case);
+    }
     for (i, from) in [Bits, HostLists].into_iter().enumerate() {
         for on_gpu in [false, true] {
             let case = AttentionCase {
@@ -179,6 +226,7 @@ fn with_blocks(case: AttentionCase) -> AttentionCase {
         block: if r.random_range(0..3) == 0 { [64; 2] } else { [size(r), size(r)] },
         density: *[0.0, 0.05, 0.3, 0.7, 1.0].choose(r).expect("five"),
         repeated: [(); 2].map(|()| r.random_range(0..3) == 0),
+        by_key_head: r.random_range(0..3) == 0,
         by_row: r.random_range(0..3) == 0,
         from: *sources.choose(r).expect("three"),
         heads: if r.random_range(0..3) == 0 { heads } else { vec![] },
@@ -191,7 +239,8 @@ fn with_blocks(case: AttentionCase) -> AttentionCase {
     let packed = case.cu_seqlens.is_some();
     if !packed && hooks.iter().any(|hook| hook.is_mask()) && r.random_range(0..2) == 0 {
         // Masks by head need one for each, and lengths are those of the tensors.
-        blocks = BlockCase { from: MaskSource::Hooks, repeated: [false; 2], heads: vec![], ..blocks };
+        let (repeated, by_key_head) = ([false; 2], false);
+        blocks = BlockCase { from: MaskSource::Hooks, repeated, by_key_head, heads: vec![], ..blocks };
     }
     let whole = blocks.from == MaskSource::Hooks;
     AttentionCase {

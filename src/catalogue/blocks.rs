@@ -19,6 +19,8 @@ pub struct BlockCase {
     pub by_row: bool,
     /// One mask for all batch entries, for all heads.
     pub repeated: [bool; 2],
+    /// One for the query heads that share a key head.
+    pub by_key_head: bool,
     /// Where the mask comes from.
     pub from: MaskSource,
     /// What each head sees; empty: all see the chosen blocks.
@@ -47,6 +49,7 @@ impl Default for BlockCase {
             density: 0.4,
             by_row: false,
             repeated: [false; 2],
+            by_key_head: false,
             from: MaskSource::Bits,
             heads: vec![],
         }
@@ -68,7 +71,8 @@ impl BlockCase {
     fn grid(&self, case: &AttentionCase) -> BlockGrid {
         let [batch, heads, queries, keys] = case.pair_shape();
         let one = |repeated: bool, count: usize| if repeated { count.min(1) } else { count };
-        let (batch, heads) = (one(self.repeated[0], batch), one(self.repeated[1], heads));
+        let (batch, heads) =
+            (one(self.repeated[0], batch), one(self.repeated[1], if self.by_key_head { case.heads.1 } else { heads }));
         BlockGrid { batch, heads, queries, keys, block: self.block }
     }
 
@@ -102,6 +106,7 @@ impl BlockCase {
             block: self.block,
             shape,
             chosen,
+            group: case.heads.0 / grid.heads.max(1),
             heads: &self.heads,
         })
     }

@@ -7,7 +7,7 @@ use crate::HeadBlocks;
 ///
 /// ```
 /// use wgpu_attention::reference::{At, ChosenBlocks};
-/// let blocks = ChosenBlocks { block: [2, 3], shape: [1, 1, 1, 2], chosen: &[false, true], heads: &[] };
+/// let blocks = ChosenBlocks { block: [2, 3], shape: [1, 1, 1, 2], chosen: &[false, true], group: 1, heads: &[] };
 /// let at = |key| At { batch: 0, head: 5, query: 1, key, queries: 2, keys: 6 };
 /// assert_eq!([2, 3, 5].map(|key| blocks.sees(at(key))), [false, true, true]);
 /// ```
@@ -15,10 +15,12 @@ use crate::HeadBlocks;
 pub struct ChosenBlocks<'a> {
     /// Queries and keys of a block.
     pub block: [usize; 2],
-    /// [batch or 1, heads or 1, blocks of queries, blocks of keys].
+    /// [batch or 1, heads, key heads or 1, blocks of queries, blocks of keys].
     pub shape: [usize; 4],
     /// Whether each is chosen.
     pub chosen: &'a [bool],
+    /// Query heads to a head of the mask, where there are fewer; else 0 or 1.
+    pub group: usize,
     /// What each head sees; empty: all see the chosen blocks.
     pub heads: &'a [HeadBlocks],
 }
@@ -35,7 +37,7 @@ impl ChosenBlocks<'_> {
             }
             HeadBlocks::Listed => {
                 let [batch, heads, rows, cols] = self.shape;
-                let (b, h) = (at.batch.min(batch - 1), at.head.min(heads - 1));
+                let (b, h) = (at.batch.min(batch - 1), (at.head / self.group.max(1)).min(heads - 1));
                 let (row, col) = (at.query / self.block[0], at.key / self.block[1]);
                 self.chosen[((b * heads + h) * rows + row) * cols + col]
             }

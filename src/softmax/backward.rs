@@ -266,7 +266,8 @@ impl BackwardShapes {
         let group = self.forward.q.shape[1] / self.forward.k.shape[1];
         let argument = |&name: &&'static str| {
             let tensor = self.tensor_of(name, side, over)?;
-            let of_keys = ["k", "v", "dk", "dv"].contains(&name);
+            let of_blocks = ["blocks", "full_blocks"].contains(&name) && self.forward.block_group() == group;
+            let of_keys = ["k", "v", "dk", "dv"].contains(&name) || of_blocks;
             let (group, spread) = match side {
                 Side::Queries => (if of_keys { group } else { 1 }, 1),
                 Side::Keys => (1, if of_keys { 1 } else { group }),

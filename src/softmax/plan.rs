@@ -63,6 +63,7 @@ pub(super) const BY_SEQUENCE: [&str; 4] = ["bias", "mask", "blocks", "full_block
 fn arguments(shapes: &AttentionShapes) -> Vec<Argument> {
     let group = shapes.q.shape[1] / shapes.k.shape[1];
     let [blocks, full_blocks] = shapes.block_layouts();
+    let of_blocks = shapes.block_group();
     let all = [
         ("q", Some(&shapes.q), AccessKind::Load4, 1),
         ("k", Some(&shapes.k), AccessKind::Load4, group),
@@ -73,8 +74,8 @@ fn arguments(shapes: &AttentionShapes) -> Vec<Argument> {
         ("mask", shapes.mask.as_ref(), AccessKind::Load1, 1),
         ("additional_k", None, AccessKind::Load4, 1),
         ("additional_v", None, AccessKind::Load4, 1),
-        ("blocks", blocks, AccessKind::LoadBits, 1),
-        ("full_blocks", full_blocks, AccessKind::LoadBits, 1),
+        ("blocks", blocks, AccessKind::LoadBits, of_blocks),
+        ("full_blocks", full_blocks, AccessKind::LoadBits, of_blocks),
     ];
     all.into_iter()
         .zip(shapes.buffers)

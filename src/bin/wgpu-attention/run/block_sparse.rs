@@ -48,8 +48,8 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<BlockSparse
         return Err(error("mask.shape", format!("{:?}", mask.shape), bound));
     }
     let chosen: Vec<bool> = mask.values.iter().map(|&x| x != 0.0).collect();
-    let (of_reference, shape) = (chosen.clone(), mask.shape);
-    problem.sees = Box::new(move |at| ChosenBlocks { block, shape, chosen: &of_reference, heads: &[] }.sees(at));
+    let (of_reference, shape, group) = (chosen.clone(), mask.shape, problem.q.shape[1] / mask.shape[1].max(1));
+    problem.sees = Box::new(move |at| ChosenBlocks { block, shape, chosen: &of_reference, group, heads: &[] }.sees(at));
     problem.blocks = Some(Blocks { grid, chosen });
     Ok(problem)
 }

@@ -1,0 +1,119 @@
+//! SeerAttention's gate on the GPU beside this crate's own dense kernel, causal: gate and selection alone, and with attention over
+//! what they chose, in one compute pass. `cargo bench --features catalogue --bench gate`.
+
+mod common;
+
+use common::{Timed, group, ratios, testing};
+use criterion::{Criterion, criterion_group, criterion_main};
+use pollster::block_on;
+use std::time::Duration;
+use wgpu_attention::catalogue::{AttentionCase, normal};
+use wgpu_attention::{
+    AdapterKind, AttentionInputs, AttentionPrepared, AttentionShapes, BlockMask, BlockSparseAttention,
+    BlockSparseParams, Causal, DType, FlashParams, Gpu, SeerGate, SeerGateInputs, SeerGateOutputs, SeerGateParams,
+    SeerGatePrepared, SeerGateShapes, Selector, Tensor,
+};
+
+/// A gate, and attention over what it chooses.
+struct Gated<'a> {
+    name: String,
+    gpu: &'a Gpu,
+    dense: &'a Timed,
+    wk: &'a Tensor,
+    gate: SeerGatePrepared,
+    mask: BlockMask,
+    attention: AttentionPrepared,
+    /// The share of causal blocks that are not chosen.
+    sparsity: f64,
+}
+
+impl<'a> Gated<'a> {
+    async fn new(gpu: &'a Gpu, dense: &'a Timed, wk: &'a Tensor, name: &str, params: SeerGateParams) -> Self {
+        let (attention, outputs) = dense.arguments();
+        let inputs = SeerGateInputs::new(attention.q, attention.k, wk);
+        let gate = SeerGate::new(gpu, params.clone()).expect("valid params");
+        let mask = gate.forward(&inputs).await.expect("a GPU that works");
+        let (chosen, [rows, cols]) = (mask.read().await.expect("a mask"), mask.shape().blocks);
+        let causal = (chosen.len() / cols) * (rows + 1) / 2;
+        let sparsity = 1.0 - chosen.iter().filter(|&&chosen| chosen).count() as f64 / causal as f64;
+        let to = SeerGateOutputs { chosen: mask.chosen().expect("a mask of lists"), logits: None, scores: None };
+        let gate = gate.prepare(&SeerGateShapes::of(&params, &inputs, &to)).await.expect("valid shapes");
+        let sparse = BlockSparseParams { causal: params.causal, ..BlockSparseParams::default() };
+        let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
+        let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
+        let attention = sparse.prepare(&AttentionShapes::of(&inputs, &outputs)).await.expect("valid shapes");
+        let name = format!("{name}, sparsity {sparsity:.3}");
+        Self { name, gpu, dense, wk, gate, mask, attention, sparsity }
+    }
+
+    fn seconds(&self, gate: bool, attention: bool) -> f64 {
+        let (inputs, outputs) = self.dense.arguments();
+        let gated = SeerGateInputs::new(inputs.q, inputs.k, self.wk);
+        let chosen = self.mask.chosen().expect("a mask of lists");
+        let to = SeerGateOutputs { chosen, logits: None, scores: None };
+        let sparse = AttentionInputs { block_mask: Some(&self.mask), ..inputs };
+        let time = self.gpu.time(|pass| {
+            if gate {
+                self.gate.encode_in(pass, &gated, &to)?;
+            }
+            if attention { self.attention.encode_in(pass, &sparse, &outputs) } else { Ok(()) }
+        });
+        block_on(time).expect("a GPU that works").seconds
+    }
+}
+
+fn bench(criterion: &mut Criterion) {
+    let gpu = block_on(Gpu::request()).expect("a GPU driver");
+    eprintln!("{}", gpu.caps());
+    let (heads, n, d, dtype) = match gpu.caps().kind {
+        _ if testing() => (1, 300, 16, DType::F32),
+        AdapterKind::Software => (1, 8192, 64, DType::F32),
+        _ => (32, 8192, 128, DType::F16),
+    };
+    let case = AttentionCase {
+        heads: (heads, heads),
+        lengths: (n, n),
+        dims: (d, d),
+        params: FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() },
+        ..AttentionCase::default().of_type(dtype)
+    };
+    let size = format!("H {heads} N {n} D {d} {dtype} blocks 64×64");
+    let dense = Timed::new(&gpu, &format!("dense/{size}"), case, (n * (n + 1) / 2) as f64);
+    let wk = normal(1, heads * 3 * d * d, 1.0 / (d as f32).sqrt(), DType::F32);
+    let wk = block_on(Tensor::upload(&gpu, [1, heads, 3 * d, d], DType::F32, &wk)).expect("memory for the weights");
+    let params = |selector, last_rows_dense| SeerGateParams { selector, last_rows_dense, ..SeerGateParams::default() };
+    let all: Vec<Gated> = [
+        ("density 0.1", params(Selector::Density(0.1), false)),
+        ("density 0.1, last rows dense", params(Selector::Density(0.1), true)),
+        ("budget of 256 keys, last rows dense", params(Selector::Budget(256), true)),
+        ("threshold 0.05", params(Selector::Threshold(0.05), false)),
+        ("top-p 0.3", params(Selector::TopP(0.3), false)),
+    ]
+    .into_iter()
+    .map(|(name, params)| block_on(Gated::new(&gpu, &dense, &wk, name, params)))
+    .collect();
+    let mut group = group(criterion, "gate");
+    for gated in &all {
+        group.bench_function(format!("{}/{size}", gated.name), |b| {
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| gated.seconds(true, false)).sum()));
+        });
+    }
+    group.finish();
+    println!("  {}", all[0].gate.plan());
+    let seconds = || dense.seconds();
+    for (what, gate, attention) in [("gate and selection", true, false), ("gate, selection and attention", true, true)]
+    {
+        let runs: Vec<_> = all.iter().map(|gated| || gated.seconds(gate, attention)).collect();
+        let mut runs_by_name: Vec<(&str, &dyn Fn() -> f64)> = vec![("dense", &seconds)];
+        let names = all.iter().map(|gated| gated.name.as_str());
+        runs_by_name.extend(names.zip(&runs).map(|(name, run)| (name, run as &dyn Fn() -> f64)));
+        let medians = ratios(&format!("{what}, {size}"), &runs_by_name);
+        for (gated, median) in all.iter().zip(&medians[1..]).filter(|_| attention) {
+            let of = 1.0 / (1.0 - gated.sparsity);
+            println!("ratio    dense over {}: {:.2} of {of:.2}", gated.name, medians[0] / median);
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
