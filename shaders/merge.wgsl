@@ -2,8 +2,8 @@
 //
 //   lse = ln Σ_i exp(lse_i),   out = Σ_i exp(lse_i − lse) · out_i
 //
-// a, b: out [batch, heads, rows, value_dim] by strides, lse [batch, heads, rows, 1]; with params.parts 1, b is not looked at.
-// A workgroup takes WG vec4 of the output, along rows and value_dim; a thread one. No workgroup memory.
+// Where the parts lie say merge/pair.wgsl and merge/splits.wgsl: out [batch, heads, rows, value_dim] by strides, lse [batch, heads,
+// rows, 1] of each. A workgroup takes WG vec4 of the output, along rows and value_dim; a thread one. No workgroup memory.
 
 const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 
@@ -40,22 +40,29 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let row = at / DV4;
     let d = at % DV4;
     if (row >= params.rows) { return; }
-    let la = load_a_lse(row_of(params.a_lse, batch, head, row));
-    var lb = MINUS_INFINITY_BITS;
-    if (params.parts == 2u) { lb = load_b_lse(row_of(params.b_lse, batch, head, row)); }
-    let nan = is_nan(la) || is_nan(lb);
     let low = -3.4028234663852886e38;
-    let top = max(select(bitcast<f32>(la), low, la == MINUS_INFINITY_BITS), select(bitcast<f32>(lb), low, lb == MINUS_INFINITY_BITS));
-    let wa = weight(la, top);
-    let wb = weight(lb, top);
-    let sum = wa + wb;
+    var top = low;
+    var nan = false;
+    var empty = true;
+    for (var part = 0u; part < params.parts; part++) {
+        let lse = lse_of_part(part, batch, head, row);
+        nan = nan || is_nan(lse);
+        if (lse != MINUS_INFINITY_BITS) {
+            top = max(top, bitcast<f32>(lse));
+            empty = false;
+        }
+    }
+    var sum = 0.0;
+    for (var part = 0u; part < params.parts; part++) { sum += weight(lse_of_part(part, batch, head, row), top); }
     let n = HEAD_DIM_V - 4u * d;
     var x: vec4f;
-    // A part without keys holds nothing, be it NaN; one whose weight underflows may hold a NaN that shows.
-    if (la != MINUS_INFINITY_BITS) { x = wa / sum * load_a4(row_of(params.a, batch, head, row) + 4u * d, n); }
-    if (lb != MINUS_INFINITY_BITS) { x += wb / sum * load_b4(row_of(params.b, batch, head, row) + 4u * d, n); }
+    for (var part = 0u; part < params.parts; part++) {
+        let lse = lse_of_part(part, batch, head, row);
+        // A part without keys holds nothing, be it NaN; one whose weight underflows may hold a NaN that shows.
+        if (lse != MINUS_INFINITY_BITS) { x += weight(lse, top) / sum * out_of_part(part, batch, head, row, d, n); }
+    }
     var bits = bitcast<u32>(top + log(sum));
-    if (la == MINUS_INFINITY_BITS && lb == MINUS_INFINITY_BITS) { bits = MINUS_INFINITY_BITS; }
+    if (empty) { bits = MINUS_INFINITY_BITS; }
     if (nan) {
         bits = 0x7fc00000u;
         x = vec4f(bitcast<f32>(bits));

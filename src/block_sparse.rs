@@ -94,6 +94,17 @@ impl Tiles for Blocks {
         self.0.engine(caps, what, head_dim, value_dim)
     }
 
+    fn takes_few_rows(&self) -> bool {
+        true
+    }
+
+    fn grouped(&self, shapes: &AttentionShapes) -> Option<Box<dyn Tiles>> {
+        let mask = mask_of(shapes);
+        let together = mask.chosen.as_ref().is_some_and(|chosen| [1, shapes.k.shape[1]].contains(&chosen.shape[1]));
+        let open = self.0.causal != Some(Causal::TopLeft) && mask.heads.is_empty() && together;
+        open.then(|| Box::new(Self(Dense::default())) as _)
+    }
+
     fn files(&self, side: Side) -> Vec<&'static str> {
         self.0.files(side)
     }

@@ -101,6 +101,16 @@ impl Tiles for Dense {
         Portable::plan(caps, what, head_dim, value_dim, 0)
     }
 
+    fn takes_few_rows(&self) -> bool {
+        true
+    }
+
+    /// The last query sees every key.
+    fn grouped(&self, _: &AttentionShapes) -> Option<Box<dyn Tiles>> {
+        let open = self.window == Window::default() && self.causal != Some(Causal::TopLeft);
+        open.then(|| Box::new(Self::default()) as _)
+    }
+
     fn files(&self, side: Side) -> Vec<&'static str> {
         match side {
             Side::Queries => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE],

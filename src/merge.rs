@@ -3,7 +3,7 @@
 //! `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`: ring attention (arXiv 2310.01889), cascade inference, sharded
 //! key and value caches. Exact: the gradient of each part follows from the merged `out` and `lse`.
 
-use crate::arguments::{Argument, row_address};
+use crate::arguments::{Argument, address_of};
 use crate::dispatch::{Kernel, Launch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Shader, file};
@@ -17,7 +17,12 @@ const THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    tensors: [[u32; 4]; 6],
+    a: [u32; 4],
+    a_lse: [u32; 4],
+    b: [u32; 4],
+    b_lse: [u32; 4],
+    out: [u32; 4],
+    lse: [u32; 4],
     first: [u32; 3],
     parts: u32,
     rows: u32,
@@ -170,27 +175,54 @@ impl Merge {
 
 /// One step: `a` and `b` become `to`, each as (layout, number of its buffer) of out and of LSE.
 fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result<(Kernel, Vec<Slice>)> {
-    use AccessKind::{Load4, LoadBits, Store4, StoreBits};
-    let names =
-        [("a", Load4), ("a_lse", LoadBits), ("b", Load4), ("b_lse", LoadBits), ("out", Store4), ("lse", StoreBits)];
-    let arguments: Vec<Argument> = names
-        .into_iter()
-        .zip(ends.into_iter().flatten())
-        .map(|((name, kind), (layout, buffer))| {
-            let layout = layout.clone();
-            Argument { name, layout, kind, group: 1, spread: 1, buffer, whole: false }
-        })
-        .collect();
-    let [batch, heads, rows, width] = arguments[4].layout.shape;
+    let names = ["a", "a_lse", "b", "b_lse", "out", "lse"];
+    let arguments = names.into_iter().zip(ends.into_iter().flatten());
+    let arguments = arguments.map(|(name, (layout, buffer))| argument(name, layout, 1, buffer)).collect();
+    plan(caps, file::MERGE_PAIR, arguments, parts.min(2))
+}
+
+/// The kernel that merges `parts` parts of each head, which lie one after another along the heads of one tensor: out and LSE,
+/// each as (layout, number of its buffer).
+pub(crate) fn merge_splits(
+    caps: &Caps,
+    parts: usize,
+    from: [(&Layout, usize); 2],
+    to: [(&Layout, usize); 2],
+) -> Result<(Kernel, Vec<Slice>)> {
+    let names = [("a", parts), ("a_lse", parts), ("out", 1), ("lse", 1)];
+    let arguments = names.into_iter().zip(from.into_iter().chain(to));
+    let arguments = arguments.map(|((name, spread), (layout, buffer))| argument(name, layout, spread, buffer));
+    plan(caps, file::MERGE_SPLITS, arguments.collect(), parts)
+}
+
+fn argument(name: &'static str, layout: &Layout, spread: usize, buffer: usize) -> Argument {
+    let kind = match name {
+        "out" => AccessKind::Store4,
+        "lse" => AccessKind::StoreBits,
+        "a" | "b" => AccessKind::Load4,
+        _ => AccessKind::LoadBits,
+    };
+    Argument { name, layout: layout.clone(), kind, group: 1, spread, buffer, whole: false }
+}
+
+fn plan(caps: &Caps, of_parts: &'static str, arguments: Vec<Argument>, parts: usize) -> Result<(Kernel, Vec<Slice>)> {
+    let out = &arguments.iter().find(|argument| argument.name == "out").expect("a merge has an output").layout;
+    let ([batch, heads, rows, width], empty) = (out.shape, out.is_empty());
     let tiles = (rows * width.div_ceil(4)).div_ceil(THREADS as usize);
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
-    let flops = f64::from(16 * THREADS);
-    let slices = if arguments[4].layout.is_empty() { vec![] } else { cut(caps, &arguments, whole, flops)? };
+    let flops = f64::from(8 * THREADS) * parts as f64;
+    let slices = if empty { vec![] } else { cut(caps, &arguments, whole, flops)? };
     let uniforms = slices.iter().map(|slice| {
+        let address = |name: &str| address_of(caps, &arguments, name, slice);
         let params = Params {
-            tensors: std::array::from_fn(|i| row_address(caps, &arguments, i, slice)),
+            a: address("a"),
+            a_lse: address("a_lse"),
+            b: address("b"),
+            b_lse: address("b_lse"),
+            out: address("out"),
+            lse: address("lse"),
             first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
-            parts: parts.min(2) as u32,
+            parts: parts as u32,
             rows: rows as u32,
             pad: [0; 7],
         };
@@ -198,7 +230,7 @@ fn kernel(caps: &Caps, ends: [[(&Layout, usize); 2]; 3], parts: usize) -> Result
     });
     let uniforms = uniforms.collect();
     let constants = vec![("WG", THREADS), ("HEAD_DIM_V", width as u32), ("DV4", width.div_ceil(4).max(1) as u32)];
-    let files = vec![file::MERGE, file::ROW, file::ELEMENT];
+    let files = vec![file::MERGE, of_parts, file::ROW, file::ELEMENT];
     let shader = Shader::of("merge", constants, files, None);
     Ok((Kernel::new(caps, shader, arguments, vec![], uniforms).fit(caps)?, slices))
 }

@@ -50,6 +50,8 @@ pub(crate) mod file {
         UNMAPPED = "softmax/unmapped.wgsl";
         WORKGROUPS_PADDED = "workgroups/padded.wgsl";
         WORKGROUPS_PACKED = "workgroups/packed.wgsl";
+        WORKGROUPS_WHOLE = "workgroups/whole.wgsl";
+        WORKGROUPS_SPLIT = "workgroups/split.wgsl";
         WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
         TILES_RANGES = "tiles/ranges.wgsl";
         TILES_POSITION = "tiles/position.wgsl";
@@ -89,6 +91,8 @@ pub(crate) mod file {
         REDUCTION_CELL_AND_INDEX = "reduction/cell_and_index.wgsl";
         REDUCTION_TOP_K = "reduction/top_k.wgsl";
         MERGE = "merge.wgsl";
+        MERGE_PAIR = "merge/pair.wgsl";
+        MERGE_SPLITS = "merge/splits.wgsl";
         ROTARY = "rotary.wgsl";
         ROTARY_ANGLE = "rotary/angle.wgsl";
         ROTARY_COUNTED = "rotary/counted.wgsl";

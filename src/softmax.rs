@@ -4,6 +4,7 @@
 mod additional;
 pub(crate) mod attention;
 mod backward;
+mod decode;
 mod params;
 mod plan;
 mod portable;

@@ -216,7 +216,7 @@ fn causal_masks_follow_the_diagonal_that_they_name() {
 
 #[test]
 fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
-    let layout = |d| Layout::heads_first(DType::F32, [1, 1, 8, d]);
+    let layout = |d| Layout::heads_first(DType::F32, [1, 1, 9, d]);
     let plan = |caps: &Caps, d| {
         AttentionPlan::new(caps, &FlashParams::default(), &AttentionShapes::new(layout(d), layout(d), layout(d)))
     };
@@ -229,6 +229,24 @@ fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
     for d in 1..=256 {
         let memory = plan(&core, d).unwrap_or_else(|e| panic!("core WebGPU runs every head dim, not {d}: {e}"));
         assert!(memory.wgsl()[0].1.contains("fn main"));
+    }
+    // Few queries: heads of a key head as rows where they see the same keys, and keys in parts.
+    let tokens = |heads, n| Layout::heads_first(DType::F32, [1, heads, n, 64]);
+    let words = |params: FlashParams, queries| {
+        let shapes = AttentionShapes::new(tokens(8, queries), tokens(2, 5000), tokens(2, 5000));
+        AttentionPlan::new(&core, &params, &shapes).unwrap().to_string()
+    };
+    let [rows, parts] = ["query heads that share a key head are rows of one tile", "keys in 5 parts, merged"];
+    for (params, queries, grouped) in [
+        (FlashParams::default(), 1, true),
+        (common::BOTTOM_RIGHT, 1, true),
+        (common::BOTTOM_RIGHT, 8, false),
+        (FlashParams { window: Window { left: Some(9), right: None }, ..FlashParams::default() }, 1, false),
+        (FlashParams { alibi_slopes: Some(vec![0.5; 8]), ..FlashParams::default() }, 1, false),
+    ] {
+        let words = words(params, queries);
+        assert_eq!(words.contains(rows), grouped, "{words}");
+        assert!(words.contains(parts) && words.contains("portable: 8 × 64 tiles"), "{words}");
     }
 }
 

@@ -7,5 +7,5 @@ fn key_of(w: Work, token: u32) -> u32 { return min(w.first_key + token, params.k
 fn q_row(w: Work, token: u32) -> u32 { return row_of(params.q, w.batch, w.head, query_of(w, token)); }
 fn k_row(w: Work, token: u32) -> u32 { return row_of(params.k, w.batch, w.kv_head, key_of(w, token)); }
 fn v_row(w: Work, token: u32) -> u32 { return row_of(params.v, w.batch, w.kv_head, key_of(w, token)); }
-fn out_row(w: Work, token: u32) -> u32 { return row_of(params.out, w.batch, w.head, query_of(w, token)); }
-fn lse_row(w: Work, token: u32) -> u32 { return row_of(params.lse, w.batch, w.head, query_of(w, token)); }
+fn out_row(w: Work, token: u32) -> u32 { return row_of(params.out, w.batch, w.head * SPLITS + w.split, query_of(w, token)); }
+fn lse_row(w: Work, token: u32) -> u32 { return row_of(params.lse, w.batch, w.head * SPLITS + w.split, query_of(w, token)); }

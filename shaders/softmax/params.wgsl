@@ -67,4 +67,6 @@ struct Work {
     queries: u32,
     first_key: u32,
     keys: u32,
+    // Which of SPLITS parts of what the tile visits.
+    split: u32,
 }

@@ -5,7 +5,7 @@
 //
 // One pass over the keys (Dao, FlashAttention-2, arXiv 2307.08691): nothing of size queries × keys is stored.
 //
-// A workgroup owns BR query rows of one (batch, query head) and visits tiles of BC keys. Its WG = (BR/RT)·(BC/CT) threads
+// A workgroup owns BR query rows of one (batch, query head) and visits tiles of BC keys, or one of SPLITS parts of them. Its WG = (BR/RT)·(BC/CT) threads
 // form a grid: thread (tr, tc) owns rows tr·RT … and, of each key tile, the keys tc, tc + TC, tc + 2·TC, … (CT of them),
 // and of the output the vec4 columns tc, tc + TC, … (OV of them). Everything a thread owns stays in registers.
 //
@@ -22,12 +22,12 @@ var<private> o: Sums;
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = work_of(workgroup);
     let visit = visit_of(w);
-    let count = tile_count(visit);
+    let part = part_of_visit(w, visit, tile_count(visit));
     begin_visit(w, visit, thread);
     if (thread == 0u) { atomicStore(&leak, 0u); }
     state_reset();
     // A hidden tile is passed over outside of the body: a CPU's driver walks through all of what a `continue` skips.
-    for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) {
+    for (var i = next_tile(w, visit, part.x, part.y); i < part.y; i = next_tile(w, visit, i + 1u, part.y)) {
         let tile = nth_tile(w, visit, i);
         score_tile(w, visit, tile, thread);
         state_weigh(is_masked(tile), thread);

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let head = own_head * params.together.y + h;
             for (var n = 0u; n < params.together.z; n++) {
                 let tile = own_tile * params.together.z + n;
-                let w = Work(batch, head, head / params.group, tile, 0u, sequence.x, sequence.y, sequence.z, sequence.w);
+                let w = Work(batch, head, head / params.group, tile, 0u, sequence.x, sequence.y, sequence.z, sequence.w, 0u);
                 add_tile(w, key_tile, thread);
             }
         }

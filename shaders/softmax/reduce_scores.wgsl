@@ -54,7 +54,7 @@ fn pair_of(workgroup: vec3u, step: u32) -> Pair {
     let query_tile = item / reduction[1].w * together.y + step / together.z % together.y;
     let key_tile = item % reduction[1].w * together.z + step % together.z;
     let sequence = sequences[batch];
-    let w = Work(batch, head, head / params.group, query_tile, 0u, sequence.x, sequence.y, sequence.z, sequence.w);
+    let w = Work(batch, head, head / params.group, query_tile, 0u, sequence.x, sequence.y, sequence.z, sequence.w, 0u);
     let visit = visit_of(w);
     let i = key_tile - visit.first_tile;
     return Pair(w, visit, i, key_tile >= visit.first_tile && i < tile_count(visit));

@@ -5,11 +5,11 @@
 // same work, whether a driver deals workgroups out one by one or in equal shares.
 fn work_of(workgroup: vec3u) -> Work {
     let batch = params.first.x + workgroup.z;
-    let head = params.first.y + workgroup.y;
+    let head = (params.first.y + workgroup.y) / SPLITS;
     let step = workgroup.x / 2u;
     let tile = select(params.last_tile - step, params.first.z + step, workgroup.x % 2u == 1u);
     let sequence = sequences[batch];
-    return Work(batch, head, head / params.group, tile, batch * params.tiles + tile, sequence.x, sequence.y, sequence.z, sequence.w);
+    return Work(batch, head, head / params.group, tile, batch * params.tiles + tile, sequence.x, sequence.y, sequence.z, sequence.w, (params.first.y + workgroup.y) % SPLITS);
 }
 
 // Rows between a sequence's length and the tensor's end are written too (0 and −inf), so that nothing is left uninitialised.

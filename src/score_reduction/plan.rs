@@ -190,8 +190,15 @@ impl ScoreReductionPlan {
         }
         let values = scratch[0].clone().unwrap_or(shapes.values.clone());
         let indices = scratch[1].clone().or(shapes.indices.clone().filter(|_| with_keys));
-        let setup =
-            Setup { caps, tiles: &*order.0, params: &scores, shapes: attention, engine: &engine, cells: Some(cells) };
+        let setup = Setup {
+            caps,
+            tiles: &*order.0,
+            params: &scores,
+            shapes: attention,
+            engine: &engine,
+            cells: Some(cells),
+            splits: 1,
+        };
         let flops = 2.0 * attention.q.shape[3] as f64;
         let stage = Stage::plan(&setup, Pass::Reduction, arguments(shapes, &cells, values, indices, behind), flops)?;
 

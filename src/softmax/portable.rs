@@ -33,7 +33,6 @@ impl Portable {
     /// # Errors
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
     pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize, beside: u32) -> Result<Self> {
-        let (d4, v4) = (head_dim.div_ceil(4) as u32, value_dim.div_ceil(4) as u32);
         // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
         // thread idle while it accumulates.
         let (rows, cols, row_part, col_part) = match value_dim {
@@ -43,6 +42,17 @@ impl Portable {
             97..=128 => (64, 64, 8, 4),
             _ => (32, 64, 4, 4),
         };
+        Self::with_tile(caps, what, [head_dim, value_dim], beside, (rows, cols, row_part, col_part))
+    }
+
+    fn with_tile(
+        caps: &Caps,
+        what: &str,
+        dims: [usize; 2],
+        beside: u32,
+        (rows, cols, row_part, col_part): (u32, u32, u32, u32),
+    ) -> Result<Self> {
+        let [d4, v4] = dims.map(|width| width.div_ceil(4) as u32);
         let per_row = cols / col_part;
         let threads = rows / row_part * per_row;
         let out_part = v4.div_ceil(per_row);
@@ -58,6 +68,14 @@ impl Portable {
         caps.within(what, "maxComputeWorkgroupStorageSize", needed, caps.workgroup_memory.into())?;
         caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;
         Ok(Self { rows, cols, row_part, col_part, threads, chunk, quads, out_part, memory, beside })
+    }
+
+    /// Tile sizes for 8 or 16 rows: a few threads a workgroup, so that many workgroups share the keys.
+    ///
+    /// # Errors
+    /// Those of [`Portable::plan`].
+    pub fn few(caps: &Caps, what: &str, [head_dim, value_dim]: [usize; 2], rows: u32) -> Result<Self> {
+        Self::with_tile(caps, what, [head_dim, value_dim], 0, (rows, 64, 4, 4))
     }
 
     /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.

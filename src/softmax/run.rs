@@ -1,18 +1,21 @@
 //! From a plan to results.
 
 use super::additional::Additional;
+use super::decode::{Split, group_layout};
 use super::stage::StagePrepared;
 use super::{AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, slots};
 use crate::dispatch::Scratch;
 use crate::error::require;
 use crate::tensor::Verdict;
 use crate::{BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, Error, Gpu, Result, Tensor};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
 pub struct AttentionPrepared {
     stage: StagePrepared,
+    split: Option<Split>,
     additional: Option<Additional>,
     shapes: AttentionShapes,
     plan: AttentionPlan,
@@ -21,11 +24,15 @@ pub struct AttentionPrepared {
 impl AttentionPrepared {
     pub(super) async fn new(gpu: &Gpu, plan: AttentionPlan, shapes: &AttentionShapes) -> Result<Self> {
         let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::new()).await?;
+        let split = match &plan.split {
+            Some(split) => Some(Split::new(gpu, split).await?),
+            None => None,
+        };
         let additional = match &plan.additional {
             Some(additional) => Additional::new(gpu, additional, shapes).await?,
             None => None,
         };
-        Ok(Self { stage, additional, shapes: shapes.clone(), plan })
+        Ok(Self { stage, split, additional, shapes: shapes.clone(), plan })
     }
 
     /// What runs and why.
@@ -132,11 +139,19 @@ impl AttentionPrepared {
         which: Range<usize>,
     ) -> Result<()> {
         self.check(inputs, outputs, &which)?;
-        let first = self.stage.slices().len();
-        let own = which.start.min(first)..which.end.min(first);
+        let merges = self.plan.split.as_ref().map_or(0, |split| split.slices.len());
+        let own = self.stage.slices().len();
+        let first = own + merges;
+        let clamped = |range: Range<usize>| {
+            which.start.clamp(range.start, range.end) - range.start
+                ..which.end.clamp(range.start, range.end) - range.start
+        };
         let to = self.additional.as_ref().map_or(*outputs, |additional| additional.parts()[0]);
-        let (tensors, offsets) = (tensors(inputs, &to), offsets(inputs));
-        self.stage.encode(pass, &tensors, inputs.mask, &offsets, own)?;
+        let (tensors, offsets) = (self.tensors(inputs, &to)?, offsets(inputs));
+        self.stage.encode(pass, &tensors.of_stage(self.split.as_ref()), tensors.mask(), &offsets, clamped(0..own))?;
+        if let Some(split) = &self.split {
+            split.encode(pass, tensors.outputs(), clamped(own..first))?;
+        }
         match &self.additional {
             Some(additional) => {
                 additional.encode(pass, inputs, outputs, which.start.max(first) - first..which.end.max(first) - first)
@@ -158,14 +173,52 @@ impl AttentionPrepared {
         let bound = format!("within 0..{known}");
         require(which.end <= known && which.start <= which.end, "slice", format!("{which:?}"), bound)?;
         let to = self.additional.as_ref().map_or(*outputs, |additional| additional.parts()[0]);
-        self.stage.check(&tensors(inputs, &to), &(0..0))?;
+        let tensors = self.tensors(inputs, &to)?;
+        self.stage.check(&tensors.of_stage(self.split.as_ref()), &(0..0))?;
+        self.split.as_ref().map_or(Ok(()), |split| split.check(tensors.outputs()))?;
         self.additional.as_ref().map_or(Ok(()), |additional| additional.check(inputs, outputs))
     }
 }
 
-/// The tensors of the first attention.
-fn tensors<'a>(inputs: &AttentionInputs<'a>, outputs: &AttentionOutputs<'a>) -> Vec<&'a Tensor> {
-    slots(&inputs.own_part(), outputs).into_iter().flatten().collect()
+/// The tensors of the first attention, in the order of [`AttentionShapes::buffers`].
+struct Tensors<'a>([Option<Cow<'a, Tensor>>; 11]);
+
+/// Their places that are needed by name, and which have a row for each query.
+const OUT: usize = 3;
+const LSE: usize = 4;
+const MASK: usize = 6;
+const BY_QUERY: [usize; 5] = [0, OUT, LSE, 5, MASK];
+
+impl Tensors<'_> {
+    fn mask(&self) -> Option<&Tensor> {
+        self.0[MASK].as_deref()
+    }
+
+    fn outputs(&self) -> [&Tensor; 2] {
+        [OUT, LSE].map(|i| self.0[i].as_deref().expect("attention has outputs"))
+    }
+
+    /// Those that are there, with the parts of the outputs where there are parts.
+    fn of_stage<'b>(&'b self, split: Option<&'b Split>) -> Vec<&'b Tensor> {
+        let all = self.0.iter().enumerate().filter_map(|(i, tensor)| {
+            let part = |split: &'b Split| i.checked_sub(OUT).and_then(|i| split.partial().get(i));
+            split.and_then(part).or(tensor.as_deref())
+        });
+        all.collect()
+    }
+}
+
+impl AttentionPrepared {
+    fn tensors<'a>(&self, inputs: &AttentionInputs<'a>, to: &AttentionOutputs<'a>) -> Result<Tensors<'a>> {
+        let grouped = self.plan.few.is_some_and(|few| few.grouped);
+        let mut all = slots(&inputs.own_part(), to).map(|tensor| tensor.map(Cow::Borrowed));
+        for i in BY_QUERY.into_iter().filter(|_| grouped) {
+            if let Some(tensor) = &all[i] {
+                all[i] = Some(Cow::Owned(tensor.view(group_layout(tensor.layout(), inputs.k.shape()[1]))?));
+            }
+        }
+        Ok(Tensors(all))
+    }
 }
 
 /// Those of packed sequences on the GPU.

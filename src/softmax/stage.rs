@@ -111,6 +111,8 @@ pub(crate) struct Setup<'a> {
     pub engine: &'a Portable,
     /// What goes together in a score reduction.
     pub cells: Option<Cells>,
+    /// Parts of what a tile visits, each a workgroup's.
+    pub splits: usize,
 }
 
 impl Setup<'_> {
@@ -198,7 +200,11 @@ impl Stage {
         let main = parts.main(arguments, &slices);
         let buffers = main.shader.storage_buffers();
         caps.within(setup.tiles.family(), "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
-        let heads_of = |s: &Slice| if by_head { s.heads.start * group..s.heads.end * group } else { 0..1 };
+        let splits = setup.splits;
+        let heads_of = |s: &Slice| match by_head {
+            true => s.heads.start / splits * group..s.heads.end.div_ceil(splits) * group,
+            false => 0..1,
+        };
         let map_slices: Vec<Slice> = slices.iter().map(|s| Slice { heads: heads_of(s), ..s.clone() }).collect();
         let map = parts.map.map(|_| parts.map(&map_slices));
         let mut scratch = vec![];

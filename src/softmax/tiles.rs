@@ -25,6 +25,16 @@ pub(crate) trait Tiles: std::fmt::Debug + Send + Sync {
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable>;
 
+    /// Whether the engine for few rows serves it too: its tiles may have any number of rows.
+    fn takes_few_rows(&self) -> bool {
+        false
+    }
+
+    /// The same for one query each of the heads that share a key head, as rows of one sequence, where that sees the same keys.
+    fn grouped(&self, _shapes: &AttentionShapes) -> Option<Box<dyn Tiles>> {
+        None
+    }
+
     /// The files behind the seam, where the rows of a tile are tokens of this side.
     fn files(&self, side: Side) -> Vec<&'static str>;
 

@@ -85,7 +85,7 @@ impl BackwardPlan {
         }
         let stats_bytes = 8 * (batch * heads * queries) as u64;
         caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
-        let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine, cells: None };
+        let setup = Setup { caps, tiles, params, shapes: forward, engine: &engine, cells: None, splits: 1 };
         let mut stages = stages(&setup, shapes, Over::Own)?;
         if shapes.dbias.is_some() {
             let flops = 2.0 * (head_dim + value_dim) as f64;
@@ -94,7 +94,8 @@ impl BackwardPlan {
         if let Some(part) = &forward_shapes.additional_part() {
             let (dense, params) = (Dense::default(), params.without_places());
             let engine = dense.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
-            let setup = Setup { caps, tiles: &dense, params: &params, shapes: part, engine: &engine, cells: None };
+            let setup =
+                Setup { caps, tiles: &dense, params: &params, shapes: part, engine: &engine, cells: None, splits: 1 };
             stages.extend(self::stages(&setup, shapes, Over::Additional)?);
         }
         let (delta, delta_slices) = delta(caps, params, shapes)?;
@@ -164,7 +165,7 @@ fn delta(caps: &Caps, params: &ScoreParams, shapes: &BackwardShapes) -> Result<(
     let slices = if batch == 0 || tiles == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
     let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
     let width = value_dim as u32;
-    let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4))];
+    let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4)), ("SPLITS", 1)];
     let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ROW, file::ELEMENT];
     files.extend(shapes.dlse.is_none().then_some(file::NO_DLSE));
     let division = Division {

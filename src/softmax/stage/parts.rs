@@ -101,7 +101,7 @@ impl Parts<'_> {
 
     fn kernel(
         &self,
-        name: &str,
+        (name, splits): (&str, usize),
         arguments: Vec<Argument>,
         tables: Vec<(Binding, Option<Vec<u8>>)>,
         files: Vec<&'static str>,
@@ -126,6 +126,7 @@ impl Parts<'_> {
         let mut constants = engine.constants(head_dim, shapes.v.shape[3]);
         constants.extend(tiles.constants(self.pass.side(), shapes, engine));
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
+        constants.push(("SPLITS", splits as u32));
         let name = format!("{} {name}", tiles.family());
         let shader = Shader::of(name, constants, files, Some(chain));
         Kernel::new(self.setup.caps, shader, arguments, tables, uniforms)
@@ -159,7 +160,7 @@ impl Parts<'_> {
         let Extent { tiles, cols, visited } = self.extent();
         let [_, _, longest_queries, longest_keys] = shapes.pairs();
         let (heads, group, longest) = match self.pass.side() {
-            Side::Queries => (heads_q, 1, longest_keys),
+            Side::Queries => (heads_q * self.setup.splits, 1, longest_keys),
             Side::Keys => (heads_kv, heads_q / heads_kv, longest_queries),
         };
         if let Some(Cells { within, groups, together, .. }) = self.setup.cells {
@@ -222,7 +223,10 @@ impl Parts<'_> {
             let adds = arguments.iter().any(|argument| argument.name == "dq_so_far");
             files.push(if adds { file::DQ_SO_FAR } else { file::NO_DQ_SO_FAR });
         }
-        self.kernel(self.pass.name(), arguments, tables, files, self.chain(), slices)
+        if self.pass == Pass::Forward {
+            files.push(if self.setup.splits > 1 { file::WORKGROUPS_SPLIT } else { file::WORKGROUPS_WHOLE });
+        }
+        self.kernel((self.pass.name(), self.setup.splits), arguments, tables, files, self.chain(), slices)
     }
 
     /// The table of a score reduction.
@@ -267,7 +271,7 @@ impl Parts<'_> {
             file::ELEMENT,
         ];
         files.extend(self.setup.tiles.files(self.pass.side()));
-        self.kernel("tile map", arguments, tables, files, self.chain().of_masks(), slices)
+        self.kernel(("tile map", 1), arguments, tables, files, self.chain().of_masks(), slices)
     }
 }
 
