@@ -17,7 +17,6 @@ pub(crate) use training::training_texts;
 use crate::error::require;
 use crate::{Causal, Gpu, Result};
 use run::Kept;
-use training::KeptChains;
 
 /// How the tokens of a block become one row, element by element. A short last block pools over the tokens that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,7 +154,6 @@ pub struct SeerGate {
     gpu: Gpu,
     params: SeerGateParams,
     kept: Kept,
-    kept_chains: KeptChains,
 }
 
 impl SeerGate {
@@ -166,7 +164,7 @@ impl SeerGate {
     /// bound of the selector that is out of its range, a budget smaller than a block.
     pub fn new(gpu: &Gpu, params: SeerGateParams) -> Result<Self> {
         params.check()?;
-        Ok(Self { gpu: gpu.clone(), params, kept: Kept::default(), kept_chains: KeptChains::default() })
+        Ok(Self { gpu: gpu.clone(), params, kept: Kept::default() })
     }
 
     /// The params.

@@ -40,6 +40,9 @@ fn instance(options: &GpuOptions) -> wgpu::Instance {
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
+/// The name of a table, and what it was made from.
+pub(crate) type TableKey = (&'static str, [u64; 2]);
+
 struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -47,6 +50,7 @@ struct Inner {
     checked_shaders: bool,
     lost: Arc<OnceLock<String>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    tables: Mutex<HashMap<TableKey, wgpu::Buffer>>,
 }
 
 impl Gpu {
@@ -132,7 +136,15 @@ impl Gpu {
 
     fn build(device: wgpu::Device, queue: wgpu::Queue, checked_shaders: bool, lost: Arc<OnceLock<String>>) -> Self {
         let caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
-        Self(Arc::new(Inner { device, queue, caps, checked_shaders, lost, pipelines: Mutex::default() }))
+        Self(Arc::new(Inner {
+            device,
+            queue,
+            caps,
+            checked_shaders,
+            lost,
+            pipelines: Mutex::default(),
+            tables: Mutex::default(),
+        }))
     }
 
     /// The device.
@@ -296,6 +308,18 @@ impl Gpu {
             Some(e) => shader.complaint(e.location.map(|at| at.line_number), &e.message),
             None => shader.complaint(None, &message),
         }
+    }
+
+    /// A table of constants for shaders: made once for each key, kept for the device's life.
+    pub(crate) async fn table(&self, key: TableKey, contents: impl FnOnce() -> Vec<u8>) -> Result<wgpu::Buffer> {
+        if let Some(found) = self.0.tables.lock().expect("no panic under this lock").get(&key) {
+            return Ok(found.clone());
+        }
+        let contents = contents();
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(key.0, contents.len() as u64, usage, &contents).await?;
+        self.0.tables.lock().expect("no panic under this lock").insert(key, buffer.clone());
+        Ok(buffer)
     }
 
     /// The pipeline of a shader: built once for each text, kept for the device's life.

@@ -4,7 +4,7 @@
 //! `out[a] = x[a]·cos(p·f) − x[b]·sin(p·f)`, `out[b] = x[b]·cos(p·f) + x[a]·sin(p·f)`, `f = theta^(−2i/dim)` for pair i = (a, b).
 
 use crate::arguments::{Argument, address_of, number_buffers};
-use crate::dispatch::{Kernel, Launch, check_device};
+use crate::dispatch::{Kernel, Launch, Scratch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
@@ -193,7 +193,9 @@ impl Rotary {
     /// [`crate::Error::OutOfMemory`], [`crate::Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &RotaryShapes) -> Result<RotaryPrepared> {
         let (kernel, slices) = kernel(self.gpu.caps(), &self.params, shapes)?;
-        let launch = Launch::prepare(&self.gpu, &kernel, &slices, &Default::default()).await?;
+        let dim = self.params.dim.unwrap_or(shapes.x.shape[3]);
+        let tables = angles(&self.gpu, self.params.theta, dim).await?;
+        let launch = Launch::prepare(&self.gpu, &kernel, &slices, &tables).await?;
         Ok(RotaryPrepared { launch, shapes: shapes.clone() })
     }
 
@@ -227,8 +229,17 @@ impl Rotary {
     }
 }
 
+/// The table `angles`, made once for a device.
+pub(crate) async fn angles(gpu: &Gpu, theta: f32, dim: usize) -> Result<Scratch> {
+    let contents = || bytemuck::cast_slice(&parts_of_angles(theta, dim)).to_vec();
+    let key = (ANGLES, [u64::from(theta.to_bits()), dim as u64]);
+    Ok(Scratch::from([(ANGLES, gpu.table(key, contents).await?)]))
+}
+
+const ANGLES: &str = "angles";
+
 /// (cos, sin) of every part of a position, for every pair.
-pub(crate) fn angles(theta: f32, dim: usize) -> Vec<[f32; 2]> {
+fn parts_of_angles(theta: f32, dim: usize) -> Vec<[f32; 2]> {
     let frequency = |pair: usize| f64::from(theta).powf(-2.0 * pair as f64 / dim as f64);
     let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
     let parts = PARTS.into_iter().flat_map(|(count, shift)| (0..count as u64).map(move |n| (n << shift) as f64));
@@ -278,13 +289,13 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
         bytemuck::bytes_of(&uniforms).to_vec()
     });
     let uniforms = uniforms.collect();
-    let table = Binding::Table { name: "angles", ty: "vec2f", length: None, write: false };
+    let table = Binding::Table { name: ANGLES, ty: "vec2f", length: None, write: false };
     let constants =
         vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
     let given = matches!(shapes.positions, PositionsShape::Given(_));
     let positions = if given { file::ROTARY_GIVEN } else { file::ROTARY_COUNTED };
     let files = vec![file::ROTARY, positions, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
-    let tables = vec![(table, Some(bytemuck::cast_slice(&angles(params.theta, dim)).to_vec()))];
+    let tables = vec![(table, None)];
     let shader = Shader::of("rotary", constants, files, None);
     Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
 }

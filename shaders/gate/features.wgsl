@@ -7,7 +7,8 @@ fn feature_at(batch: u32, head: u32, row: u32, f: u32) -> u32 {
     return row_of(params.x, batch, head * params.joined / SHARE + f / WIDTH_X, first + row) + f % WIDTH_X;
 }
 
-// Rows of a batch entry.
-fn rows_of(batch: u32) -> u32 {
-    return (tokens_of(batch).y + block_size() - 1u) / block_size();
+// Whether a batch entry has this row: of a ring, only full blocks.
+fn exists(batch: u32, row: u32) -> bool {
+    let start = (first_block(batch) + row) * block_size();
+    return start + select(1u, block_size(), params.ring > 0u) <= tokens_of(batch).y;
 }

@@ -5,7 +5,7 @@
 fn left(p: Place, f: u32, n: u32) -> f32 {
     let batch = n / params.inner;
     let row = n % params.inner;
-    if (row >= rows_of(batch)) { return 0.0; }
+    if (!exists(batch, row)) { return 0.0; }
     return load_x(feature_at(batch, p.head, row, f));
 }
 

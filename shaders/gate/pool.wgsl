@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let head = params.first.y + workgroup.y;
     let block = params.first.z + workgroup.x;
     let tokens = tokens_of(batch);
-    let start = block * block_size();
+    let start = (first_block(batch) + block) * block_size();
     let end = min(start + block_size(), tokens.y);
     let lane = thread / D4;
     let d = 4u * (thread % D4);
@@ -32,7 +32,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     var bad = vec4u();
     if (lane < LANES) {
         for (var token = start + lane; token < end; token += LANES) {
-            let x = load_x4(row_of(params.x, batch, head, tokens.x + token) + d, HEAD_DIM - d);
+            var row = tokens.x + token;
+            if (params.ring > 0u) { row = token % params.ring; }
+            let x = load_x4(row_of(params.x, batch, head, row) + d, HEAD_DIM - d);
             high = max(high, x);
             low = min(low, x);
             sum += x;

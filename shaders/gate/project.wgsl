@@ -14,6 +14,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let r = row_of_part(thread, i);
         if (r != NONE && p.row0 + r < params.rows) {
             let d = 4u * column;
+            let number = first_block(p.batch) + p.row0 + r;
             let factor = norm_factor(r);
             var x: vec4f;
             for (var e = 0u; e < 4u; e++) {
@@ -21,13 +22,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
                 if (TURNS && d + e < GATE_DIM) {
                     let half = max(GATE_DIM / 2u, 1u);
                     let partner = (d + e + half) % GATE_DIM;
-                    let turn = turn_of(p.batch, p.row0 + r, (d + e) % half);
+                    let turn = turn_of(p.batch, number, (d + e) % half);
                     let sine = select(turn.y, -turn.y, d + e < half);
                     x[e] = fma(x[e], turn.x, element(r, partner) * norm_weight(partner) * sine);
                 }
             }
-            let exists = p.row0 + r < rows_of(p.batch);
-            store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, select(vec4f(), x * factor, exists));
+            let there = exists(p.batch, p.row0 + r);
+            // Beyond a ring's last full block lies what was not written yet.
+            if (there || params.ring == 0u) {
+                store_to4(row_of(params.to, p.batch, p.head, number) + d, GATE_DIM - d, select(vec4f(), x * factor, there));
+            }
         }
     }
 }

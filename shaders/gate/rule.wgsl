@@ -16,6 +16,6 @@ fn seen_blocks(sequence: vec4u, row: u32) -> u32 {
 // Those whose logits are products of the row with them: blocks that are not full may count as 0.
 fn counted_blocks(batch: u32, row: u32) -> u32 {
     let sequence = sequences[batch];
-    let full = select(NONE, sequence.w / params.key_block, params.complete == 1u);
+    let full = select(NONE, end_of_row(sequence, row) / params.key_block, params.complete == 1u);
     return min(seen_blocks(sequence, row), full);
 }

@@ -43,6 +43,8 @@ struct Params {
     joined: u32,
     // What is pooled: POOL_… of each part, and how many parts.
     pools: u32,
+    // Rows of x where it is a ring: token t lies in row t % ring. Else 0.
+    ring: u32,
     pool: vec4u,
     // Of the selector, of the logits, of the norm, of the loss.
     bound: f32,
@@ -71,6 +73,11 @@ fn offset_of(sequence: vec4u) -> i32 {
 // Tokens that a block's rows are made of: of queries or of keys.
 fn block_size() -> u32 {
     return select(params.query_block, params.key_block, params.side == 1u);
+}
+
+// Over a ring of keys work begins with a block that is not the first: sequences[batch].x says with which.
+fn first_block(batch: u32) -> u32 {
+    return select(0u, sequences[batch].x, params.ring > 0u);
 }
 
 // (first token, tokens) of a batch entry on this side.

@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let row = p.row0 + r;
         if (r == NONE) { continue; }
         var u: vec4f;
-        if (row < params.rows && row < rows_of(p.batch)) {
+        if (row < params.rows && exists(p.batch, row)) {
             let at = row_of(params.gradient, p.batch, p.head, row);
             for (var e = 0u; e < 4u; e++) {
                 if (d + e < GATE_DIM) { u[e] = load_gradient(at + d + e); }

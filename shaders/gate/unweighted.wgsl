@@ -9,7 +9,7 @@ fn project(p: Place, thread: u32) {
         sums[i] = vec4f();
         for (var e = 0u; e < 4u; e++) {
             let d = 4u * (thread % WIDTH4) + e;
-            if (row < rows_of(p.batch) && d < GATE_DIM) { sums[i][e] = load_x(feature_at(p.batch, p.head, row, d)); }
+            if (exists(p.batch, row) && d < GATE_DIM) { sums[i][e] = load_x(feature_at(p.batch, p.head, row, d)); }
         }
     }
 }

@@ -1,7 +1,7 @@
 // Features through a linear map without bias, head by head.
 
 fn left(p: Place, row: u32, f: u32) -> f32 {
-    if (row >= rows_of(p.batch)) { return 0.0; }
+    if (!exists(p.batch, row)) { return 0.0; }
     return load_x(feature_at(p.batch, p.head, row, f));
 }
 

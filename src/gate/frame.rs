@@ -102,6 +102,11 @@ impl Frame {
         Layout::heads_first(DType::F32, [1, of.heads, of.features(), self.gate_dim])
     }
 
+    /// Base and width of rotary angles.
+    pub fn angles(&self) -> Option<(f32, usize)> {
+        self.theta.map(|theta| (theta, self.gate_dim))
+    }
+
     /// The table of sequences.
     pub fn table(&self) -> (Binding, Option<Vec<u8>>) {
         small_table("sequences", &self.sequences)

@@ -4,7 +4,6 @@ use super::Selector;
 use super::frame::{Frame, SideFrame};
 use super::step::{EACH, Heads, Params, Part, Places, Task};
 use crate::packed::Side;
-use crate::rotary::angles;
 use crate::shader::{AccessKind, Binding, file};
 use crate::softmax::tiles::small_table;
 
@@ -125,10 +124,9 @@ impl Frame {
         let normed = if self.side(side).normed { file::GATE_NORMED } else { file::GATE_UNNORMED };
         match self.theta {
             None => (vec![normed, file::GATE_STRAIGHT], vec![]),
-            Some(theta) => {
+            Some(_) => {
                 let table = Binding::Table { name: "angles", ty: "vec2f", length: None, write: false };
-                let contents = bytemuck::cast_slice(&angles(theta, self.gate_dim)).to_vec();
-                (vec![normed, file::GATE_TURNED, file::ROTARY_ANGLE], vec![(table, Some(contents))])
+                (vec![normed, file::GATE_TURNED, file::ROTARY_ANGLE], vec![(table, None)])
             }
         }
     }

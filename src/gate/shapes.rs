@@ -374,7 +374,7 @@ impl SeerGatePlan {
             "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
             params.pool_q, params.pool_k, params.block, frame.gate_dim, params.selector
         );
-        Ok(Self { chain: Chain { steps, between }, words })
+        Ok(Self { chain: Chain { steps, between, angles: frame.angles() }, words })
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.

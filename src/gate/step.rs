@@ -4,6 +4,7 @@ use super::frame::Frame;
 use crate::arguments::{Argument, address_of};
 use crate::dispatch::{Kernel, Launch, Scratch};
 use crate::error::require;
+use crate::rotary::angles;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
 use crate::{Caps, Gpu, Layout, Result, Slice, Tensor};
@@ -102,7 +103,8 @@ pub(super) struct Params {
     pub side: u32,
     pub joined: u32,
     pub pools: u32,
-    pub pad: [u32; 2],
+    pub ring: u32,
+    pub pad: u32,
     pub pool: [u32; 4],
     pub bound: f32,
     pub scale: f32,
@@ -196,6 +198,8 @@ impl Task {
 pub(super) struct Chain {
     pub steps: Vec<Step>,
     pub between: Vec<(Part, Layout)>,
+    /// Base and width of rotary angles.
+    pub angles: Option<(f32, usize)>,
 }
 
 impl Chain {
@@ -219,9 +223,13 @@ pub(super) struct ChainPrepared {
 
 impl ChainPrepared {
     pub async fn new(gpu: &Gpu, chain: &Chain) -> Result<Self> {
+        let tables = match chain.angles {
+            Some((theta, dim)) => angles(gpu, theta, dim).await?,
+            None => Scratch::new(),
+        };
         let mut steps = vec![];
         for Step { kernel, slices, parts } in &chain.steps {
-            let launch = Launch::prepare(gpu, kernel, slices, &Scratch::new()).await?;
+            let launch = Launch::prepare(gpu, kernel, slices, &tables).await?;
             steps.push((launch, parts.clone()));
         }
         let mut between = BTreeMap::new();
@@ -281,7 +289,7 @@ mod tests {
         assert_layout!(
             Params, file::GATE_SHARED,
             x weights norm query key logits scores wanted chosen gradient shares to first rows cols query_block key_block causal past
-            complete forced side joined pools pool bound scale epsilon weight heads inner from_row end
+            complete forced side joined pools ring pool bound scale epsilon weight heads inner from_row end
         );
     }
 }

@@ -8,9 +8,8 @@ use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors};
 use crate::dispatch::check_device;
 use crate::error::require;
 use crate::packed::Side;
-use crate::softmax::attention::{Kept, keep, kept};
 use crate::{
-    AttentionInputs, DType, FlashParams, Gpu, HeadGroups, KeyGroups, Layout, QueryGroups, Reduction, Result,
+    AttentionInputs, Caps, DType, FlashParams, Gpu, HeadGroups, KeyGroups, Layout, QueryGroups, Reduction, Result,
     ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
 };
 #[cfg(doc)]
@@ -32,15 +31,15 @@ impl Default for SeerLoss {
     }
 }
 
-/// What a forward pass of the gate leaves for its loss and gradients.
+/// What a forward pass of a gate leaves for its loss and gradients.
 #[derive(Clone, Debug)]
 pub struct SeerGateSaved {
-    shapes: SeerGateShapes,
+    frame: Frame,
     tensors: BTreeMap<Part, Tensor>,
 }
 
 impl SeerGateSaved {
-    /// The scores before the softmax, f32 [batch, heads_q, rows, blocks of keys]; −∞ where a row does not see a block.
+    /// The scores before the softmax, f32 [batch, heads, rows, blocks of keys]; −∞ where a row does not see a block.
     pub fn logits(&self) -> &Tensor {
         &self.tensors[&Part::Logits]
     }
@@ -49,24 +48,23 @@ impl SeerGateSaved {
 /// Gradients of a gate's weights, f32, of their shapes.
 #[derive(Clone, Debug)]
 pub struct SeerGateGradients {
-    /// Of the linear map of pooled queries, where there is one.
+    /// Of the linear map of queries, where there is one.
     pub dwq: Option<Tensor>,
     /// Of the linear map of pooled keys.
     pub dwk: Tensor,
+    /// Of the weights of the queries' RMS norm, where there is one.
+    pub dnorm_q: Option<Tensor>,
+    /// Of the keys'.
+    pub dnorm_k: Option<Tensor>,
 }
 
-/// What a chain of training was made for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Stage {
+/// What a chain of training computes.
+enum Stage {
     Logits,
     Target,
-    /// First row and bits of the weight.
-    Loss(usize, u32),
+    Loss(SeerLoss),
     Gradients,
 }
-
-/// Chains of training by what they were made for, and by the layout of what came from outside.
-pub(super) type KeptChains = Kept<(Stage, SeerGateShapes, Option<Layout>), ChainPrepared>;
 
 impl Frame {
     /// What lies between tokens and logits.
@@ -132,6 +130,152 @@ async fn empty(gpu: &Gpu, layouts: Vec<(Part, Layout)>) -> Result<BTreeMap<Part,
     Ok(all)
 }
 
+impl Frame {
+    /// From tokens to logits, with what gradients need. `given` has tokens and weights.
+    pub(super) async fn forward(self, gpu: &Gpu, given: Tensors<'_>) -> Result<SeerGateSaved> {
+        let mut tensors = empty(gpu, self.before_logits()).await?;
+        let all = given.iter().map(|(part, tensor)| (*part, *tensor));
+        self.run(gpu, Stage::Logits, &all.chain(tensors.iter().map(|(part, tensor)| (*part, tensor))).collect())
+            .await?;
+        // What was found wrong with what came in holds for all that comes of it.
+        let logits = given.values().fold(tensors[&Part::Logits].clone(), |all, from| all.under_all(from));
+        tensors.insert(Part::Logits, logits);
+        tensors.extend(given.into_iter().map(|(part, tensor)| (part, tensor.clone())));
+        Ok(SeerGateSaved { frame: self, tensors })
+    }
+
+    /// The target that attention's largest probabilities give.
+    pub(super) async fn target_of(
+        &self,
+        gpu: &Gpu,
+        heads: HeadGroups,
+        attention: &FlashParams,
+        inputs: &AttentionInputs<'_>,
+        lse: &Tensor,
+    ) -> Result<Tensor> {
+        let [query_block, key_block] = self.block;
+        let params = ScoreReductionParams {
+            attention: attention.clone(),
+            reduction: Reduction::Max,
+            heads,
+            queries: QueryGroups::Blocks(query_block),
+            keys: KeyGroups::Blocks(key_block),
+            top_k: None,
+        };
+        let inputs = ScoreReductionInputs { attention: *inputs, lse, segments: None };
+        let wanted = ScoreReduction::new(gpu, params)?.forward(&inputs).await?.values;
+        let bound = format!("{:?}, by the gate's q and k", self.logits().shape);
+        let fits = wanted.shape() == self.logits().shape;
+        require(fits, "inputs: [batch, heads, blocks, blocks]", format!("{:?}", wanted.shape()), bound)?;
+        self.normalized(gpu, &wanted).await
+    }
+
+    /// A target from numbers that are not negative.
+    pub(super) async fn normalized(&self, gpu: &Gpu, wanted: &Tensor) -> Result<Tensor> {
+        check_like("wanted", wanted, self.logits().shape, gpu)?;
+        let target = Tensor::empty(gpu, self.logits()).await?;
+        self.run(gpu, Stage::Target, &Tensors::from([(Part::Wanted, wanted), (Part::Target, &target)])).await?;
+        Ok(target.under_all(wanted))
+    }
+
+    /// Plans, compiles and submits a chain over tensors, each of which lies in a buffer of its own if it is written.
+    async fn run(&self, gpu: &Gpu, stage: Stage, given: &Tensors<'_>) -> Result<()> {
+        gpu.alive()?;
+        let mut places = Places::default();
+        for (part, tensor) in given {
+            places.own(*part, tensor.layout().clone());
+        }
+        ChainPrepared::new(gpu, &self.training(&stage, places, gpu.caps())?).await?.submit(given).await
+    }
+
+    fn training(&self, stage: &Stage, mut places: Places, caps: &Caps) -> Result<Chain> {
+        let [rows, cols] = self.pairs();
+        let between = match stage {
+            Stage::Logits | Stage::Target => vec![],
+            Stage::Loss(_) => {
+                vec![(Part::RowShares, Layout::heads_first(DType::F32, [self.batch(), self.heads, rows, 1]))]
+            }
+            Stage::Gradients => self.before_gradients(),
+        };
+        for (part, layout) in &between {
+            places.own(*part, layout.clone());
+        }
+        let tasks = match stage {
+            Stage::Logits => self.to_logits(),
+            Stage::Target => vec![self.target()],
+            &Stage::Loss(SeerLoss { weight, from_row }) => {
+                let elements = self.batch() * self.heads * (rows - from_row.min(rows)) * cols;
+                let each = weight / elements.max(1) as f32;
+                vec![self.loss(from_row, each), self.sum_rows(Part::RowShares, Part::Loss, &places)]
+            }
+            Stage::Gradients => self.to_gradients(&places),
+        };
+        let steps = tasks.into_iter().map(|task| task.plan(caps, self, &places)).collect::<Result<_>>()?;
+        Ok(Chain { steps, between, angles: self.angles() })
+    }
+
+    /// The text of every kernel of training, with its name. `places` knows tokens and weights.
+    #[cfg(feature = "catalogue")]
+    pub(super) fn texts(&self, caps: &Caps, places: &Places) -> Result<Vec<(String, String)>> {
+        let mut texts = vec![];
+        for stage in [Stage::Logits, Stage::Target, Stage::Loss(SeerLoss::default()), Stage::Gradients] {
+            let mut places = places.clone();
+            let given = [Part::Wanted, Part::Target, Part::LogitsGradient].map(|part| (part, self.logits()));
+            let loss = (Part::Loss, Layout::heads_first(DType::F32, [1; 4]));
+            for (part, layout) in self.before_logits().into_iter().chain(self.gradients()).chain(given).chain([loss]) {
+                places.own(part, layout);
+            }
+            let chain = self.training(&stage, places, caps)?;
+            texts.extend(chain.wgsl().into_iter().map(|(name, text)| (name.to_string(), text)));
+        }
+        Ok(texts)
+    }
+}
+
+impl SeerGateSaved {
+    pub(super) async fn loss(&self, gpu: &Gpu, target: &Tensor, loss: SeerLoss) -> Result<(Tensor, Tensor)> {
+        let SeerLoss { weight, from_row } = loss;
+        require(weight.is_finite(), "weight", weight, "finite")?;
+        let [rows, _] = self.frame.pairs();
+        require(from_row < rows.max(1), "from_row", from_row, format!("below {rows}, the rows"))?;
+        check_like("target", target, self.logits().shape(), gpu)?;
+        let gradient = Tensor::empty(gpu, self.logits().layout().clone()).await?;
+        let value = Tensor::empty(gpu, Layout::heads_first(DType::F32, [1; 4])).await?;
+        let given = Tensors::from([
+            (Part::Logits, self.logits()),
+            (Part::Target, target),
+            (Part::LogitsGradient, &gradient),
+            (Part::Loss, &value),
+        ]);
+        self.frame.run(gpu, Stage::Loss(loss), &given).await?;
+        let judged = |tensor: Tensor| tensor.under_all(self.logits()).under_all(target);
+        Ok((judged(value), judged(gradient)))
+    }
+
+    pub(super) async fn backward(&self, gpu: &Gpu, dlogits: &Tensor) -> Result<SeerGateGradients> {
+        check_like("dlogits", dlogits, self.logits().shape(), gpu)?;
+        let mut found = empty(gpu, self.frame.gradients()).await?;
+        let mut given: Tensors = self.tensors.iter().chain(&found).map(|(part, tensor)| (*part, tensor)).collect();
+        given.insert(Part::LogitsGradient, dlogits);
+        self.frame.run(gpu, Stage::Gradients, &given).await?;
+        let mut take = |part| found.remove(&part).map(|t| t.under_all(self.logits()).under_all(dlogits));
+        Ok(SeerGateGradients {
+            dwq: take(Part::WqGradient),
+            dwk: take(Part::WkGradient).expect("keys are weighted"),
+            dnorm_q: take(Part::NormQGradient),
+            dnorm_k: take(Part::NormKGradient),
+        })
+    }
+}
+
+fn check_like(name: &str, tensor: &Tensor, wanted: [usize; 4], gpu: &Gpu) -> Result<()> {
+    check_device(name, tensor, gpu)?;
+    let shape = tensor.shape();
+    require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), format!("{wanted:?}, as the logits"))?;
+    let dtype = tensor.layout().dtype;
+    require(dtype == DType::F32, &format!("{name}.dtype"), dtype, "f32")
+}
+
 impl SeerGate {
     /// From tokens to logits, with what gradients need.
     ///
@@ -139,17 +283,11 @@ impl SeerGate {
     /// Those of [`SeerGate::forward`].
     pub async fn forward_for_training(&self, inputs: &SeerGateInputs<'_>) -> Result<SeerGateSaved> {
         inputs.check_device(self.gpu())?;
-        let shapes = SeerGateShapes::of_inputs(self.params(), inputs, false);
-        let frame = self.params().frame(&shapes)?;
-        let mut tensors = empty(self.gpu(), frame.before_logits()).await?;
-        let mut given = inputs.tensors();
-        given.extend(tensors.iter().map(|(part, tensor)| (*part, tensor)));
-        self.run(Stage::Logits, &shapes, None, &given).await?;
-        let weights = [(Part::Wq, inputs.wq), (Part::Wk, Some(inputs.wk))];
-        tensors.extend(weights.into_iter().filter_map(|(part, tensor)| Some((part, tensor?.clone()))));
-        let logits = inputs.tensors().values().fold(tensors[&Part::Logits].clone(), |all, from| all.under_all(from));
-        tensors.insert(Part::Logits, logits);
-        Ok(SeerGateSaved { shapes, tensors })
+        self.frame(inputs)?.forward(self.gpu(), inputs.tensors()).await
+    }
+
+    fn frame(&self, inputs: &SeerGateInputs) -> Result<Frame> {
+        self.params().frame(&SeerGateShapes::of_inputs(self.params(), inputs, false))
     }
 
     /// The target: of each block the largest probability that attention gives to any pair in it, each row divided by its sum. f32
@@ -165,23 +303,7 @@ impl SeerGate {
         inputs: &AttentionInputs<'_>,
         lse: &Tensor,
     ) -> Result<Tensor> {
-        let shapes = SeerGateShapes::of_inputs(self.params(), gate, false);
-        let frame = self.params().frame(&shapes)?;
-        let [query_block, key_block] = self.params().block;
-        let params = ScoreReductionParams {
-            attention: attention.clone(),
-            reduction: Reduction::Max,
-            heads: HeadGroups::Each,
-            queries: QueryGroups::Blocks(query_block),
-            keys: KeyGroups::Blocks(key_block),
-            top_k: None,
-        };
-        let inputs = ScoreReductionInputs { attention: *inputs, lse, segments: None };
-        let wanted = ScoreReduction::new(self.gpu(), params)?.forward(&inputs).await?.values;
-        let bound = format!("{:?}, by the gate's q and k", frame.logits().shape);
-        let fits = wanted.shape() == frame.logits().shape;
-        require(fits, "inputs: [batch, heads, blocks, blocks]", format!("{:?}", wanted.shape()), bound)?;
-        self.normalize(gate, &wanted).await
+        self.frame(gate)?.target_of(self.gpu(), HeadGroups::Each, attention, inputs, lse).await
     }
 
     /// A target from any numbers that are not negative, f32 [batch, heads_q, rows, blocks of keys]: each row divided by its sum (+
@@ -190,13 +312,7 @@ impl SeerGate {
     /// # Errors
     /// [`Error::Argument`] for another shape or type; those of [`SeerGate::forward`].
     pub async fn normalize(&self, gate: &SeerGateInputs<'_>, wanted: &Tensor) -> Result<Tensor> {
-        let shapes = SeerGateShapes::of_inputs(self.params(), gate, false);
-        let frame = self.params().frame(&shapes)?;
-        check_like_logits("wanted", wanted, frame.logits().shape, self.gpu())?;
-        let target = Tensor::empty(self.gpu(), frame.logits()).await?;
-        let given = Tensors::from([(Part::Wanted, wanted), (Part::Target, &target)]);
-        self.run(Stage::Target, &shapes, Some(wanted.layout().clone()), &given).await?;
-        Ok(target.under_all(wanted))
+        self.frame(gate)?.normalized(self.gpu(), wanted).await
     }
 
     /// The Kullback-Leibler divergence of softmax(logits) from the target, mean over all elements of the rows that count, times the
@@ -207,126 +323,25 @@ impl SeerGate {
     /// [`Error::Argument`] for a target of another shape or type, a weight that is not finite, a first row beyond the last; those of
     /// [`SeerGate::forward`].
     pub async fn loss(&self, saved: &SeerGateSaved, target: &Tensor, loss: SeerLoss) -> Result<(Tensor, Tensor)> {
-        let SeerLoss { weight, from_row } = loss;
-        require(weight.is_finite(), "weight", weight, "finite")?;
-        let [_, _, rows, _] = saved.logits().shape();
-        require(from_row < rows.max(1), "from_row", from_row, format!("below {rows}, the rows"))?;
-        check_like_logits("target", target, saved.logits().shape(), self.gpu())?;
-        let gradient = Tensor::empty(self.gpu(), saved.logits().layout().clone()).await?;
-        let value = Tensor::empty(self.gpu(), Layout::heads_first(DType::F32, [1; 4])).await?;
-        let given = Tensors::from([
-            (Part::Logits, saved.logits()),
-            (Part::Target, target),
-            (Part::LogitsGradient, &gradient),
-            (Part::Loss, &value),
-        ]);
-        let layout = Some(target.layout().clone());
-        self.run(Stage::Loss(from_row, weight.to_bits()), &saved.shapes, layout, &given).await?;
-        let judged = |tensor: Tensor| tensor.under_all(saved.logits()).under_all(target);
-        Ok((judged(value), judged(gradient)))
+        saved.loss(self.gpu(), target, loss).await
     }
 
     /// Gradients of the weights from that of the logits, f32 [batch, heads_q, rows, blocks of keys]; what a row does not see is not
-    /// looked at.
+    /// looked at. Queries and keys get none.
     ///
     /// # Errors
     /// [`Error::Argument`] for a gradient of another shape or type; those of [`SeerGate::forward`].
     pub async fn backward(&self, saved: &SeerGateSaved, dlogits: &Tensor) -> Result<SeerGateGradients> {
-        check_like_logits("dlogits", dlogits, saved.logits().shape(), self.gpu())?;
-        let frame = self.params().frame(&saved.shapes)?;
-        let mut found = empty(self.gpu(), frame.gradients()).await?;
-        let mut given: Tensors = saved.tensors.iter().chain(&found).map(|(part, tensor)| (*part, tensor)).collect();
-        given.insert(Part::LogitsGradient, dlogits);
-        self.run(Stage::Gradients, &saved.shapes, Some(dlogits.layout().clone()), &given).await?;
-        let mut take = |part| found.remove(&part).map(|t| t.under_all(saved.logits()).under_all(dlogits));
-        Ok(SeerGateGradients { dwq: take(Part::WqGradient), dwk: take(Part::WkGradient).expect("keys are weighted") })
-    }
-
-    /// Prepares a chain, or takes the one that was prepared, and submits it.
-    async fn run(
-        &self,
-        stage: Stage,
-        shapes: &SeerGateShapes,
-        layout: Option<Layout>,
-        given: &Tensors<'_>,
-    ) -> Result<()> {
-        self.gpu().alive()?;
-        let key = (stage, shapes.clone(), layout);
-        let prepared = match kept(&self.kept_chains, &key) {
-            Some(found) => found,
-            None => {
-                let chain = self.chain(&key.0, shapes, given)?;
-                keep(&self.kept_chains, &key, ChainPrepared::new(self.gpu(), &chain).await?)
-            }
-        };
-        prepared.submit(given).await
-    }
-
-    /// The chain of a stage over tensors of the caller's, each in a buffer of its own.
-    fn chain(&self, stage: &Stage, shapes: &SeerGateShapes, given: &Tensors) -> Result<Chain> {
-        let frame = self.params().frame(shapes)?;
-        let mut places = Places::default();
-        for (part, tensor) in given {
-            places.own(*part, tensor.layout().clone());
-        }
-        frame.training(stage, places, self.gpu().caps())
+        saved.backward(self.gpu(), dlogits).await
     }
 }
 
 /// The text of every kernel of training, with its name.
 #[cfg(feature = "catalogue")]
 pub(crate) fn training_texts(
-    caps: &crate::Caps,
+    caps: &Caps,
     params: &crate::SeerGateParams,
     shapes: &SeerGateShapes,
 ) -> Result<Vec<(String, String)>> {
-    let frame = params.frame(shapes)?;
-    let mut texts = vec![];
-    for stage in [Stage::Target, Stage::Loss(0, 0), Stage::Gradients] {
-        let mut places = shapes.places();
-        let given = [Part::Wanted, Part::Target, Part::LogitsGradient].map(|part| (part, frame.logits()));
-        let loss = (Part::Loss, Layout::heads_first(DType::F32, [1; 4]));
-        for (part, layout) in frame.before_logits().into_iter().chain(frame.gradients()).chain(given).chain([loss]) {
-            places.own(part, layout);
-        }
-        let chain = frame.training(&stage, places, caps)?;
-        texts.extend(chain.wgsl().into_iter().map(|(name, text)| (name.to_string(), text)));
-    }
-    Ok(texts)
-}
-
-impl Frame {
-    fn training(&self, stage: &Stage, mut places: Places, caps: &crate::Caps) -> Result<Chain> {
-        let [rows, cols] = self.pairs();
-        let between = match stage {
-            Stage::Logits | Stage::Target => vec![],
-            Stage::Loss(..) => {
-                vec![(Part::RowShares, Layout::heads_first(DType::F32, [self.batch(), self.heads, rows, 1]))]
-            }
-            Stage::Gradients => self.before_gradients(),
-        };
-        for (part, layout) in &between {
-            places.own(*part, layout.clone());
-        }
-        let tasks = match stage {
-            Stage::Logits => self.to_logits(),
-            Stage::Target => vec![self.target()],
-            Stage::Loss(from, weight) => {
-                let elements = self.batch() * self.heads * (rows - from.min(&rows)) * cols;
-                let weight = f32::from_bits(*weight) / elements.max(1) as f32;
-                vec![self.loss(*from, weight), self.sum_rows(Part::RowShares, Part::Loss, &places)]
-            }
-            Stage::Gradients => self.to_gradients(&places),
-        };
-        let steps = tasks.into_iter().map(|task| task.plan(caps, self, &places)).collect::<Result<_>>()?;
-        Ok(Chain { steps, between })
-    }
-}
-
-fn check_like_logits(name: &str, tensor: &Tensor, wanted: [usize; 4], gpu: &Gpu) -> Result<()> {
-    check_device(name, tensor, gpu)?;
-    let shape = tensor.shape();
-    require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), format!("{wanted:?}, as the logits"))?;
-    let dtype = tensor.layout().dtype;
-    require(dtype == DType::F32, &format!("{name}.dtype"), dtype, "f32")
+    params.frame(shapes)?.texts(caps, &shapes.places())
 }
