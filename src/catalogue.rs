@@ -17,6 +17,7 @@ mod neighborhood_cases;
 mod rotary;
 mod score_reduction;
 mod score_reduction_cases;
+mod seer_decode;
 mod seer_gate;
 mod seer_gate_cases;
 mod shaders;
@@ -41,6 +42,7 @@ pub use neighborhood_cases::{
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
+pub use seer_decode::{SeerDecodeCase, random_seer_decode_cases, seer_decode_cases};
 pub use seer_gate::SeerGateCase;
 pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;
@@ -149,8 +151,10 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "gate",
-        cases: || boxed(seer_gate_cases()).collect(),
-        random: |count, seed| boxed(random_seer_gate_cases(count, seed)).collect(),
+        cases: || boxed(seer_gate_cases()).chain(boxed(seer_decode_cases())).collect(),
+        random: |count, seed| {
+            boxed(random_seer_gate_cases(count, seed)).chain(boxed(random_seer_decode_cases(count, seed))).collect()
+        },
         variants: |caps| vec![seer_gate_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: seer_gate_cases::shaders,
     },

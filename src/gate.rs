@@ -1,5 +1,6 @@
 //! SeerAttention's gate: which blocks attention should compute, learned (arXiv 2410.13276).
 
+mod decode;
 mod frame;
 mod kernels;
 mod run;
@@ -7,6 +8,7 @@ mod shapes;
 mod step;
 mod training;
 
+pub use decode::{SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeStep, SeerDecodeWeights};
 pub use run::{SeerGateOutput, SeerGatePrepared};
 pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGatePlan, SeerGateShapes};
 pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
@@ -15,6 +17,7 @@ pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
 pub(crate) use training::training_texts;
 
 use crate::error::require;
+use crate::softmax::MAX_SEQUENCE;
 use crate::{Causal, Gpu, Result};
 use run::Kept;
 
@@ -100,19 +103,26 @@ impl Default for SeerGateParams {
 impl SeerGateParams {
     fn check(&self) -> Result<()> {
         for (i, size) in self.block.into_iter().enumerate() {
-            let bound = format!("a power of two, at most {}", crate::softmax::MAX_SEQUENCE);
-            let fits = size.is_power_of_two() && size <= crate::softmax::MAX_SEQUENCE;
-            require(fits, &format!("block[{i}]"), size, bound)?;
+            check_block(&format!("block[{i}]"), size)?;
         }
         for (name, pools) in [("pool_q", &self.pool_q), ("pool_k", &self.pool_k)] {
-            require(!pools.is_empty(), name, "empty", "one or more of Max, Min, Avg")?;
-            let twice = (0..pools.len()).find(|&i| pools[..i].contains(&pools[i]));
-            let again = twice.map_or(String::new(), |i| format!("{:?}", pools[i]));
-            require(twice.is_none(), &format!("{name}[{}]", twice.unwrap_or(0)), again, "another kind: each once")?;
+            check_pools(name, pools)?;
         }
         check_theta(self.rope_theta)?;
         self.selector.check(self.block[1])
     }
+}
+
+fn check_block(name: &str, size: usize) -> Result<()> {
+    let bound = format!("a power of two, at most {MAX_SEQUENCE}");
+    require(size.is_power_of_two() && size <= MAX_SEQUENCE, name, size, bound)
+}
+
+fn check_pools(name: &str, pools: &[Pool]) -> Result<()> {
+    require(!pools.is_empty(), name, "empty", "one or more of Max, Min, Avg")?;
+    let twice = (0..pools.len()).find(|&i| pools[..i].contains(&pools[i]));
+    let again = twice.map_or(String::new(), |i| format!("{:?}", pools[i]));
+    require(twice.is_none(), &format!("{name}[{}]", twice.unwrap_or(0)), again, "another kind: each once")
 }
 
 fn check_theta(theta: Option<f32>) -> Result<()> {

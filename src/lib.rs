@@ -34,8 +34,9 @@ pub use caps::{AdapterKind, Caps};
 pub use error::{Error, Result};
 pub use flash::{Causal, FlashAttention, FlashParams, Window};
 pub use gate::{
-    Pool, SeerGate, SeerGateGradients, SeerGateInputs, SeerGateOutput, SeerGateOutputs, SeerGateParams, SeerGatePlan,
-    SeerGatePrepared, SeerGateSaved, SeerGateShapes, SeerLoss, Selector,
+    Pool, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeStep, SeerDecodeWeights, SeerGate,
+    SeerGateGradients, SeerGateInputs, SeerGateOutput, SeerGateOutputs, SeerGateParams, SeerGatePlan, SeerGatePrepared,
+    SeerGateSaved, SeerGateShapes, SeerLoss, Selector,
 };
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;

@@ -8,6 +8,7 @@ mod neighborhood;
 mod problem;
 mod rotary;
 mod score_reduction;
+mod seer_decode;
 mod seer_gate;
 
 pub use block_sparse::ChosenBlocks;
@@ -17,6 +18,9 @@ pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem};
 pub use rotary::rotary;
 pub use score_reduction::score_reduction;
+pub use seer_decode::{
+    SeerDecodeProblem, seer_decode_choice, seer_decode_gate, seer_decode_gradients, seer_decode_target,
+};
 pub use seer_gate::{
     SeerGateProblem, SeerGateReference, seer_gate, seer_gate_choice, seer_gate_gradients, seer_gate_loss,
     seer_gate_scores, seer_gate_target,

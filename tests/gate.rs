@@ -5,7 +5,7 @@ mod common;
 use common::{gpu, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
-use wgpu_attention::catalogue::{random_seer_gate_cases, seer_gate_cases};
+use wgpu_attention::catalogue::{random_seer_decode_cases, random_seer_gate_cases, seer_decode_cases, seer_gate_cases};
 use wgpu_attention::*;
 
 #[test]
@@ -16,6 +16,16 @@ fn catalogue() {
 #[test]
 fn random_cases() {
     run_all(&random_seer_gate_cases(24, 1));
+}
+
+#[test]
+fn catalogue_of_decoding() {
+    run_all(&seer_decode_cases());
+}
+
+#[test]
+fn random_cases_of_decoding() {
+    run_all(&random_seer_decode_cases(24, 1));
 }
 
 fn file(name: &str) -> Vec<u8> {

@@ -54,9 +54,13 @@ pub(super) struct Frame {
     /// Queries and keys of a block.
     pub block: [usize; 2],
     pub causal: Option<Causal>,
+    /// Whether rows see a triangle: of those a share of density is a root.
+    pub triangle: bool,
     /// Whether a row sees only blocks before its own, and whether blocks that are not full count as 0.
     pub past: bool,
     pub complete: bool,
+    /// Rows of a ring of keys, where x is one.
+    pub ring: usize,
     pub theta: Option<f32>,
     pub epsilon: f32,
     pub selector: Selector,
@@ -120,7 +124,7 @@ impl Frame {
                 let of = |sequence: &[u32; 4]| {
                     let blocks = (sequence[3] as usize).div_ceil(self.block[1]) as f64;
                     // A row that sees i blocks takes the smaller of k and i: of a triangle that is this share.
-                    let share = if self.causal.is_some() { 1.0 - (1.0 - density).sqrt() } else { density };
+                    let share = if self.triangle { 1.0 - (1.0 - density).sqrt() } else { density };
                     row(((share * blocks) as usize).max(1))
                 };
                 Some(self.sequences.iter().map(of).collect())
@@ -158,6 +162,7 @@ impl Frame {
             side: side as u32,
             joined: of.joined as u32,
             pools: of.pools.as_ref().map_or(0, Vec::len) as u32,
+            ring: self.ring as u32,
             pool,
             bound,
             scale: 1.0 / (self.gate_dim as f32).sqrt(),

@@ -213,13 +213,12 @@ impl Frame {
         }
     }
 
-    pub fn select(&self, places: &Places) -> Task {
+    pub fn select(&self, scores: bool) -> Task {
         let selector = match self.selector {
             Selector::Threshold(_) => vec![file::GATE_THRESHOLD],
             Selector::TopP(_) => vec![file::GATE_TOP_P],
             Selector::Density(_) | Selector::Budget(_) => vec![file::GATE_TOP_K, file::LARGEST],
         };
-        let scores = places.has(Part::Scores);
         let files = vec![file::GATE_SELECT, file::GATE_ROW, file::SCAN];
         let files = [files, vec![if scores { file::GATE_SCORES } else { file::GATE_NO_SCORES }], selector].concat();
         let mut tensors = vec![("logits", Part::Logits, AccessKind::LoadBits, EACH)];

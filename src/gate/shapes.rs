@@ -320,8 +320,10 @@ impl SeerGateParams {
             ],
             block: self.block,
             causal: self.causal,
+            triangle: self.causal.is_some(),
             past: false,
             complete: false,
+            ring: 0,
             theta: self.rope_theta,
             epsilon: 0.0,
             selector: self.selector,
@@ -367,7 +369,7 @@ impl SeerGatePlan {
         if shapes.logits.is_none() {
             own(Part::Logits, frame.logits())?;
         }
-        let tasks = frame.to_logits().into_iter().chain([frame.select(&places)]);
+        let tasks = frame.to_logits().into_iter().chain([frame.select(places.has(Part::Scores))]);
         let steps = tasks.map(|task| task.plan(caps, &frame, &places)).collect::<Result<_>>()?;
         let [rows, cols] = frame.pairs();
         let words = format!(

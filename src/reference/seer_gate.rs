@@ -42,7 +42,7 @@ struct Row {
     turned: Vec<f64>,
 }
 
-fn pool(kinds: &[Pool], tokens: &[&[f32]]) -> Vec<f64> {
+pub(super) fn pool(kinds: &[Pool], tokens: &[&[f32]]) -> Vec<f64> {
     let width = tokens[0].len();
     let column = |d: usize| tokens.iter().map(move |token| f64::from(token[d]));
     let kind = |kind: &Pool| -> Vec<f64> {
@@ -171,6 +171,42 @@ pub fn seer_gate_scores(logits: &[f64], cols: usize) -> Vec<f64> {
     logits.chunks(cols.max(1)).flat_map(row).collect()
 }
 
+/// Which blocks a selector chooses of those that a row sees, and whether that hangs on less than 1e-5 of a probability. `of` has the
+/// keys of a block, the sequence's blocks of keys, and whether rows see a triangle.
+pub(super) fn choose(
+    selector: Selector,
+    (size, blocks, causal): (usize, usize, bool),
+    z: &[f64],
+    scores: &[f64],
+) -> Vec<(bool, bool)> {
+    let mut order: Vec<usize> = (0..z.len()).collect();
+    order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
+    let mut row = vec![(false, false); z.len()];
+    let mut best = |count: usize| order.iter().take(count).for_each(|&j| row[j].0 = true);
+    match selector {
+        Selector::Density(r) => {
+            let share = if causal { 1.0 - (1.0 - r).sqrt() } else { r };
+            best(((share * blocks as f64) as usize).max(1));
+        }
+        Selector::Budget(tokens) => best(tokens / size),
+        Selector::Threshold(t) => {
+            let t = f64::from(t as f32);
+            for (cell, p) in row.iter_mut().zip(scores) {
+                *cell = (*p > t, (p - t).abs() < 1e-5 * t.max(1e-3));
+            }
+        }
+        Selector::TopP(bound) => {
+            let mut sum = 0.0;
+            let near = |sum: f64| (sum - bound).abs() < 1e-5;
+            for &j in &order {
+                row[j] = (sum < bound, near(sum) || near(sum + scores[j]));
+                sum += scores[j];
+            }
+        }
+    }
+    row
+}
+
 /// Which blocks are chosen by these logits, [sequences, heads_q, rows, blocks of keys]; and whether that hangs on less than 1e-5 of a
 /// probability, so that f32 may choose otherwise.
 pub fn seer_gate_choice(params: &SeerGateParams, p: &SeerGateProblem, logits: &[f64]) -> Vec<(bool, bool)> {
@@ -181,30 +217,9 @@ pub fn seer_gate_choice(params: &SeerGateParams, p: &SeerGateProblem, logits: &[
         let (s, i) = (n / rows / heads, n % rows);
         let [_, _, queries, _, keys] = p.sequences[s];
         let seen = p.seen(params, s, i);
-        let mut order: Vec<usize> = (0..seen).collect();
-        order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
-        let mut row = vec![(false, false); cols];
-        let blocks = keys.div_ceil(params.block[1]) as f64;
-        match params.selector {
-            Selector::Threshold(t) => {
-                let t = f64::from(t as f32);
-                (0..seen).for_each(|j| row[j] = (scores[j] > t, (scores[j] - t).abs() < 1e-5 * t.max(1e-3)));
-            }
-            Selector::TopP(bound) => {
-                let mut sum = 0.0;
-                for &j in &order {
-                    let near = |sum: f64| (sum - bound).abs() < 1e-5;
-                    row[j] = (sum < bound, near(sum) || near(sum + scores[j]));
-                    sum += scores[j];
-                }
-            }
-            Selector::Density(r) => {
-                let share = if params.causal.is_some() { 1.0 - (1.0 - r).sqrt() } else { r };
-                let k = ((share * blocks) as usize).max(1);
-                order.iter().take(k).for_each(|&j| row[j].0 = true);
-            }
-            Selector::Budget(tokens) => order.iter().take(tokens / params.block[1]).for_each(|&j| row[j].0 = true),
-        }
+        let blocks = keys.div_ceil(params.block[1]);
+        let mut row = choose(params.selector, (params.block[1], blocks, params.causal.is_some()), &z[..seen], scores);
+        row.resize(cols, (false, false));
         let start = (i * params.block[0]) as i64 + p.offset(params, s);
         let end = queries.min((i + 1) * params.block[0]) as i64 + p.offset(params, s);
         for (j, cell) in row[..seen].iter_mut().enumerate() {
