@@ -211,7 +211,7 @@ fn run_block_sparse() {
     let without = files.write("without", &tensors[1..]);
     refuses(&["run", "block-sparse", &without, &files.path("none")], &["mask is missing", "in the file"]);
     let gate = files.write("gate", &[&tensors[..], &[floats("gate_wk", 1, &[1])]].concat());
-    refuses(&["run", "block-sparse", &gate, &files.path("none")], &["gate_wk is in the file", "absent"]);
+    refuses(&["run", "block-sparse", &gate, &files.path("none")], &["q_pre is missing", "in the file"]);
     for backend in ["gpu", "reference"] {
         let bad = |params: &str, words: &[&str]| {
             let output = files.path("output");
@@ -220,7 +220,83 @@ fn run_block_sparse() {
         bad(r#"{"block": [32, 48]}"#, &["block[1] is 48", "a power of two"]);
         bad("{}", &["mask.shape is [1, 4, 4, 3]", "2, 3]", "[64, 64]"]);
         bad(r#"{"causal": "bottom_right"}"#, &["expected a boolean"]);
-        bad(r#"{"selector": {"density": 0.1}}"#, &["unknown field `selector`"]);
+        bad(r#"{"selector": {"density": 0.1}}"#, &["selector is set", "unset without a gate", "q_pre is missing"]);
+    }
+}
+
+/// A tensor of a golden file in this shape.
+fn taken(file: &SafeTensors, name: &'static str, shape: &[usize]) -> (&'static str, Dtype, Vec<usize>, Vec<u8>) {
+    (name, Dtype::F32, shape.to_vec(), file.tensor(name).expect(name).data().to_vec())
+}
+
+/// SeerAttention's gate, for prompts and for decoding, as an independent implementation has it.
+#[test]
+fn run_block_sparse_with_a_gate() {
+    let files = Files::new("run-gate");
+    let golden = |name: &str| std::fs::read(format!("tests/data/{name}.safetensors")).expect("the repository has it");
+    let (prefill, decode) = (golden("seer_prefill_mha_b32_thr"), golden("seer_decode_gqa_b16_budget"));
+    let [prefill, decode] =
+        [&prefill, &decode].map(|bytes| SafeTensors::deserialize(bytes).expect("a safetensors file"));
+    let tokens = [1, 256, 2, 64];
+    let mut first: Vec<_> =
+        ["q", "k", "v", "q_pre", "k_pre"].into_iter().map(|name| taken(&prefill, name, &tokens)).collect();
+    first.push(taken(&prefill, "gate_wk", &[2, 192, 64]));
+    let first = files.write("first", &first);
+    let (of_q, of_k) = ([2, 1, 8, 64], [2, 101, 2, 64]);
+    let second = files.write(
+        "second",
+        &[
+            taken(&decode, "q", &of_q),
+            taken(&decode, "k", &of_k),
+            taken(&decode, "v", &of_k),
+            taken(&decode, "q_pre", &of_q),
+            taken(&decode, "k_pre", &of_k),
+            taken(&decode, "gate_wq", &[2, 4, 64, 64]),
+            taken(&decode, "gate_wk", &[2, 192, 64]),
+            taken(&decode, "gate_qnorm", &[64]),
+            taken(&decode, "gate_knorm", &[64]),
+        ],
+    );
+    let prompt = r#"{"block": [32, 32], "causal": true, "selector": {"threshold": 0.12}, "target": true}"#;
+    let step = r#"{"block": [1, 16], "causal": true, "selector": {"budget": 64}, "sink": true, "target": true}"#;
+    let names = ["out", "lse", "gate_logits", "gate_scores", "target", "mask"];
+    for (input, params, golden, mask) in [(&first, prompt, &prefill, "mask"), (&second, step, &decode, "mask_used")] {
+        let options = ["--params", params, "--layout", "heads-last"];
+        agree_on(&files, "block-sparse", input, &options, 2e-5);
+        for backend in ["gpu", "reference"] {
+            let bytes = std::fs::read(files.path(backend)).expect("the program wrote it");
+            let found = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+            for name in names.into_iter().filter(|name| *name != "target" || mask == "mask") {
+                let data = found.tensor(name).expect(name);
+                let known = golden.tensor(if name == "mask" { mask } else { name }).expect(name);
+                if name == "mask" {
+                    assert_eq!(data.data(), known.data());
+                    continue;
+                }
+                let values = |data: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(data);
+                let (found, known) = (values(data.data()), values(known.data()));
+                assert_eq!(found.len(), known.len(), "{name}");
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() < 2e-5 || (a.is_infinite() && *b < -1e29);
+                assert!(found.iter().zip(&known).all(near), "{backend} {name}");
+            }
+        }
+    }
+    let last = ["--layout", "heads-last", "--params"];
+    for backend in ["gpu", "reference"] {
+        let bad = |input: &str, params: &str, words: &[&str]| {
+            let output = files.path("output");
+            let run = ["run", "block-sparse", input, &output, "--backend", backend];
+            refuses(&[&run[..], &last, &[params]].concat(), words);
+        };
+        bad(&first, r#"{"selector": {"threshold": 2}}"#, &["selector: Threshold is 2", "within 0..=1"]);
+        bad(&first, r#"{"selector": {"density": 0}}"#, &["selector: Density is 0", "above 0"]);
+        bad(&first, r#"{"selector": {"budget": 63}}"#, &["selector: Budget is 63", "at least 64"]);
+        bad(&first, r#"{"selector": {"best": 2}}"#, &["unknown variant `best`"]);
+        bad(&first, r#"{"pool_k": []}"#, &["pool_k is empty"]);
+        bad(&first, r#"{"pool_k": ["max"]}"#, &["wk.shape", "[1, 2, 192, 64]"]);
+        bad(&second, r#"{"block": [16, 16], "selector": {"budget": 64}}"#, &["block[0] is 16", "1 with a gate for"]);
+        bad(&second, r#"{"block": [1, 16], "pool_k": ["max"]}"#, &["gate_wk.shape", "[1, 2, 64, 64]"]);
+        bad(&second, r#"{"block": [1, 16], "diagonal": true}"#, &["diagonal is set", "unset with a gate for"]);
     }
 }
 

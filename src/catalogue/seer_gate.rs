@@ -273,6 +273,7 @@ impl SeerGateCase {
         let found = [loss.read().await?, target.read().await?, dlogits.read().await?, dwq, gradients.dwk.read().await?];
         Ok(self.with_problem(|problem| {
             let SeerGateReference { logits, magnitude, .. } = reference::seer_gate(&self.params, problem);
+            let wanted: Vec<f64> = wanted.iter().map(|&x| f64::from(x)).collect();
             let target = reference::seer_gate_target(&self.params, problem, &wanted);
             let of_target: Vec<f32> = target.iter().map(|&x| x as f32).collect();
             let (loss, dlogits) = reference::seer_gate_loss(shape, &logits, &of_target, weight.into(), from_row);

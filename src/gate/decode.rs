@@ -50,6 +50,22 @@ impl Default for SeerDecodeGateParams {
     }
 }
 
+impl SeerDecodeGateParams {
+    /// Whether they make sense.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a bound
+    /// of the selector that is out of its range, a budget smaller than a block.
+    pub fn check(&self) -> Result<()> {
+        check_block("block", self.block)?;
+        check_pools("pool_k", &self.pool_k)?;
+        check_theta(self.rope_theta)?;
+        let epsilon = self.norm_epsilon;
+        require(epsilon.is_finite() && epsilon >= 0.0, "norm_epsilon", epsilon, "finite, at least 0")?;
+        self.selector.check(self.block)
+    }
+}
+
 /// What a gate for decoding has learned.
 #[derive(Clone, Copy, Debug)]
 pub struct SeerDecodeWeights<'a> {
@@ -197,15 +213,9 @@ impl SeerDecodeGate {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a bound
-    /// of the selector that is out of its range, a budget smaller than a block.
+    /// Those of [`SeerDecodeGateParams::check`].
     pub fn new(gpu: &Gpu, params: SeerDecodeGateParams) -> Result<Self> {
-        check_block("block", params.block)?;
-        check_pools("pool_k", &params.pool_k)?;
-        check_theta(params.rope_theta)?;
-        let epsilon = params.norm_epsilon;
-        require(epsilon.is_finite() && epsilon >= 0.0, "norm_epsilon", epsilon, "finite, at least 0")?;
-        params.selector.check(params.block)?;
+        params.check()?;
         Ok(Self { gpu: gpu.clone(), params })
     }
 

@@ -133,7 +133,7 @@ impl SeerGateShapes {
     }
 
     /// With outputs of their own, by these lengths.
-    pub(crate) fn with_outputs(mut self, params: &SeerGateParams, scores: bool) -> Self {
+    pub fn with_outputs(mut self, params: &SeerGateParams, scores: bool) -> Self {
         let grid = self.grid(params);
         let [rows, cols] = grid.blocks();
         self.chosen = Layout::heads_first(DType::U32, grid.shape());

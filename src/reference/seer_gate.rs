@@ -236,12 +236,12 @@ pub fn seer_gate_choice(params: &SeerGateParams, p: &SeerGateProblem, logits: &[
 }
 
 /// The target of a row's blocks, not negative, divided by its sum over the blocks that it sees; 0 elsewhere.
-pub fn seer_gate_target(params: &SeerGateParams, p: &SeerGateProblem, wanted: &[f32]) -> Vec<f64> {
+pub fn seer_gate_target(params: &SeerGateParams, p: &SeerGateProblem, wanted: &[f64]) -> Vec<f64> {
     let [_, heads, rows, cols] = p.shape(params);
-    let row = |(n, row): (usize, &[f32])| -> Vec<f64> {
+    let row = |(n, row): (usize, &[f64])| -> Vec<f64> {
         let seen = p.seen(params, n / rows / heads, n % rows);
-        let sum: f64 = row[..seen].iter().map(|&x| f64::from(x)).sum();
-        (0..cols).map(|j| if j < seen { f64::from(row[j]) / (sum + 1e-9) } else { 0.0 }).collect()
+        let sum: f64 = row[..seen].iter().sum();
+        (0..cols).map(|j| if j < seen { row[j] / (sum + 1e-9) } else { 0.0 }).collect()
     };
     wanted.chunks(cols.max(1)).enumerate().flat_map(row).collect()
 }

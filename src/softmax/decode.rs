@@ -64,7 +64,8 @@ impl AttentionShapes {
         let (heads_kv, group) = (self.k.shape[1], self.q.shape[1] / self.k.shape[1]);
         let grouped = |layout: &Layout| group_layout(layout, heads_kv);
         let block_mask = self.block_mask.clone().map(|mut mask| {
-            mask.block[0] = group.next_power_of_two();
+            // A tile of rows lies within one block.
+            mask.block[0] = group.next_power_of_two().max(HEADS);
             mask
         });
         Self {

@@ -4,6 +4,7 @@ mod attention;
 mod block_sparse;
 mod file;
 mod flash;
+mod gate;
 mod gradients;
 mod neighborhood;
 mod sequences;
@@ -47,9 +48,13 @@ enum Kernel {
     /// additional_v; writes out lse. With --backward reads dout and perhaps dlse too; writes dq dk dv dbias d_additional_k
     /// d_additional_v.
     Flash,
-    /// Reads q k v, the mask [B or 1, H or 1, blocks of queries, blocks of keys], and if they are there seqlens_q seqlens_k
-    /// cu_seqlens_q cu_seqlens_k additional_k additional_v; writes the same. Parameters: block, an array of queries and keys, by
-    /// default [64, 64]; causal, true or false; scale; softcap.
+    /// Reads q k v, the mask [B or 1, H, key heads or 1, blocks of queries, blocks of keys], and if they are there seqlens_q
+    /// seqlens_k cu_seqlens_q cu_seqlens_k additional_k additional_v; writes the same. Parameters: block, an array of queries and
+    /// keys, by default [64, 64]; causal, true or false; scale; softcap. Instead of a mask SeerAttention's gate: q_pre k_pre gate_wk
+    /// [H, features, width], perhaps gate_wq; of gate_wq [key heads, group, D, width] the one for decoding, with gate_qnorm
+    /// gate_knorm. It writes mask gate_logits gate_scores too. Parameters: selector, {"threshold": t}, {"density": r}, {"top_p": p}
+    /// or {"budget": keys}; sink; diagonal; last_rows_dense; pool_q and pool_k, arrays of "max" "min" "avg"; rope_theta; target,
+    /// true for the target of training.
     BlockSparse,
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
@@ -79,7 +84,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let destination = Destination::new(&options.output)?;
     let outputs = match options.kernel {
         Kernel::Flash => flash::problem(options, &inputs)?.run(options, &inputs)?,
-        Kernel::BlockSparse => block_sparse::problem(options, &inputs)?.run(options, &inputs)?,
+        Kernel::BlockSparse => block_sparse::run(options, &inputs)?,
         Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
     };
     destination.write(&outputs)?;

@@ -1,55 +1,54 @@
-//! `run block-sparse`: its params, and the mask.
+//! `run block-sparse`: its params, and the mask or the gate that chooses one.
 
 use super::Options;
 use super::attention::{Blocks, Problem, params};
-use super::file::{Inputs, error};
+use super::file::{Floats, Inputs, Output, error};
+use super::gate::{self, Gated, Params};
 use super::sequences;
-use serde::Deserialize;
 use wgpu_attention::reference::ChosenBlocks;
 use wgpu_attention::{BlockGrid, BlockSparseParams, Causal, FlashParams, Result};
 
-/// Unset where null; blocks of 64 × 64.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Params {
-    block: Option<[usize; 2]>,
-    causal: bool,
-    scale: Option<f32>,
-    softcap: Option<f32>,
+pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
+    let params: Params = params(options)?;
+    let mut problem = without_mask(inputs, &params)?;
+    let gated = gate::run(options, inputs, &params, &problem)?;
+    let Gated { block, mask, outputs } = match gated {
+        Some(gated) => gated,
+        None => {
+            let bound =
+                "in the file: [B or 1, H or 1, blocks of queries, blocks of keys]; or a gate's q_pre, k_pre, gate_wk";
+            let mask = inputs.mask("mask")?.ok_or_else(|| error(inputs.what("mask"), "missing", bound))?;
+            Gated { block: params.block.unwrap_or([64, 64]), mask, outputs: vec![] }
+        }
+    };
+    choose(&mut problem, block, mask)?;
+    Ok(problem.run(options, inputs)?.into_iter().chain(outputs).collect())
 }
 
-/// Tensors of a gate, which would choose other blocks.
-const LATER: [&str; 4] = ["q_pre", "k_pre", "gate_wk", "gate_wq"];
-
-pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<BlockSparseParams>> {
-    if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
-        return Err(error(inputs.what(name), "in the file", "absent: this version of block-sparse has no gate"));
-    }
-    let Params { block, causal, scale, softcap } = params(options)?;
-    let block = block.unwrap_or([64, 64]);
-    let Some(mask) = inputs.mask("mask")? else {
-        let bound = "in the file: [B or 1, H or 1, blocks of queries, blocks of keys]";
-        return Err(error(inputs.what("mask"), "missing", bound));
-    };
+fn without_mask(inputs: &Inputs, params: &Params) -> Result<Problem<BlockSparseParams>> {
+    let &Params { causal, scale, softcap, .. } = params;
     let causal = causal.then_some(Causal::BottomRight);
     let params = BlockSparseParams { causal, scale, softcap, ..BlockSparseParams::default() };
     let known = FlashParams { causal, scale, softcap, ..FlashParams::default() };
     let cu_seqlens = sequences::offsets(inputs)?;
-    let mut problem =
-        Problem { seqlens: sequences::lengths(inputs)?, ..Problem::read(inputs, params, known, cu_seqlens.is_some())? };
-    problem.cu_seqlens = cu_seqlens;
+    let read = Problem::read(inputs, params, known, cu_seqlens.is_some())?;
+    Ok(Problem { seqlens: sequences::lengths(inputs)?, cu_seqlens, ..read })
+}
+
+/// Gives the problem a mask of this size of blocks.
+fn choose(problem: &mut Problem<BlockSparseParams>, block: [usize; 2], mask: Floats) -> Result<()> {
     let [_, _, queries, keys] = problem.pairs();
     let [batch, heads, rows, cols] = mask.shape;
     let grid = BlockGrid { batch, heads, queries, keys, block };
     grid.check()?;
     let [m, n] = grid.blocks();
-    let bound = format!("[B or 1, H or 1, {m}, {n}], by q and k in blocks of {block:?}");
+    let bound = format!("[B or 1, H, key heads or 1, {m}, {n}], by q and k in blocks of {block:?}");
     if [rows, cols] != [m, n] {
         return Err(error("mask.shape", format!("{:?}", mask.shape), bound));
     }
     let chosen: Vec<bool> = mask.values.iter().map(|&x| x != 0.0).collect();
-    let (of_reference, shape, group) = (chosen.clone(), mask.shape, problem.q.shape[1] / mask.shape[1].max(1));
+    let (of_reference, shape, group) = (chosen.clone(), mask.shape, problem.q.shape[1] / heads.max(1));
     problem.sees = Box::new(move |at| ChosenBlocks { block, shape, chosen: &of_reference, group, heads: &[] }.sees(at));
     problem.blocks = Some(Blocks { grid, chosen });
-    Ok(problem)
+    Ok(())
 }

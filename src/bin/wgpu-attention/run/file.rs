@@ -142,6 +142,23 @@ impl Inputs {
         Ok(self.convert(Floats { dtype: stored(*dtype), shape, values }))
     }
 
+    /// Weights with their rank: [..., width], or [heads, ..., width] where they have at least two dimensions more, as [1, heads, all
+    /// between, width]. `most` is how many there may be besides the width.
+    pub fn weights(&self, name: &str, most: usize) -> Result<Option<(Floats, usize)>> {
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
+        let rank = shape.len();
+        let fits = rank == most + 1 || (most == 3 && rank == 3);
+        if !fits {
+            let dimensions = if most == 3 { "3 or 4".into() } else { (most + 1).to_string() };
+            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("of {dimensions} dimensions")));
+        }
+        let (heads, width) = (if rank > 1 { shape[0] } else { 1 }, shape[rank - 1]);
+        let between = shape[rank.min(2) - 1..rank - 1].iter().product::<usize>();
+        let shape = [1, heads, if rank > 1 { between } else { 1 }, width];
+        let values = decode(*dtype, data);
+        Ok(Some((self.convert(Floats { dtype: stored(*dtype), shape, values }), rank)))
+    }
+
     /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
     pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
@@ -211,6 +228,7 @@ fn encode(dtype: DType, values: &[f32]) -> (Dtype, Vec<u8>) {
     match dtype {
         DType::F16 => (Dtype::F16, values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect()),
         DType::Bf16 => (Dtype::BF16, values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()),
+        DType::U8 => (Dtype::U8, values.iter().map(|&x| x as u8).collect()),
         _ => (Dtype::F32, bytemuck::cast_slice(values).to_vec()),
     }
 }
