@@ -1,5 +1,5 @@
 //! SeerAttention's gate on the GPU beside this crate's own dense kernel, causal: gate and selection alone, and with attention over
-//! what they chose, in one compute pass. `cargo bench --features catalogue --bench gate`.
+//! what they chose, in one compute pass; then a step of decoding. `cargo bench --features catalogue --bench gate`.
 
 mod common;
 
@@ -10,8 +10,9 @@ use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, normal};
 use wgpu_attention::{
     AdapterKind, AttentionInputs, AttentionPrepared, AttentionShapes, BlockMask, BlockSparseAttention,
-    BlockSparseParams, Causal, DType, FlashParams, Gpu, SeerGate, SeerGateInputs, SeerGateOutputs, SeerGateParams,
-    SeerGatePrepared, SeerGateShapes, Selector, Tensor,
+    BlockSparseParams, Causal, DType, FlashParams, Gpu, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
+    SeerDecodeWeights, SeerGate, SeerGateInputs, SeerGateOutputs, SeerGateParams, SeerGatePrepared, SeerGateShapes,
+    Selector, Tensor,
 };
 
 /// A gate, and attention over what it chooses.
@@ -113,6 +114,55 @@ fn bench(criterion: &mut Criterion) {
             println!("ratio    dense over {}: {:.2} of {of:.2}", gated.name, medians[0] / median);
         }
     }
+    block_on(decoding(&gpu));
+}
+
+/// A step of decoding: dense attention of one query over all keys, beside the gate, its choice and attention over that.
+async fn decoding(gpu: &Gpu) {
+    let (heads, n, d, budget) = match gpu.caps().kind {
+        _ if testing() => ((4, 2), 300, 16, 64),
+        AdapterKind::Software => ((8, 2), 32768, 64, 2048),
+        _ => ((32, 8), 131_072, 128, 4096),
+    };
+    let params = FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+    let case = AttentionCase { heads, lengths: (1, n), dims: (d, d), params, ..AttentionCase::default() };
+    let size = format!("H {}/{} D {d}, {n} keys", heads.0, heads.1);
+    let dense = Timed::new(gpu, &format!("dense/{size}"), case, n as f64);
+    let (attention, outputs) = dense.arguments();
+    let spread = 1.0 / (d as f32).sqrt();
+    let up = async |shape: [usize; 4]| {
+        let values = normal(1, shape.iter().product(), spread, DType::F32);
+        Tensor::upload(gpu, shape, DType::F32, &values).await.expect("memory for the weights")
+    };
+    let (wq, wk) = (up([1, heads.1, heads.0 / heads.1 * d, d]).await, up([1, heads.1, 3 * d, d]).await);
+    let compressed = up([1, heads.1, n / 64 + 1, d]).await;
+    let weights = SeerDecodeWeights { wq: &wq, wk: &wk, norm_q: None, norm_k: None };
+    let params = SeerDecodeGateParams { selector: Selector::Budget(budget), ..SeerDecodeGateParams::default() };
+    let gate = SeerDecodeGate::new(gpu, params).expect("valid params");
+    let inputs = SeerDecodeInputs { q: attention.q, compressed: &compressed, seqlens_k: &[n], keys: n };
+    let (step, mask) = gate.prepare(&weights, &inputs).await.expect("valid tensors");
+    let sparse = BlockSparseParams { causal: Some(Causal::BottomRight), ..BlockSparseParams::default() };
+    let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
+    let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
+    let prepared = sparse.prepare(&AttentionShapes::of(&inputs, &outputs)).await.expect("valid shapes");
+    println!("  {}", prepared.plan());
+    let time = |gate: bool, attention: bool| {
+        let time = gpu.time(|pass| {
+            if gate {
+                step.encode_in(pass)?;
+            }
+            if attention { prepared.encode_in(pass, &inputs, &outputs) } else { Ok(()) }
+        });
+        block_on(time).expect("a GPU that works").seconds
+    };
+    let runs: [(&str, &dyn Fn() -> f64); 4] = [
+        ("dense", &|| dense.seconds()),
+        ("gate and selection", &|| time(true, false)),
+        ("attention over the choice", &|| time(false, true)),
+        ("both", &|| time(true, true)),
+    ];
+    let medians = ratios(&format!("decoding, {size}, budget of {budget}"), &runs);
+    println!("ratio    dense over both: {:.2} of {:.2}", medians[0] / medians[3], n as f64 / budget as f64);
 }
 
 criterion_group!(benches, bench);

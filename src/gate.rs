@@ -14,7 +14,7 @@ pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGatePlan, SeerGateShapes};
 pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
 
 #[cfg(feature = "catalogue")]
-pub(crate) use training::training_texts;
+pub(crate) use {decode::decode_texts, training::training_texts};
 
 use crate::error::require;
 use crate::softmax::MAX_SEQUENCE;

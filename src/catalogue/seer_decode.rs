@@ -1,9 +1,10 @@
 //! Cases of SeerAttention's gate for decoding: its cache, its choice, its training.
 
 use super::{Case, Outcome, Tolerance, normal, poisoned};
+use crate::gate::decode_texts;
 use crate::reference::{self, SeerDecodeProblem, SeerGateReference};
 use crate::{
-    DType, Gpu, GpuTime, Layout, Pool, Result, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
+    Caps, DType, Gpu, GpuTime, Layout, Pool, Result, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
     SeerDecodeWeights, SeerLoss, Selector, Tensor,
 };
 use futures::future::LocalBoxFuture;
@@ -58,6 +59,11 @@ impl Weights {
 }
 
 impl SeerDecodeCase {
+    /// The text of every kernel of the case's params, with its name.
+    pub(super) fn texts(&self, caps: &Caps) -> Vec<(String, String)> {
+        decode_texts(caps, &self.params, self.norms, self.dtypes[0]).expect("a valid case")
+    }
+
     fn shapes(&self) -> [[usize; 4]; 5] {
         let Self { heads, lengths, dims, seqlens_k, params, .. } = self;
         let batch = seqlens_k.len();

@@ -1,6 +1,6 @@
 //! The catalogue of SeerAttention's gate.
 
-use super::SeerGateCase;
+use super::{SeerDecodeCase, SeerGateCase, seer_decode_cases};
 use crate::{Caps, Causal, DType, Pool, SeerGateParams, Selector};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -187,8 +187,12 @@ pub(super) fn typical() -> SeerGateCase {
 /// The distinct shader texts.
 pub(super) fn shaders() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = vec![];
-    for (i, case) in seer_gate_cases().iter().enumerate() {
-        for (name, text) in case.texts(&Caps::core()) {
+    let cases = seer_gate_cases();
+    let decoding = seer_decode_cases();
+    let of_decoding = |case: &SeerDecodeCase| case.texts(&Caps::core());
+    let texts = cases.iter().map(|case| case.texts(&Caps::core())).chain(decoding.iter().map(of_decoding));
+    for (i, texts) in texts.enumerate() {
+        for (name, text) in texts {
             if found.iter().all(|(_, known)| *known != text) {
                 found.push((format!("{}_{i}", name.replace(' ', "_")), text));
             }

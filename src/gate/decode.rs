@@ -3,9 +3,11 @@
 use super::frame::{Frame, SideFrame};
 use super::kernels::SideParts;
 use super::run::SeerGateOutput;
-use super::step::{Chain, ChainPrepared, Part, Places, Tensors};
+use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors};
 use super::training::{SeerGateGradients, SeerGateSaved, SeerLoss};
 use super::{Pool, Selector, check_block, check_pools, check_theta};
+#[cfg(feature = "catalogue")]
+use crate::Caps;
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::check_device;
@@ -64,6 +66,37 @@ impl SeerDecodeGateParams {
         require(epsilon.is_finite() && epsilon >= 0.0, "norm_epsilon", epsilon, "finite, at least 0")?;
         self.selector.check(self.block)
     }
+
+    fn frame(&self, sequences: Vec<[u32; 4]>, rows: [usize; 2], normed: [bool; 2], sizes: &Sizes) -> Frame {
+        let SeerDecodeGateParams { block, pool_k, rope_theta, norm_epsilon, selector, sink } = self.clone();
+        let side = |rows, joined, pools, normed| SideFrame {
+            heads: sizes.heads_kv,
+            share: 1,
+            joined,
+            rows,
+            pools,
+            head_dim: sizes.head_dim,
+            weighted: true,
+            normed,
+        };
+        Frame {
+            sequences,
+            heads: sizes.heads_kv,
+            gate_dim: sizes.gate_dim,
+            sides: [side(rows[0], sizes.group, None, normed[0]), side(rows[1], 1, Some(pool_k), normed[1])],
+            block: [1, block],
+            causal: Some(Causal::BottomRight),
+            triangle: false,
+            past: false,
+            complete: true,
+            ring: 0,
+            theta: rope_theta,
+            epsilon: norm_epsilon,
+            selector,
+            // Its own block always.
+            forced: u32::from(sink) | 2,
+        }
+    }
 }
 
 /// What a gate for decoding has learned.
@@ -88,6 +121,10 @@ impl<'a> SeerDecodeWeights<'a> {
             ("norm_q", Part::NormQ, self.norm_q),
             ("norm_k", Part::NormK, self.norm_k),
         ]
+    }
+
+    fn normed(&self) -> [bool; 2] {
+        [self.norm_q.is_some(), self.norm_k.is_some()]
     }
 
     fn tensors(&self) -> Tensors<'a> {
@@ -224,44 +261,10 @@ impl SeerDecodeGate {
         &self.params
     }
 
-    fn frame(&self, sequences: Vec<[u32; 4]>, rows: [usize; 2], weights: &SeerDecodeWeights, sizes: &Sizes) -> Frame {
-        let SeerDecodeGateParams { block, pool_k, rope_theta, norm_epsilon, selector, sink } = self.params.clone();
-        let side = |rows, joined, pools, normed| SideFrame {
-            heads: sizes.heads_kv,
-            share: 1,
-            joined,
-            rows,
-            pools,
-            head_dim: sizes.head_dim,
-            weighted: true,
-            normed,
-        };
-        Frame {
-            sequences,
-            heads: sizes.heads_kv,
-            gate_dim: sizes.gate_dim,
-            sides: [
-                side(rows[0], sizes.group, None, weights.norm_q.is_some()),
-                side(rows[1], 1, Some(pool_k), weights.norm_k.is_some()),
-            ],
-            block: [1, block],
-            causal: Some(Causal::BottomRight),
-            triangle: false,
-            past: false,
-            complete: true,
-            ring: 0,
-            theta: rope_theta,
-            epsilon: norm_epsilon,
-            selector,
-            // Its own block always.
-            forced: u32::from(sink) | 2,
-        }
-    }
-
     async fn step(
         &self,
         frame: &Frame,
-        tasks: Vec<super::step::Task>,
+        tasks: Vec<Task>,
         given: Tensors<'_>,
         between: Vec<(Part, Layout)>,
     ) -> Result<SeerDecodeStep> {
@@ -270,7 +273,7 @@ impl SeerDecodeGate {
         for (part, layout) in all.chain(between.clone()) {
             places.own(part, layout);
         }
-        let plan = |task: super::step::Task| task.plan(self.gpu.caps(), frame, &places);
+        let plan = |task: Task| task.plan(self.gpu.caps(), frame, &places);
         let steps = tasks.into_iter().map(plan).collect::<Result<_>>()?;
         let chain = ChainPrepared::new(&self.gpu, &Chain { steps, between, angles: frame.angles() }).await?;
         let tensors = given.into_iter().map(|(part, tensor)| (part, tensor.clone())).collect();
@@ -348,12 +351,12 @@ impl SeerDecodeGate {
             rows = rows.max(end - first);
         }
         let sizes = Sizes { heads_kv, group, head_dim, gate_dim };
-        let frame = Frame { ring, ..self.frame(sequences, [0, rows], weights, &sizes) };
+        let frame = Frame { ring, ..self.params.frame(sequences, [0, rows], weights.normed(), &sizes) };
         let parts = SideParts::of(Side::Keys);
         let between = vec![(parts.pooled, frame.pooled(Side::Keys))];
         let mut given = weights.tensors();
         given.extend([(Part::K, k), (parts.vectors, compressed)]);
-        self.step(&frame, vec![frame.pool(Side::Keys), frame.project(Side::Keys)], given, between).await
+        self.step(&frame, compression(&frame), given, between).await
     }
 
     /// Query heads to a key head, by the map of queries.
@@ -427,7 +430,7 @@ impl SeerDecodeGate {
         }
         let sequences = seqlens_k.iter().map(|&length| [0, queries as u32, 0, length as u32]).collect();
         let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
-        let frame = self.frame(sequences, [queries, keys.div_ceil(block)], weights, &sizes);
+        let frame = self.params.frame(sequences, [queries, keys.div_ceil(block)], weights.normed(), &sizes);
         let grid = BlockGrid { batch, heads: heads_kv, queries, keys, block: [1, block] };
         grid.check()?;
         let empty = async |layout: Layout| Tensor::empty(&self.gpu, layout).await;
@@ -441,8 +444,7 @@ impl SeerDecodeGate {
             Some([logits, scores]) => given.extend([(Part::Logits, logits), (Part::Scores, scores)]),
             None => between.push((Part::Logits, frame.logits())),
         }
-        let tasks =
-            vec![frame.project(Side::Queries), frame.logits_task(), frame.select(given.contains_key(&Part::Scores))];
+        let tasks = selection(&frame, scores);
         let judged = |tensor: &Tensor| tensor.clone().under_all(q).under_all(compressed);
         let mask = BlockMask::from_bits(&self.gpu, grid, &judged(&chosen), None)?;
         let wanted_out = wanted.as_ref().map(|all| all.each_ref().map(judged));
@@ -476,7 +478,7 @@ impl SeerDecodeGate {
         let gate_dim = weights.check(&self.gpu, self.params.pool_k.len(), dims, self.params.rope_theta.is_some())?;
         let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
         let sequences = vec![[0, queries as u32, 0, keys as u32]; batch];
-        let frame = self.frame(sequences, [queries, keys.div_ceil(self.params.block)], weights, &sizes);
+        let frame = self.params.frame(sequences, [queries, keys.div_ceil(self.params.block)], weights.normed(), &sizes);
         Ok(Frame { past: true, complete: false, forced: 0, ..frame })
     }
 
@@ -511,6 +513,57 @@ impl SeerDecodeGate {
     pub async fn backward(&self, saved: &SeerGateSaved, dlogits: &Tensor) -> Result<SeerGateGradients> {
         saved.backward(&self.gpu, dlogits).await
     }
+}
+
+/// The text of every kernel of these params, with or without norms, with its name.
+#[cfg(feature = "catalogue")]
+pub(crate) fn decode_texts(
+    caps: &Caps,
+    params: &SeerDecodeGateParams,
+    normed: [bool; 2],
+    dtype: DType,
+) -> Result<Vec<(String, String)>> {
+    let sizes = Sizes { heads_kv: 2, group: 3, head_dim: 20, gate_dim: 12 };
+    let blocks = 5;
+    let frame = params.frame(vec![[0, 2, 0, 70]], [2, blocks], normed, &sizes);
+    let [q, k] = [6, 2].map(|heads| Layout::heads_first(dtype, [1, heads, blocks * params.block, sizes.head_dim]));
+    let mut places = Places::default();
+    let norm = Layout::heads_first(dtype, [1, 1, 1, sizes.gate_dim]);
+    let grid = BlockGrid { batch: 1, heads: 2, queries: 2, keys: blocks * params.block, block: frame.block };
+    let given = [
+        (Part::Q, q),
+        (Part::K, k),
+        (Part::Wq, frame.weights(Side::Queries)),
+        (Part::Wk, frame.weights(Side::Keys)),
+        (Part::NormQ, norm.clone()),
+        (Part::NormK, norm),
+        (Part::PooledK, frame.pooled(Side::Keys)),
+        (Part::VectorsQ, frame.vectors(Side::Queries)),
+        (Part::VectorsK, frame.vectors(Side::Keys)),
+        (Part::Logits, frame.logits()),
+        (Part::Scores, frame.logits()),
+        (Part::Chosen, Layout::heads_first(DType::U32, grid.shape())),
+    ];
+    for (part, layout) in given {
+        places.own(part, layout);
+    }
+    let tasks = [compression(&frame), selection(&frame, true), selection(&frame, false)].into_iter().flatten();
+    let steps = tasks.map(|task| task.plan(caps, &frame, &places)).collect::<Result<_>>()?;
+    let chain = Chain { steps, between: vec![], angles: None };
+    let mut texts: Vec<_> = chain.wgsl().into_iter().map(|(name, text)| (name.to_string(), text)).collect();
+    let frame = Frame { past: true, complete: false, forced: 0, ..frame };
+    texts.extend(frame.texts(caps, &places)?);
+    Ok(texts)
+}
+
+/// From keys to the vectors of blocks.
+fn compression(frame: &Frame) -> Vec<Task> {
+    vec![frame.pool(Side::Keys), frame.project(Side::Keys)]
+}
+
+/// From queries to a mask.
+fn selection(frame: &Frame, scores: bool) -> Vec<Task> {
+    vec![frame.project(Side::Queries), frame.logits_task(), frame.select(scores)]
 }
 
 /// The blocks that the cache has room for.
