@@ -20,7 +20,7 @@ use wgpu_attention::{
 const BATCH: usize = 2;
 const HEADS: usize = 2;
 const BLOCK: usize = 32;
-const BLOCKS: usize = 48;
+const BLOCKS: usize = 50;
 const WIDTH: usize = 32;
 const TOPICS: usize = 8;
 const TOKENS: usize = BLOCK * BLOCKS;

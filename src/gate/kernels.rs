@@ -15,8 +15,10 @@ fn tile_rows(gate_dim: usize) -> usize {
     (256 / gate_dim.div_ceil(4)).clamp(4, 16)
 }
 
-/// Side of a tile of logits.
-const LOGITS_TILE: usize = 32;
+/// Rows and columns of a tile of logits, and how much of their width passes through workgroup memory at a time: 16 scores a thread.
+fn logits_tile(rows: usize) -> [usize; 3] {
+    if rows <= 4 { [4, 256, 2] } else { [32, 32, 8] }
+}
 
 impl SideFrame {
     /// How heads of the gate use heads of tokens.
@@ -176,19 +178,22 @@ impl Frame {
     }
 
     pub fn logits_task(&self) -> Task {
-        let tiles: usize = self.pairs().iter().map(|n| n.div_ceil(LOGITS_TILE)).product();
+        let [rows, cols] = self.pairs();
+        let [tile_rows, tile_cols, depth] = logits_tile(rows);
+        let tile = [("TILE_ROWS", tile_rows), ("TILE_COLS", tile_cols), ("DEPTH", depth)];
+        let tile = tile.map(|(name, n)| (name, n as u32)).to_vec();
         Task {
             name: "logits",
             files: vec![file::GATE_LOGITS, file::GATE_RULE],
-            constants: self.product(),
+            constants: [self.product(), tile].concat(),
             tensors: vec![
                 ("query", Part::VectorsQ, AccessKind::Load4, EACH),
                 ("key", Part::VectorsK, AccessKind::Load4, self.key_heads()),
                 ("to", Part::Logits, AccessKind::StoreBits, EACH),
             ],
             tables: vec![],
-            work: [self.batch(), self.heads, tiles],
-            flops: (2 * LOGITS_TILE * LOGITS_TILE * self.gate_dim) as f64,
+            work: [self.batch(), self.heads, rows.div_ceil(tile_rows) * cols.div_ceil(tile_cols)],
+            flops: (2 * tile_rows * tile_cols * self.gate_dim) as f64,
             params: Params { heads: self.key_heads().group as u32, ..self.params(Side::Queries) },
         }
     }
