@@ -1,6 +1,6 @@
 //! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
-use crate::arguments::{Argument, aligned, bind, bound_range, is_written, overlap, together};
+use crate::arguments::{Argument, address_of, aligned, bind, bound_range, is_written, overlap, together};
 use crate::shader::{Binding, Pipeline, Shader};
 use crate::{Caps, Error, Gpu, Layout, Result, Slice, Tensor, hook};
 use futures::FutureExt;
@@ -35,6 +35,24 @@ impl Kernel {
         let fixed = std::iter::once(Binding::Uniform { name: "params", ty: "Params" }).chain(fixed).collect();
         let (bindings, accesses) = bind(caps, &arguments, fixed);
         Self { shader: Shader { bindings, accesses, ..shader }, arguments, uniforms, tables }
+    }
+
+    /// The same with a uniform struct for each slice, from the slice and from where it finds each tensor, if a device binds so
+    /// many storage buffers.
+    ///
+    /// # Errors
+    /// [`Error::Limit`].
+    pub fn sliced<P: bytemuck::Pod>(
+        caps: &Caps,
+        shader: Shader,
+        arguments: Vec<Argument>,
+        tables: Vec<(Binding, Option<Vec<u8>>)>,
+        slices: &[Slice],
+        params: impl Fn(&Slice, &dyn Fn(&str) -> [u32; 4]) -> P,
+    ) -> Result<Self> {
+        let of_slice = |slice: &Slice| params(slice, &|name| address_of(caps, &arguments, name, slice));
+        let uniforms = slices.iter().map(|slice| bytemuck::bytes_of(&of_slice(slice)).to_vec()).collect();
+        Self::new(caps, shader, arguments, tables, uniforms).fit(caps)
     }
 
     /// The same, if a device binds so many storage buffers.

@@ -3,7 +3,7 @@
 //! `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`: ring attention (arXiv 2310.01889), cascade inference, sharded
 //! key and value caches. Exact: the gradient of each part follows from the merged `out` and `lse`.
 
-use crate::arguments::{Argument, address_of};
+use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Shader, file};
@@ -212,27 +212,22 @@ fn plan(caps: &Caps, of_parts: &'static str, arguments: Vec<Argument>, parts: us
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let flops = f64::from(8 * THREADS) * parts as f64;
     let slices = if empty { vec![] } else { cut(caps, &arguments, whole, flops)? };
-    let uniforms = slices.iter().map(|slice| {
-        let address = |name: &str| address_of(caps, &arguments, name, slice);
-        let params = Params {
-            a: address("a"),
-            a_lse: address("a_lse"),
-            b: address("b"),
-            b_lse: address("b_lse"),
-            out: address("out"),
-            lse: address("lse"),
-            first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
-            parts: parts as u32,
-            rows: rows as u32,
-            pad: [0; 7],
-        };
-        bytemuck::bytes_of(&params).to_vec()
-    });
-    let uniforms = uniforms.collect();
+    let params = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
+        a: address("a"),
+        a_lse: address("a_lse"),
+        b: address("b"),
+        b_lse: address("b_lse"),
+        out: address("out"),
+        lse: address("lse"),
+        first: slice.first(),
+        parts: parts as u32,
+        rows: rows as u32,
+        pad: [0; 7],
+    };
     let constants = vec![("WG", THREADS), ("HEAD_DIM_V", width as u32), ("DV4", width.div_ceil(4).max(1) as u32)];
     let files = vec![file::MERGE, of_parts, file::ROW, file::ELEMENT];
     let shader = Shader::of("merge", constants, files, None);
-    Ok((Kernel::new(caps, shader, arguments, vec![], uniforms).fit(caps)?, slices))
+    Ok((Kernel::sliced(caps, shader, arguments, vec![], &slices, params)?, slices))
 }
 
 /// A merge compiled for certain shapes: records into the caller's encoders, as often as wanted.

@@ -3,7 +3,7 @@
 //!
 //! `out[a] = x[a]·cos(p·f) − x[b]·sin(p·f)`, `out[b] = x[b]·cos(p·f) + x[a]·sin(p·f)`, `f = theta^(−2i/dim)` for pair i = (a, b).
 
-use crate::arguments::{Argument, address_of, number_buffers};
+use crate::arguments::{Argument, number_buffers};
 use crate::dispatch::{Kernel, Launch, Scratch, check_device};
 use crate::error::require;
 use crate::shader::{AccessKind, Binding, Shader, file};
@@ -272,23 +272,18 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
     let tiles = (rows * width.div_ceil(4)).div_ceil(THREADS as usize);
     let whole = Slice { batches: 0..batch, heads: 0..heads, tiles: 0..tiles };
     let slices = if shapes.x.is_empty() { vec![] } else { cut(caps, &arguments, whole, f64::from(40 * THREADS))? };
-    let uniforms = slices.iter().map(|slice| {
-        let address = |name: &str| address_of(caps, &arguments, name, slice);
-        let uniforms = Uniforms {
-            x: address("x"),
-            partner: address("partner"),
-            out: address("out"),
-            positions: address("positions"),
-            first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
-            rows: rows as u32,
-            start,
-            step,
-            interleaved: u32::from(params.pairs == RotaryPairs::Interleaved),
-            backward: u32::from(shapes.direction == RotaryDirection::Backward),
-        };
-        bytemuck::bytes_of(&uniforms).to_vec()
-    });
-    let uniforms = uniforms.collect();
+    let uniforms = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Uniforms {
+        x: address("x"),
+        partner: address("partner"),
+        out: address("out"),
+        positions: address("positions"),
+        first: slice.first(),
+        rows: rows as u32,
+        start,
+        step,
+        interleaved: u32::from(params.pairs == RotaryPairs::Interleaved),
+        backward: u32::from(shapes.direction == RotaryDirection::Backward),
+    };
     let table = Binding::Table { name: ANGLES, ty: "vec2f", length: None, write: false };
     let constants =
         vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
@@ -297,7 +292,7 @@ pub(crate) fn kernel(caps: &Caps, params: &RotaryParams, shapes: &RotaryShapes) 
     let files = vec![file::ROTARY, positions, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
     let tables = vec![(table, None)];
     let shader = Shader::of("rotary", constants, files, None);
-    Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
+    Ok((Kernel::sliced(caps, shader, arguments, tables, &slices, uniforms)?, slices))
 }
 
 /// An embedding compiled for certain shapes: records into the caller's encoders, as often as wanted.

@@ -20,6 +20,11 @@ impl Slice {
         [self.batches.len(), self.heads.len(), self.tiles.len()]
     }
 
+    /// First batch entry, head and tile, for a shader.
+    pub(crate) fn first(&self) -> [u32; 3] {
+        [self.batches.start, self.heads.start, self.tiles.start].map(|n| n as u32)
+    }
+
     /// Halves along the first of `dims` that can be halved.
     fn halves(&self, dims: &[usize]) -> Option<[Slice; 2]> {
         let dim = *dims.iter().find(|&&d| self.sizes()[d] > 1)?;

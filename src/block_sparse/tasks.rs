@@ -1,7 +1,7 @@
 //! The kernels that bring block masks from one form to another, as planned.
 
 use super::BlockGrid;
-use crate::arguments::{Argument, address_of};
+use crate::arguments::Argument;
 use crate::dispatch::Kernel;
 use crate::hook::Placed;
 use crate::shader::{AccessKind, Binding, Chain, Shader, file};
@@ -75,26 +75,21 @@ impl Task<'_> {
         let tiles = self.workgroups.unwrap_or(self.count.div_ceil(each));
         let whole = Slice { batches: 0..1, heads: 0..1, tiles: 0..tiles };
         let slices = if tiles == 0 { vec![] } else { cut(caps, &arguments, whole, FLOPS * f64::from(THREADS))? };
-        let uniforms = slices.iter().map(|slice| {
-            let address = |name: &str| address_of(caps, &arguments, name, slice);
-            let params = Params {
-                one: address("one"),
-                other: address("other"),
-                to: address("to"),
-                indices: address("indices")[0],
-                offsets: address("offsets")[0],
-                first: (slice.tiles.start * each) as u32,
-                count: self.count as u32,
-                ..self.params
-            };
-            bytemuck::bytes_of(&params).to_vec()
-        });
-        let uniforms = uniforms.collect();
+        let params = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
+            one: address("one"),
+            other: address("other"),
+            to: address("to"),
+            indices: address("indices")[0],
+            offsets: address("offsets")[0],
+            first: (slice.tiles.start * each) as u32,
+            count: self.count as u32,
+            ..self.params
+        };
         let problem = self.problem.map(|ty| Binding::Table { name: "problem", ty, length: None, write: true });
         let tables = problem.map(|table| (table, None)).into_iter().collect();
         let files = [vec![file::BLOCKS_SHARED], self.files].concat();
         let shader = Shader::of(format!("block mask {}", self.name), vec![("WG", THREADS)], files, self.chain);
-        Ok((Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?, slices))
+        Ok((Kernel::sliced(caps, shader, arguments, tables, &slices, params)?, slices))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The gate's kernels as planned: what they read and write, by name.
 
 use super::frame::Frame;
-use crate::arguments::{Argument, address_of};
+use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, Scratch};
 use crate::error::require;
 use crate::rotary::angles;
@@ -163,32 +163,27 @@ impl Task {
         let arguments: Vec<Argument> = tensors.iter().map(argument).collect();
         let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let slices = if batches * heads * tiles == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
-        let uniforms = slices.iter().map(|slice| {
-            let address = |name: &str| address_of(caps, &arguments, name, slice);
-            let params = Params {
-                x: address("x"),
-                weights: address("weights"),
-                norm: address("norm"),
-                query: address("query"),
-                key: address("key"),
-                logits: address("logits"),
-                scores: address("scores"),
-                wanted: address("wanted"),
-                chosen: address("chosen"),
-                gradient: address("gradient"),
-                shares: address("shares"),
-                to: address("to"),
-                first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
-                ..params
-            };
-            bytemuck::bytes_of(&params).to_vec()
-        });
-        let uniforms = uniforms.collect();
+        let of_slice = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
+            x: address("x"),
+            weights: address("weights"),
+            norm: address("norm"),
+            query: address("query"),
+            key: address("key"),
+            logits: address("logits"),
+            scores: address("scores"),
+            wanted: address("wanted"),
+            chosen: address("chosen"),
+            gradient: address("gradient"),
+            shares: address("shares"),
+            to: address("to"),
+            first: slice.first(),
+            ..params
+        };
         tables.insert(0, frame.table());
         let files = [vec![file::GATE_SHARED, file::ROW, file::ELEMENT], files].concat();
         let constants = [vec![("WG", THREADS)], constants].concat();
         let shader = Shader::of(format!("gate {name}"), constants, files, None);
-        let kernel = Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?;
+        let kernel = Kernel::sliced(caps, shader, arguments, tables, &slices, of_slice)?;
         Ok(Step { kernel, slices, parts: tensors.into_iter().map(|(_, part, ..)| part).collect() })
     }
 }

@@ -1,6 +1,6 @@
 //! What comes behind the kernel that computes probabilities: from keys to segments, and the largest of a row.
 
-use crate::arguments::{Argument, address_of};
+use crate::arguments::Argument;
 use crate::dispatch::Kernel;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
@@ -120,27 +120,22 @@ impl Step {
             slices.extend(cut(caps, &arguments, whole, FLOPS * f64::from(params.cols))?);
             parts.push(first..slices.len());
         }
-        let uniforms = slices.iter().map(|slice| {
-            let address = |name: &str| address_of(caps, &arguments, name, slice);
-            let params = Params {
-                one: address("one"),
-                one_indices: address("one_indices"),
-                segments: address("segments"),
-                values: address("values"),
-                indices: address("indices"),
-                first: [slice.batches.start, slice.heads.start, slice.tiles.start].map(|n| n as u32),
-                ..params
-            };
-            bytemuck::bytes_of(&params).to_vec()
-        });
-        let uniforms = uniforms.collect();
+        let of_slice = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
+            one: address("one"),
+            one_indices: address("one_indices"),
+            segments: address("segments"),
+            values: address("values"),
+            indices: address("indices"),
+            first: slice.first(),
+            ..params
+        };
         let table = Binding::Table { name: "problem", ty: "vec2u", length: None, write: true };
         let tables = has_problem.then_some((table, None)).into_iter().collect();
         let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
         let name = format!("score reduction {name}");
         let shader = Shader::of(name, vec![("WG", THREADS)], files, None);
         let sources = tensors.iter().map(|&(source, _)| source).collect();
-        let kernel = Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?;
+        let kernel = Kernel::sliced(caps, shader, arguments, tables, &slices, of_slice)?;
         Ok(Self { kernel, slices, parts, sources, has_problem })
     }
 }
