@@ -18,6 +18,7 @@ mod rotary;
 mod score_reduction;
 mod score_reduction_cases;
 mod seer_decode;
+mod seer_decode_cases;
 mod seer_gate;
 mod seer_gate_cases;
 mod shaders;
@@ -42,7 +43,8 @@ pub use neighborhood_cases::{
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
-pub use seer_decode::{SeerDecodeCase, random_seer_decode_cases, seer_decode_cases};
+pub use seer_decode::SeerDecodeCase;
+pub use seer_decode_cases::{random_seer_decode_cases, seer_decode_cases};
 pub use seer_gate::SeerGateCase;
 pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;

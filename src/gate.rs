@@ -1,16 +1,20 @@
 //! SeerAttention's gate: which blocks attention should compute, learned (arXiv 2410.13276).
 
+mod chains;
 mod decode;
 mod frame;
+mod gradients;
 mod kernels;
+mod plan;
 mod run;
 mod shapes;
 mod step;
 mod training;
 
 pub use decode::{SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeStep, SeerDecodeWeights};
+pub use plan::SeerGatePlan;
 pub use run::{SeerGateOutput, SeerGatePrepared};
-pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGatePlan, SeerGateShapes};
+pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGateShapes};
 pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
 
 #[cfg(feature = "catalogue")]

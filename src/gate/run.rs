@@ -1,7 +1,8 @@
 //! From a plan to a block mask.
 
 use super::SeerGate;
-use super::shapes::{SeerGateInputs, SeerGateOutputs, SeerGatePlan, SeerGateShapes};
+use super::plan::SeerGatePlan;
+use super::shapes::{SeerGateInputs, SeerGateOutputs, SeerGateShapes};
 use super::step::ChainPrepared;
 #[cfg(doc)]
 use crate::Error;

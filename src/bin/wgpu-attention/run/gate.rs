@@ -1,15 +1,17 @@
 //! SeerAttention's gate in `run block-sparse`: the mask that it chooses, its scores, its target.
 
-use super::attention::{Problem, request, up};
+mod decode;
+mod prefill;
+
+use super::Options;
+use super::attention::{Problem, up};
 use super::file::{Floats, Inputs, Output, error};
-use super::{Backend, Options};
 use serde::Deserialize;
-use wgpu_attention::reference::{self, SeerDecodeProblem, SeerGateProblem};
+use wgpu_attention::reference;
 use wgpu_attention::{
     AttentionInputs, AttentionPlan, BlockSparseParams, Caps, Causal, CuSeqlens, DType, FlashAttention, FlashParams,
-    Gpu, HeadGroups, KeyGroups, Layout, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGate,
-    SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeWeights, SeerGate, SeerGateInputs, SeerGateParams, SeerGatePlan,
-    SeerGateShapes, Selector, Tensor,
+    Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams, SeerGateOutput,
+    SeerGateParams, Selector, Tensor,
 };
 
 /// The fields of `SeerGateParams` and `SeerDecodeGateParams`, and whether the target is wanted.
@@ -181,17 +183,9 @@ pub fn run(
             return Err(error(format!("{name}.shape"), format!("{:?}", pre.shape), bound));
         }
     }
-    let (shape, [chosen, logits, scores], target) = match (tensors.decodes, options.backend) {
-        (false, Backend::Gpu) => pollster::block_on(on_gpu(options, params, &tensors, problem))?,
-        (false, Backend::Reference) => on_cpu(params, &tensors, problem)?,
-        (true, backend) => {
-            check_decode(inputs, params, problem)?;
-            check_weights(params, &tensors)?;
-            match backend {
-                Backend::Gpu => pollster::block_on(decode_on_gpu(options, params, &tensors, problem))?,
-                Backend::Reference => decode_on_cpu(params, &tensors, problem)?,
-            }
-        }
+    let (shape, [chosen, logits, scores], target) = match tensors.decodes {
+        false => prefill::run(options, params, &tensors, problem)?,
+        true => decode::run(options, inputs, params, &tensors, problem)?,
     };
     let output = |name, dtype, values| Output { name, dtype, shape: shape.to_vec(), values };
     let mut outputs = vec![
@@ -202,50 +196,6 @@ pub fn run(
     outputs.extend(target.map(|target| output("target", DType::F32, target)));
     let block = if tensors.decodes { [1, params.decode().block] } else { params.prefill().block };
     Ok(Some(Gated { block, mask: Floats { dtype: DType::U8, shape, values: chosen }, outputs }))
-}
-
-/// What a gate for decoding does not go with.
-fn check_decode(inputs: &Inputs, params: &Params, problem: &Problem<BlockSparseParams>) -> Result<()> {
-    let what = "a gate for decoding (gate_wq of four dimensions)";
-    if let Some([rows, _]) = params.block
-        && rows != 1
-    {
-        return Err(error("block[0]", rows, format!("1 with {what}: every query chooses")));
-    }
-    let set = [
-        ("cu_seqlens_q", problem.cu_seqlens.is_some()),
-        ("seqlens_q", problem.seqlens[0].is_some()),
-        ("diagonal", params.diagonal.is_some()),
-        ("last_rows_dense", params.last_rows_dense.is_some()),
-        ("pool_q", params.pool_q.is_some()),
-        ("target", params.target && problem.seqlens[1].is_some()),
-    ];
-    match set.into_iter().find(|(_, set)| *set) {
-        Some((name, _)) => Err(error(inputs.what(name), "set", format!("unset with {what}"))),
-        None => Ok(()),
-    }
-}
-
-/// Weights of a gate for decoding, which its reference takes as they are.
-fn check_weights(params: &Params, tensors: &Tensors) -> Result<()> {
-    let gate = params.decode();
-    gate.check()?;
-    let ([_, heads_q, _, head_dim], heads_kv) = (tensors.q.shape, tensors.k.shape[1]);
-    let gate_dim = tensors.wk.shape[3];
-    let norm = [1, 1, 1, gate_dim];
-    let [norm_q, norm_k] = &tensors.norms;
-    for (name, floats, shape) in [
-        ("gate_wq", &tensors.wq, [1, heads_kv, heads_q / heads_kv * head_dim, gate_dim]),
-        ("gate_wk", &Some(tensors.wk.clone()), [1, heads_kv, gate.pool_k.len() * head_dim, gate_dim]),
-        ("gate_qnorm", norm_q, norm),
-        ("gate_knorm", norm_k, norm),
-    ] {
-        let found = floats.as_ref().map_or(shape, |floats| floats.shape);
-        if found != shape {
-            return Err(error(format!("{name}.shape"), format!("{found:?}"), format!("{shape:?}, by q_pre and k_pre")));
-        }
-    }
-    Ok(())
 }
 
 /// The shape of the results; the chosen blocks, logits and scores; the target.
@@ -260,23 +210,43 @@ fn bits(chosen: Vec<bool>) -> Vec<f32> {
     chosen.into_iter().map(|chosen| f32::from(u8::from(chosen))).collect()
 }
 
-/// The attention whose blocks are chosen, with the log-sum-exp of its dense form.
-async fn dense<'a>(
-    gpu: &Gpu,
-    params: &Params,
-    problem: &'a Problem<BlockSparseParams>,
-    [q, k, v]: &'a [Tensor; 3],
-) -> Result<(AttentionInputs<'a>, Tensor)> {
-    let side = |i: usize| problem.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
-    let inputs = AttentionInputs {
+/// The dense attention whose blocks are chosen.
+struct Dense {
+    tokens: [Tensor; 3],
+    lse: Tensor,
+}
+
+impl Dense {
+    async fn new(gpu: &Gpu, params: &Params, problem: &Problem<BlockSparseParams>) -> Result<Self> {
+        let tokens = [up(gpu, &problem.q).await?, up(gpu, &problem.k).await?, up(gpu, &problem.v).await?];
+        let inputs = inputs(problem, &tokens);
+        let (_, lse) = FlashAttention::new(gpu, flash(params))?.forward_with_lse(&inputs).await?;
+        Ok(Self { tokens, lse })
+    }
+}
+
+fn side(problem: &Problem<BlockSparseParams>, i: usize) -> Option<CuSeqlens<'_>> {
+    problem.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]))
+}
+
+fn inputs<'a>(problem: &'a Problem<BlockSparseParams>, [q, k, v]: &'a [Tensor; 3]) -> AttentionInputs<'a> {
+    AttentionInputs {
         seqlens_q: problem.seqlens[0].as_deref(),
         seqlens_k: problem.seqlens[1].as_deref(),
-        cu_seqlens_q: side(0),
-        cu_seqlens_k: side(1),
+        cu_seqlens_q: side(problem, 0),
+        cu_seqlens_k: side(problem, 1),
         ..AttentionInputs::new(q, k, v)
+    }
+}
+
+/// What a gate on the GPU has found.
+async fn read(found: SeerGateOutput, target: Option<Tensor>) -> Result<Found> {
+    let target = match target {
+        Some(target) => Some(target.read().await?),
+        None => None,
     };
-    let (_, lse) = FlashAttention::new(gpu, flash(params))?.forward_with_lse(&inputs).await?;
-    Ok((inputs, lse))
+    let all = [bits(found.mask.read().await?), found.logits.read().await?, found.scores.read().await?];
+    Ok((found.logits.shape(), all, target))
 }
 
 async fn up_some(gpu: &Gpu, floats: &Option<Floats>) -> Result<Option<Tensor>> {
@@ -284,38 +254,6 @@ async fn up_some(gpu: &Gpu, floats: &Option<Floats>) -> Result<Option<Tensor>> {
         Some(floats) => up(gpu, floats).await.map(Some),
         None => Ok(None),
     }
-}
-
-async fn on_gpu(
-    options: &Options,
-    params: &Params,
-    tensors: &Tensors,
-    problem: &Problem<BlockSparseParams>,
-) -> Result<Found> {
-    let gpu = request(options.adapter.as_deref()).await?;
-    let gate = SeerGate::new(&gpu, params.prefill())?;
-    let (q, k, wk) = (up(&gpu, &tensors.q).await?, up(&gpu, &tensors.k).await?, up(&gpu, &tensors.wk).await?);
-    let wq = up_some(&gpu, &tensors.wq).await?;
-    let side = |i: usize| problem.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
-    let inputs = SeerGateInputs {
-        wq: wq.as_ref(),
-        seqlens_q: problem.seqlens[0].as_deref(),
-        seqlens_k: problem.seqlens[1].as_deref(),
-        cu_seqlens_q: side(0),
-        cu_seqlens_k: side(1),
-        ..SeerGateInputs::new(&q, &k, &wk)
-    };
-    let found = gate.forward_with_scores(&inputs).await?;
-    let target = match params.target {
-        true => {
-            let tokens = [up(&gpu, &problem.q).await?, up(&gpu, &problem.k).await?, up(&gpu, &problem.v).await?];
-            let (attention, lse) = dense(&gpu, params, problem, &tokens).await?;
-            Some(gate.target(&inputs, &flash(params), &attention, &lse).await?.read().await?)
-        }
-        false => None,
-    };
-    let all = [bits(found.mask.read().await?), found.logits.read().await?, found.scores.read().await?];
-    Ok((found.logits.shape(), all, target))
 }
 
 fn f32s(values: &[f64]) -> Vec<f32> {
@@ -337,117 +275,4 @@ fn probabilities(
         let lse = f32s(&reference::flash(&reduction.attention, dense).lse);
         reference::score_reduction(&reduction, dense, &lse, &[])
     })
-}
-
-fn on_cpu(params: &Params, tensors: &Tensors, problem: &Problem<BlockSparseParams>) -> Result<Found> {
-    let gate = params.prefill();
-    // The reference takes what fits together; what does not is told by planning.
-    let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
-    let (q, k, wk, wq) = (layout(&tensors.q), layout(&tensors.k), layout(&tensors.wk), tensors.wq.as_ref().map(layout));
-    let attention = problem.shapes()?;
-    let shapes = SeerGateShapes {
-        seqlens_q: attention.seqlens_q,
-        seqlens_k: attention.seqlens_k,
-        cu_seqlens_q: attention.cu_seqlens_q,
-        cu_seqlens_k: attention.cu_seqlens_k,
-        ..SeerGateShapes::new(&gate, q, k, wq, wk, false)
-    };
-    SeerGatePlan::new(&Caps::unlimited(), &gate, &shapes.with_outputs(&gate, false))?;
-    let length = |i: usize, b: usize, all: usize| problem.seqlens[i].as_ref().map_or(all, |lengths| lengths[b]);
-    let [batch, _, queries, keys] = problem.pairs();
-    let sequences: Vec<[usize; 5]> = match &problem.cu_seqlens {
-        None => (0..batch).map(|b| [b, 0, length(0, b, queries), 0, length(1, b, keys)]).collect(),
-        Some([q, k]) => {
-            let pairs = q.windows(2).zip(k.windows(2));
-            pairs.map(|(q, k)| [0, q[0], q[1] - q[0], k[0], k[1] - k[0]].map(|n| n as usize)).collect()
-        }
-    };
-    let gated = SeerGateProblem {
-        q: &tensors.q.values,
-        q_shape: tensors.q.shape,
-        k: &tensors.k.values,
-        k_shape: tensors.k.shape,
-        wq: tensors.wq.as_ref().map(|wq| &wq.values[..]),
-        wk: &tensors.wk.values,
-        wk_heads: tensors.wk.shape[1],
-        gate_dim: tensors.wk.shape[3],
-        sequences: &sequences,
-    };
-    let found = reference::seer_gate(&gate, &gated);
-    let choice = reference::seer_gate_choice(&gate, &gated, &found.logits);
-    let scores = reference::seer_gate_scores(&found.logits, found.shape[3]);
-    let target = params.target.then(|| {
-        let wanted = probabilities(params, problem, HeadGroups::Each, gate.block);
-        f32s(&reference::seer_gate_target(&gate, &gated, &wanted))
-    });
-    let chosen = choice.into_iter().map(|(chosen, _)| chosen).collect();
-    Ok((found.shape, [bits(chosen), f32s(&found.logits), f32s(&scores)], target))
-}
-
-fn decode_lengths(problem: &Problem<BlockSparseParams>) -> Vec<usize> {
-    problem.seqlens[1].clone().unwrap_or_else(|| vec![problem.k.shape[2]; problem.k.shape[0]])
-}
-
-async fn decode_on_gpu(
-    options: &Options,
-    params: &Params,
-    tensors: &Tensors,
-    problem: &Problem<BlockSparseParams>,
-) -> Result<Found> {
-    let gpu = request(options.adapter.as_deref()).await?;
-    let gate = SeerDecodeGate::new(&gpu, params.decode())?;
-    let block = gate.params().block;
-    let Floats { dtype, shape: [batch, heads, keys, width], ref values } = tensors.k;
-    // Keys in whole blocks.
-    let rows = keys.next_multiple_of(block).max(block);
-    let padded = |head: &[f32]| [head, &vec![0.0; (rows - keys) * width]].concat();
-    let values = values.chunks((keys * width).max(1)).flat_map(padded).collect();
-    let k = up(&gpu, &Floats { dtype, shape: [batch, heads, rows, width], values }).await?;
-    let (q, wk) = (up(&gpu, &tensors.q).await?, up(&gpu, &tensors.wk).await?);
-    let wq = up_some(&gpu, &tensors.wq).await?.expect("a gate for decoding has one");
-    let [norm_q, norm_k] = [up_some(&gpu, &tensors.norms[0]).await?, up_some(&gpu, &tensors.norms[1]).await?];
-    let weights = SeerDecodeWeights { wq: &wq, wk: &wk, norm_q: norm_q.as_ref(), norm_k: norm_k.as_ref() };
-    let seqlens_k = decode_lengths(problem);
-    let cache = Layout::heads_first(DType::F32, [batch, heads, rows / block, wk.shape()[3]]);
-    let compressed = Tensor::empty(&gpu, cache).await?;
-    gate.compress(&weights, &k, &compressed, &vec![0; batch], &seqlens_k).await?;
-    let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: &seqlens_k, keys };
-    let found = gate.forward_with_scores(&weights, &inputs).await?;
-    let target = match params.target {
-        true => {
-            let tokens = [up(&gpu, &problem.q).await?, up(&gpu, &problem.k).await?, up(&gpu, &problem.v).await?];
-            let (attention, lse) = dense(&gpu, params, problem, &tokens).await?;
-            Some(gate.target(&weights, &flash(params), &attention, &lse).await?.read().await?)
-        }
-        false => None,
-    };
-    let all = [bits(found.mask.read().await?), found.logits.read().await?, found.scores.read().await?];
-    Ok((found.logits.shape(), all, target))
-}
-
-fn decode_on_cpu(params: &Params, tensors: &Tensors, problem: &Problem<BlockSparseParams>) -> Result<Found> {
-    let gate = params.decode();
-    let seqlens_k = decode_lengths(problem);
-    let norm = |i: usize| tensors.norms[i].as_ref().map(|norm| &norm.values[..]);
-    let gated = SeerDecodeProblem {
-        q: &tensors.q.values,
-        q_shape: tensors.q.shape,
-        k: &tensors.k.values,
-        k_shape: tensors.k.shape,
-        wq: &tensors.wq.as_ref().expect("a gate for decoding has one").values,
-        wk: &tensors.wk.values,
-        norms: [norm(0), norm(1)],
-        gate_dim: tensors.wk.shape[3],
-        seqlens_k: &seqlens_k,
-        past: false,
-    };
-    let found = reference::seer_decode_gate(&gate, &gated);
-    let choice = reference::seer_decode_choice(&gate, &gated, &found.logits);
-    let scores = reference::seer_gate_scores(&found.logits, found.shape[3]);
-    let target = params.target.then(|| {
-        let wanted = probabilities(params, problem, HeadGroups::OfKeyHead, [1, gate.block]);
-        f32s(&reference::seer_decode_target(&gate, &SeerDecodeProblem { past: true, ..gated }, &wanted))
-    });
-    let chosen = choice.into_iter().map(|(chosen, _)| chosen).collect();
-    Ok((found.shape, [bits(chosen), f32s(&found.logits), f32s(&scores)], target))
 }
