@@ -302,12 +302,22 @@ fn what_is_not_a_number_shows() {
     let shape = [1, 1, 64, 8];
     let [mut q, k, wk] = [1, 2, 3].map(|seed| common::random(seed, 64 * 8));
     let wk = &wk[..24 * 8];
-    for broken in [f32::NAN, f32::INFINITY] {
+    // An infinity stays one where nothing turns it; a maximum may lose a NaN.
+    for (broken, pool, rope_theta) in [
+        (f32::NAN, Pool::Avg, Some(1e4)),
+        (f32::NAN, Pool::Max, None),
+        (f32::NAN, Pool::Min, Some(1e4)),
+        (f32::INFINITY, Pool::Avg, Some(1e4)),
+        (f32::INFINITY, Pool::Avg, None),
+        (f32::NEG_INFINITY, Pool::Avg, None),
+    ] {
         let before = q[20 * 8];
         q[20 * 8] = broken;
         let (q_pre, k_pre, wk) = (tensor(shape, &q), tensor(shape, &k), tensor([1, 1, 24, 8], wk));
         let selector = Selector::Budget(16);
-        let gate = gate(SeerGateParams { selector, last_rows_dense: false, causal: None, ..params() }).unwrap();
+        let pool_q = vec![pool];
+        let params = SeerGateParams { selector, last_rows_dense: false, causal: None, pool_q, rope_theta, ..params() };
+        let gate = gate(params).unwrap();
         let found = block_on(gate.forward_with_scores(&SeerGateInputs::new(&q_pre, &k_pre, &wk))).unwrap();
         let (mask, scores) = (block_on(found.mask.read()).unwrap(), read(&found.scores));
         for row in 0..4 {

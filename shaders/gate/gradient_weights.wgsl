@@ -1,12 +1,9 @@
 // Gradient of a head's weights:  to[f] = Σ_b Σ_m x[b][m][f] · gradient[b][m]  over the batch entries b and their rows m. `gradient`
-// is that of the projected features. A workgroup takes ROWS features. Workgroup memory: that of product.wgsl.
+// is that of the projected features, 0 for rows that a batch entry does not have. A workgroup takes ROWS features. Workgroup memory: that of product.wgsl.
 
 // `heads` batch entries, of `inner` rows each.
 fn left(p: Place, f: u32, n: u32) -> f32 {
-    let batch = n / params.inner;
-    let row = n % params.inner;
-    if (!exists(batch, row)) { return 0.0; }
-    return load_x(feature_at(batch, p.head, row, f));
+    return load_x(feature_at(n / params.inner, p.head, n % params.inner, f));
 }
 
 fn right(p: Place, n: u32, column: u32) -> vec4f {

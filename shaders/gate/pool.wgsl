@@ -2,8 +2,8 @@
 //
 //   to[m][p·HEAD_DIM + d] = max, min or mean of x[t][d] over the block's tokens t that there are
 //
-// x [batch, heads, tokens, head_dim]; to [batch, heads, blocks, parts · HEAD_DIM], 0 for a block without tokens. A NaN makes the
-// result NaN. A workgroup takes a block, its threads every LANES-th token of four places each.
+// x [batch, heads, tokens, head_dim]; to [batch, heads, blocks, parts · HEAD_DIM]: what it has of a block without tokens is not
+// read. A NaN makes the result NaN. A workgroup takes a block, its threads every LANES-th token of four places each.
 // Workgroup memory: 64·WG bytes.
 
 const POOL_MAX: u32 = 0u;
@@ -61,9 +61,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             if (kind == POOL_MIN) { pooled = low; }
             pooled = bitcast<vec4f>(select(bitcast<vec4u>(pooled), vec4u(NAN_BITS), bad > vec4u(0x7f800000u)));
             let to = row_of(params.to, batch, head, block) + part * HEAD_DIM + d;
-            let values = select(vec4f(), pooled, end > start);
             for (var e = 0u; e < 4u; e++) {
-                if (d + e < HEAD_DIM) { store_to(to + e, bitcast<u32>(values[e])); }
+                if (d + e < HEAD_DIM) { store_to(to + e, bitcast<u32>(pooled[e])); }
             }
         }
     }
