@@ -9,6 +9,7 @@ mod blocks;
 mod data;
 mod family;
 mod flash_cases;
+mod flash_few;
 mod flash_random;
 mod hooks;
 mod inputs;

@@ -1,5 +1,6 @@
 //! The list of flash attention cases.
 
+use super::flash_few::few_queries;
 use super::{AttentionCase, KnownHook, Scores};
 use crate::{Causal, DType, FlashParams, Window};
 
@@ -79,6 +80,7 @@ pub fn flash_cases() -> Vec<AttentionCase> {
     cases.extend(storage());
     cases.extend(hooks());
     cases.extend(packed());
+    cases.extend(few_queries());
     cases
 }
 
