@@ -7,7 +7,9 @@ use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
 use wgpu_attention::reference::{FlashProblem, flash};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionShapes, DType, FlashAttention, FlashParams, Gpu, Layout, Tensor,
+    AttentionInputs, AttentionOutputs, AttentionShapes, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams,
+    DType, FlashAttention, FlashParams, Gpu, Layout, SeerGate, SeerGateInputs, SeerGateParams, SeerLoss, Selector,
+    Tensor,
 };
 
 /// A device of the same adapter with other limits, borrowed as from a program that made it.
@@ -49,6 +51,70 @@ fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
         let cut = run(&gpu);
         assert!(cut.0 >= slices, "{} slices, expected {slices} or more", cut.0);
         assert_eq!((bits(&cut.1), bits(&cut.2)), (bits(&whole.1), bits(&whole.2)));
+    }
+}
+
+/// Parts of a head's keys in different dispatches.
+#[test]
+fn parts_of_keys_are_cut_to_device_limits() {
+    let run = |gpu: &Gpu| {
+        let up = |shape: [usize; 4], seed| {
+            block_on(Tensor::upload(gpu, shape, DType::F32, &random(seed, shape.iter().product()))).unwrap()
+        };
+        let (q, k) = (up([2, 6, 1, 16], 47), up([2, 2, 2500, 16], 48));
+        let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
+        let inputs = AttentionInputs::new(&q, &k, &k);
+        let slices = attention.plan(&AttentionShapes::of_inputs(&inputs)).unwrap().slices().len();
+        let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
+        (slices, [out, lse].map(|tensor| bits(&block_on(tensor.read()).unwrap())))
+    };
+    let (slices, whole) = run(&device(|_| {}));
+    assert_eq!(slices, 2, "the parts, and the merge");
+    // Six parts of two key heads, one and two at a time; a dispatch has one batch entry then.
+    for most in [1, 2] {
+        let (slices, cut) = run(&device(|l| l.max_compute_workgroups_per_dimension = most));
+        assert!(slices > 6 / most as usize, "{slices}");
+        assert!(cut == whole, "{most} workgroups along a dimension");
+    }
+}
+
+/// The same for a gate, its training, and attention of one query over what a gate for decoding chose.
+#[test]
+fn a_gate_is_cut_to_device_limits_and_chooses_the_same() {
+    let (h, n, d, block) = (4, 256, 16, 4);
+    let values = [random(43, h * n * d), random(44, 2 * n * d), random(45, h * 3 * d * d), random(46, h * d * d)];
+    let run = |gpu: &Gpu| {
+        let up = |shape, i: usize| block_on(Tensor::upload(gpu, shape, DType::F32, &values[i])).unwrap();
+        let (q, k) = (up([1, h, n, d], 0), up([1, 2, n, d], 1));
+        let (wk, wq) = (up([1, h, 3 * d, d], 2), up([1, h, d, d], 3));
+        // The table of angles would not fit the smallest binding.
+        let (rope_theta, selector) = (None, Selector::TopP(0.6));
+        let params = SeerGateParams { block: [block; 2], rope_theta, selector, ..Default::default() };
+        let gate = SeerGate::new(gpu, params).unwrap();
+        let inputs = SeerGateInputs { wq: Some(&wq), ..SeerGateInputs::new(&q, &k, &wk) };
+        let found = block_on(gate.forward_with_scores(&inputs)).unwrap();
+        let saved = block_on(gate.forward_for_training(&inputs)).unwrap();
+        let (loss, dlogits) = block_on(gate.loss(&saved, &found.scores, SeerLoss::default())).unwrap();
+        let gradients = block_on(gate.backward(&saved, &dlogits)).unwrap();
+        let all = [found.logits, found.scores, loss, dlogits, gradients.dwq.unwrap(), gradients.dwk];
+        let all = all.map(|tensor| bits(&block_on(tensor.read()).unwrap()));
+        // One query of all heads.
+        let token = block_on(Tensor::upload(gpu, [1, h, 1, d], DType::F32, &values[0][..h * d])).unwrap();
+        let grid = BlockGrid { batch: 1, heads: 2, queries: 1, keys: n, block: [1, block] };
+        let mask = block_on(BlockMask::random(gpu, grid, 0.5, false, 1)).unwrap();
+        let attention = BlockSparseAttention::new(gpu, BlockSparseParams::default()).unwrap();
+        let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&token, &k, &k) };
+        let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
+        let attended = [out, lse].map(|tensor| bits(&block_on(tensor.read()).unwrap()));
+        (block_on(found.mask.read()).unwrap(), all, attended)
+    };
+    let whole = run(&device(|_| {}));
+    let rows = n.div_ceil(block);
+    for gpu in [
+        device(|l| l.max_storage_buffer_binding_size = (rows * rows * 4).max(n * d * 4) as u64),
+        device(|l| l.max_compute_workgroups_per_dimension = 2),
+    ] {
+        assert!(run(&gpu) == whole, "{}", gpu.caps());
     }
 }
 
