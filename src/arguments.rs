@@ -22,7 +22,7 @@ pub(crate) struct Argument {
 
 impl Argument {
     pub fn writes(&self) -> bool {
-        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits)
+        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits | AccessKind::UpdateBits)
     }
 
     /// The bytes of the buffer that a slice, or all of the work, touches.

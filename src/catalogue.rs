@@ -13,6 +13,7 @@ mod flash_few;
 mod flash_random;
 mod hooks;
 mod inputs;
+mod linear;
 mod merge;
 mod neighborhood_cases;
 mod rotary;
@@ -37,6 +38,7 @@ pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
 pub use hooks::KnownHook;
+pub use linear::{LinearCase, linear_cases, random_linear_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
@@ -160,6 +162,13 @@ pub const FAMILIES: &[Family] = &[
         },
         variants: |caps| vec![seer_gate_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: seer_gate_cases::shaders,
+    },
+    Family {
+        name: "linear",
+        cases: || boxed(linear_cases()).collect(),
+        random: |count, seed| boxed(random_linear_cases(count, seed)).collect(),
+        variants: |caps| vec![linear::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: linear::shaders,
     },
     Family {
         name: "merge",

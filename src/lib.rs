@@ -12,6 +12,7 @@ mod gpu;
 pub mod guide;
 mod hook;
 mod layout;
+mod linear;
 mod merge;
 mod neighborhood;
 mod packed;
@@ -41,6 +42,9 @@ pub use gate::{
 pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;
 pub use layout::{DType, Layout};
+pub use linear::{
+    LinearAttention, LinearInputs, LinearOutputs, LinearParams, LinearPlan, LinearPrepared, LinearShapes, LinearState,
+};
 pub use merge::{Merge, MergePrepared, MergeShapes};
 pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};
 pub use packed::{CuSeqlens, CuSeqlensShape};

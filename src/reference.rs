@@ -3,6 +3,7 @@
 
 mod block_sparse;
 mod flash;
+mod linear;
 mod merge;
 mod neighborhood;
 mod problem;
@@ -13,6 +14,7 @@ mod seer_gate;
 
 pub use block_sparse::ChosenBlocks;
 pub use flash::{FlashReference, Gradients, flash, flash_backward};
+pub use linear::{LinearProblem, LinearReference, linear};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem};

@@ -97,6 +97,16 @@ pub(crate) mod file {
         ROTARY_ANGLE = "rotary/angle.wgsl";
         ROTARY_COUNTED = "rotary/counted.wgsl";
         ROTARY_GIVEN = "rotary/given.wgsl";
+        LINEAR_SHARED = "linear/shared.wgsl";
+        LINEAR_RECURRENT = "linear/recurrent.wgsl";
+        LINEAR_UNGATED = "linear/ungated.wgsl";
+        LINEAR_GATE_BY_HEAD = "linear/gate_by_head.wgsl";
+        LINEAR_GATE_BY_TOKEN = "linear/gate_by_token.wgsl";
+        LINEAR_FROM_NOTHING = "linear/from_nothing.wgsl";
+        LINEAR_FROM_STATE = "linear/from_state.wgsl";
+        LINEAR_TO_NOTHING = "linear/to_nothing.wgsl";
+        LINEAR_TO_STATE = "linear/to_state.wgsl";
+        LINEAR_IN_PLACE = "linear/in_place.wgsl";
         GATE_SHARED = "gate/shared.wgsl";
         GATE_RULE = "gate/rule.wgsl";
         GATE_FEATURES = "gate/features.wgsl";
@@ -175,6 +185,8 @@ pub(crate) enum AccessKind {
     LoadBits,
     Store4,
     StoreBits,
+    /// `load_NAME(i)` and `store_NAME(i, bits)`: one word, read and written in place.
+    UpdateBits,
 }
 
 /// A shader before assembly.

@@ -15,11 +15,20 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
         AccessKind::Load1 => {
             format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
         }
-        AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n"),
+        AccessKind::LoadBits => load_bits(name, data),
         AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
         AccessKind::Store4 => store_narrow(name, data, access.dtype),
-        AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
+        AccessKind::StoreBits => store_bits(name, data),
+        AccessKind::UpdateBits => load_bits(name, data) + &store_bits(name, data),
     }
+}
+
+fn load_bits(name: &str, data: &str) -> String {
+    format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n")
+}
+
+fn store_bits(name: &str, data: &str) -> String {
+    format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n")
 }
 
 fn load_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {

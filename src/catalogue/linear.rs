@@ -1,0 +1,416 @@
+//! Cases of linear attention.
+
+use super::{Case, Outcome, normal, poisoned};
+use crate::reference::{self, LinearProblem};
+use crate::{
+    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearOutputs, LinearParams, LinearPlan,
+    LinearShapes, LinearState, Result, Tensor,
+};
+use futures::future::LocalBoxFuture;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// A problem of linear attention.
+#[derive(Clone, Debug)]
+pub struct LinearCase {
+    /// Batch entries.
+    pub batch: usize,
+    /// Heads of q, of k, of v.
+    pub heads: [usize; 3],
+    /// Tokens.
+    pub tokens: usize,
+    /// head_dim and value_dim.
+    pub dims: (usize, usize),
+    /// The params.
+    pub params: LinearParams,
+    /// Whether tokens have gates: the standard deviation of their logarithm of −g, and one gate of −80 every so many tokens.
+    pub gates: Option<(f32, usize)>,
+    /// Whether the state begins with another.
+    pub h0: bool,
+    /// Whether it goes on in place; else it is written.
+    pub in_place: bool,
+    /// Tokens of each batch entry, or of each packed sequence; empty: all.
+    pub sequences: Vec<usize>,
+    /// Whether sequences lie one after another.
+    pub packed: bool,
+    /// Types of q and k, of v and o.
+    pub dtypes: [DType; 2],
+    /// [batch, tokens, heads, width] in memory instead of contiguous.
+    pub strided: bool,
+    /// Of the random values.
+    pub seed: u64,
+}
+
+impl Default for LinearCase {
+    fn default() -> Self {
+        Self {
+            batch: 1,
+            heads: [2; 3],
+            tokens: 65,
+            dims: (32, 32),
+            params: LinearParams::default(),
+            gates: None,
+            h0: false,
+            in_place: false,
+            sequences: vec![],
+            packed: false,
+            dtypes: [DType::F32; 2],
+            strided: false,
+            seed: 0,
+        }
+    }
+}
+
+/// The values of a case.
+struct Values {
+    tokens: [Vec<f32>; 3],
+    g: Vec<f32>,
+    h0: Vec<f32>,
+}
+
+impl LinearCase {
+    fn all_heads(&self) -> usize {
+        self.heads.into_iter().max().unwrap_or(0)
+    }
+
+    fn rows(&self) -> usize {
+        if self.packed { self.sequences.iter().sum() } else { self.tokens }
+    }
+
+    fn token_shapes(&self) -> [[usize; 4]; 3] {
+        let batch = if self.packed { 1 } else { self.batch };
+        let widths = [self.dims.0, self.dims.0, self.dims.1];
+        std::array::from_fn(|i| [batch, self.heads[i], self.rows(), widths[i]])
+    }
+
+    fn state_shape(&self) -> [usize; 4] {
+        let entries = if self.packed { self.sequences.len() } else { self.batch };
+        [entries, self.all_heads(), self.dims.0, self.dims.1]
+    }
+
+    fn of_gates(&self) -> [usize; 4] {
+        let [batch, _, rows, _] = self.token_shapes()[0];
+        [batch, self.all_heads(), rows, 1]
+    }
+
+    fn values(&self) -> Values {
+        let [q, k, v] = self.token_shapes().map(|shape| shape.iter().product());
+        let [qk, of_v] = self.dtypes;
+        let count = self.of_gates().iter().product();
+        let g = match self.gates {
+            None => vec![],
+            Some((spread, hard)) => {
+                let gate = |(i, x): (usize, f32)| if i % hard == hard / 2 { -80.0 } else { -(spread * x - 3.0).exp() };
+                normal(self.seed + 3, count, 1.0, DType::F32).into_iter().enumerate().map(gate).collect()
+            }
+        };
+        let h0 = if self.h0 || self.in_place { self.state_shape().iter().product() } else { 0 };
+        Values {
+            tokens: [
+                normal(self.seed, q, 1.0, qk),
+                normal(self.seed + 1, k, 1.0, qk),
+                normal(self.seed + 2, v, 1.0, of_v),
+            ],
+            g,
+            h0: normal(self.seed + 4, h0, 1.0, DType::F32),
+        }
+    }
+
+    /// (batch entry, first row, tokens) of each sequence.
+    fn places(&self) -> Vec<[usize; 3]> {
+        if self.sequences.is_empty() {
+            return (0..self.batch).map(|b| [b, 0, self.tokens]).collect();
+        }
+        let mut next = 0;
+        let place = |(b, &count): (usize, &usize)| {
+            let first = if self.packed { next } else { 0 };
+            next += count;
+            [if self.packed { 0 } else { b }, first, count]
+        };
+        self.sequences.iter().enumerate().map(place).collect()
+    }
+
+    fn offsets(&self) -> Vec<u32> {
+        let ends = self.places().into_iter().map(|[_, first, count]| (first + count) as u32);
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    fn expected(&self) -> reference::LinearReference {
+        let (Values { tokens, g, h0 }, places) = (self.values(), self.places());
+        reference::linear(
+            &self.params,
+            &LinearProblem {
+                tokens: tokens.each_ref().map(|values| &values[..]),
+                shapes: self.token_shapes(),
+                g: self.gates.map(|_| &g[..]),
+                h0: (!h0.is_empty()).then_some(&h0[..]),
+                sequences: &places,
+            },
+        )
+    }
+
+    fn layouts(&self) -> [Layout; 3] {
+        let [qk, of_v] = self.dtypes;
+        let dtypes = [qk, qk, of_v];
+        let shapes = self.token_shapes();
+        std::array::from_fn(|i| match self.strided {
+            true => Layout::heads_last(dtypes[i], shapes[i]).at(2),
+            false => Layout::heads_first(dtypes[i], shapes[i]),
+        })
+    }
+
+    /// What would run on a device.
+    ///
+    /// # Errors
+    /// Those of [`LinearPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<LinearPlan> {
+        let [q, k, v] = self.layouts();
+        let state = Layout::heads_first(DType::F32, self.state_shape());
+        let shapes = LinearShapes {
+            g: self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())),
+            h0: self.h0.then(|| state.clone()),
+            seqlens: (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()),
+            cu_seqlens: self.packed.then(|| self.offsets()),
+            ..LinearShapes::new(q, k, v, true)
+        };
+        LinearPlan::new(caps, &self.params, &LinearShapes { in_place: self.in_place, ..shapes.with_outputs(true) })
+    }
+
+    async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
+        let Values { tokens, g, h0 } = self.values();
+        let mut found = vec![];
+        for (mut values, layout) in tokens.into_iter().zip(self.layouts()) {
+            let [_, heads, rows, width] = layout.shape;
+            if !self.packed && !self.sequences.is_empty() {
+                // Padding holds NaN.
+                for (n, row) in values.chunks_exact_mut(width).enumerate() {
+                    if n % rows >= self.sequences[n / rows / heads] {
+                        row.fill(f32::NAN);
+                    }
+                }
+            }
+            found.push(poisoned(gpu, layout, &values).await?);
+        }
+        let of_g = Layout::heads_first(DType::F32, self.of_gates());
+        let state = Layout::heads_first(DType::F32, self.state_shape());
+        Ok(Uploaded {
+            g: if self.gates.is_some() { Some(poisoned(gpu, of_g, &g).await?) } else { None },
+            h0: if h0.is_empty() { None } else { Some(poisoned(gpu, state, &h0).await?) },
+            offsets: self.offsets(),
+            tokens: found,
+        })
+    }
+
+    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> LinearInputs<'a> {
+        let [q, k, v] = &uploaded.tokens[..] else { unreachable!("three are uploaded") };
+        LinearInputs {
+            g: uploaded.g.as_ref(),
+            h0: uploaded.h0.as_ref().filter(|_| !self.in_place),
+            seqlens: (!self.packed && !self.sequences.is_empty()).then_some(&self.sequences),
+            cu_seqlens: self.packed.then_some(&uploaded.offsets),
+            ..LinearInputs::new(q, k, v)
+        }
+    }
+}
+
+struct Uploaded {
+    tokens: Vec<Tensor>,
+    g: Option<Tensor>,
+    h0: Option<Tensor>,
+    offsets: Vec<u32>,
+}
+
+/// The root of the mean square error over that of the reference, against 2e-6; of 16-bit results against what their rounding is.
+fn compare(dtype: DType, found: &[f32], expected: &[f64]) -> Outcome {
+    assert_eq!(found.len(), expected.len(), "a result has as many values as its reference");
+    let error = |x: &f32, y: &f64| f64::from(*x) - y;
+    let squares: f64 = found.iter().zip(expected).map(|(x, y)| error(x, y).powi(2)).sum();
+    let all: f64 = expected.iter().map(|y| y * y).sum();
+    let largest = found.iter().zip(expected).map(|(x, y)| error(x, y).abs()).fold(0.0, f64::max);
+    let allowed = match dtype {
+        DType::F16 => 1e-3,
+        DType::Bf16 => 8e-3,
+        _ => 2e-6,
+    };
+    let ratio = if all > 0.0 { (squares / all).sqrt() } else { squares.sqrt() };
+    // A NaN is more than anything.
+    let over_tolerance = if ratio.is_finite() { ratio / allowed } else { f64::INFINITY };
+    Outcome { error: if largest.is_finite() { largest } else { f64::INFINITY }, over_tolerance }
+}
+
+impl Case for LinearCase {
+    fn kernel(&self) -> &'static str {
+        "linear"
+    }
+
+    fn name(&self) -> String {
+        let Self {
+            batch, heads, tokens, dims, params, gates, h0, in_place, sequences, packed, dtypes: [qk, v], ..
+        } = self;
+        let LinearParams { causal, reverse, slopes, .. } = params;
+        let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
+        let gate = match (gates, slopes) {
+            (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
+            (None, Some(_)) => " slopes".into(),
+            (None, None) => String::new(),
+        };
+        let switches =
+            [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
+        let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
+    }
+
+    fn flops(&self) -> f64 {
+        let tokens: usize = self.places().iter().map(|place| place[2]).sum();
+        (5 * tokens * self.all_heads() * self.dims.0 * self.dims.1) as f64
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            let uploaded = self.upload(gpu).await?;
+            let attention = LinearAttention::new(gpu, self.params.clone())?;
+            let inputs = self.inputs(&uploaded);
+            let (o, state) = match (&uploaded.h0, self.in_place) {
+                (Some(state), true) => (attention.forward_in_place(&inputs, state).await?, state.clone()),
+                _ => attention.forward_with_state(&inputs).await?,
+            };
+            let expected = self.expected();
+            let outcome = compare(self.dtypes[1], &o.read().await?, &expected.o);
+            Ok(outcome.and(compare(DType::F32, &state.read().await?, &expected.ht)))
+        })
+    }
+
+    fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
+        Box::pin(async move {
+            let uploaded = self.upload(gpu).await?;
+            let inputs = self.inputs(&uploaded);
+            let shapes = LinearShapes::of_inputs(&inputs, true);
+            let o = Tensor::empty(gpu, shapes.o.clone()).await?;
+            let ht = Tensor::empty(gpu, Layout::heads_first(DType::F32, self.state_shape())).await?;
+            let state = match (&uploaded.h0, self.in_place) {
+                (Some(state), true) => LinearState::InPlace(state),
+                _ => LinearState::Written(&ht),
+            };
+            let to = LinearOutputs { o: &o, state };
+            let attention = LinearAttention::new(gpu, self.params.clone())?;
+            let prepared = attention.prepare(&LinearShapes::of(&inputs, &to)).await?;
+            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
+        })
+    }
+}
+
+/// Lengths around the tokens between two sums, gates of every kind, hard ones among slow ones, both directions, states, grouped heads,
+/// packed sequences, widths that do and do not divide, types, strides.
+pub fn linear_cases() -> Vec<LinearCase> {
+    let base = LinearCase::default();
+    let slopes = |heads: usize| LinearParams::lightning_slopes(heads, 3, 12).expect("a layer of twelve");
+    let mut cases = vec![];
+    for (i, tokens) in [1, 7, 8, 9, 15, 63, 64, 65, 127, 500, 1000].into_iter().enumerate() {
+        let params = LinearParams { slopes: (i % 3 == 1).then(|| slopes(2)), ..LinearParams::default() };
+        let gates = (i % 3 == 2).then_some((1.0, 20));
+        cases.push(LinearCase { tokens, params, gates, h0: i % 2 == 0, in_place: i % 4 == 1, ..base.clone() });
+    }
+    for (i, dims) in
+        [(64, 64), (128, 128), (256, 256), (16, 273 - 17), (1, 1), (7, 20), (33, 18)].into_iter().enumerate()
+    {
+        cases.push(LinearCase { dims, gates: Some((1.5, 9)), h0: i % 2 == 0, strided: i % 2 == 1, ..base.clone() });
+    }
+    for (causal, reverse) in [(true, true), (false, false), (false, true)] {
+        for h0 in [false, true] {
+            let params = LinearParams { causal, reverse, scale: Some(1.0), slopes: None };
+            let gates = causal.then_some((1.0, 30));
+            cases.push(LinearCase { batch: 2, params, gates, h0, ..base.clone() });
+        }
+    }
+    for heads in [[6, 2, 2], [2, 2, 6], [1, 1, 4], [4, 1, 2]] {
+        let most = heads.into_iter().max().expect("three");
+        let params = LinearParams { slopes: Some(slopes(most)), ..LinearParams::default() };
+        cases.push(LinearCase { batch: 2, heads, params, h0: true, ..base.clone() });
+        cases.push(LinearCase { batch: 2, heads, gates: Some((1.0, 11)), in_place: true, ..base.clone() });
+    }
+    for packed in [false, true] {
+        for reverse in [false, true] {
+            let params = LinearParams { reverse, ..LinearParams::default() };
+            let sequences = vec![30, 0, 65, 1, 64];
+            let case = LinearCase { batch: 5, sequences, packed, params, h0: true, ..base.clone() };
+            cases.push(LinearCase { gates: Some((1.0, 13)), ..case.clone() });
+            cases.push(LinearCase { in_place: true, h0: false, strided: true, ..case });
+        }
+    }
+    for (i, dtypes) in
+        [[DType::F16; 2], [DType::Bf16; 2], [DType::Bf16, DType::F32], [DType::F32, DType::F16]].into_iter().enumerate()
+    {
+        cases.push(LinearCase { dtypes, gates: Some((1.0, 40)), strided: i % 2 == 0, dims: (30, 34), ..base.clone() });
+    }
+    cases.push(LinearCase { tokens: 0, h0: true, ..base.clone() });
+    cases.push(LinearCase { batch: 0, ..base });
+    for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
+        case.seed = seed;
+    }
+    cases
+}
+
+/// Random shapes, params and types.
+pub fn random_linear_cases(count: usize, seed: u64) -> Vec<LinearCase> {
+    (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
+}
+
+fn random_case(seed: u64) -> LinearCase {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let r = &mut random;
+    let most = *[1, 2, 4, 6].choose(r).expect("four");
+    let divisors: Vec<usize> = (1..=most).filter(|n| most % n == 0).collect();
+    let mut heads = [(); 3].map(|()| *divisors.choose(r).expect("one at least"));
+    heads[r.random_range(0..3)] = most;
+    let causal = r.random_range(0..4) > 0;
+    let kind = if causal { r.random_range(0..3) } else { 0 };
+    let batch = r.random_range(1..4);
+    let tokens = r.random_range(1..300);
+    let with_lengths = r.random_range(0..2) == 0;
+    let sequences = if with_lengths { (0..batch).map(|_| r.random_range(0..=tokens)).collect() } else { vec![] };
+    let in_place = r.random_range(0..2) == 0;
+    let types = [DType::F32, DType::F16, DType::Bf16];
+    LinearCase {
+        batch,
+        heads,
+        tokens,
+        dims: (r.random_range(1..130), r.random_range(1..70)),
+        params: LinearParams {
+            causal,
+            reverse: r.random_range(0..2) == 0,
+            scale: (r.random_range(0..2) == 0).then_some(0.7),
+            slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
+        },
+        gates: (kind == 2).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
+        h0: !in_place && r.random_range(0..2) == 0,
+        in_place,
+        packed: with_lengths && r.random_range(0..2) == 0,
+        sequences,
+        dtypes: if r.random_range(0..2) == 0 {
+            [DType::F32; 2]
+        } else {
+            [(); 2].map(|()| *types.choose(r).expect("three"))
+        },
+        strided: r.random_range(0..2) == 0,
+        seed,
+    }
+}
+
+pub(super) fn typical() -> LinearCase {
+    LinearCase { heads: [4; 3], tokens: 8192, dims: (64, 64), ..LinearCase::default() }
+}
+
+/// The distinct shader texts.
+pub(super) fn shaders() -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = vec![];
+    for (i, case) in linear_cases().iter().enumerate() {
+        let plan = case.plan(&Caps::core()).expect("a valid case");
+        for (name, text) in plan.wgsl() {
+            if found.iter().all(|(_, known)| *known != text) {
+                found.push((format!("{}_{i}", name.replace(' ', "_")), text));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,129 @@
+//! Linear attention: a state instead of scores.
+
+mod plan;
+mod run;
+mod shapes;
+
+pub use plan::LinearPlan;
+pub use run::LinearPrepared;
+pub use shapes::{LinearInputs, LinearOutputs, LinearShapes, LinearState};
+
+use crate::error::require;
+use crate::{Error, Gpu, Result};
+
+/// What linear attention computes, besides the gates that come with the inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearParams {
+    /// Whether a token sees only those before it and itself. Default: yes. If not, every token reads the state after the last one,
+    /// and there are no gates.
+    pub causal: bool,
+    /// From the last token to the first. Default: no.
+    pub reverse: bool,
+    /// Factor of Sᵀ q. Default: 1/√head_dim; Lightning Attention and Mamba-2 have 1.
+    pub scale: Option<f32>,
+    /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
+    pub slopes: Option<Vec<f32>>,
+}
+
+impl Default for LinearParams {
+    fn default() -> Self {
+        Self { causal: true, reverse: false, scale: None, slopes: None }
+    }
+}
+
+impl LinearParams {
+    /// TransNormerLLM's slopes for layer `layer` of `layers`: 2^(−8(h+1)/heads) · (1 − layer/(layers − 1) + 1e-5) (Lightning
+    /// Attention, arXiv 2401.04658).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layer that is not below `layers`, or fewer than two of them.
+    pub fn lightning_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
+        require(layers >= 2, "layers", layers, "at least 2")?;
+        require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        let depth = 1.0 - layer as f64 / (layers - 1) as f64 + 1e-5;
+        let slope = |h: usize| (-8.0 * (h + 1) as f64 / heads as f64).exp2() * depth;
+        Ok((0..heads).map(|h| slope(h) as f32).collect())
+    }
+
+    /// The other schedule in use for Lightning Attention: (8/heads) · (1 − layer/layers) · h.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layer that is not below `layers`.
+    pub fn lightning_linear_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
+        require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        let slope = |h: usize| 8.0 / heads as f64 * (1.0 - layer as f64 / layers as f64) * h as f64;
+        Ok((0..heads).map(|h| slope(h) as f32).collect())
+    }
+
+    /// RetNet's decay γ = 1 − 2^(−5−h) as slopes −ln γ (arXiv 2307.08621).
+    pub fn retnet_slopes(heads: usize) -> Vec<f32> {
+        (0..heads).map(|h| -(-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(scale) = self.scale {
+            require(scale.is_finite(), "scale", scale, "finite")?;
+        }
+        for (h, &slope) in self.slopes.iter().flatten().enumerate() {
+            let bound = "finite, at least 0: a head forgets at the rate exp(−slope)";
+            require(slope.is_finite() && slope >= 0.0, &format!("slopes[{h}]"), slope, bound)?;
+        }
+        let gated = self.slopes.is_some() && !self.causal;
+        if gated {
+            return Err(Error::argument(
+                "slopes",
+                "set",
+                "unset where attention is not causal: all tokens read one state",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, token by token, with a state S [head_dim, value_dim]
+/// in f32 for each head. Gates g ≤ 0 are none, a constant of each head ([`LinearParams::slopes`]), or one for each token.
+///
+/// The state can begin with another and come out at the end, or go on in place, as decoding does.
+///
+/// | there | here |
+/// |---|---|
+/// | Lightning Attention's `s` | `slopes`, `scale: Some(1.0)` |
+/// | RetNet's decay | [`LinearParams::retnet_slopes`] |
+/// | simple GLA's `g` | `g` |
+/// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
+/// | ONNX `LinearAttention`'s `update_rule` "linear" and "gated", `past_state`, `present_state` | without and with `g`; `h0`, `ht` |
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{DType, Gpu, LinearAttention, LinearInputs, LinearParams, Tensor};
+/// let gpu = Gpu::request().await?;
+/// let up = async |x: &[f32]| Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, x).await;
+/// let (q, k, v, g) = (up(&[1.0, 1.0]).await?, up(&[1.0, 2.0]).await?, up(&[3.0, 5.0]).await?, up(&[0.0, -1.0]).await?);
+/// let attention = LinearAttention::new(&gpu, LinearParams::default())?;
+/// let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&q, &k, &v) };
+/// let (o, state) = attention.forward_with_state(&inputs).await?;
+/// let last = 3.0 * (-1f32).exp() + 10.0;
+/// assert!((o.read().await?[1] - last).abs() < 1e-5 && (state.read().await?[0] - last).abs() < 1e-5);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct LinearAttention {
+    gpu: Gpu,
+    params: LinearParams,
+}
+
+impl LinearAttention {
+    /// Checks the params; nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, and slopes without causality.
+    pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
+        params.check()?;
+        Ok(Self { gpu: gpu.clone(), params })
+    }
+
+    /// The params.
+    pub fn params(&self) -> &LinearParams {
+        &self.params
+    }
+}
