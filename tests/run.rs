@@ -224,6 +224,56 @@ fn run_block_sparse() {
     }
 }
 
+/// Linear attention, as an independent implementation has it.
+#[test]
+fn run_linear() {
+    let files = Files::new("run-linear");
+    let params = ["--layout", "heads-last", "--params", r#"{"scale": 0.125}"#];
+    let golden = "tests/data/simple_gla.safetensors";
+    let bytes = std::fs::read(golden).expect("the repository has it");
+    let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for backend in ["gpu", "reference"] {
+        succeeds(&[&["run", "linear", golden, &files.path("found"), "--backend", backend][..], &params].concat());
+        for name in ["o", "ht"] {
+            let (shape, found) = files.read("found", name);
+            let view = known.tensor(name).expect(name);
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            assert_eq!(shape, view.shape());
+            let largest = values.iter().fold(0f32, |most, x| most.max(x.abs()));
+            assert!(found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 2e-6 * largest), "{backend} {name}");
+        }
+    }
+    let packed = files.write(
+        "packed",
+        &[
+            floats("q", 1, &[30, 2, 8]),
+            floats("k", 2, &[30, 1, 8]),
+            floats("v", 3, &[30, 2, 12]),
+            integers("cu_seqlens", &[0, 10, 10, 30]),
+            ("slopes", Dtype::F32, vec![2], bytemuck::cast_slice(&[0.5f32, 0.01]).to_vec()),
+        ],
+    );
+    for backend in ["gpu", "reference"] {
+        succeeds(&["run", "linear", &packed, &files.path(backend), "--backend", backend]);
+        let bad = |params: &str, words: &[&str]| {
+            let output = files.path("output");
+            refuses(&["run", "linear", &packed, &output, "--backend", backend, "--params", params], words);
+        };
+        bad(r#"{"causal": false}"#, &["slopes is set", "not causal"]);
+        bad(r#"{"rule": "delta"}"#, &["unknown variant `delta`"]);
+        bad(r#"{"normalize": true}"#, &["unknown field `normalize`"]);
+        refuses(
+            &["run", "linear", &packed, &files.path("output"), "--backward"],
+            &["--backward is set", "no gradients"],
+        );
+    }
+    for name in ["o", "ht"] {
+        let (found, known) = (files.read("gpu", name), files.read("reference", name));
+        assert_eq!(found.0, if name == "o" { vec![30, 2, 12] } else { vec![3, 2, 8, 12] });
+        assert!(found.1.iter().zip(&known.1).all(|(a, b)| (a - b).abs() < 2e-5), "{name}");
+    }
+}
+
 /// A tensor of a golden file in this shape.
 fn taken(file: &SafeTensors, name: &'static str, shape: &[usize]) -> (&'static str, Dtype, Vec<usize>, Vec<u8>) {
     (name, Dtype::F32, shape.to_vec(), file.tensor(name).expect(name).data().to_vec())

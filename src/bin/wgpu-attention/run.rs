@@ -6,6 +6,7 @@ mod file;
 mod flash;
 mod gate;
 mod gradients;
+mod linear;
 mod neighborhood;
 mod sequences;
 
@@ -56,6 +57,9 @@ enum Kernel {
     /// or {"budget": keys}; sink; diagonal; last_rows_dense; pool_q and pool_k, arrays of "max" "min" "avg"; rope_theta; target,
     /// true for the target of training.
     BlockSparse,
+    /// Reads q k v, and if they are there g, the log-space gate of each token and head, slopes, one a head, h0, cu_seqlens; writes
+    /// o ht. Parameters: rule, "linear"; way, "auto" or "recurrent"; scale; causal, by default true; reverse. No gradients yet.
+    Linear,
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
     Neighborhood,
@@ -85,6 +89,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let outputs = match options.kernel {
         Kernel::Flash => flash::problem(options, &inputs)?.run(options, &inputs)?,
         Kernel::BlockSparse => block_sparse::run(options, &inputs)?,
+        Kernel::Linear => linear::run(options, &inputs)?,
         Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
     };
     destination.write(&outputs)?;

@@ -159,6 +159,30 @@ impl Inputs {
         Ok(Some((self.convert(Floats { dtype: stored(*dtype), shape, values }), rank)))
     }
 
+    /// One number a token and head, [B, H, N] or [B, N, H] by the order, or packed [total, H]: as [batch, heads, tokens, 1].
+    pub fn gates(&self, name: &str, packed: bool) -> Result<Option<Floats>> {
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
+        let values = decode(*dtype, data);
+        let (shape, values) = match (packed, shape.as_slice()) {
+            (true, &[total, heads]) => ([1, heads, total, 1], swap(&values, [1, total, heads, 1])),
+            (false, &[b, n, heads]) if self.order == Order::HeadsLast => {
+                ([b, heads, n, 1], swap(&values, [b, n, heads, 1]))
+            }
+            (false, &[b, heads, n]) => ([b, heads, n, 1], values),
+            _ => {
+                let bound = if packed { "[total, H], since there are cu_seqlens" } else { "of three dimensions" };
+                return Err(error(self.what(name), format!("of shape {shape:?}"), bound));
+            }
+        };
+        Ok(Some(self.convert(Floats { dtype: stored(*dtype), shape, values })))
+    }
+
+    /// A state, f32 [batch or sequences, heads, head_dim, value_dim] whatever the order.
+    pub fn state(&self, name: &str) -> Result<Option<Floats>> {
+        let Some(Stored { shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
+        Ok(Some(Floats { dtype: DType::F32, shape: self.four(name, shape)?, values: decode(Dtype::F32, data) }))
+    }
+
     /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
     pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
