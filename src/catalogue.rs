@@ -14,6 +14,7 @@ mod flash_random;
 mod hooks;
 mod inputs;
 mod linear;
+mod linear_cases;
 mod merge;
 mod neighborhood_cases;
 mod rotary;
@@ -38,7 +39,8 @@ pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
 pub use hooks::KnownHook;
-pub use linear::{LinearCase, linear_cases, random_linear_cases};
+pub use linear::LinearCase;
+pub use linear_cases::{linear_cases, random_linear_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
@@ -167,8 +169,8 @@ pub const FAMILIES: &[Family] = &[
         name: "linear",
         cases: || boxed(linear_cases()).collect(),
         random: |count, seed| boxed(random_linear_cases(count, seed)).collect(),
-        variants: |caps| vec![linear::typical().plan(caps).map(|plan| plan.to_string())],
-        shaders: linear::shaders,
+        variants: |caps| vec![linear_cases::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: linear_cases::shaders,
     },
     Family {
         name: "merge",

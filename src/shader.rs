@@ -3,6 +3,7 @@
 
 mod accessor;
 mod chain;
+pub(crate) mod file;
 #[cfg(test)]
 pub(crate) mod layout;
 
@@ -12,133 +13,6 @@ use crate::hook::{self, Placed};
 use crate::{DType, Error};
 use accessor::accessor;
 use std::fmt::Write;
-
-macro_rules! files {
-    ($($name:ident = $path:literal;)*) => { $(pub(crate) const $name: &str = include_str!(concat!("../shaders/", $path));)* };
-}
-
-/// The WGSL files, by name.
-pub(crate) mod file {
-    files! {
-        ELEMENT = "lib/element.wgsl";
-        SCAN = "lib/scan.wgsl";
-        SUM = "lib/sum.wgsl";
-        LARGEST = "lib/largest.wgsl";
-        ROW = "lib/row.wgsl";
-        PARAMS = "softmax/params.wgsl";
-        PORTABLE = "softmax/portable.wgsl";
-        SCORE_TILE = "softmax/score_tile.wgsl";
-        ACCUMULATE = "softmax/accumulate.wgsl";
-        SIDES_FORWARD = "sides/forward.wgsl";
-        SIDES_DQ = "sides/dq.wgsl";
-        SIDES_DKV = "sides/dkv.wgsl";
-        GRADIENTS = "softmax/gradients.wgsl";
-        PORTABLE_DQ = "softmax/portable_dq.wgsl";
-        PORTABLE_DKV = "softmax/portable_dkv.wgsl";
-        DK = "softmax/dk.wgsl";
-        DV = "softmax/dv.wgsl";
-        NO_DK = "softmax/no_dk.wgsl";
-        NO_DV = "softmax/no_dv.wgsl";
-        PORTABLE_DBIAS = "softmax/portable_dbias.wgsl";
-        DELTA = "softmax/delta.wgsl";
-        DQ_SO_FAR = "softmax/dq_so_far.wgsl";
-        NO_DQ_SO_FAR = "softmax/no_dq_so_far.wgsl";
-        NO_DLSE = "softmax/no_dlse.wgsl";
-        ROWS_STRIDED_GRADIENTS = "rows/strided_gradients.wgsl";
-        TILE_MAP = "softmax/tile_map.wgsl";
-        MAPPED = "softmax/mapped.wgsl";
-        UNMAPPED = "softmax/unmapped.wgsl";
-        WORKGROUPS_PADDED = "workgroups/padded.wgsl";
-        WORKGROUPS_PACKED = "workgroups/packed.wgsl";
-        WORKGROUPS_WHOLE = "workgroups/whole.wgsl";
-        WORKGROUPS_SPLIT = "workgroups/split.wgsl";
-        WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
-        TILES_RANGES = "tiles/ranges.wgsl";
-        TILES_POSITION = "tiles/position.wgsl";
-        TILES_DENSE = "tiles/dense.wgsl";
-        TILES_BOXES = "tiles/boxes.wgsl";
-        TILES_NEIGHBORHOOD = "tiles/neighborhood.wgsl";
-        TILES_NEIGHBORHOOD_KEYS = "tiles/neighborhood_keys.wgsl";
-        TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
-        TILES_BLOCKS = "tiles/blocks.wgsl";
-        TILES_NO_BLOCKS = "tiles/no_blocks.wgsl";
-        TILES_NO_FULL_BLOCKS = "tiles/no_full_blocks.wgsl";
-        TILES_STREAMING = "tiles/streaming.wgsl";
-        TILES_STREAMING_KEYS = "tiles/streaming_keys.wgsl";
-        BLOCKS_SHARED = "blocks/shared.wgsl";
-        BLOCKS_TRANSPOSE = "blocks/transpose.wgsl";
-        BLOCKS_FROM_LISTS = "blocks/from_lists.wgsl";
-        BLOCKS_LIST_OFFSETS = "blocks/list_offsets.wgsl";
-        BLOCKS_LIST_INDICES = "blocks/list_indices.wgsl";
-        BLOCKS_LIST_PROBLEM = "blocks/list_problem.wgsl";
-        BLOCKS_LISTED = "blocks/listed.wgsl";
-        BLOCKS_FROM_MASKS = "blocks/from_masks.wgsl";
-        ROWS_STRIDED = "rows/strided.wgsl";
-        SCORE_POSITION = "score/position.wgsl";
-        SCORE_SOFTCAP = "score/softcap.wgsl";
-        SCORE_ALIBI = "score/alibi.wgsl";
-        SCORE_BIAS = "score/bias.wgsl";
-        SCORE_MASK = "score/mask.wgsl";
-        STATE_SOFTMAX = "state/softmax.wgsl";
-        EPILOGUE_FINAL = "epilogue/final.wgsl";
-        SIDES_SCORES = "sides/scores.wgsl";
-        REDUCE_SCORES = "softmax/reduce_scores.wgsl";
-        REDUCTION_VALUE = "reduction/value.wgsl";
-        REDUCTION_VALUE_AND_INDEX = "reduction/value_and_index.wgsl";
-        REDUCTION_SHARED = "reduction/shared.wgsl";
-        REDUCTION_SEGMENTS = "reduction/segments.wgsl";
-        REDUCTION_CELL = "reduction/cell.wgsl";
-        REDUCTION_CELL_AND_INDEX = "reduction/cell_and_index.wgsl";
-        REDUCTION_TOP_K = "reduction/top_k.wgsl";
-        MERGE = "merge.wgsl";
-        MERGE_PAIR = "merge/pair.wgsl";
-        MERGE_SPLITS = "merge/splits.wgsl";
-        ROTARY = "rotary.wgsl";
-        ROTARY_ANGLE = "rotary/angle.wgsl";
-        ROTARY_COUNTED = "rotary/counted.wgsl";
-        ROTARY_GIVEN = "rotary/given.wgsl";
-        LINEAR_SHARED = "linear/shared.wgsl";
-        LINEAR_RECURRENT = "linear/recurrent.wgsl";
-        LINEAR_UNGATED = "linear/ungated.wgsl";
-        LINEAR_GATE_BY_HEAD = "linear/gate_by_head.wgsl";
-        LINEAR_GATE_BY_TOKEN = "linear/gate_by_token.wgsl";
-        LINEAR_FROM_NOTHING = "linear/from_nothing.wgsl";
-        LINEAR_FROM_STATE = "linear/from_state.wgsl";
-        LINEAR_TO_NOTHING = "linear/to_nothing.wgsl";
-        LINEAR_TO_STATE = "linear/to_state.wgsl";
-        LINEAR_IN_PLACE = "linear/in_place.wgsl";
-        GATE_SHARED = "gate/shared.wgsl";
-        GATE_RULE = "gate/rule.wgsl";
-        GATE_FEATURES = "gate/features.wgsl";
-        GATE_PRODUCT = "gate/product.wgsl";
-        GATE_POOL = "gate/pool.wgsl";
-        GATE_PROJECT = "gate/project.wgsl";
-        GATE_PROJECTED = "gate/projected.wgsl";
-        GATE_WEIGHTED = "gate/weighted.wgsl";
-        GATE_UNWEIGHTED = "gate/unweighted.wgsl";
-        GATE_NORMED = "gate/normed.wgsl";
-        GATE_UNNORMED = "gate/unnormed.wgsl";
-        GATE_TURNED = "gate/turned.wgsl";
-        GATE_STRAIGHT = "gate/straight.wgsl";
-        GATE_LOGITS = "gate/logits.wgsl";
-        GATE_ROW = "gate/row.wgsl";
-        GATE_SELECT = "gate/select.wgsl";
-        GATE_THRESHOLD = "gate/threshold.wgsl";
-        GATE_TOP_K = "gate/top_k.wgsl";
-        GATE_TOP_P = "gate/top_p.wgsl";
-        GATE_SCORES = "gate/scores.wgsl";
-        GATE_NO_SCORES = "gate/no_scores.wgsl";
-        GATE_TARGET = "gate/target.wgsl";
-        GATE_LOSS = "gate/loss.wgsl";
-        GATE_GRADIENT_QUERY = "gate/gradient_query.wgsl";
-        GATE_GRADIENT_KEY = "gate/gradient_key.wgsl";
-        GATE_GRADIENT_WEIGHTS = "gate/gradient_weights.wgsl";
-        GATE_UNPROJECT = "gate/unproject.wgsl";
-        GATE_UNPROJECT_NORMED = "gate/unproject_normed.wgsl";
-        GATE_UNPROJECT_UNNORMED = "gate/unproject_unnormed.wgsl";
-        GATE_SUM_ROWS = "gate/sum_rows.wgsl";
-    }
-}
 
 /// One binding of group 0, at its place in the list.
 #[derive(Clone, Debug, PartialEq)]

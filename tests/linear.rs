@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::golden::{file, floats};
 use common::{bits, gpu, random, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
@@ -16,10 +17,6 @@ fn catalogue() {
 #[test]
 fn random_cases() {
     run_all(&random_linear_cases(24, 1));
-}
-
-fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
-    bytemuck::pod_collect_to_vec::<u8, f32>(file.tensor(name).expect(name).data())
 }
 
 /// [batch, tokens, heads, width] of a file as a tensor.
@@ -44,7 +41,7 @@ fn near(found: &Tensor, expected: &[f32]) {
 #[test]
 fn an_independent_implementation_agrees() {
     for (name, scale) in [("linear_plain", 0.125), ("lightning_tnl", 1.0), ("simple_gla", 0.125), ("mamba2_ssd", 1.0)] {
-        let bytes = std::fs::read(format!("tests/data/{name}.safetensors")).expect("the repository has the file");
+        let bytes = file(name);
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let h0 = file.tensor("h0").expect("h0").shape().to_vec();
         let h0 = tensor([h0[0], h0[1], h0[2], h0[3]], &floats(&file, "h0"));

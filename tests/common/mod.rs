@@ -3,6 +3,8 @@
 //! memory there is), any of them or none.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod golden;
+
 use std::ops::Range;
 use std::sync::OnceLock;
 use wgpu_attention::catalogue::{Case, normal};

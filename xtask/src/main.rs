@@ -70,7 +70,7 @@ fn all_tests() -> Vec<Command> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 15] = [
+const GPU_TESTS: [&str; 16] = [
     "--test=flash",
     "--test=neighborhood",
     "--test=block_sparse",
@@ -78,6 +78,7 @@ const GPU_TESTS: [&str; 15] = [
     "--test=score_reduction",
     "--test=rotary",
     "--test=gate",
+    "--test=gate_decode",
     "--test=linear",
     "--test=backward",
     "--test=hooks",

@@ -1,0 +1,122 @@
+//! The catalogue of linear attention.
+
+use super::LinearCase;
+use crate::{Caps, DType, LinearParams};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// Lengths around the tokens between two sums, gates of every kind, hard ones among slow ones, both directions, states, grouped heads,
+/// packed sequences, widths that do and do not divide, types, strides.
+pub fn linear_cases() -> Vec<LinearCase> {
+    let base = LinearCase::default();
+    let slopes = |heads: usize| LinearParams::lightning_slopes(heads, 3, 12).expect("a layer of twelve");
+    let mut cases = vec![];
+    for (i, tokens) in [1, 7, 8, 9, 15, 63, 64, 65, 127, 500, 1000].into_iter().enumerate() {
+        let params = LinearParams { slopes: (i % 3 == 1).then(|| slopes(2)), ..LinearParams::default() };
+        let gates = (i % 3 == 2).then_some((1.0, 20));
+        cases.push(LinearCase { tokens, params, gates, h0: i % 2 == 0, in_place: i % 4 == 1, ..base.clone() });
+    }
+    for (i, dims) in
+        [(64, 64), (128, 128), (256, 256), (16, 273 - 17), (1, 1), (7, 20), (33, 18)].into_iter().enumerate()
+    {
+        cases.push(LinearCase { dims, gates: Some((1.5, 9)), h0: i % 2 == 0, strided: i % 2 == 1, ..base.clone() });
+    }
+    for (causal, reverse) in [(true, true), (false, false), (false, true)] {
+        for h0 in [false, true] {
+            let params = LinearParams { causal, reverse, scale: Some(1.0), slopes: None };
+            let gates = causal.then_some((1.0, 30));
+            cases.push(LinearCase { batch: 2, params, gates, h0, ..base.clone() });
+        }
+    }
+    for heads in [[6, 2, 2], [2, 2, 6], [1, 1, 4], [4, 1, 2]] {
+        let most = heads.into_iter().max().expect("three");
+        let params = LinearParams { slopes: Some(slopes(most)), ..LinearParams::default() };
+        cases.push(LinearCase { batch: 2, heads, params, h0: true, ..base.clone() });
+        cases.push(LinearCase { batch: 2, heads, gates: Some((1.0, 11)), in_place: true, ..base.clone() });
+    }
+    for packed in [false, true] {
+        for reverse in [false, true] {
+            let params = LinearParams { reverse, ..LinearParams::default() };
+            let sequences = vec![30, 0, 65, 1, 64];
+            let case = LinearCase { batch: 5, sequences, packed, params, h0: true, ..base.clone() };
+            cases.push(LinearCase { gates: Some((1.0, 13)), ..case.clone() });
+            cases.push(LinearCase { in_place: true, h0: false, strided: true, ..case });
+        }
+    }
+    for (i, dtypes) in
+        [[DType::F16; 2], [DType::Bf16; 2], [DType::Bf16, DType::F32], [DType::F32, DType::F16]].into_iter().enumerate()
+    {
+        cases.push(LinearCase { dtypes, gates: Some((1.0, 40)), strided: i % 2 == 0, dims: (30, 34), ..base.clone() });
+    }
+    cases.push(LinearCase { tokens: 0, h0: true, ..base.clone() });
+    cases.push(LinearCase { batch: 0, ..base });
+    for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
+        case.seed = seed;
+    }
+    cases
+}
+
+/// Random shapes, params and types.
+pub fn random_linear_cases(count: usize, seed: u64) -> Vec<LinearCase> {
+    (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
+}
+
+fn random_case(seed: u64) -> LinearCase {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let r = &mut random;
+    let most = *[1, 2, 4, 6].choose(r).expect("four");
+    let divisors: Vec<usize> = (1..=most).filter(|n| most % n == 0).collect();
+    let mut heads = [(); 3].map(|()| *divisors.choose(r).expect("one at least"));
+    heads[r.random_range(0..3)] = most;
+    let causal = r.random_range(0..4) > 0;
+    let kind = if causal { r.random_range(0..3) } else { 0 };
+    let batch = r.random_range(1..4);
+    let tokens = r.random_range(1..300);
+    let with_lengths = r.random_range(0..2) == 0;
+    let sequences = if with_lengths { (0..batch).map(|_| r.random_range(0..=tokens)).collect() } else { vec![] };
+    let in_place = r.random_range(0..2) == 0;
+    let types = [DType::F32, DType::F16, DType::Bf16];
+    LinearCase {
+        batch,
+        heads,
+        tokens,
+        dims: (r.random_range(1..130), r.random_range(1..70)),
+        params: LinearParams {
+            causal,
+            reverse: r.random_range(0..2) == 0,
+            scale: (r.random_range(0..2) == 0).then_some(0.7),
+            slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
+        },
+        gates: (kind == 2).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
+        h0: !in_place && r.random_range(0..2) == 0,
+        in_place,
+        packed: with_lengths && r.random_range(0..2) == 0,
+        sequences,
+        dtypes: if r.random_range(0..2) == 0 {
+            [DType::F32; 2]
+        } else {
+            [(); 2].map(|()| *types.choose(r).expect("three"))
+        },
+        strided: r.random_range(0..2) == 0,
+        seed,
+    }
+}
+
+pub(super) fn typical() -> LinearCase {
+    LinearCase { heads: [4; 3], tokens: 8192, dims: (64, 64), ..LinearCase::default() }
+}
+
+/// The distinct shader texts.
+pub(super) fn shaders() -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = vec![];
+    for (i, case) in linear_cases().iter().enumerate() {
+        let plan = case.plan(&Caps::core()).expect("a valid case");
+        for (name, text) in plan.wgsl() {
+            if found.iter().all(|(_, known)| *known != text) {
+                found.push((format!("{}_{i}", name.replace(' ', "_")), text));
+            }
+        }
+    }
+    found
+}
