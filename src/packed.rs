@@ -74,6 +74,11 @@ impl CuSeqlensShape {
     }
 }
 
+/// (first query, queries, first key, keys) of each sequence.
+pub(crate) fn host_sequences(q: &[u32], k: &[u32]) -> Vec<[u32; 4]> {
+    q.windows(2).zip(k.windows(2)).map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect()
+}
+
 /// Rules of offsets, by their number in `shaders/workgroups/schedule.wgsl`.
 #[derive(Clone, Copy)]
 enum Rule {
@@ -100,21 +105,7 @@ fn broken(rule: Rule, argument: &str, index: usize, value: u32, before: u32, row
 pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()> {
     for ((name, side), rows) in NAMES.into_iter().zip(sides).zip(rows) {
         match side {
-            CuSeqlensShape::Host(offsets) => {
-                require(!offsets.is_empty(), &format!("{name}.len()"), 0, "at least 1")?;
-                let rule = |rule, i: usize| Err(broken(rule, name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
-                if offsets[0] != 0 {
-                    return rule(Rule::Start, 0);
-                }
-                for i in 1..offsets.len() {
-                    if offsets[i] < offsets[i - 1] {
-                        return rule(Rule::Order, i);
-                    }
-                    if offsets[i] as usize > rows {
-                        return rule(Rule::End, i);
-                    }
-                }
-            }
+            CuSeqlensShape::Host(offsets) => check_offsets(name, offsets, rows)?,
             CuSeqlensShape::Gpu { offsets, max_seqlen } => {
                 require(offsets.dtype == DType::U32, &format!("{name}.dtype"), offsets.dtype, "u32")?;
                 let row = offsets.shape[..3] == [1, 1, 1] && offsets.shape[3] > 0;
@@ -132,6 +123,24 @@ pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()>
     require(kind(q) == kind(k), "cu_seqlens_k", kind(k), format!("{}, as cu_seqlens_q", kind(q)))?;
     let [nq, nk] = [q.sequences(), k.sequences()];
     require(nq == nk, "cu_seqlens_k: sequences", nk, format!("{nq}, as in cu_seqlens_q"))
+}
+
+/// Offsets on the host: they ascend from 0 within the rows.
+pub(crate) fn check_offsets(name: &str, offsets: &[u32], rows: usize) -> Result<()> {
+    require(!offsets.is_empty(), &format!("{name}.len()"), 0, "at least 1")?;
+    let rule = |rule, i: usize| Err(broken(rule, name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
+    if offsets[0] != 0 {
+        return rule(Rule::Start, 0);
+    }
+    for i in 1..offsets.len() {
+        if offsets[i] < offsets[i - 1] {
+            return rule(Rule::Order, i);
+        }
+        if offsets[i] as usize > rows {
+            return rule(Rule::End, i);
+        }
+    }
+    Ok(())
 }
 
 const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
@@ -231,8 +240,8 @@ impl Schedule {
     fn on_host(q: &[u32], k: &[u32], side: Side, tile: usize) -> Self {
         // Of a sequence's entry, its rows and its columns.
         let (own, other) = (1 + 2 * side as usize, 3 - 2 * side as usize);
-        let sequences = q.len() - 1;
-        let mut table: Vec<[u32; 4]> = (0..sequences).map(|i| [q[i], q[i + 1] - q[i], k[i], k[i + 1] - k[i]]).collect();
+        let mut table = host_sequences(q, k);
+        let sequences = table.len();
         let tiles = |i: usize| (0..table[i][own].div_ceil(tile as u32)).map(move |t| [i as u32, t, 0, 0]);
         let mut items: Vec<[u32; 4]> = (0..sequences).flat_map(tiles).collect();
         // Long and short ones in turn, so that neighbours add up to the same work.

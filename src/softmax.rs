@@ -178,6 +178,14 @@ impl AttentionShapes {
         }
     }
 
+    /// (0, queries, 0, keys) of each batch entry, where they are not packed.
+    pub(crate) fn padded(&self) -> Vec<[u32; 4]> {
+        let length = |lengths: &Option<Vec<usize>>, b: usize, all: usize| lengths.as_ref().map_or(all, |l| l[b]) as u32;
+        let [batch, _, queries, _] = self.q.shape;
+        let of = |b| [0, length(&self.seqlens_q, b, queries), 0, length(&self.seqlens_k, b, self.k.shape[2])];
+        (0..batch).map(of).collect()
+    }
+
     /// Both sides of packed sequences.
     pub(crate) fn packed(&self) -> Option<[&CuSeqlensShape; 2]> {
         Some([self.cu_seqlens_q.as_ref()?, self.cu_seqlens_k.as_ref()?])
@@ -287,7 +295,7 @@ fn check_packed(shapes: &AttentionShapes) -> Result<()> {
     packed::check(sides, [shapes.q.shape[2], shapes.k.shape[2]])
 }
 
-fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
+pub(crate) fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
     let Some(lengths) = lengths else { return Ok(()) };
     require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
     for (i, &length) in lengths.iter().enumerate() {

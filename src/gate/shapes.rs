@@ -6,6 +6,7 @@ use super::step::{Part, Places, Tensors, as_prepared};
 use crate::arguments::number_buffers;
 use crate::dispatch::check_device;
 use crate::error::require;
+use crate::packed::host_sequences;
 use crate::softmax::check_shapes;
 use crate::{AttentionShapes, BlockGrid, CuSeqlens, CuSeqlensShape, DType, Gpu, Layout, Result, Tensor};
 
@@ -186,17 +187,8 @@ impl SeerGateShapes {
         let attention = self.attention();
         check_shapes(&attention)?;
         match (&self.cu_seqlens_q, &self.cu_seqlens_k) {
-            (Some(CuSeqlensShape::Host(q)), Some(CuSeqlensShape::Host(k))) => {
-                let pairs = q.windows(2).zip(k.windows(2));
-                Ok(pairs.map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect())
-            }
-            (None, None) => {
-                let [batch, _, queries, keys] = attention.pairs();
-                let length =
-                    |lengths: &Option<Vec<usize>>, b: usize, all| lengths.as_ref().map_or(all, |l| l[b]) as u32;
-                let row = |b| [0, length(&self.seqlens_q, b, queries), 0, length(&self.seqlens_k, b, keys)];
-                Ok((0..batch).map(row).collect())
-            }
+            (Some(CuSeqlensShape::Host(q)), Some(CuSeqlensShape::Host(k))) => Ok(host_sequences(q, k)),
+            (None, None) => Ok(attention.padded()),
             _ => Err(crate::Error::argument("cu_seqlens_q", "on the GPU", "on the host: the gate plans by lengths")),
         }
     }

@@ -5,7 +5,7 @@ use crate::arguments::Argument;
 use crate::dispatch::Kernel;
 use crate::shader::{AccessKind, Binding, Shader, file};
 use crate::slices::cut;
-use crate::softmax::tiles::{small_table, table};
+use crate::softmax::tiles::{float_table, small_table};
 use crate::{Caps, Layout, Result, Slice};
 use std::fmt;
 
@@ -102,10 +102,8 @@ impl LinearPlan {
                 file::LINEAR_GATE_BY_TOKEN
             }
             (None, Some(slopes)) => {
-                let change = |slope: &f32| (-f64::from(*slope)).exp_m1() as f32;
-                let four = |four: &[f32]| std::array::from_fn(|i| four.get(i).map_or(0.0, change));
-                let rows: Vec<[f32; 4]> = slopes.chunks(4).map(four).collect();
-                tables.push(table("changes", "vec4f", &rows));
+                let changes: Vec<f32> = slopes.iter().map(|slope| (-f64::from(*slope)).exp_m1() as f32).collect();
+                tables.push(float_table("changes", &changes));
                 file::LINEAR_GATE_BY_HEAD
             }
             (None, None) => file::LINEAR_UNGATED,

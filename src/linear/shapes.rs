@@ -1,10 +1,13 @@
 //! What linear attention reads and writes.
 
 use super::LinearParams;
+#[cfg(doc)]
+use crate::Error;
 use crate::arguments::number_buffers;
 use crate::error::require;
-use crate::softmax::{MAX_HEAD_DIM, MAX_SEQUENCE};
-use crate::{DType, Error, Layout, Result, Tensor};
+use crate::packed::check_offsets;
+use crate::softmax::{MAX_HEAD_DIM, MAX_SEQUENCE, check_lengths};
+use crate::{DType, Layout, Result, Tensor};
 
 /// What linear attention reads. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that
 /// (grouped queries, grouped values).
@@ -207,23 +210,12 @@ impl LinearShapes {
     }
 
     fn check_lengths(&self, batch: usize, tokens: usize) -> Result<()> {
-        if let Some(lengths) = &self.seqlens {
-            require(self.cu_seqlens.is_none(), "seqlens", "set", "unset with cu_seqlens, which say the lengths")?;
-            let bound = format!("{batch}, one a batch entry");
-            require(lengths.len() == batch, "seqlens.len()", lengths.len(), bound)?;
-            for (i, &length) in lengths.iter().enumerate() {
-                let bound = format!("at most {tokens}, the tensor's tokens");
-                require(length <= tokens, &format!("seqlens[{i}]"), length, bound)?;
-            }
-        }
+        let both = self.seqlens.is_some() && self.cu_seqlens.is_some();
+        require(!both, "seqlens", "set", "unset with cu_seqlens, which say the lengths")?;
+        check_lengths("seqlens", self.seqlens.as_deref(), batch, tokens)?;
         let Some(offsets) = &self.cu_seqlens else { return Ok(()) };
         require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
-        let first = offsets.first().ok_or_else(|| Error::argument("cu_seqlens.len()", 0, "at least 1"))?;
-        require(*first == 0, "cu_seqlens[0]", first, "0")?;
-        for (i, pair) in offsets.windows(2).enumerate() {
-            let bound = format!("at least the offset before it, {}", pair[0]);
-            require(pair[1] >= pair[0], &format!("cu_seqlens[{}]", i + 1), pair[1], bound)?;
-        }
+        check_offsets("cu_seqlens", offsets, tokens)?;
         let last = offsets[offsets.len() - 1] as usize;
         let bound = format!("{tokens}, the tensor's tokens");
         require(last == tokens, &format!("cu_seqlens[{}]", offsets.len() - 1), last, bound)

@@ -78,6 +78,12 @@ pub(crate) fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows
     (Binding::Table { name, ty, length, write: false }, Some(bytes))
 }
 
+/// A table of floats, four a row.
+pub(crate) fn float_table(name: &'static str, values: &[f32]) -> (Binding, Option<Vec<u8>>) {
+    let four = |four: &[f32]| -> [f32; 4] { std::array::from_fn(|i| four.get(i).copied().unwrap_or(0.0)) };
+    table(name, "vec4f", &values.chunks(4).map(four).collect::<Vec<_>>())
+}
+
 /// A few rows of whole numbers.
 pub(crate) fn small_table(name: &'static str, rows: &[[u32; 4]]) -> (Binding, Option<Vec<u8>>) {
     table(name, "vec4u", rows)

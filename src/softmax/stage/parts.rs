@@ -7,17 +7,16 @@ use crate::error::require;
 use crate::hook;
 use crate::packed::{Schedule, ScheduleTable, Side};
 use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
-use crate::softmax::tiles::{Extent, small_table, table};
+use crate::softmax::ScoreParams;
+use crate::softmax::tiles::{Extent, float_table, small_table};
 use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
-use crate::softmax::{AttentionShapes, ScoreParams};
 use crate::{Result, Slice};
 
-/// ALiBi's slopes, four a row.
-pub(super) fn slopes(params: &ScoreParams, heads: usize) -> Result<Option<Vec<[f32; 4]>>> {
+/// ALiBi's slopes.
+pub(super) fn slopes(params: &ScoreParams, heads: usize) -> Result<Option<Vec<f32>>> {
     let Some(slopes) = &params.alibi_slopes else { return Ok(None) };
     require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one a query head"))?;
-    let four = |four: &[f32]| std::array::from_fn(|i| four.get(i).copied().unwrap_or(0.0));
-    Ok(Some(slopes.chunks(4).map(four).collect()))
+    Ok(Some(slopes.clone()))
 }
 
 /// The work of a pass.
@@ -38,7 +37,7 @@ pub(super) struct Work {
 pub(super) struct Parts<'a> {
     pub setup: Setup<'a>,
     pub pass: Pass,
-    pub slopes: Option<Vec<[f32; 4]>>,
+    pub slopes: Option<Vec<f32>>,
     pub packed: Option<Schedule>,
     /// Words of the tile map from one tile of rows to the next, and from one head to the next.
     pub map: Option<[usize; 2]>,
@@ -80,7 +79,6 @@ impl Parts<'_> {
 
     /// The table of sequences, and the file that reads it.
     fn sequences(&self) -> ((Binding, Option<Vec<u8>>), &'static str) {
-        let [batch, _, queries, _] = self.setup.shapes.q.shape;
         let storage = |contents| {
             let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
             ((binding, contents), file::WORKGROUPS_PACKED)
@@ -88,14 +86,7 @@ impl Parts<'_> {
         match self.packed.as_ref().map(|schedule| &schedule.table) {
             Some(ScheduleTable::Host(rows)) => storage(Some(bytemuck::cast_slice(rows).to_vec())),
             Some(ScheduleTable::Gpu(_)) => storage(None),
-            None => {
-                let length = |s: &Option<Vec<usize>>, b: usize, all: usize| s.as_ref().map_or(all, |s| s[b]) as u32;
-                let AttentionShapes { seqlens_q, seqlens_k, k, .. } = self.setup.shapes;
-                let rows: Vec<[u32; 4]> = (0..batch)
-                    .map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, k.shape[2])])
-                    .collect();
-                (table("sequences", "vec4u", &rows), file::WORKGROUPS_PADDED)
-            }
+            None => (small_table("sequences", &self.setup.shapes.padded()), file::WORKGROUPS_PADDED),
         }
     }
 
@@ -196,7 +187,7 @@ impl Parts<'_> {
         let (sequences, work) = self.sequences();
         let mut tables = vec![sequences];
         tables.extend(self.own_tables());
-        tables.extend(self.slopes.as_ref().map(|slopes| table("slopes", "vec4f", slopes)));
+        tables.extend(self.slopes.as_ref().map(|slopes| float_table("slopes", slopes)));
         tables.extend(self.map.map(|_| (tile_map(false), None)));
         let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
         tables.extend(self.pass.has_stats().then_some((stats, None)));
