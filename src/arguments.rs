@@ -22,7 +22,7 @@ pub(crate) struct Argument {
 
 impl Argument {
     pub fn writes(&self) -> bool {
-        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits | AccessKind::UpdateBits)
+        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits | AccessKind::Update4)
     }
 
     /// The bytes of the buffer that a slice, or all of the work, touches.
@@ -48,7 +48,7 @@ pub(crate) fn bind(caps: &Caps, arguments: &[Argument], fixed: Vec<Binding>) -> 
     let mut accesses: Vec<Access> = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
         let together = together(caps, arguments, i);
-        let by_four = matches!(argument.kind, AccessKind::Load4 | AccessKind::Store4);
+        let by_four = matches!(argument.kind, AccessKind::Load4 | AccessKind::Store4 | AccessKind::Update4);
         let wide = by_four && argument.layout.is_wide();
         let (name, dtype, kind) = (argument.name, argument.layout.dtype, argument.kind);
         let binding = if together[0] < i {

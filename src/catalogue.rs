@@ -14,6 +14,7 @@ mod flash_random;
 mod hooks;
 mod inputs;
 mod linear;
+mod linear_backward;
 mod linear_cases;
 mod merge;
 mod neighborhood_cases;
@@ -39,7 +40,10 @@ pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
 pub use hooks::KnownHook;
-pub use linear::LinearCase;
+pub use linear::{LinearCase, ReadyLinear};
+pub use linear_backward::{
+    LinearBackwardCase, ReadyLinearBackward, linear_backward_cases, random_linear_backward_cases,
+};
 pub use linear_cases::{linear_cases, random_linear_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
@@ -167,8 +171,10 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "linear",
-        cases: || boxed(linear_cases()).collect(),
-        random: |count, seed| boxed(random_linear_cases(count, seed)).collect(),
+        cases: || boxed(linear_cases()).chain(boxed(linear_backward_cases())).collect(),
+        random: |count, seed| {
+            boxed(random_linear_cases(count, seed)).chain(boxed(random_linear_backward_cases(count, seed))).collect()
+        },
         variants: |caps| vec![linear_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: linear_cases::shaders,
     },

@@ -137,7 +137,7 @@ impl Launch {
         let empty = [empty().await?, empty().await?];
         let (hooks, popped) = gpu.scoped(|_| hook_group(gpu, shader, &pipeline, &empty[0]));
         gpu.refused("buffers of hooks", popped.await).await?;
-        let leaders = (0..arguments.len()).map(|i| together(gpu.caps(), arguments, i)[0]).collect();
+        let leaders = leaders(gpu.caps(), arguments);
         Ok(Self {
             gpu: gpu.clone(),
             shader: shader.clone(),
@@ -197,31 +197,7 @@ impl Launch {
         if which.end > known || which.start > which.end {
             return Err(Error::argument("slice", format!("{which:?}"), format!("within 0..{known}")));
         }
-        let caps = self.gpu.caps();
-        let mut shifts = Vec::new();
-        for (argument, tensor) in self.arguments.iter().zip(tensors) {
-            let (name, wanted, given) = (argument.name, &argument.layout, tensor.layout());
-            check_device(name, tensor, &self.gpu)?;
-            let bytes = wanted.dtype.bytes();
-            let alignment = caps.binding_alignment();
-            let (from, to) = (wanted.offset as u64 * bytes, given.offset as u64 * bytes);
-            let same = Layout { offset: 0, ..wanted.clone() } == Layout { offset: 0, ..given.clone() };
-            if !same || from % alignment != to % alignment {
-                let bound =
-                    format!("as prepared: {wanted:?} (the offset may differ by multiples of {alignment} bytes)");
-                return Err(Error::argument(name, format!("{given:?}"), bound));
-            }
-            shifts.push(to.wrapping_sub(from));
-        }
-        for (i, &leader) in self.leaders.iter().enumerate() {
-            if shifts[i] != shifts[leader] {
-                let with = self.arguments[leader].name;
-                let bound = format!("as far from {with}'s as it was prepared: both share a binding");
-                let argument = format!("{}.offset", self.arguments[i].name);
-                return Err(Error::argument(argument, tensors[i].layout().offset, bound));
-            }
-        }
-        self.check_apart(tensors)?;
+        let shifts = check_tensors(&self.gpu, &self.arguments, &self.leaders, tensors)?;
         self.check_hooks(tensors)?;
         Ok(shifts)
     }
@@ -238,37 +214,6 @@ impl Launch {
                     value,
                     "in another: that one is bound for writing",
                 ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share
-    /// buffers as the kernel was prepared for.
-    fn check_apart(&self, tensors: &[&Tensor]) -> Result<()> {
-        let spans = tensors.iter().map(|t| t.layout().byte_span()).collect::<Result<Vec<_>>>()?;
-        let arguments = &self.arguments;
-        let written = |i: usize| is_written(arguments, arguments[i].buffer);
-        let pairs = (0..arguments.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
-        for (i, j) in pairs.filter(|&(i, j)| written(i) || written(j)) {
-            // The output first, where one of them is.
-            let (i, j) = if arguments[i].writes() { (i, j) } else { (j, i) };
-            let (one, other) = (arguments[i].name, arguments[j].name);
-            let shares = tensors[i].buffer() == tensors[j].buffer();
-            if shares && arguments[i].writes() && overlap(&spans[i], &spans[j]) {
-                let bound = format!("apart from {other}, which has bytes {:?} of the same buffer", spans[j]);
-                return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
-            }
-            if shares != (arguments[i].buffer == arguments[j].buffer) {
-                let found = if shares { "in one buffer" } else { "in buffers of their own" };
-                let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
-                return Err(Error::argument(format!("{one} and {other}"), found, bound));
-            }
-            let [a, b] = [i, j].map(|n| aligned(self.gpu.caps(), spans[n].clone()));
-            if shares && self.leaders[i] != self.leaders[j] && overlap(&a, &b) {
-                let alignment = self.gpu.caps().binding_alignment();
-                let bound = format!("{alignment} bytes or more from {other}, as prepared: bindings are aligned");
-                return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
             }
         }
         Ok(())
@@ -313,6 +258,76 @@ impl Launch {
         }
         bind_group(&self.gpu, &self.shader.name, &self.pipeline.layout, parts)
     }
+}
+
+/// For each argument, the first of those that share its binding.
+pub(crate) fn leaders(caps: &Caps, arguments: &[Argument]) -> Vec<usize> {
+    (0..arguments.len()).map(|i| together(caps, arguments, i)[0]).collect()
+}
+
+/// Checks that each tensor is as planned, but for its buffer and for an offset that differs by whole alignments. Returns that
+/// difference for each, in bytes.
+pub(crate) fn check_tensors(
+    gpu: &Gpu,
+    arguments: &[Argument],
+    leaders: &[usize],
+    tensors: &[&Tensor],
+) -> Result<Vec<u64>> {
+    let caps = gpu.caps();
+    let mut shifts = Vec::new();
+    for (argument, tensor) in arguments.iter().zip(tensors) {
+        let (name, wanted, given) = (argument.name, &argument.layout, tensor.layout());
+        check_device(name, tensor, gpu)?;
+        let bytes = wanted.dtype.bytes();
+        let alignment = caps.binding_alignment();
+        let (from, to) = (wanted.offset as u64 * bytes, given.offset as u64 * bytes);
+        let same = Layout { offset: 0, ..wanted.clone() } == Layout { offset: 0, ..given.clone() };
+        if !same || from % alignment != to % alignment {
+            let bound = format!("as prepared: {wanted:?} (the offset may differ by multiples of {alignment} bytes)");
+            return Err(Error::argument(name, format!("{given:?}"), bound));
+        }
+        shifts.push(to.wrapping_sub(from));
+    }
+    for (i, &leader) in leaders.iter().enumerate() {
+        if shifts[i] != shifts[leader] {
+            let with = arguments[leader].name;
+            let bound = format!("as far from {with}'s as it was prepared: both share a binding");
+            let argument = format!("{}.offset", arguments[i].name);
+            return Err(Error::argument(argument, tensors[i].layout().offset, bound));
+        }
+    }
+    check_apart(gpu.caps(), arguments, leaders, tensors)?;
+    Ok(shifts)
+}
+
+/// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share
+/// buffers as the kernel was prepared for.
+fn check_apart(caps: &Caps, arguments: &[Argument], leaders: &[usize], tensors: &[&Tensor]) -> Result<()> {
+    let spans = tensors.iter().map(|t| t.layout().byte_span()).collect::<Result<Vec<_>>>()?;
+    let written = |i: usize| is_written(arguments, arguments[i].buffer);
+    let pairs = (0..arguments.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+    for (i, j) in pairs.filter(|&(i, j)| written(i) || written(j)) {
+        // The output first, where one of them is.
+        let (i, j) = if arguments[i].writes() { (i, j) } else { (j, i) };
+        let (one, other) = (arguments[i].name, arguments[j].name);
+        let shares = tensors[i].buffer() == tensors[j].buffer();
+        if shares && arguments[i].writes() && overlap(&spans[i], &spans[j]) {
+            let bound = format!("apart from {other}, which has bytes {:?} of the same buffer", spans[j]);
+            return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
+        }
+        if shares != (arguments[i].buffer == arguments[j].buffer) {
+            let found = if shares { "in one buffer" } else { "in buffers of their own" };
+            let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
+            return Err(Error::argument(format!("{one} and {other}"), found, bound));
+        }
+        let [a, b] = [i, j].map(|n| aligned(caps, spans[n].clone()));
+        if shares && leaders[i] != leaders[j] && overlap(&a, &b) {
+            let alignment = caps.binding_alignment();
+            let bound = format!("{alignment} bytes or more from {other}, as prepared: bindings are aligned");
+            return Err(Error::argument(one, format!("bytes {:?}", spans[i]), bound));
+        }
+    }
+    Ok(())
 }
 
 fn part(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BufferBinding<'_> {

@@ -22,6 +22,7 @@ mod score_reduction;
 mod shader;
 mod slices;
 mod softmax;
+mod steps;
 mod tensor;
 mod timing;
 
@@ -43,7 +44,9 @@ pub use gpu::{Gpu, GpuOptions};
 pub use hook::Hook;
 pub use layout::{DType, Layout};
 pub use linear::{
-    LinearAttention, LinearInputs, LinearOutputs, LinearParams, LinearPlan, LinearPrepared, LinearShapes, LinearState,
+    LinearAttention, LinearBackwardPlan, LinearBackwardPrepared, LinearBackwardShapes, LinearGradients, LinearInputs,
+    LinearOutputGradients, LinearOutputs, LinearParams, LinearPlan, LinearPrepared, LinearShapes, LinearState,
+    LinearWay,
 };
 pub use merge::{Merge, MergePrepared, MergeShapes};
 pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};

@@ -1,15 +1,24 @@
 //! Linear attention: a state instead of scores.
 
+mod backward;
+mod gradients;
+mod parts;
 mod plan;
 mod run;
 mod shapes;
+mod task;
+mod walk;
 
+pub use backward::{LinearBackwardPlan, LinearBackwardPrepared};
+pub use gradients::{LinearBackwardShapes, LinearGradients, LinearOutputGradients};
 pub use plan::LinearPlan;
 pub use run::LinearPrepared;
 pub use shapes::{LinearInputs, LinearOutputs, LinearShapes, LinearState};
 
 use crate::error::require;
+use crate::softmax::attention::Kept;
 use crate::{Error, Gpu, Result};
+use std::sync::Arc;
 
 /// What linear attention computes, besides the gates that come with the inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,11 +32,27 @@ pub struct LinearParams {
     pub scale: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
+    /// How the tokens are gone through. Default: by their number and by the device, as the plan says.
+    pub way: Option<LinearWay>,
+    /// Tokens of a chunk, a multiple of 32: where set, they are not gone through one by one. Default: 64.
+    pub chunk: Option<usize>,
+}
+
+/// How linear attention goes through the tokens. The result is the same, but for rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinearWay {
+    /// Token by token: for a few of them, as in decoding.
+    Recurrent,
+    /// In one pass over chunks of tokens, with the state in registers: for many heads and batch entries.
+    OnePass,
+    /// In three passes over segments of several chunks: what each leaves in a state, a scan over these, outputs. All segments of a
+    /// long sequence at once.
+    ThreePass,
 }
 
 impl Default for LinearParams {
     fn default() -> Self {
-        Self { causal: true, reverse: false, scale: None, slopes: None }
+        Self { causal: true, reverse: false, scale: None, slopes: None, way: None, chunk: None }
     }
 }
 
@@ -58,6 +83,11 @@ impl LinearParams {
     /// RetNet's decay γ = 1 − 2^(−5−h) as slopes −ln γ (arXiv 2307.08621).
     pub fn retnet_slopes(heads: usize) -> Vec<f32> {
         (0..heads).map(|h| -(-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect()
+    }
+
+    /// The factor that holds where none is set.
+    pub(crate) fn scale_for(&self, head_dim: usize) -> f32 {
+        self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt())
     }
 
     fn check(&self) -> Result<()> {
@@ -110,6 +140,8 @@ impl LinearParams {
 pub struct LinearAttention {
     gpu: Gpu,
     params: LinearParams,
+    kept: Arc<Kept<LinearShapes, LinearPrepared>>,
+    kept_backward: Arc<Kept<LinearBackwardShapes, LinearBackwardPrepared>>,
 }
 
 impl LinearAttention {
@@ -119,7 +151,7 @@ impl LinearAttention {
     /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, and slopes without causality.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
-        Ok(Self { gpu: gpu.clone(), params })
+        Ok(Self { gpu: gpu.clone(), params, kept: Arc::default(), kept_backward: Arc::default() })
     }
 
     /// The params.

@@ -4,6 +4,7 @@
 mod block_sparse;
 mod flash;
 mod linear;
+mod linear_backward;
 mod merge;
 mod neighborhood;
 mod problem;
@@ -15,6 +16,7 @@ mod seer_gate;
 pub use block_sparse::ChosenBlocks;
 pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use linear::{LinearProblem, LinearReference, linear};
+pub use linear_backward::{LinearGradientsReference, linear_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem};

@@ -59,8 +59,8 @@ pub(crate) enum AccessKind {
     LoadBits,
     Store4,
     StoreBits,
-    /// `load_NAME(i)` and `store_NAME(i, bits)`: one word, read and written in place.
-    UpdateBits,
+    /// Both [`AccessKind::Load4`] and [`AccessKind::Store4`]: read and written in place.
+    Update4,
 }
 
 /// A shader before assembly.

@@ -86,7 +86,8 @@ fn decoding_goes_on_where_the_prompt_ended() {
     let [q, k] = [1, 2].map(|seed| random(seed, heads * n * d));
     let (v, gates) = (random(3, heads * n * dv), random(4, heads * n));
     let gates: Vec<f32> = gates.iter().map(|x| -x.abs() / 5.0).collect();
-    let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
+    let params = LinearParams { way: Some(LinearWay::Recurrent), ..LinearParams::default() };
+    let attention = LinearAttention::new(gpu(), params).unwrap();
     let part = |which: std::ops::Range<usize>| {
         let cut = |values: &[f32], d| common::tokens(values, [1, heads, n, d], which.clone());
         [cut(&q, d), cut(&k, d), cut(&v, dv), cut(&gates, 1)]
@@ -216,7 +217,7 @@ fn bad_input() {
     // What was prepared, and what comes.
     let attention = new(plain()).unwrap();
     let o = zeros([2, 4, 10, 6]);
-    let to = LinearOutputs { o: &o, state: LinearState::InPlace(&state) };
+    let to = LinearOutputs { o: &o, state: LinearState::InPlace(&state), snapshots: None };
     let prepared = block_on(attention.prepare(&LinearShapes::of(&inputs, &to))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     assert!(prepared.encode(&mut encoder, &inputs, &to).is_ok());

@@ -1,6 +1,7 @@
-// What the shaders of linear attention share: written by src/linear/plan.rs.
+// What the shaders of linear attention share: written by src/linear/walk.rs.
 //
-// The table `sequences` has (first row, tokens, 0, 0) of each batch entry or packed sequence.
+// A walk goes over the tokens of a (batch entry or packed sequence, head), from the first to the last or the other way, in segments
+// of params.segment tokens: each has its own workgroups. The table `sequences` has (first row, tokens, 0, 0) of each entry.
 
 struct Params {
     // (offset, batch stride, head stride, row stride) of each tensor.
@@ -11,14 +12,61 @@ struct Params {
     h0: vec4u,
     o: vec4u,
     ht: vec4u,
-    // First batch entry, head and tile of columns of this slice.
+    states: vec4u,
+    snapshots: vec4u,
+    problem: vec4u,
+    totals: vec4u,
+    dq: vec4u,
+    dk: vec4u,
+    dg: vec4u,
+    behind: vec4u,
+    // First entry, head and workgroup of this slice.
     first: vec3u,
     heads: u32,
-    // Heads of the state to one of q, of k, of v.
+    // Heads of the walk to one of q, of k, of v.
     groups: vec3u,
+    // Factor of what is read.
     scale: f32,
-    // Whether a token sees only those before it and itself; whether the order is reversed.
-    causal: u32,
+    // Whether the last token comes first; whether the state fades after a token has read it instead of before.
     reverse: u32,
-    pad: vec2u,
+    late: u32,
+    // Factor of what is absorbed.
+    gain: f32,
+    // Tokens of a segment.
+    segment: u32,
+}
+
+// One segment of a walk: number `place` on the way, rows [first, first + count), columns of the state from `column` on.
+struct Work { batch: u32, head: u32, place: u32, column: u32, first: u32, count: u32 }
+
+// A token of a head.
+struct Token { batch: u32, head: u32, row: u32 }
+
+// An entry without tokens has one, empty.
+fn segments_of(batch: u32) -> u32 {
+    return max(1u, (sequences[batch].y + params.segment - 1u) / params.segment);
+}
+
+// Beyond the entry's last segment: without tokens.
+fn segment_at(batch: u32, head: u32, place: u32, column: u32) -> Work {
+    let sequence = sequences[batch];
+    let last = segments_of(batch) - 1u;
+    let number = select(place, last - min(place, last), params.reverse == 1u);
+    let start = select(sequence.y, number * params.segment, place <= last);
+    return Work(batch, head, place, column, sequence.x + start, min(params.segment, sequence.y - start));
+}
+
+fn token_at(w: Work, n: u32) -> Token {
+    return Token(w.batch, w.head, w.first + select(n, w.count - 1u - n, params.reverse == 1u));
+}
+
+fn row_of_q(t: Token) -> u32 { return row_of(params.q, t.batch, t.head / params.groups.x, t.row); }
+fn row_of_k(t: Token) -> u32 { return row_of(params.k, t.batch, t.head / params.groups.y, t.row); }
+fn row_of_v(t: Token) -> u32 { return row_of(params.v, t.batch, t.head / params.groups.z, t.row); }
+
+// e^g − 1 for g ≤ 0, to the last place where g is small: a state that is multiplied by a rounded e^g is off by as much in every
+// token after it, so x · e^g is x + (e^g − 1) · x.
+fn change_of(g: f32) -> f32 {
+    let high = fma(g, fma(g, fma(g, fma(g, 1.0 / 40320.0, 1.0 / 5040.0), 1.0 / 720.0), 1.0 / 120.0), 1.0 / 24.0);
+    return select(exp(g) - 1.0, g * fma(g, fma(g, fma(g, high, 1.0 / 6.0), 0.5), 1.0), g > -0.5);
 }

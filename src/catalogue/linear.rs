@@ -4,7 +4,7 @@ use super::{Case, Outcome, normal, poisoned};
 use crate::reference::{self, LinearProblem};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearOutputs, LinearParams, LinearPlan,
-    LinearShapes, LinearState, Result, Tensor,
+    LinearPrepared, LinearShapes, LinearState, Result, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -67,7 +67,7 @@ struct Values {
 }
 
 impl LinearCase {
-    fn all_heads(&self) -> usize {
+    pub(super) fn all_heads(&self) -> usize {
         self.heads.into_iter().max().unwrap_or(0)
     }
 
@@ -75,13 +75,13 @@ impl LinearCase {
         if self.packed { self.sequences.iter().sum() } else { self.tokens }
     }
 
-    fn token_shapes(&self) -> [[usize; 4]; 3] {
+    pub(super) fn token_shapes(&self) -> [[usize; 4]; 3] {
         let batch = if self.packed { 1 } else { self.batch };
         let widths = [self.dims.0, self.dims.0, self.dims.1];
         std::array::from_fn(|i| [batch, self.heads[i], self.rows(), widths[i]])
     }
 
-    fn state_shape(&self) -> [usize; 4] {
+    pub(super) fn state_shape(&self) -> [usize; 4] {
         let entries = if self.packed { self.sequences.len() } else { self.batch };
         [entries, self.all_heads(), self.dims.0, self.dims.1]
     }
@@ -133,18 +133,19 @@ impl LinearCase {
         std::iter::once(0).chain(ends).collect()
     }
 
-    fn expected(&self) -> reference::LinearReference {
+    pub(super) fn with_problem<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
         let (Values { tokens, g, h0 }, places) = (self.values(), self.places());
-        reference::linear(
-            &self.params,
-            &LinearProblem {
-                tokens: tokens.each_ref().map(|values| &values[..]),
-                shapes: self.token_shapes(),
-                g: self.gates.map(|_| &g[..]),
-                h0: (!h0.is_empty()).then_some(&h0[..]),
-                sequences: &places,
-            },
-        )
+        solve(&LinearProblem {
+            tokens: tokens.each_ref().map(|values| &values[..]),
+            shapes: self.token_shapes(),
+            g: self.gates.map(|_| &g[..]),
+            h0: (!h0.is_empty()).then_some(&h0[..]),
+            sequences: &places,
+        })
+    }
+
+    fn expected(&self) -> reference::LinearReference {
+        self.with_problem(|problem| reference::linear(&self.params, problem))
     }
 
     fn layouts(&self) -> [Layout; 3] {
@@ -157,11 +158,7 @@ impl LinearCase {
         })
     }
 
-    /// What would run on a device.
-    ///
-    /// # Errors
-    /// Those of [`LinearPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<LinearPlan> {
+    pub(super) fn shapes(&self) -> LinearShapes {
         let [q, k, v] = self.layouts();
         let state = Layout::heads_first(DType::F32, self.state_shape());
         let shapes = LinearShapes {
@@ -171,22 +168,34 @@ impl LinearCase {
             cu_seqlens: self.packed.then(|| self.offsets()),
             ..LinearShapes::new(q, k, v, true)
         };
-        LinearPlan::new(caps, &self.params, &LinearShapes { in_place: self.in_place, ..shapes.with_outputs(true) })
+        LinearShapes { in_place: self.in_place, ..shapes.with_outputs(true) }
     }
 
-    async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
+    /// What would run on a device.
+    ///
+    /// # Errors
+    /// Those of [`LinearPlan::new`].
+    pub fn plan(&self, caps: &Caps) -> Result<LinearPlan> {
+        LinearPlan::new(caps, &self.params, &self.shapes())
+    }
+
+    /// NaN in padding.
+    pub(super) fn pad(&self, values: &mut [f32], [_, heads, rows, width]: [usize; 4]) {
+        if self.packed || self.sequences.is_empty() {
+            return;
+        }
+        for (n, row) in values.chunks_exact_mut(width).enumerate() {
+            if n % rows >= self.sequences[n / rows / heads] {
+                row.fill(f32::NAN);
+            }
+        }
+    }
+
+    pub(super) async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
         let Values { tokens, g, h0 } = self.values();
         let mut found = vec![];
         for (mut values, layout) in tokens.into_iter().zip(self.layouts()) {
-            let [_, heads, rows, width] = layout.shape;
-            if !self.packed && !self.sequences.is_empty() {
-                // Padding holds NaN.
-                for (n, row) in values.chunks_exact_mut(width).enumerate() {
-                    if n % rows >= self.sequences[n / rows / heads] {
-                        row.fill(f32::NAN);
-                    }
-                }
-            }
+            self.pad(&mut values, layout.shape);
             found.push(poisoned(gpu, layout, &values).await?);
         }
         let of_g = Layout::heads_first(DType::F32, self.of_gates());
@@ -199,7 +208,7 @@ impl LinearCase {
         })
     }
 
-    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> LinearInputs<'a> {
+    pub(super) fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> LinearInputs<'a> {
         let [q, k, v] = &uploaded.tokens[..] else { unreachable!("three are uploaded") };
         LinearInputs {
             g: uploaded.g.as_ref(),
@@ -211,15 +220,19 @@ impl LinearCase {
     }
 }
 
-struct Uploaded {
+#[derive(Debug)]
+pub(super) struct Uploaded {
     tokens: Vec<Tensor>,
     g: Option<Tensor>,
     h0: Option<Tensor>,
     offsets: Vec<u32>,
 }
 
-/// The root of the mean square error over that of the reference, against 2e-6; of 16-bit results against what their rounding is.
-fn compare(dtype: DType, found: &[f32], expected: &[f64]) -> Outcome {
+/// Allowed of an f32 result.
+const ALLOWED: f64 = 2e-6;
+
+/// The root of the mean square error over that of the reference, against `unit`; of 16-bit results against what their rounding is.
+pub(super) fn compare(dtype: DType, unit: f64, found: &[f32], expected: &[f64]) -> Outcome {
     assert_eq!(found.len(), expected.len(), "a result has as many values as its reference");
     let error = |x: &f32, y: &f64| f64::from(*x) - y;
     let squares: f64 = found.iter().zip(expected).map(|(x, y)| error(x, y).powi(2)).sum();
@@ -228,7 +241,7 @@ fn compare(dtype: DType, found: &[f32], expected: &[f64]) -> Outcome {
     let allowed = match dtype {
         DType::F16 => 1e-3,
         DType::Bf16 => 8e-3,
-        _ => 2e-6,
+        _ => unit,
     };
     let ratio = if all > 0.0 { (squares / all).sqrt() } else { squares.sqrt() };
     // A NaN is more than anything.
@@ -245,7 +258,7 @@ impl Case for LinearCase {
         let Self {
             batch, heads, tokens, dims, params, gates, h0, in_place, sequences, packed, dtypes: [qk, v], ..
         } = self;
-        let LinearParams { causal, reverse, slopes, .. } = params;
+        let LinearParams { causal, reverse, slopes, way, .. } = params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
         let gate = match (gates, slopes) {
             (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
@@ -255,7 +268,8 @@ impl Case for LinearCase {
         let switches =
             [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
-        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
+        let way = way.map_or("auto".into(), |way| format!("{way:?}"));
+        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {way} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
     }
 
     fn flops(&self) -> f64 {
@@ -273,26 +287,64 @@ impl Case for LinearCase {
                 _ => attention.forward_with_state(&inputs).await?,
             };
             let expected = self.expected();
-            let outcome = compare(self.dtypes[1], &o.read().await?, &expected.o);
-            Ok(outcome.and(compare(DType::F32, &state.read().await?, &expected.ht)))
+            let outcome = compare(self.dtypes[1], ALLOWED, &o.read().await?, &expected.o);
+            Ok(outcome.and(compare(DType::F32, ALLOWED, &state.read().await?, &expected.ht)))
         })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
-        Box::pin(async move {
-            let uploaded = self.upload(gpu).await?;
-            let inputs = self.inputs(&uploaded);
-            let shapes = LinearShapes::of_inputs(&inputs, true);
-            let o = Tensor::empty(gpu, shapes.o.clone()).await?;
-            let ht = Tensor::empty(gpu, Layout::heads_first(DType::F32, self.state_shape())).await?;
-            let state = match (&uploaded.h0, self.in_place) {
-                (Some(state), true) => LinearState::InPlace(state),
-                _ => LinearState::Written(&ht),
-            };
-            let to = LinearOutputs { o: &o, state };
-            let attention = LinearAttention::new(gpu, self.params.clone())?;
-            let prepared = attention.prepare(&LinearShapes::of(&inputs, &to)).await?;
-            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
-        })
+        Box::pin(async move { self.ready(gpu).await?.time(gpu).await })
+    }
+}
+
+impl LinearCase {
+    /// Uploads the values and prepares the kernels.
+    ///
+    /// # Errors
+    /// A lack of memory, a lost device.
+    pub async fn ready(&self, gpu: &Gpu) -> Result<ReadyLinear> {
+        let uploaded = self.upload(gpu).await?;
+        let inputs = self.inputs(&uploaded);
+        let shapes = LinearShapes::of_inputs(&inputs, true);
+        let o = Tensor::empty(gpu, shapes.o.clone()).await?;
+        let ht = match (&uploaded.h0, self.in_place) {
+            (Some(state), true) => state.clone(),
+            _ => Tensor::empty(gpu, Layout::heads_first(DType::F32, self.state_shape())).await?,
+        };
+        let attention = LinearAttention::new(gpu, self.params.clone())?;
+        let to = self.outputs(&o, &ht);
+        let prepared = attention.prepare(&LinearShapes::of(&inputs, &to)).await?;
+        Ok(ReadyLinear { case: self.clone(), uploaded, o, ht, prepared })
+    }
+
+    fn outputs<'a>(&self, o: &'a Tensor, ht: &'a Tensor) -> LinearOutputs<'a> {
+        let state = if self.in_place { LinearState::InPlace(ht) } else { LinearState::Written(ht) };
+        LinearOutputs { o, state, snapshots: None }
+    }
+}
+
+/// A case on the GPU, ready to be timed.
+#[derive(Debug)]
+pub struct ReadyLinear {
+    case: LinearCase,
+    uploaded: Uploaded,
+    o: Tensor,
+    ht: Tensor,
+    prepared: LinearPrepared,
+}
+
+impl ReadyLinear {
+    /// What runs.
+    pub fn plan(&self) -> &LinearPlan {
+        self.prepared.plan()
+    }
+
+    /// Runs it once, and measures.
+    ///
+    /// # Errors
+    /// A lost device.
+    pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
+        let (inputs, to) = (self.case.inputs(&self.uploaded), self.case.outputs(&self.o, &self.ht));
+        gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &to)).await
     }
 }

@@ -1,10 +1,14 @@
 //! The catalogue of linear attention.
 
-use super::LinearCase;
-use crate::{Caps, DType, LinearParams};
+use super::{LinearCase, linear_backward_cases};
+use crate::{Caps, DType, LinearParams, LinearWay};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+
+/// Every way, and the one that planning chooses.
+const WAYS: [Option<LinearWay>; 4] =
+    [None, Some(LinearWay::Recurrent), Some(LinearWay::OnePass), Some(LinearWay::ThreePass)];
 
 /// Lengths around the tokens between two sums, gates of every kind, hard ones among slow ones, both directions, states, grouped heads,
 /// packed sequences, widths that do and do not divide, types, strides.
@@ -24,7 +28,7 @@ pub fn linear_cases() -> Vec<LinearCase> {
     }
     for (causal, reverse) in [(true, true), (false, false), (false, true)] {
         for h0 in [false, true] {
-            let params = LinearParams { causal, reverse, scale: Some(1.0), slopes: None };
+            let params = LinearParams { causal, reverse, scale: Some(1.0), ..LinearParams::default() };
             let gates = causal.then_some((1.0, 30));
             cases.push(LinearCase { batch: 2, params, gates, h0, ..base.clone() });
         }
@@ -51,6 +55,15 @@ pub fn linear_cases() -> Vec<LinearCase> {
     }
     cases.push(LinearCase { tokens: 0, h0: true, ..base.clone() });
     cases.push(LinearCase { batch: 0, ..base });
+    for (i, case) in cases.iter_mut().enumerate() {
+        case.params.way = WAYS[i % 4];
+    }
+    for tokens in [1, 15, 63, 64, 65, 127, 500, 1000] {
+        for way in WAYS {
+            let params = LinearParams { way, ..LinearParams::default() };
+            cases.push(LinearCase { tokens, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
+        }
+    }
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }
@@ -87,6 +100,8 @@ fn random_case(seed: u64) -> LinearCase {
             reverse: r.random_range(0..2) == 0,
             scale: (r.random_range(0..2) == 0).then_some(0.7),
             slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
+            way: WAYS[r.random_range(0..4)],
+            chunk: None,
         },
         gates: (kind == 2).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
         h0: !in_place && r.random_range(0..2) == 0,
@@ -110,13 +125,18 @@ pub(super) fn typical() -> LinearCase {
 /// The distinct shader texts.
 pub(super) fn shaders() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = vec![];
-    for (i, case) in linear_cases().iter().enumerate() {
-        let plan = case.plan(&Caps::core()).expect("a valid case");
-        for (name, text) in plan.wgsl() {
+    let mut add = |plan: Vec<(&str, String)>| {
+        for (name, text) in plan {
             if found.iter().all(|(_, known)| *known != text) {
-                found.push((format!("{}_{i}", name.replace(' ', "_")), text));
+                found.push((format!("{}_{}", name.replace(' ', "_"), found.len()), text));
             }
         }
+    };
+    for case in linear_cases() {
+        add(case.plan(&Caps::core()).expect("a valid case").wgsl());
+    }
+    for case in linear_backward_cases() {
+        add(case.plan(&Caps::core()).expect("a valid case").wgsl());
     }
     found
 }

@@ -2,7 +2,7 @@
 
 use super::frame::Frame;
 use super::kernels::SideParts;
-use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors};
+use super::step::{Chain, Part, Places, Task, Tensors, prepared};
 use super::training::SeerLoss;
 use crate::packed::Side;
 use crate::{Caps, DType, Gpu, Layout, Result, Tensor};
@@ -88,7 +88,8 @@ impl Frame {
         for (part, tensor) in given {
             places.own(*part, tensor.layout().clone());
         }
-        ChainPrepared::new(gpu, &self.training(&stage, places, gpu.caps())?).await?.submit(given).await
+        let chain = self.training(&stage, places, gpu.caps())?;
+        prepared(gpu, &chain, self.angles()).await?.submit(given).await
     }
 
     fn training(&self, stage: &Stage, mut places: Places, caps: &Caps) -> Result<Chain> {
@@ -114,7 +115,7 @@ impl Frame {
             Stage::Gradients => self.to_gradients(&places),
         };
         let steps = tasks.into_iter().map(|task| task.plan(caps, self, &places)).collect::<Result<_>>()?;
-        Ok(Chain { steps, between, angles: self.angles() })
+        Ok(Chain { steps, between })
     }
 
     /// The text of every kernel of training, with its name. `places` knows tokens and weights.

@@ -10,7 +10,7 @@ mod training;
 pub(crate) use texts::decode_texts;
 
 use super::frame::{Frame, SideFrame};
-use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors};
+use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors, prepared};
 use super::{Pool, Selector, check_block, check_pools, check_theta};
 #[cfg(doc)]
 use crate::Error;
@@ -275,7 +275,7 @@ impl SeerDecodeGate {
         }
         let plan = |task: Task| task.plan(self.gpu.caps(), frame, &places);
         let steps = tasks.into_iter().map(plan).collect::<Result<_>>()?;
-        let chain = ChainPrepared::new(&self.gpu, &Chain { steps, between, angles: frame.angles() }).await?;
+        let chain = prepared(&self.gpu, &Chain { steps, between }, frame.angles()).await?;
         let tensors = given.into_iter().map(|(part, tensor)| (part, tensor.clone())).collect();
         Ok(SeerDecodeStep { chain, tensors })
     }

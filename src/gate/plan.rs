@@ -80,6 +80,8 @@ impl SeerGateParams {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeerGatePlan {
     pub(super) chain: Chain,
+    /// Base and width of rotary angles.
+    pub(super) angles: Option<(f32, usize)>,
     words: String,
 }
 
@@ -118,7 +120,7 @@ impl SeerGatePlan {
             "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
             params.pool_q, params.pool_k, params.block, frame.gate_dim, params.selector
         );
-        Ok(Self { chain: Chain { steps, between, angles: frame.angles() }, words })
+        Ok(Self { chain: Chain { steps, between }, angles: frame.angles(), words })
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.

@@ -3,7 +3,7 @@
 use super::SeerGate;
 use super::plan::SeerGatePlan;
 use super::shapes::{SeerGateInputs, SeerGateOutputs, SeerGateShapes};
-use super::step::ChainPrepared;
+use super::step::{ChainPrepared, prepared};
 #[cfg(doc)]
 use crate::Error;
 use crate::softmax::attention::{self, keep, kept};
@@ -50,7 +50,7 @@ impl SeerGate {
     /// Those of [`SeerGatePlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &SeerGateShapes) -> Result<SeerGatePrepared> {
         let plan = self.plan(shapes)?;
-        let chain = ChainPrepared::new(&self.gpu, &plan.chain).await?;
+        let chain = prepared(&self.gpu, &plan.chain, plan.angles).await?;
         Ok(SeerGatePrepared { chain, shapes: shapes.clone(), plan })
     }
 

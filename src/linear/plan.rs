@@ -1,44 +1,31 @@
 //! What runs: decided without a GPU.
 
-use super::{LinearParams, LinearShapes};
-use crate::arguments::Argument;
-use crate::dispatch::Kernel;
-use crate::shader::{AccessKind, Binding, Shader, file};
-use crate::slices::cut;
-use crate::softmax::tiles::{float_table, small_table};
-use crate::{Caps, Layout, Result, Slice};
+use super::parts::Part;
+use super::task::{Frame, Gate};
+use super::walk::{Chunking, From, Walk, segment_tokens};
+use super::{LinearParams, LinearShapes, LinearWay};
+use crate::error::require;
+use crate::steps::Steps;
+use crate::{AdapterKind, Caps, Error, Result};
 use std::fmt;
 
-/// The uniform struct of `shaders/linear/shared.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    q: [u32; 4],
-    k: [u32; 4],
-    v: [u32; 4],
-    g: [u32; 4],
-    h0: [u32; 4],
-    o: [u32; 4],
-    ht: [u32; 4],
-    first: [u32; 3],
-    heads: u32,
-    groups: [u32; 3],
-    scale: f32,
-    causal: u32,
-    reverse: u32,
-    pad: [u32; 2],
-}
+/// Up to so many tokens are absorbed one by one: a chunk would be mostly empty.
+const FEW: usize = 16;
 
-/// Threads of a workgroup, columns of the state that it keeps, tokens between two sums over its threads.
-const THREADS: usize = 64;
-const COLS: usize = 16;
-const BATCH: usize = 8;
+/// So many workgroups keep a device busy: with fewer, sequences are cut into segments.
+fn busy(caps: &Caps) -> usize {
+    match caps.kind {
+        AdapterKind::Software => 4,
+        AdapterKind::Integrated => 64,
+        AdapterKind::Discrete => 256,
+    }
+}
 
 /// What runs. Print it to read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearPlan {
-    pub(super) kernel: Kernel,
-    pub(super) slices: Vec<Slice>,
+    pub(super) steps: Steps<Part>,
+    way: LinearWay,
     words: String,
 }
 
@@ -46,99 +33,84 @@ impl LinearPlan {
     /// Chooses the way and the slices.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has
-    /// too little.
+    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
     pub fn new(caps: &Caps, params: &LinearParams, shapes: &LinearShapes) -> Result<Self> {
         shapes.check(params)?;
-        let LinearShapes { q, k, v, g, h0, o, ht, in_place, .. } = shapes;
-        let heads = shapes.heads();
-        let ([_, _, tokens, head_dim], value_dim) = (q.shape, v.shape[3]);
-        caps.within("linear attention", "maxComputeInvocationsPerWorkgroup", THREADS as u64, caps.invocations.into())?;
-        let of_state = if *in_place { AccessKind::UpdateBits } else { AccessKind::StoreBits };
-        let all: [(_, Option<&Layout>, _); 7] = [
-            ("q", Some(q), AccessKind::Load1),
-            ("k", Some(k), AccessKind::Load1),
-            ("v", Some(v), AccessKind::Load4),
-            ("g", g.as_ref(), AccessKind::Load1),
-            ("h0", h0.as_ref(), AccessKind::LoadBits),
-            ("o", Some(o), AccessKind::Store4),
-            ("ht", ht.as_ref(), of_state),
-        ];
-        let arguments: Vec<Argument> = all
-            .into_iter()
-            .zip(shapes.buffers)
-            .filter_map(|((name, layout, kind), buffer)| {
-                let layout = layout?.clone();
-                let group = heads / layout.shape[1];
-                Some(Argument { name, layout, kind, group, spread: 1, buffer, whole: false })
-            })
-            .collect();
-        let [entries, ..] = shapes.state_shape();
-        let whole = Slice { batches: 0..entries, heads: 0..heads, tiles: 0..value_dim.div_ceil(COLS) };
-        let flops = 5.0 * (tokens * head_dim * COLS) as f64;
-        let slices = if entries == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
-        let groups = [q, k, v].map(|layout| (heads / layout.shape[1]) as u32);
-        let of_slice = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            q: address("q"),
-            k: address("k"),
-            v: address("v"),
-            g: address("g"),
-            h0: address("h0"),
-            o: address("o"),
-            ht: address("ht"),
-            first: slice.first(),
-            heads: heads as u32,
-            groups,
-            scale: params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
-            causal: u32::from(params.causal),
-            reverse: u32::from(params.reverse),
-            pad: [0; 2],
-        };
-        let mut tables = vec![small_table("sequences", &shapes.sequences())];
-        let gate = match (g, &params.slopes) {
-            (Some(_), _) => {
-                let problem = Binding::Table { name: "problem", ty: "u32", length: None, write: true };
-                tables.push((problem, None));
-                file::LINEAR_GATE_BY_TOKEN
-            }
-            (None, Some(slopes)) => {
-                let changes: Vec<f32> = slopes.iter().map(|slope| (-f64::from(*slope)).exp_m1() as f32).collect();
-                tables.push(float_table("changes", &changes));
-                file::LINEAR_GATE_BY_HEAD
-            }
-            (None, None) => file::LINEAR_UNGATED,
-        };
-        let from = match (in_place, h0) {
-            (true, _) => file::LINEAR_IN_PLACE,
-            (false, Some(_)) => file::LINEAR_FROM_STATE,
-            (false, None) => file::LINEAR_FROM_NOTHING,
-        };
-        let to = if ht.is_some() { file::LINEAR_TO_STATE } else { file::LINEAR_TO_NOTHING };
-        let files = vec![file::LINEAR_SHARED, file::LINEAR_RECURRENT, gate, from, to, file::ROW, file::ELEMENT];
-        let constants =
-            [("WG", THREADS), ("COLS", COLS), ("BATCH", BATCH), ("HEAD_DIM", head_dim), ("HEAD_DIM_V", value_dim)];
-        let constants = constants.map(|(name, value)| (name, value as u32)).to_vec();
-        let shader = Shader::of("linear recurrent", constants, files, None);
-        let kernel = Kernel::sliced(caps, shader, arguments, tables, &slices, of_slice)?;
-        let words = format!(
-            "linear attention, token by token: {THREADS} threads keep {head_dim} × {COLS} of a head's state in registers, {} \
-             workgroups a head; {} slice{}",
-            value_dim.div_ceil(COLS),
-            slices.len(),
-            if slices.len() == 1 { "" } else { "s" }
-        );
-        Ok(Self { kernel, slices, words })
+        let walk = shapes.walk(params);
+        let chunking = Chunking::new(caps, params.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
+        let (way, why) = choose(caps, params, &walk, &chunking)?;
+        let mut places = shapes.places();
+        let between = walk.between(caps, way, &chunking)?;
+        for (part, layout) in &between {
+            places.own(*part, layout.clone());
+        }
+        let steps = walk.steps(caps, &places, way, &chunking)?;
+        let words = words(&walk, way, &chunking, &why);
+        Ok(Self { steps: Steps { steps, between }, way, words })
     }
 
-    /// The boxes of work that are dispatched one after another.
-    pub fn slices(&self) -> &[Slice] {
-        &self.slices
+    /// How the tokens are gone through.
+    pub fn way(&self) -> LinearWay {
+        self.way
     }
 
     /// The whole WGSL text of each kernel that runs, in their order, with its name.
     pub fn wgsl(&self) -> Vec<(&str, String)> {
-        vec![(self.kernel.shader.name.as_str(), self.kernel.shader.source())]
+        self.steps.wgsl()
     }
+}
+
+/// Tokens of a chunk, where nothing else is asked for.
+pub(super) const CHUNK: usize = 64;
+
+fn choose(caps: &Caps, params: &LinearParams, walk: &Walk, chunking: &Chunking) -> Result<(LinearWay, String)> {
+    let longest = walk.frame.segments(1);
+    if walk.snapshots.is_some() {
+        let fits = matches!(params.way, None | Some(LinearWay::Recurrent)) && params.chunk.is_none();
+        let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
+        require(fits, "way", format!("{:?}, chunk {:?}", params.way, params.chunk), bound)?;
+        return Ok((LinearWay::Recurrent, "snapshots are wanted".into()));
+    }
+    if let Some(way) = params.way {
+        return match (way, params.chunk) {
+            (LinearWay::Recurrent, Some(chunk)) => {
+                Err(Error::argument("chunk", chunk, "unset where the way is recurrent"))
+            }
+            _ => Ok((way, "as asked for".into())),
+        };
+    }
+    if longest <= FEW && params.chunk.is_none() {
+        return Ok((LinearWay::Recurrent, format!("{longest} tokens of {FEW} or fewer")));
+    }
+    let workgroups = walk.frame.sequences.len() * walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
+    let wanted = busy(caps);
+    if workgroups >= wanted {
+        return Ok((LinearWay::OnePass, format!("{workgroups} workgroups of {wanted} that keep this device busy")));
+    }
+    if walk.frame.segments(segment_tokens(chunking.chunk)) == 1 {
+        return Ok((LinearWay::OnePass, format!("{longest} tokens are one segment")));
+    }
+    Ok((
+        LinearWay::ThreePass,
+        format!("one pass would have {workgroups} workgroups of {wanted} that keep this device busy"),
+    ))
+}
+
+fn words(walk: &Walk, way: LinearWay, chunking: &Chunking, why: &str) -> String {
+    let Chunking { chunk, cols, threads, .. } = *chunking;
+    let state = format!("{threads} threads keep {} × {cols} of a head's state in registers", walk.frame.dims.0);
+    let how = match way {
+        LinearWay::Recurrent => "token by token".into(),
+        LinearWay::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
+        LinearWay::ThreePass => {
+            let tokens = segment_tokens(chunk);
+            let segments = walk.frame.segments(tokens);
+            format!(
+                "three passes (states, scan, outputs) over {segments} segments of {tokens} tokens in chunks of {chunk}, {state}"
+            )
+        }
+    };
+    format!("linear attention, {how}; {why}")
 }
 
 impl fmt::Display for LinearPlan {
@@ -147,13 +119,51 @@ impl fmt::Display for LinearPlan {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::Params;
-    use crate::shader::{file, layout::assert_layout};
+impl LinearParams {
+    /// The gate of a walk; `by_token` if the inputs have one for each token.
+    pub(super) fn gate(&self, by_token: bool) -> Gate {
+        match (&self.slopes, by_token) {
+            (_, true) => Gate::ByToken,
+            (Some(slopes), false) => Gate::ByHead(slopes.clone()),
+            (None, false) => Gate::None,
+        }
+    }
+}
 
-    #[test]
-    fn params_lie_in_memory_as_the_shader_reads_them() {
-        assert_layout!(Params, file::LINEAR_SHARED, q k v g h0 o ht first heads groups scale causal reverse pad);
+impl LinearShapes {
+    fn walk(&self, params: &LinearParams) -> Walk {
+        let from = match (self.in_place, &self.h0) {
+            (true, _) => From::InPlace,
+            (false, Some(_)) => From::H0(Part::H0),
+            (false, None) => From::Nothing,
+        };
+        Walk {
+            q: Part::Q,
+            k: Part::K,
+            v: Part::V,
+            o: Part::O,
+            from,
+            to: self.ht.is_some().then_some(Part::Ht),
+            snapshots: self.snapshots.is_some().then_some(Part::Snapshots),
+            states: Part::States,
+            kept: false,
+            causal: params.causal,
+            frame: self.frame(params),
+        }
+    }
+
+    /// Of the forward walk.
+    pub(super) fn frame(&self, params: &LinearParams) -> Frame {
+        let head_dim = self.q.shape[3];
+        Frame {
+            gate: params.gate(self.g.is_some()),
+            heads: self.heads(),
+            dims: (head_dim, self.v.shape[3]),
+            sequences: self.sequences(),
+            reverse: params.reverse,
+            late: false,
+            scale: params.scale_for(head_dim),
+            gain: 1.0,
+        }
     }
 }

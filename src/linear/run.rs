@@ -1,18 +1,20 @@
 //! From a plan to results.
 
-use super::shapes::slots;
+use super::parts::Part;
+use super::shapes::tensors;
 use super::{LinearAttention, LinearInputs, LinearOutputs, LinearPlan, LinearShapes, LinearState};
-use crate::dispatch::{Launch, check_device, scratch};
+use crate::dispatch::{Scratch, check_device};
 use crate::error::require;
+use crate::softmax::attention::{keep, kept};
+use crate::steps::StepsPrepared;
 use crate::tensor::Verdict;
-use crate::{Error, Result, Tensor};
+use crate::{Error, Layout, Result, Tensor};
 use std::sync::Arc;
 
 /// Linear attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
 #[derive(Debug)]
 pub struct LinearPrepared {
-    launch: Launch,
-    problem: wgpu::Buffer,
+    steps: StepsPrepared<Part>,
     shapes: LinearShapes,
     plan: LinearPlan,
 }
@@ -26,24 +28,23 @@ impl LinearAttention {
         LinearPlan::new(self.gpu.caps(), &self.params, shapes)
     }
 
-    /// Compiles and uploads all that these shapes need.
+    /// Compiles and allocates all that these shapes need.
     ///
     /// # Errors
     /// Those of [`LinearPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &LinearShapes) -> Result<LinearPrepared> {
         let plan = self.plan(shapes)?;
-        let [entries, heads, ..] = shapes.state_shape();
-        let tables = scratch(&self.gpu, &[("problem", 4 * (entries * heads) as u64)]).await?;
-        let launch = Launch::prepare(&self.gpu, &plan.kernel, &plan.slices, &tables).await?;
-        Ok(LinearPrepared { launch, problem: tables["problem"].clone(), shapes: shapes.clone(), plan })
+        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::new()).await?;
+        Ok(LinearPrepared { steps, shapes: shapes.clone(), plan })
     }
 
-    /// Attention in one call: allocates the output ([batch, heads, tokens, value_dim], of v's type) and submits.
+    /// Attention in one call: allocates the output ([batch, heads, tokens, value_dim], of v's type) and submits. What was prepared
+    /// for the shapes is kept.
     ///
     /// # Errors
     /// Those of [`LinearAttention::prepare`]; [`Error::OtherDevice`].
     pub async fn forward(&self, inputs: &LinearInputs<'_>) -> Result<Tensor> {
-        Ok(self.submitted(inputs, None, false).await?.0)
+        Ok(self.submitted(inputs, Wanted::default()).await?.o)
     }
 
     /// The same with the last state, f32 [batch or sequences, heads, head_dim, value_dim].
@@ -51,8 +52,8 @@ impl LinearAttention {
     /// # Errors
     /// Those of [`LinearAttention::forward`].
     pub async fn forward_with_state(&self, inputs: &LinearInputs<'_>) -> Result<(Tensor, Tensor)> {
-        let (o, state) = self.submitted(inputs, None, true).await?;
-        Ok((o, state.expect("asked for")))
+        let found = self.submitted(inputs, Wanted { state: true, ..Wanted::default() }).await?;
+        Ok((found.o, found.state.expect("asked for")))
     }
 
     /// The same with a state that goes on in place, as decoding does: f32 [batch or sequences, heads, head_dim, value_dim].
@@ -60,46 +61,88 @@ impl LinearAttention {
     /// # Errors
     /// Those of [`LinearAttention::forward`].
     pub async fn forward_in_place(&self, inputs: &LinearInputs<'_>, state: &Tensor) -> Result<Tensor> {
-        Ok(self.submitted(inputs, Some(state), false).await?.0)
+        Ok(self.submitted(inputs, Wanted { in_place: Some(state), ..Wanted::default() }).await?.o)
     }
 
-    async fn submitted(
-        &self,
-        inputs: &LinearInputs<'_>,
-        in_place: Option<&Tensor>,
-        wanted: bool,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    /// The same with the state after every token, for speculative decoding: f32 [batch or sequences, heads, tokens · head_dim,
+    /// value_dim]. [`LinearAttention::state_after`] is one of them.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_with_snapshots(&self, inputs: &LinearInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let found = self.submitted(inputs, Wanted { snapshots: true, ..Wanted::default() }).await?;
+        Ok((found.o, found.snapshots.expect("asked for")))
+    }
+
+    /// The state after the first `tokens` (at least 1) of those that `snapshots` were taken of: a view, to go on from as
+    /// [`LinearInputs::h0`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for rows that are no states of `head_dim` rows, or a token that is none of them.
+    pub fn state_after(snapshots: &Tensor, head_dim: usize, tokens: usize) -> Result<Tensor> {
+        let layout = snapshots.layout();
+        let [entries, heads, rows, value_dim] = layout.shape;
+        let bound = format!("a divisor of {rows}, the rows of the snapshots");
+        require(head_dim > 0 && rows.is_multiple_of(head_dim), "head_dim", head_dim, bound)?;
+        let all = rows / head_dim;
+        require((1..=all).contains(&tokens), "tokens", tokens, format!("within 1..={all}"))?;
+        let offset = layout.offset + (tokens - 1) * head_dim * layout.strides[2];
+        snapshots.view(Layout { shape: [entries, heads, head_dim, value_dim], offset, ..layout.clone() })
+    }
+
+    async fn submitted(&self, inputs: &LinearInputs<'_>, wanted: Wanted<'_>) -> Result<Found> {
         let LinearInputs { q, k, v, g, h0, .. } = *inputs;
-        let given = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("g", g), ("h0", h0), ("state", in_place)];
+        let given = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("g", g), ("h0", h0), ("state", wanted.in_place)];
         for (name, tensor) in given {
             tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
         }
-        let shapes = LinearShapes::of_inputs(inputs, wanted);
+        let mut shapes = LinearShapes::of_inputs(inputs, wanted.state);
+        if wanted.snapshots {
+            shapes.snapshots = Some(shapes.snapshots_layout());
+        }
         self.plan(&shapes)?;
         let o = Tensor::empty(&self.gpu, shapes.o.clone()).await?;
-        let ht = match &shapes.ht {
-            Some(layout) => Some(Tensor::empty(&self.gpu, layout.clone()).await?),
-            None => None,
+        let some = async |layout: &Option<Layout>| match layout {
+            Some(layout) => Tensor::empty(&self.gpu, layout.clone()).await.map(Some),
+            None => Ok(None),
         };
-        let state = match (in_place, &ht) {
+        let (ht, snapshots) = (some(&shapes.ht).await?, some(&shapes.snapshots).await?);
+        let state = match (wanted.in_place, &ht) {
             (Some(state), _) => LinearState::InPlace(state),
             (None, Some(ht)) => LinearState::Written(ht),
             (None, None) => LinearState::Unwanted,
         };
-        let to = LinearOutputs { o: &o, state };
-        let prepared = self.prepare(&LinearShapes::of(inputs, &to)).await?;
-        for slice in 0..prepared.plan.slices().len() {
-            let mut encoder = self.gpu.encoder();
-            let tensors = prepared.tensors(inputs, &to);
-            prepared.launch.encode(&mut encoder.begin_compute_pass(&Default::default()), &tensors, slice..slice + 1)?;
-            self.gpu.submit(encoder).await?;
-        }
-        let judged = |tensor: Tensor| {
-            let tensor = prepared.verdict().into_iter().fold(tensor, Tensor::under);
+        let to = LinearOutputs { o: &o, state, snapshots: snapshots.as_ref() };
+        let shapes = LinearShapes::of(inputs, &to);
+        let prepared = match kept(&self.kept, &shapes) {
+            Some(found) => found,
+            None => keep(&self.kept, &shapes, self.prepare(&shapes).await?),
+        };
+        let mut all = tensors(inputs, &to);
+        let problem = some(&prepared.plan.steps.layout(Part::Problem)).await?;
+        all.extend(problem.as_ref().map(|problem| (Part::Problem, problem)));
+        prepared.steps.submit(&all).await?;
+        let verdict = problem.map(|problem| verdict(&problem, inputs.cu_seqlens.is_some()));
+        let judged = |tensor: &Tensor| {
+            let tensor = verdict.clone().into_iter().fold(tensor.clone(), Tensor::under);
             given.iter().filter_map(|(_, tensor)| *tensor).fold(tensor, Tensor::under_all)
         };
-        Ok((judged(o.clone()), ht.clone().map(judged)))
+        Ok(Found { o: judged(&o), state: ht.as_ref().map(judged), snapshots: snapshots.as_ref().map(judged) })
     }
+}
+
+/// What a call is to give besides the output.
+#[derive(Clone, Copy, Default)]
+struct Wanted<'a> {
+    state: bool,
+    in_place: Option<&'a Tensor>,
+    snapshots: bool,
+}
+
+struct Found {
+    o: Tensor,
+    state: Option<Tensor>,
+    snapshots: Option<Tensor>,
 }
 
 impl LinearPrepared {
@@ -122,46 +165,8 @@ impl LinearPrepared {
     /// # Errors
     /// Those of [`LinearPrepared::encode`].
     pub fn encode_in(&self, pass: &mut wgpu::ComputePass<'_>, inputs: &LinearInputs, to: &LinearOutputs) -> Result<()> {
-        self.launch.gpu().alive()?;
-        let given = LinearShapes::of(inputs, to);
-        let has = |set: bool| if set { "set" } else { "unset" };
-        for (name, given, prepared) in [
-            ("g", given.g.is_some(), self.shapes.g.is_some()),
-            ("h0", given.h0.is_some(), self.shapes.h0.is_some()),
-            ("state", given.ht.is_some(), self.shapes.ht.is_some()),
-        ] {
-            require(given == prepared, name, has(given), format!("{}, as prepared", has(prepared)))?;
-        }
-        let bound = format!("in place: {}, as prepared", self.shapes.in_place);
-        require(given.in_place == self.shapes.in_place, "state", format!("in place: {}", given.in_place), bound)?;
-        for (name, same, value) in [
-            ("seqlens", given.seqlens == self.shapes.seqlens, format!("{:?}", given.seqlens)),
-            ("cu_seqlens", given.cu_seqlens == self.shapes.cu_seqlens, format!("{:?}", given.cu_seqlens)),
-        ] {
-            require(same, name, value, "as prepared")?;
-        }
-        self.launch.encode(pass, &self.tensors(inputs, to), 0..self.launch.slices().len())
-    }
-
-    fn tensors<'a>(&self, inputs: &LinearInputs<'a>, to: &LinearOutputs<'a>) -> Vec<&'a Tensor> {
-        slots(inputs, to).into_iter().flatten().collect()
-    }
-
-    /// What was wrong with the gates.
-    fn verdict(&self) -> Option<Verdict> {
-        let heads = self.shapes.heads();
-        let sequences = self.shapes.cu_seqlens.is_some();
-        self.shapes.g.is_some().then(|| {
-            let judge = move |words: &[u32]| match words.iter().position(|&row| row != 0) {
-                None => Ok(()),
-                Some(n) => {
-                    let batch = if sequences { 0 } else { n / heads };
-                    let what = format!("g[{batch}][{}][{}]", n % heads, words[n] - 1);
-                    Err(Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays"))
-                }
-            };
-            Verdict { words: self.problem.clone(), judge: Arc::new(judge) }
-        })
+        self.shapes.check_as_prepared(&LinearShapes::of(inputs, to))?;
+        self.steps.encode(pass, &tensors(inputs, to))
     }
 
     /// Whether the gates that the last recorded work found were at most 0, once it was submitted. (Results of
@@ -170,9 +175,23 @@ impl LinearPrepared {
     /// # Errors
     /// [`Error::Argument`] that names the first gate that was not; [`Error::DeviceLost`].
     pub async fn check_gates(&self) -> Result<()> {
-        match self.verdict() {
-            Some(verdict) => verdict.ask(self.launch.gpu()).await,
+        match self.steps.between(Part::Problem) {
+            Some(problem) => verdict(problem, self.shapes.cu_seqlens.is_some()).ask(self.steps.gpu()).await,
             None => Ok(()),
         }
     }
+}
+
+/// What was wrong with the gates, as the kernels have left it.
+pub(super) fn verdict(problem: &Tensor, sequences: bool) -> Verdict {
+    let [_, heads, _, segments] = problem.shape();
+    let judge = move |words: &[u32]| match words.iter().position(|&row| row != 0) {
+        None => Ok(()),
+        Some(n) => {
+            let batch = if sequences { 0 } else { n / segments / heads };
+            let what = format!("g[{batch}][{}][{}]", n / segments % heads, words[n] - 1);
+            Err(Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays"))
+        }
+    };
+    Verdict { words: problem.buffer().clone(), judge: Arc::new(judge) }
 }

@@ -1,12 +1,14 @@
 //! What linear attention reads and writes.
 
 use super::LinearParams;
+use super::parts::Part;
 #[cfg(doc)]
 use crate::Error;
 use crate::arguments::number_buffers;
 use crate::error::require;
 use crate::packed::check_offsets;
 use crate::softmax::{MAX_HEAD_DIM, MAX_SEQUENCE, check_lengths};
+use crate::steps::{Places, Tensors};
 use crate::{DType, Layout, Result, Tensor};
 
 /// What linear attention reads. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that
@@ -64,6 +66,9 @@ pub struct LinearOutputs<'a> {
     pub o: &'a Tensor,
     /// The last state.
     pub state: LinearState<'a>,
+    /// The state after every token, f32 [batch or sequences, heads, tokens · head_dim, value_dim]: rows
+    /// [n · head_dim, (n + 1) · head_dim) after token n in the order of the walk, for speculative decoding to roll back to.
+    pub snapshots: Option<&'a Tensor>,
 }
 
 /// Types, shapes and strides of linear attention's tensors.
@@ -87,24 +92,33 @@ pub struct LinearShapes {
     pub o: Layout,
     /// The last state.
     pub ht: Option<Layout>,
+    /// The state after every token.
+    pub snapshots: Option<Layout>,
     /// Whether it is the one to begin with, too.
     pub in_place: bool,
-    /// Which of q, k, v, g, h0, o, ht lie in one buffer: those with the same number.
-    pub buffers: [usize; 7],
+    /// Which of q, k, v, g, h0, o, ht, snapshots lie in one buffer: those with the same number.
+    pub buffers: [usize; 8],
 }
 
 /// In the order of [`LinearShapes::buffers`].
-pub(super) fn slots<'a>(inputs: &LinearInputs<'a>, to: &LinearOutputs<'a>) -> [Option<&'a Tensor>; 7] {
+const SLOTS: [Part; 8] = [Part::Q, Part::K, Part::V, Part::G, Part::H0, Part::O, Part::Ht, Part::Snapshots];
+
+fn slots<'a>(inputs: &LinearInputs<'a>, to: &LinearOutputs<'a>) -> [Option<&'a Tensor>; 8] {
     let LinearInputs { q, k, v, g, h0, .. } = *inputs;
-    [Some(q), Some(k), Some(v), g, h0, Some(to.o), to.state.tensor()]
+    [Some(q), Some(k), Some(v), g, h0, Some(to.o), to.state.tensor(), to.snapshots]
+}
+
+/// The tensors of a call.
+pub(super) fn tensors<'a>(inputs: &LinearInputs<'a>, to: &LinearOutputs<'a>) -> Tensors<'a, Part> {
+    SLOTS.into_iter().zip(slots(inputs, to)).filter_map(|(part, tensor)| Some((part, tensor?))).collect()
 }
 
 impl LinearShapes {
     /// A buffer for each, in full length, the output of v's type, with or without the last state.
     pub fn new(q: Layout, k: Layout, v: Layout, state: bool) -> Self {
         let buffers = std::array::from_fn(|i| i);
-        let (g, h0, seqlens, cu_seqlens, o, ht) = (None, None, None, None, v.clone(), None);
-        Self { q, k, v, g, h0, seqlens, cu_seqlens, o, ht, in_place: false, buffers }.with_outputs(state)
+        let (g, h0, seqlens, cu_seqlens, o, ht, snapshots) = (None, None, None, None, v.clone(), None, None);
+        Self { q, k, v, g, h0, seqlens, cu_seqlens, o, ht, snapshots, in_place: false, buffers }.with_outputs(state)
     }
 
     /// With outputs of their own, by these inputs.
@@ -129,6 +143,7 @@ impl LinearShapes {
         Self {
             o: layout(to.o),
             ht: to.state.tensor().map(layout),
+            snapshots: to.snapshots.map(layout),
             in_place: matches!(to.state, LinearState::InPlace(_)),
             buffers: number_buffers(slots(inputs, to)),
             ..Self::of_inputs(inputs, false)
@@ -146,6 +161,53 @@ impl LinearShapes {
         [entries, self.heads(), self.q.shape[3], self.v.shape[3]]
     }
 
+    /// [batch or sequences, heads, tokens · head_dim, value_dim].
+    pub(super) fn snapshots_shape(&self) -> [usize; 4] {
+        let [entries, heads, head_dim, value_dim] = self.state_shape();
+        let longest = self.sequences().iter().map(|sequence| sequence[1] as usize).max().unwrap_or(0);
+        [entries, heads, longest * head_dim, value_dim]
+    }
+
+    pub(super) fn snapshots_layout(&self) -> Layout {
+        Layout::heads_first(DType::F32, self.snapshots_shape())
+    }
+
+    /// # Errors
+    /// [`Error::Argument`] for what other shapes have, or have not. (Layouts are checked tensor by tensor.)
+    pub(super) fn check_as_prepared(&self, given: &Self) -> Result<()> {
+        let has = |set: bool| if set { "set" } else { "unset" };
+        for (name, given, prepared) in [
+            ("g", given.g.is_some(), self.g.is_some()),
+            ("h0", given.h0.is_some(), self.h0.is_some()),
+            ("state", given.ht.is_some(), self.ht.is_some()),
+            ("snapshots", given.snapshots.is_some(), self.snapshots.is_some()),
+        ] {
+            require(given == prepared, name, has(given), format!("{}, as prepared", has(prepared)))?;
+        }
+        let bound = format!("in place: {}, as prepared", self.in_place);
+        require(given.in_place == self.in_place, "state", format!("in place: {}", given.in_place), bound)?;
+        for (name, same, value) in [
+            ("seqlens", given.seqlens == self.seqlens, format!("{:?}", given.seqlens)),
+            ("cu_seqlens", given.cu_seqlens == self.cu_seqlens, format!("{:?}", given.cu_seqlens)),
+        ] {
+            require(same, name, value, "as prepared")?;
+        }
+        Ok(())
+    }
+
+    /// Where each tensor lies.
+    pub(super) fn places(&self) -> Places<Part> {
+        let Self { q, k, v, g, h0, o, ht, snapshots, .. } = self;
+        let all = [Some(q), Some(k), Some(v), g.as_ref(), h0.as_ref(), Some(o), ht.as_ref(), snapshots.as_ref()];
+        let mut places = Places::default();
+        for ((part, layout), buffer) in SLOTS.into_iter().zip(all).zip(self.buffers) {
+            if let Some(layout) = layout {
+                places = places.with(part, layout, buffer);
+            }
+        }
+        places
+    }
+
     /// (first row, tokens) of each batch entry or sequence.
     pub(super) fn sequences(&self) -> Vec<[u32; 4]> {
         let [batch, _, tokens, _] = self.q.shape;
@@ -160,7 +222,7 @@ impl LinearShapes {
     /// [`Error::Argument`] for what does not fit together.
     pub(super) fn check(&self, params: &LinearParams) -> Result<()> {
         params.check()?;
-        let Self { q, k, v, g, h0, o, ht, .. } = self;
+        let Self { q, k, v, g, h0, o, ht, snapshots, .. } = self;
         let ([batch, _, tokens, head_dim], value_dim, heads) = (q.shape, v.shape[3], self.heads());
         for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", value_dim)] {
             require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
@@ -174,12 +236,17 @@ impl LinearShapes {
             let bound = format!("{wanted:?}, by q");
             require(layout.shape == wanted, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
         }
+        self.check_lengths(batch, tokens)?;
         let (rows, state) = ([batch, heads, tokens], self.state_shape());
         let of_g = [rows[0], rows[1], rows[2], 1];
         let of_o = [rows[0], rows[1], rows[2], value_dim];
-        for (name, layout, wanted) in
-            [("g", g.as_ref(), of_g), ("o", Some(o), of_o), ("h0", h0.as_ref(), state), ("ht", ht.as_ref(), state)]
-        {
+        for (name, layout, wanted) in [
+            ("g", g.as_ref(), of_g),
+            ("o", Some(o), of_o),
+            ("h0", h0.as_ref(), state),
+            ("ht", ht.as_ref(), state),
+            ("snapshots", snapshots.as_ref(), self.snapshots_shape()),
+        ] {
             let Some(layout) = layout else { continue };
             let bound = format!("{wanted:?}, by q, k and v");
             require(layout.shape == wanted, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
@@ -189,13 +256,14 @@ impl LinearShapes {
             require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
             layout.byte_span()?;
         }
-        for (name, layout) in [("h0", h0), ("ht", ht)] {
+        for (name, layout) in [("h0", h0), ("ht", ht), ("snapshots", snapshots)] {
             let Some(layout) = layout else { continue };
             require(layout.dtype == DType::F32, &format!("{name}.dtype"), layout.dtype, "f32")?;
             layout.byte_span()?;
         }
-        o.check_output("o")?;
-        ht.as_ref().map_or(Ok(()), |layout| layout.check_output("ht"))?;
+        for (name, layout) in [("o", Some(o)), ("ht", ht.as_ref()), ("snapshots", snapshots.as_ref())] {
+            layout.map_or(Ok(()), |layout| layout.check_output(name))?;
+        }
         if self.in_place {
             require(h0.is_none(), "h0", "set", "unset where the state goes on in place")?;
         }
@@ -206,7 +274,7 @@ impl LinearShapes {
         if let Some(slopes) = &params.slopes {
             require(slopes.len() == heads, "slopes.len()", slopes.len(), format!("{heads}, one a head"))?;
         }
-        self.check_lengths(batch, tokens)
+        Ok(())
     }
 
     fn check_lengths(&self, batch: usize, tokens: usize) -> Result<()> {

@@ -33,9 +33,19 @@ impl LinearProblem<'_> {
         self.shapes.iter().map(|shape| shape[1]).max().unwrap_or(0)
     }
 
-    fn row(&self, which: usize, batch: usize, head: usize, token: usize) -> &[f32] {
-        let [_, heads, tokens, width] = self.shapes[which];
-        let own = head / (self.heads() / heads);
+    /// Head of q, k or v that a head of the state uses.
+    pub(super) fn own(&self, which: usize, head: usize) -> usize {
+        head / (self.heads() / self.shapes[which][1])
+    }
+
+    /// The gate of a token.
+    pub(super) fn gate(&self, params: &LinearParams, batch: usize, head: usize, token: usize) -> f64 {
+        let of_head = params.slopes.as_ref().map_or(0.0, |slopes| -f64::from(slopes[head]));
+        self.g.map_or(of_head, |g| f64::from(g[(batch * self.heads() + head) * self.shapes[0][2] + token]))
+    }
+
+    pub(super) fn row(&self, which: usize, batch: usize, head: usize, token: usize) -> &[f32] {
+        let ([_, heads, tokens, width], own) = (self.shapes[which], self.own(which, head));
         &self.tokens[which][((batch * heads + own) * tokens + token) * width..][..width]
     }
 }
@@ -66,8 +76,7 @@ pub fn linear(params: &LinearParams, p: &LinearProblem) -> LinearReference {
                 order.reverse();
             }
             let absorb = |state: &mut Vec<f64>, t: usize| {
-                let of_head = params.slopes.as_ref().map_or(0.0, |slopes| -f64::from(slopes[h]));
-                let g = p.g.map_or(of_head, |g| f64::from(g[(b * heads + h) * tokens + t]));
+                let g = p.gate(params, b, h, t);
                 for (row, &k) in state.chunks_mut(dv).zip(p.row(1, b, h, t)) {
                     for (x, &v) in row.iter_mut().zip(p.row(2, b, h, t)) {
                         *x = *x * g.exp() + f64::from(k) * f64::from(v);

@@ -15,20 +15,15 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
         AccessKind::Load1 => {
             format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
         }
-        AccessKind::LoadBits => load_bits(name, data),
+        AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n"),
         AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
         AccessKind::Store4 => store_narrow(name, data, access.dtype),
-        AccessKind::StoreBits => store_bits(name, data),
-        AccessKind::UpdateBits => load_bits(name, data) + &store_bits(name, data),
+        AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
+        AccessKind::Update4 => {
+            let both = [AccessKind::Load4, AccessKind::Store4];
+            both.map(|kind| accessor(&Access { kind, ..access.clone() }, binding)).concat()
+        }
     }
-}
-
-fn load_bits(name: &str, data: &str) -> String {
-    format!("fn load_{name}(i: u32) -> u32 {{ return {data}[i]; }}\n")
-}
-
-fn store_bits(name: &str, data: &str) -> String {
-    format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n")
 }
 
 fn load_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {

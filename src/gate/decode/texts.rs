@@ -41,7 +41,7 @@ pub(crate) fn decode_texts(
     }
     let tasks = [compression(&frame), selection(&frame, true), selection(&frame, false)].into_iter().flatten();
     let steps = tasks.map(|task| task.plan(caps, &frame, &places)).collect::<Result<_>>()?;
-    let chain = Chain { steps, between: vec![], angles: None };
+    let chain = Chain { steps, between: vec![] };
     let mut texts: Vec<_> = chain.wgsl().into_iter().map(|(name, text)| (name.to_string(), text)).collect();
     let frame = Frame { past: true, complete: false, forced: 0, ..frame };
     texts.extend(frame.texts(caps, &places)?);

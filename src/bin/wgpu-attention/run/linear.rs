@@ -6,7 +6,7 @@ use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::reference::{self, LinearProblem};
 use wgpu_attention::{
-    Caps, DType, Layout, LinearAttention, LinearInputs, LinearParams, LinearPlan, LinearShapes, Result,
+    Caps, DType, Layout, LinearAttention, LinearInputs, LinearParams, LinearPlan, LinearShapes, LinearWay, Result,
 };
 
 /// The fields of `LinearParams` that are numbers.
@@ -18,11 +18,12 @@ struct Params {
     scale: Option<f32>,
     causal: bool,
     reverse: bool,
+    chunk: Option<usize>,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { rule: Rule::Linear, way: Way::Auto, scale: None, causal: true, reverse: false }
+        Self { rule: Rule::Linear, way: Way::Auto, scale: None, causal: true, reverse: false, chunk: None }
     }
 }
 
@@ -37,6 +38,8 @@ enum Rule {
 enum Way {
     Auto,
     Recurrent,
+    OnePass,
+    ThreePass,
 }
 
 /// Tensors that would change the result, and that this version cannot take.
@@ -58,11 +61,17 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
         return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
     }
-    let Params { rule: Rule::Linear, way: Way::Auto | Way::Recurrent, scale, causal, reverse } = params(options)?;
+    let Params { rule: Rule::Linear, way, scale, causal, reverse, chunk } = params(options)?;
+    let way = match way {
+        Way::Auto => None,
+        Way::Recurrent => Some(LinearWay::Recurrent),
+        Way::OnePass => Some(LinearWay::OnePass),
+        Way::ThreePass => Some(LinearWay::ThreePass),
+    };
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
     let problem = Problem {
-        params: LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")? },
+        params: LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")?, way, chunk },
         tokens: [inputs.tokens("q", packed)?, inputs.tokens("k", packed)?, inputs.tokens("v", packed)?],
         g: inputs.gates("g", packed)?,
         h0: inputs.state("h0")?,

@@ -1,0 +1,239 @@
+//! Linear attention on the GPU: tokens per second at a constant number of tokens, beside this crate's own causal flash attention; the
+//! three ways beside one another; decoding in place beside a copy of the state. `cargo bench --features catalogue --bench linear`.
+
+mod common;
+
+use common::{Timed, group, ratios, testing};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pollster::block_on;
+use std::time::Duration;
+use wgpu_attention::catalogue::{AttentionCase, LinearCase, ReadyLinear};
+use wgpu_attention::{AdapterKind, Causal, FlashParams, Gpu, LinearParams, LinearWay};
+
+/// Sizes to measure.
+struct Sizes {
+    heads: usize,
+    dim: usize,
+    /// Batch entries times tokens.
+    all: usize,
+    tokens: Vec<usize>,
+    /// The longest that flash attention is measured at.
+    flash: usize,
+    /// Batch entries and heads of decoding.
+    decoding: (usize, usize),
+}
+
+fn sizes(gpu: &Gpu) -> Sizes {
+    match gpu.caps().kind {
+        _ if testing() => Sizes { heads: 1, dim: 16, all: 128, tokens: vec![64, 128], flash: 64, decoding: (1, 2) },
+        AdapterKind::Software => Sizes {
+            heads: 4,
+            dim: 64,
+            all: 32768,
+            tokens: (10..=15).map(|log| 1 << log).collect(),
+            flash: 4096,
+            decoding: (16, 16),
+        },
+        _ => Sizes {
+            heads: 32,
+            dim: 128,
+            all: 131_072,
+            tokens: (10..=17).map(|log| 1 << log).collect(),
+            flash: 8192,
+            decoding: (64, 32),
+        },
+    }
+}
+
+fn case(batch: usize, heads: usize, tokens: usize, dim: usize, way: Option<LinearWay>) -> LinearCase {
+    let slopes = Some(LinearParams::retnet_slopes(heads));
+    let params = LinearParams { slopes, way, ..LinearParams::default() };
+    LinearCase { batch, heads: [heads; 3], tokens, dims: (dim, dim), params, ..LinearCase::default() }
+}
+
+fn ready(gpu: &Gpu, case: &LinearCase) -> ReadyLinear {
+    let ready = block_on(case.ready(gpu)).expect("memory for the tensors");
+    ready.time_once(gpu);
+    ready
+}
+
+trait Once {
+    fn time_once(&self, gpu: &Gpu) -> f64;
+}
+
+impl Once for ReadyLinear {
+    fn time_once(&self, gpu: &Gpu) -> f64 {
+        block_on(self.time(gpu)).expect("a GPU that works").seconds
+    }
+}
+
+fn bench(criterion: &mut Criterion) {
+    let gpu = block_on(Gpu::request()).expect("a GPU driver");
+    eprintln!("{}", gpu.caps());
+    let sizes = sizes(&gpu);
+    lengths(criterion, &gpu, &sizes);
+    ways(&gpu, &sizes);
+    decoding(&gpu, &sizes);
+}
+
+/// The same number of tokens in ever longer sequences.
+fn lengths(criterion: &mut Criterion, gpu: &Gpu, sizes: &Sizes) {
+    let Sizes { heads, dim, all, .. } = *sizes;
+    let found: Vec<_> = sizes
+        .tokens
+        .iter()
+        .map(|&tokens| (tokens, ready(gpu, &case(all / tokens, heads, tokens, dim, None))))
+        .collect();
+    let mut group = group(criterion, "linear");
+    group.throughput(Throughput::Elements(all as u64));
+    for (tokens, ready) in &found {
+        group.bench_function(format!("B {} H {heads} T {tokens} D {dim}", all / tokens), |b| {
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| ready.time_once(gpu)).sum()));
+        });
+    }
+    group.finish();
+    let params = FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+    let flash: Vec<_> = sizes
+        .tokens
+        .iter()
+        .filter(|&&tokens| tokens <= sizes.flash)
+        .map(|&n| {
+            let (heads, lengths, dims) = ((heads, heads), (n, n), (dim, dim));
+            let case =
+                AttentionCase { batch: all / n, heads, lengths, dims, params: params.clone(), ..Default::default() };
+            let timed = Timed::new(gpu, "flash", case, (n * (n + 1) / 2) as f64);
+            timed.seconds();
+            (n, timed)
+        })
+        .collect();
+    let names: Vec<String> = found.iter().map(|(tokens, _)| format!("linear, T {tokens}")).collect();
+    let flash_names: Vec<String> = flash.iter().map(|(tokens, _)| format!("causal flash, T {tokens}")).collect();
+    let runs: Vec<Box<dyn Fn() -> f64>> = found
+        .iter()
+        .map(|(_, ready)| Box::new(|| ready.time_once(gpu)) as Box<dyn Fn() -> f64>)
+        .chain(flash.iter().map(|(_, timed)| Box::new(|| timed.seconds()) as _))
+        .collect();
+    let named: Vec<_> =
+        names.iter().chain(&flash_names).map(String::as_str).zip(runs.iter().map(|run| run as _)).collect();
+    let medians = ratios(&format!("H {heads} D {dim}, {all} tokens in all"), &named);
+    for ((tokens, ready), seconds) in found.iter().zip(&medians) {
+        println!("         T {tokens}: {:.3e} tokens/s; {}", all as f64 / seconds, ready.plan());
+    }
+    let own = &medians[..found.len()];
+    let (least, most) = own.iter().fold((f64::INFINITY, 0f64), |(least, most), &x| (least.min(x), most.max(x)));
+    println!("ratio    slowest over fastest length {:.3}", most / least);
+    for ((tokens, _), (ours, flash)) in flash.iter().zip(own.iter().zip(&medians[found.len()..])) {
+        println!("ratio    T {tokens}: flash over linear {:.2}", flash / ours);
+    }
+}
+
+/// Each way by the number of tokens, for one sequence and for many.
+fn ways(gpu: &Gpu, sizes: &Sizes) {
+    let Sizes { heads, dim, .. } = *sizes;
+    let longest = sizes.tokens.iter().copied().max().unwrap_or(1) / 4;
+    let lengths = [1, 4, 8, 16, 24, 32, 64, 256, 1024, longest].into_iter().filter(|&tokens| tokens <= longest);
+    for tokens in lengths {
+        for batch in [1, 16] {
+            let all = [
+                ("token by token", LinearWay::Recurrent),
+                ("one pass", LinearWay::OnePass),
+                ("three passes", LinearWay::ThreePass),
+            ]
+            .map(|(name, way)| (name, ready(gpu, &case(batch, heads, tokens, dim, Some(way)))));
+            let runs = all.each_ref().map(|(name, ready)| (*name, || ready.time_once(gpu)));
+            let named = runs.each_ref().map(|(name, run)| (*name, run as &dyn Fn() -> f64));
+            ratios(&format!("B {batch} H {heads} D {dim}, T {tokens}"), &named);
+        }
+    }
+}
+
+/// A token in place, beside a kernel that reads and writes as much.
+fn decoding(gpu: &Gpu, sizes: &Sizes) {
+    let ((batch, heads), dim) = (sizes.decoding, sizes.dim);
+    let bytes = (8 * batch * heads * dim * dim) as f64;
+    let copy = Copy::new(gpu, bytes as u64 / 2);
+    copy.seconds(gpu);
+    for tokens in [1, 8] {
+        let of = |gates| LinearCase { in_place: true, gates, ..case(batch, heads, tokens, dim, None) };
+        let by_head = ready(gpu, &of(None));
+        let mut by_token = of(Some((1.0, 1000)));
+        by_token.params.slopes = None;
+        let by_token = ready(gpu, &by_token);
+        let (a, b, c) = (|| copy.seconds(gpu), || by_head.time_once(gpu), || by_token.time_once(gpu));
+        let runs: [(&str, &dyn Fn() -> f64); 3] =
+            [("copy of the state", &a), ("gates by head", &b), ("gates by token", &c)];
+        let medians = ratios(&format!("decoding {tokens} in place, B {batch} H {heads} D {dim}"), &runs);
+        for ((name, _), seconds) in runs.iter().zip(&medians) {
+            println!(
+                "         {name}: {:.2} GB/s of states, {:.2} of the copy",
+                bytes / seconds * 1e-9,
+                medians[0] / seconds
+            );
+        }
+    }
+}
+
+/// A kernel that only copies.
+struct Copy {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    workgroups: u32,
+}
+
+impl Copy {
+    fn new(gpu: &Gpu, bytes: u64) -> Self {
+        let text = "@group(0) @binding(0) var<storage, read> a: array<vec4f>;
+            @group(0) @binding(1) var<storage, read_write> b: array<vec4f>;
+            @compute @workgroup_size(64)
+            fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) thread: u32) {
+                for (var i = 0u; i < 16u; i++) { let at = (w.x * 16u + i) * 64u + thread; b[at] = a[at]; }
+            }";
+        let device = gpu.device();
+        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some("copy"), source };
+        // SAFETY: the buffers hold as much as the workgroups reach.
+        let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("copy"),
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        let workgroups = bytes.div_ceil(16 * 16 * 64) as u32;
+        let size = u64::from(workgroups) * 16 * 16 * 64;
+        let buffer = || {
+            let usage = wgpu::BufferUsages::STORAGE;
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("copy"),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let (a, b) = (buffer(), buffer());
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("copy"),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &[
+                wgpu::BindGroupEntry { binding: 0, resource: a.as_entire_binding() },
+                wgpu::BindGroupEntry { binding: 1, resource: b.as_entire_binding() },
+            ],
+        });
+        Self { pipeline, group, workgroups }
+    }
+
+    fn seconds(&self, gpu: &Gpu) -> f64 {
+        let time = gpu.time(|pass| {
+            pass.set_pipeline(&self.pipeline);
+            pass.set_bind_group(0, &self.group, &[]);
+            pass.dispatch_workgroups(self.workgroups, 1, 1);
+            Ok(())
+        });
+        block_on(time).expect("a GPU that works").seconds
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,20 @@
+// First of three passes: what the tokens of each segment leave in an empty state, chunk by chunk (chunk.wgsl), into
+// `states` [entries, heads, segments · HEAD_DIM, HEAD_DIM_V], and the sum of their gates into
+// `totals` [entries, heads, 1, segments]. Of the last segment only if the state after it is wanted (WHOLE).
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    var w = work_of(workgroup);
+    let segments = segments_of(w.batch);
+    let wanted = w.place < segments - (1u - WHOLE);
+    if (!wanted) { w.count = 0u; }
+    load_state(w, thread);
+    var total = 0.0;
+    for (var n0 = 0u; n0 < w.count; n0 += CHUNK) {
+        total += absorb_chunk(w, n0, thread);
+    }
+    if (wanted) { store_state(w, thread); }
+    if (wanted && w.column == 0u && thread == 0u) {
+        store_totals(row_of(params.totals, w.batch, w.head, 0u) + w.place, bitcast<u32>(total));
+    }
+}

@@ -1,0 +1,19 @@
+// What the heads of the walk leave for one that they share, summed in their order: o[head] = Σ q[head · groups.x + n], in o's type.
+// A thread takes four columns of a row.
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let columns = (WIDTH + 3u) / 4u;
+    let at = (params.first.z + workgroup.x) * WG + thread;
+    let column = 4u * (at % columns);
+    let head = params.first.y + workgroup.y;
+    let w = segment_at(params.first.x + workgroup.z, head, 0u, column);
+    if (at / columns < w.count) {
+        let row = w.first + at / columns;
+        var sum: vec4f;
+        for (var n = 0u; n < GROUP; n++) {
+            sum += load_q4(row_of(params.q, w.batch, head * GROUP + n, row) + column, WIDTH - column);
+        }
+        store_o4(row_of(params.o, w.batch, head, row) + column, WIDTH - column, sum);
+    }
+}
