@@ -102,6 +102,15 @@ impl Caps {
         }
     }
 
+    /// Workgroups that it works on at the same time, about: fewer in one submit take as long.
+    pub(crate) fn concurrency(&self) -> usize {
+        match self.kind {
+            AdapterKind::Software => 16,
+            AdapterKind::Integrated => 64,
+            AdapterKind::Discrete => 256,
+        }
+    }
+
     /// `Ok` if `needed` is within what the device has.
     pub(crate) fn within(&self, what: &str, limit: &'static str, needed: u64, available: u64) -> Result<()> {
         if needed <= available {

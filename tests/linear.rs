@@ -6,7 +6,10 @@ use common::golden::{file, floats};
 use common::{bits, gpu, random, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
-use wgpu_attention::catalogue::{linear_cases, random_linear_cases};
+use wgpu_attention::catalogue::{
+    LinearBackwardCase, LinearCase, linear_backward_cases, linear_cases, random_linear_backward_cases,
+    random_linear_cases,
+};
 use wgpu_attention::*;
 
 #[test]
@@ -19,6 +22,16 @@ fn random_cases() {
     run_all(&random_linear_cases(24, 1));
 }
 
+#[test]
+fn gradients() {
+    run_all(&linear_backward_cases());
+}
+
+#[test]
+fn random_gradients() {
+    run_all(&random_linear_backward_cases(12, 1));
+}
+
 /// [batch, tokens, heads, width] of a file as a tensor.
 fn tokens(file: &SafeTensors, name: &str) -> Tensor {
     let shape = file.tensor(name).expect(name).shape().to_vec();
@@ -28,55 +41,162 @@ fn tokens(file: &SafeTensors, name: &str) -> Tensor {
 }
 
 /// The root of the mean square error, over that of what is expected.
-fn near(found: &Tensor, expected: &[f32]) {
-    let found = read(found);
+fn ratio(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
     let error = squares(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-    let ratio = (error / squares(&mut expected.iter().copied())).sqrt();
-    assert!(ratio < 2e-6, "{ratio}");
+    (error / squares(&mut expected.iter().copied())).sqrt()
 }
 
-/// Outputs and states of an independent implementation: `tests/data/linear_*.safetensors`.
+fn near(what: &str, found: &[f32], expected: &[f32]) {
+    let ratio = ratio(found, expected);
+    assert!(ratio < 2e-6, "{what}: {ratio}");
+}
+
+fn near_gradient(what: &str, found: &[f32], expected: &[f32]) {
+    let ratio = ratio(found, expected);
+    println!("{what}: {ratio:.1e}");
+    assert!(ratio < 1e-5, "{what}: {ratio}");
+}
+
+const WAYS: [LinearWay; 3] = [LinearWay::Recurrent, LinearWay::OnePass, LinearWay::ThreePass];
+
+fn states(file: &SafeTensors, name: &str) -> Tensor {
+    let shape = file.tensor(name).expect(name).shape().to_vec();
+    tensor([shape[0], shape[1], shape[2], shape[3]], &floats(file, name))
+}
+
+/// Outputs, states and gradients of an independent implementation: `tests/data/linear_*.safetensors`.
 #[test]
 fn an_independent_implementation_agrees() {
-    for (name, scale) in [("linear_plain", 0.125), ("lightning_tnl", 1.0), ("simple_gla", 0.125), ("mamba2_ssd", 1.0)] {
+    for (name, scale) in [("linear_plain", 0.125), ("lightning_tnl", 1.0), ("simple_gla", 0.125)] {
         let bytes = file(name);
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-        let h0 = file.tensor("h0").expect("h0").shape().to_vec();
-        let h0 = tensor([h0[0], h0[1], h0[2], h0[3]], &floats(&file, "h0"));
+        let (h0, dht) = (states(&file, "h0"), states(&file, "dht"));
         let mut params = LinearParams { scale: Some(scale), ..Default::default() };
         if name.ends_with("tnl") {
             let slopes = LinearParams::lightning_slopes(4, 3, 12).unwrap();
             assert!(slopes.iter().zip(floats(&file, "slope")).all(|(a, b)| (a - b).abs() < 1e-7));
             params.slopes = Some(slopes);
         }
-        let attention = LinearAttention::new(gpu(), params).unwrap();
-        let (expected, last) = (read(&tokens(&file, "o")), floats(&file, "ht"));
-        if !name.ends_with("ssd") {
-            let [q, k, v] = ["q", "k", "v"].map(|name| tokens(&file, name));
-            let g = file.tensor("g").is_ok().then(|| tokens(&file, "g"));
-            let inputs = LinearInputs { g: g.as_ref(), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
+        let [q, k, v, dout] = ["q", "k", "v", "do"].map(|name| tokens(&file, name));
+        let g = file.tensor("g").is_ok().then(|| tokens(&file, "g"));
+        let inputs = LinearInputs { g: g.as_ref(), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
+        for way in WAYS {
+            let params = LinearParams { way: Some(way), ..params.clone() };
+            let attention = LinearAttention::new(gpu(), params).unwrap();
             let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
-            near(&o, &expected);
-            near(&ht, &last);
-            continue;
+            near(&format!("{name} o, {way:?}"), &read(&o), &read(&tokens(&file, "o")));
+            near(&format!("{name} ht, {way:?}"), &read(&ht), &floats(&file, "ht"));
         }
-        // Mamba-2: q = C, k = B, v = dt · x, g = dt · A; D · x is ours to add. C and B are shared by both heads.
-        let (x, dt) = (tokens(&file, "x"), tokens(&file, "dt"));
-        let ([b, h, n, d], x_values, dt_values) = (x.shape(), read(&x), read(&dt));
-        let (a, skip) = (floats(&file, "A"), floats(&file, "Dp"));
-        let v: Vec<f32> = x_values.iter().enumerate().map(|(i, x)| x * dt_values[i / d]).collect();
-        let g: Vec<f32> = dt_values.iter().enumerate().map(|(i, dt)| dt * a[i / n % h]).collect();
-        let (q, k) = (tokens(&file, "Cm"), tokens(&file, "Bm"));
-        let (v, g) = (tensor([b, h, n, d], &v), tensor([b, h, n, 1], &g));
-        let inputs = LinearInputs { g: Some(&g), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
-        let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
-        let o: Vec<f32> =
-            read(&o).iter().zip(&x_values).enumerate().map(|(i, (o, x))| o + skip[i / d / n % h] * x).collect();
-        near(&tensor([b, h, n, d], &o), &expected);
-        near(&ht, &last);
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let from = LinearOutputGradients { dht: Some(&dht), ..LinearOutputGradients::new(&dout) };
+        let found = block_on(attention.backward(&inputs, &from)).unwrap();
+        for (what, found) in [("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)] {
+            near_gradient(&format!("{name} {what}"), &read(found), &read(&tokens(&file, what)));
+        }
+        near_gradient(&format!("{name} dh0"), &read(found.dh0.as_ref().unwrap()), &floats(&file, "dh0"));
+        assert_eq!((found.dg.is_some(), found.dslopes.is_some()), (g.is_some(), name.ends_with("tnl")));
+        if let Some(dg) = &found.dg {
+            near_gradient(&format!("{name} dg"), &read(dg), &read(&tokens(&file, "dg")));
+        }
     }
+}
+
+/// Mamba-2: q = C, k = B, v = dt · x, g = dt · A; D · x is the caller's to add. C and B are shared by both heads.
+#[test]
+fn an_independent_implementation_of_mamba_agrees() {
+    let bytes = file("mamba2_ssd");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let (h0, dht) = (states(&file, "h0"), states(&file, "dht"));
+    let (x, dt, dout) = (tokens(&file, "x"), tokens(&file, "dt"), tokens(&file, "do"));
+    let ([b, h, n, d], x, dt_values) = (x.shape(), read(&x), read(&dt));
+    let (a, skip) = (floats(&file, "A"), floats(&file, "Dp"));
+    let of_token = |i: usize| (dt_values[i / d], skip[i / d / n % h]);
+    let v: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * of_token(i).0).collect();
+    let g: Vec<f32> = dt_values.iter().enumerate().map(|(i, dt)| dt * a[i / n % h]).collect();
+    let (q, k) = (tokens(&file, "Cm"), tokens(&file, "Bm"));
+    let (v, g) = (tensor([b, h, n, d], &v), tensor([b, h, n, 1], &g));
+    let inputs = LinearInputs { g: Some(&g), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
+    for way in WAYS {
+        let params = LinearParams { scale: Some(1.0), way: Some(way), ..Default::default() };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
+        let o: Vec<f32> = read(&o).iter().zip(&x).enumerate().map(|(i, (o, x))| o + of_token(i).1 * x).collect();
+        near(&format!("o, {way:?}"), &o, &read(&tokens(&file, "o")));
+        near(&format!("ht, {way:?}"), &read(&ht), &floats(&file, "ht"));
+    }
+    let attention = LinearAttention::new(gpu(), LinearParams { scale: Some(1.0), ..Default::default() }).unwrap();
+    let from = LinearOutputGradients { dht: Some(&dht), ..LinearOutputGradients::new(&dout) };
+    let found = block_on(attention.backward(&inputs, &from)).unwrap();
+    near_gradient("dC", &read(&found.dq), &read(&tokens(&file, "dCm")));
+    near_gradient("dB", &read(&found.dk), &read(&tokens(&file, "dBm")));
+    near_gradient("dh0", &read(found.dh0.as_ref().unwrap()), &floats(&file, "dh0"));
+    let (dv, dg, dout) = (read(&found.dv), read(found.dg.as_ref().unwrap()), read(&dout));
+    let dx: Vec<f32> =
+        dv.iter().zip(&dout).enumerate().map(|(i, (dv, dy))| of_token(i).0 * dv + of_token(i).1 * dy).collect();
+    near_gradient("dx", &dx, &read(&tokens(&file, "dx")));
+    let of_v = |i: usize| (0..d).map(|e| dv[i * d + e] * x[i * d + e]).sum::<f32>();
+    let ddt: Vec<f32> = (0..dt_values.len()).map(|i| of_v(i) + dg[i] * a[i / n % h]).collect();
+    near_gradient("ddt", &ddt, &read(&tokens(&file, "ddt")));
+    let mut da = vec![0.0; h];
+    dg.iter().zip(&dt_values).enumerate().for_each(|(i, (dg, dt))| da[i / n % h] += f64::from(*dg) * f64::from(*dt));
+    let da: Vec<f32> = da.iter().map(|&x| x as f32).collect();
+    near_gradient("dA", &da, &floats(&file, "dA"));
+}
+
+/// Longer than what one dispatch goes over, in every way; the state goes on from one to the next, wanted or not.
+#[test]
+fn long_sequences() {
+    let n = 4096 + 70;
+    let case = LinearCase { heads: [1; 3], tokens: n, dims: (8, 8), gates: Some((1.0, 500)), ..Default::default() };
+    for way in WAYS {
+        let params = LinearParams { way: Some(way), ..Default::default() };
+        run_all(&[LinearCase { params, h0: true, ..case.clone() }]);
+        let [q, k, v] = [1, 2, 3].map(|seed| tensor([1, 1, n, 8], &random(seed, n * 8)));
+        let params = LinearParams { way: Some(way), slopes: Some(vec![0.01]), ..Default::default() };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let inputs = LinearInputs::new(&q, &k, &v);
+        let alone = block_on(attention.forward(&inputs)).unwrap();
+        let (with_state, _) = block_on(attention.forward_with_state(&inputs)).unwrap();
+        assert_eq!(bits(&read(&alone)), bits(&read(&with_state)));
+    }
+    run_all(&[LinearBackwardCase::of(LinearCase { h0: true, ..case.clone() })]);
+    let params = LinearParams { causal: false, ..Default::default() };
+    run_all(&[LinearCase { params, gates: None, ..case }]);
+}
+
+/// A state after every token, to go on from: what was read after the third of seven comes again.
+#[test]
+fn snapshots_roll_back() {
+    let (heads, n, d, dv) = (2, 7, 12, 20);
+    let [q, k] = [1, 2].map(|seed| random(seed, heads * n * d));
+    let v = random(3, heads * n * dv);
+    let params = LinearParams { slopes: Some(vec![0.1, 0.3]), ..Default::default() };
+    let attention = LinearAttention::new(gpu(), params).unwrap();
+    let part = |which: std::ops::Range<usize>| {
+        let cut = |values: &[f32], d| common::tokens(values, [1, heads, n, d], which.clone());
+        [cut(&q, d), cut(&k, d), cut(&v, dv)]
+    };
+    let [q_all, k_all, v_all] = part(0..n);
+    let all = LinearInputs::new(&q_all, &k_all, &v_all);
+    let (o, snapshots) = block_on(attention.forward_with_snapshots(&all)).unwrap();
+    assert_eq!(snapshots.shape(), [1, heads, n * d, dv]);
+    let (again, last) = block_on(attention.forward_with_state(&all)).unwrap();
+    assert_eq!(bits(&read(&o)), bits(&read(&again)));
+    let after = |tokens| LinearAttention::state_after(&snapshots, d, tokens).unwrap();
+    assert_eq!(bits(&read(&after(n))), bits(&read(&last)));
+    let [q, k, v] = part(3..n);
+    let state = after(3);
+    let inputs = LinearInputs { h0: Some(&state), ..LinearInputs::new(&q, &k, &v) };
+    let (rest, end) = block_on(attention.forward_with_state(&inputs)).unwrap();
+    for (whole, rest) in read(&o).chunks(n * dv).zip(read(&rest).chunks((n - 3) * dv)) {
+        assert_eq!(bits(&whole[3 * dv..]), bits(rest));
+    }
+    assert_eq!(bits(&read(&end)), bits(&read(&last)));
+    says(LinearAttention::state_after(&snapshots, 5, 1), &["head_dim is 5", "a divisor of 84"]);
+    says(LinearAttention::state_after(&snapshots, d, 0), &["tokens is 0", "within 1..=7"]);
+    says(LinearAttention::state_after(&snapshots, d, 8), &["tokens is 8", "within 1..=7"]);
 }
 
 /// A prompt, then token by token in place: as if all had come at once.
@@ -114,36 +234,51 @@ fn decoding_goes_on_where_the_prompt_ended() {
     assert_eq!(bits(&read(&state)), bits(&read(&last)));
 }
 
-/// The same bits run after run, and whatever stands beside; NaN stays in its sequence and head.
+/// The same bits run after run, and whatever stands beside; NaN stays in its sequence and head, and where it is seen.
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    let (n, d) = (70, 16);
-    let [q, k, v] = [5, 6, 7].map(|seed| random(seed, 2 * 2 * n * d));
+    let (n, d) = (300, 16);
+    let [q, k, v, dout] = [5, 6, 7, 8].map(|seed| random(seed, 2 * 2 * n * d));
+    let half = 2 * n * d;
+    for way in WAYS.map(Some).into_iter().chain([None]) {
+        let params = LinearParams { slopes: Some(vec![0.1, 0.01]), way, ..Default::default() };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let run = |values: [&[f32]; 3], batch: usize| {
+            let [q, k, v] = values.map(|values| tensor([batch, 2, n, d], values));
+            let (o, state) = block_on(attention.forward_with_state(&LinearInputs::new(&q, &k, &v))).unwrap();
+            (bits(&read(&o)), bits(&read(&state)))
+        };
+        let both = run([&q, &k, &v], 2);
+        let alone = run([&q[half..], &k[half..], &v[half..]], 1);
+        assert_eq!((&both.0[half..], &both.1[2 * d * d..]), (&alone.0[..], &alone.1[..]));
+        assert_eq!(both, run([&q, &k, &v], 2));
+        for which in 1..3 {
+            let mut broken = [q.clone(), k.clone(), v.clone()];
+            broken[which][(n + 20) * d] = f32::NAN;
+            let (o, _) = run(broken.each_ref().map(|values| &values[..]), 2);
+            for (row, values) in o.chunks(d).enumerate() {
+                let nan = values.iter().any(|&x| f32::from_bits(x).is_nan());
+                assert_eq!(nan, row / n == 1 && row % n >= 20, "{way:?}, row {row}, {which}");
+            }
+        }
+    }
     let attention = LinearAttention::new(gpu(), LinearParams { slopes: Some(vec![0.1, 0.01]), ..Default::default() });
     let attention = attention.unwrap();
-    let run = |values: [&[f32]; 3], batch: usize| {
-        let [q, k, v] = values.map(|values| tensor([batch, 2, n, d], values));
-        let (o, state) = block_on(attention.forward_with_state(&LinearInputs::new(&q, &k, &v))).unwrap();
-        (bits(&read(&o)), bits(&read(&state)))
+    let gradients = |from: usize, batch: usize| {
+        let [q, k, v, dout] =
+            [&q, &k, &v, &dout].map(|values| tensor([batch, 2, n, d], &values[from..][..batch * half]));
+        let from = LinearOutputGradients::new(&dout);
+        let found = block_on(attention.backward(&LinearInputs::new(&q, &k, &v), &from)).unwrap();
+        [found.dq, found.dk, found.dv].map(|tensor| bits(&read(&tensor)))
     };
-    let both = run([&q, &k, &v], 2);
-    let half = 2 * n * d;
-    let alone = run([&q[half..], &k[half..], &v[half..]], 1);
-    assert_eq!((&both.0[half..], &both.1[2 * d * d..]), (&alone.0[..], &alone.1[..]));
-    assert_eq!(both, run([&q, &k, &v], 2));
-    let mut broken = k.clone();
-    broken[(n + 20) * d] = f32::NAN;
-    let (o, _) = run([&q, &broken, &v], 2);
-    for (row, values) in o.chunks(d).enumerate() {
-        let nan = values.iter().any(|&x| f32::from_bits(x).is_nan());
-        assert_eq!(nan, row / n == 1 && row % n >= 20, "row {row}");
-    }
+    let (both, alone) = (gradients(0, 2), gradients(half, 1));
+    assert!(both.iter().zip(&alone).all(|(both, alone)| both[half..] == alone[..]));
+    assert_eq!(both, gradients(0, 2));
 }
 
 #[test]
 fn wrong_gates_are_told_when_a_result_is_read() {
     let x = tensor([1, 2, 5, 4], &random(8, 40));
-    let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
     for (value, wrong) in
         [(1e-30, true), (f32::NAN, true), (f32::INFINITY, true), (-0.0, false), (f32::NEG_INFINITY, false)]
     {
@@ -151,10 +286,16 @@ fn wrong_gates_are_told_when_a_result_is_read() {
         gates[5 + 3] = value;
         let g = tensor([1, 2, 5, 1], &gates);
         let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&x, &x, &x) };
-        let o = block_on(attention.forward(&inputs)).unwrap();
-        match wrong {
-            true => says(block_on(o.read()), &["g[0][1][3] is positive or NaN", "at most 0"]),
-            false => assert!(read(&o).iter().all(|x| x.is_finite())),
+        for way in WAYS {
+            let attention = LinearAttention::new(gpu(), LinearParams { way: Some(way), ..Default::default() }).unwrap();
+            let o = block_on(attention.forward(&inputs)).unwrap();
+            let gradients = block_on(attention.backward(&inputs, &LinearOutputGradients::new(&x))).unwrap();
+            for found in [o, gradients.dq, gradients.dg.unwrap()] {
+                match wrong {
+                    true => says(block_on(found.read()), &["g[0][1][3] is positive or NaN", "at most 0"]),
+                    false => assert!(read(&found).iter().all(|x| x.is_finite())),
+                }
+            }
         }
     }
 }
@@ -232,4 +373,70 @@ fn bad_input() {
     );
     let padded = LinearInputs { seqlens: Some(&[3, 3]), ..inputs };
     says(prepared.encode(&mut encoder, &padded, &to), &["seqlens is Some([3, 3])", "as prepared"]);
+    // Ways, chunks, snapshots.
+    let chunk = |chunk, way| LinearParams { chunk: Some(chunk), way, ..plain() };
+    says(run(chunk(48, None), &inputs), &["chunk is 48", "a multiple of 32"]);
+    says(run(chunk(0, None), &inputs), &["chunk is 0", "a multiple of 32"]);
+    says(run(chunk(1 << 20, None), &inputs), &["chunk 1048576 of linear attention"]);
+    says(run(chunk(64, Some(LinearWay::Recurrent)), &inputs), &["chunk is 64", "unset where the way is recurrent"]);
+    let caps = Caps::core();
+    let shapes = LinearShapes::of_inputs(&inputs, true);
+    says(
+        LinearPlan::new(&caps, &chunk(128, None), &shapes),
+        &["chunk 128 of linear attention", "needs 20496", "16384"],
+    );
+    assert_eq!(LinearPlan::new(&caps, &chunk(64, None), &shapes).unwrap().way(), LinearWay::OnePass);
+    assert_eq!(LinearPlan::new(&caps, &plain(), &shapes).unwrap().way(), LinearWay::Recurrent);
+    let snapshots = zeros([2, 4, 80, 6]);
+    let to = LinearOutputs { o: &o, state: LinearState::Unwanted, snapshots: Some(&snapshots) };
+    let shapes = LinearShapes::of(&inputs, &to);
+    let one_pass = LinearParams { way: Some(LinearWay::OnePass), ..plain() };
+    says(LinearPlan::new(&caps, &one_pass, &shapes), &["way is Some(OnePass)", "unset or recurrent"]);
+    let short = LinearOutputs { snapshots: Some(&state), ..to };
+    says(LinearPlan::new(&caps, &plain(), &LinearShapes::of(&inputs, &short)), &["snapshots.shape", "[2, 4, 80, 6]"]);
+    let open = LinearParams { causal: false, way: Some(LinearWay::OnePass), ..plain() };
+    let long = Layout::heads_first(DType::F32, [1, 1, 5000, 8]);
+    let shapes = LinearShapes::new(long.clone(), long.clone(), long, false);
+    says(LinearPlan::new(&caps, &open, &shapes), &["way is OnePass", "more than 4096 tokens where not causal"]);
+}
+
+#[test]
+fn bad_gradients() {
+    let zeros = |shape: [usize; 4]| tensor(shape, &vec![0.0; shape.iter().product()]);
+    let (q, v, o) = (zeros([2, 4, 10, 8]), zeros([2, 2, 10, 6]), zeros([2, 4, 10, 6]));
+    let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
+    let inputs = LinearInputs::new(&q, &q, &v);
+    let run = |from: &LinearOutputGradients| block_on(attention.backward(&inputs, from));
+    let from = LinearOutputGradients::new(&o);
+    assert!(run(&from).is_ok());
+    says(run(&LinearOutputGradients::new(&v)), &["dout.shape is [2, 2, 10, 6]", "[2, 4, 10, 6]"]);
+    let dht = zeros([2, 4, 6, 8]);
+    says(run(&LinearOutputGradients { dht: Some(&dht), ..from }), &["dht.shape is [2, 4, 6, 8]", "[2, 4, 8, 6]"]);
+    let to = LinearGradients {
+        dq: zeros([2, 4, 10, 8]),
+        dk: zeros([2, 4, 10, 8]),
+        dv: zeros([2, 2, 10, 6]),
+        dg: None,
+        dslopes: None,
+        dh0: None,
+    };
+    let prepare =
+        |to: &LinearGradients| block_on(attention.prepare_backward(&LinearBackwardShapes::of(&inputs, &from, to)));
+    let prepared = prepare(&to).unwrap();
+    let with_state = LinearGradients { dh0: Some(zeros([2, 4, 8, 6])), ..to.clone() };
+    says(prepare(&with_state), &["dh0 is set", "unset"]);
+    let wide = LinearGradients { dv: zeros([2, 4, 10, 6]), ..to.clone() };
+    says(prepare(&wide), &["dv.shape is [2, 4, 10, 6]", "[2, 2, 10, 6]"]);
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    assert!(prepared.encode(&mut encoder, &inputs, &from, &to).is_ok());
+    says(prepared.encode(&mut encoder, &inputs, &from, &with_state), &["dh0 is set", "unset, as prepared"]);
+    says(prepared.encode(&mut encoder, &inputs, &from, &wide), &["dv is", "as prepared"]);
+    let strided = block_on(Tensor::empty(gpu(), Layout::heads_last(DType::F32, [2, 4, 10, 8]))).unwrap();
+    let strided = LinearGradients { dk: strided, ..to.clone() };
+    says(prepared.encode(&mut encoder, &inputs, &from, &strided), &["dk is", "as prepared"]);
+    // An output over an input.
+    let over = LinearGradients { dq: q.clone(), ..to };
+    let shapes = LinearBackwardShapes::of(&inputs, &from, &over);
+    let prepared = block_on(attention.prepare_backward(&shapes)).unwrap();
+    says(prepared.encode(&mut encoder, &inputs, &from, &over), &["dq is bytes", "apart from"]);
 }

@@ -24,13 +24,6 @@ var<workgroup> tile: array<vec4f, TILE>;
 // Of each token of the chunk: what is left of the state before the chunk as the token reads it, and of the token after the chunk.
 var<workgroup> edges: array<vec2f, CHUNK>;
 
-// The workgroups of a head are its segments' tiles of columns.
-fn work_of(workgroup: vec3u) -> Work {
-    let tiles = (HEAD_DIM_V + COLS - 1u) / COLS;
-    let at = params.first.z + workgroup.x;
-    return segment_at(params.first.x + workgroup.z, params.first.y + workgroup.y, at / tiles, at % tiles * COLS);
-}
-
 // First element of vec4 column c of this thread.
 fn column_of(w: Work, thread: u32, c: u32) -> u32 {
     return w.column + 4u * (thread % TC + TC * c);

@@ -87,13 +87,13 @@ impl LinearBackwardPlan {
             steps.extend(walk.steps(caps, &places, LinearWay::ThreePass, &chunking?)?);
         }
         let frame = &walks[0].frame;
-        let more = gate_gradients(frame, chunk, each, &places).into_iter().chain(
+        let more = gate_gradients(&walks[0], each, &places).into_iter().chain(
             SUMS.into_iter().zip(each).filter(|(sum, each)| *each != sum.to).map(|(sum, _)| sums(frame, sum, &places)),
         );
         for task in more {
             steps.push(task.plan(caps, frame, &places)?);
         }
-        let segment = segment_tokens(chunk);
+        let segment = walks[0].segment;
         let words = format!(
             "gradients of linear attention: three walks (dq, dk, dv) of three passes each over {} segments of {segment} tokens in \
              chunks of {chunk}{}",
@@ -132,12 +132,13 @@ fn each(
     sum.from
 }
 
-/// The walks that give dq, dk and dv.
+/// The walks that give dq, dk and dv. Gates want states from both sides at short distances.
 fn walks(params: &LinearParams, shapes: &LinearBackwardShapes, each: [Part; 3], gated: bool) -> [Walk; 3] {
     let forward = shapes.forward.frame(params);
     let (scale, (head_dim, value_dim)) = (forward.scale, forward.dims);
     let ahead = Frame { dims: (value_dim, head_dim), ..forward.clone() };
     let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
+    let chunk = params.chunk.unwrap_or(CHUNK);
     let (from_h0, has_dht) = (shapes.forward.h0.is_some(), shapes.dht.is_some());
     let common = |frame, o, states| Walk {
         q: Part::Q,
@@ -150,6 +151,7 @@ fn walks(params: &LinearParams, shapes: &LinearBackwardShapes, each: [Part; 3], 
         states,
         kept: false,
         causal: params.causal,
+        segment: if gated { chunk } else { segment_tokens(chunk) },
         frame,
     };
     let [dq, dk, dv] = each;
@@ -167,6 +169,7 @@ fn walks(params: &LinearParams, shapes: &LinearBackwardShapes, each: [Part; 3], 
             k: Part::Dout,
             v: Part::Q,
             from: if has_dht { From::Turned(Part::Dht) } else { From::Nothing },
+            kept: gated,
             ..common(Frame { dims: (value_dim, head_dim), ..back.clone() }, dk, Part::StatesBehind)
         },
         Walk {
@@ -180,12 +183,13 @@ fn walks(params: &LinearParams, shapes: &LinearBackwardShapes, each: [Part; 3], 
     ]
 }
 
-/// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `frame` is that of dq.
-fn gate_gradients(frame: &Frame, chunk: usize, [dq, dk, _]: [Part; 3], places: &Places<Part>) -> Vec<Task> {
+/// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
+fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) -> Vec<Task> {
+    let Walk { frame, segment, .. } = walk;
     if frame.gate == Gate::None {
         return vec![];
     }
-    let (segment, entries) = (segment_tokens(chunk), frame.sequences.len());
+    let (segment, entries) = (*segment, frame.sequences.len());
     let (rows, columns) = frame.dims;
     let gates = Task {
         name: "gradient of gates",
@@ -201,16 +205,18 @@ fn gate_gradients(frame: &Frame, chunk: usize, [dq, dk, _]: [Part; 3], places: &
             ("dg", Part::Dg, AccessKind::StoreBits),
         ],
         segment,
-        work: [entries, frame.heads, frame.segments(segment)],
-        flops: (2 * rows * columns + 4 * segment * columns + segment * segment) as f64,
+        work: [entries, frame.heads],
+        tiles: vec![0..frame.segments(segment)],
+        flops: (4 * rows * columns + 4 * segment * columns + segment * segment) as f64,
     };
     let slopes = Task {
         name: "gradient of slopes",
         files: vec![file::LINEAR_SLOPE_GRADIENT, file::SUM],
-        constants: vec![("WG", THREADS), ("ENTRIES", entries)],
+        constants: vec![("WG", 256), ("ENTRIES", entries)],
         tensors: vec![("dg", Part::Dg, AccessKind::Load1), ("o", Part::Dslopes, AccessKind::StoreBits)],
         segment: frame.whole(),
-        work: [1, frame.heads, 1],
+        work: [1, frame.heads],
+        tiles: vec![0..1],
         flops: (entries * frame.longest()) as f64,
     };
     let with_slopes = places.has(Part::Dslopes);
@@ -227,7 +233,8 @@ fn sums(frame: &Frame, sum: Sum, places: &Places<Part>) -> Task {
         constants: vec![("WG", THREADS), ("WIDTH", width), ("GROUP", group)],
         tensors: vec![("q", sum.from, AccessKind::Load4), ("o", sum.to, AccessKind::Store4)],
         segment: frame.whole(),
-        work: [frame.sequences.len(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
+        work: [frame.sequences.len(), heads],
+        tiles: vec![0..(frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
         flops: (4 * THREADS * group) as f64,
     }
 }

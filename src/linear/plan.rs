@@ -2,7 +2,7 @@
 
 use super::parts::Part;
 use super::task::{Frame, Gate};
-use super::walk::{Chunking, From, Walk, segment_tokens};
+use super::walk::{Chunking, From, RECURRENT_STRETCH, Walk, segment_tokens, stretch_tokens};
 use super::{LinearParams, LinearShapes, LinearWay};
 use crate::error::require;
 use crate::steps::Steps;
@@ -10,14 +10,15 @@ use crate::{AdapterKind, Caps, Error, Result};
 use std::fmt;
 
 /// Up to so many tokens are absorbed one by one: a chunk would be mostly empty.
-const FEW: usize = 16;
+const FEW: usize = 32;
 
-/// So many workgroups keep a device busy: with fewer, sequences are cut into segments.
+/// So many workgroups of one batch entry keep a device busy: with fewer, sequences are cut into segments. The number of entries does
+/// not count, so that bits do not depend on it.
 fn busy(caps: &Caps) -> usize {
     match caps.kind {
-        AdapterKind::Software => 4,
-        AdapterKind::Integrated => 64,
-        AdapterKind::Discrete => 256,
+        // A processor gains more by doing less.
+        AdapterKind::Software => 1,
+        _ => caps.concurrency(),
     }
 }
 
@@ -38,7 +39,7 @@ impl LinearPlan {
         shapes.check(params)?;
         let walk = shapes.walk(params);
         let chunking = Chunking::new(caps, params.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
-        let (way, why) = choose(caps, params, &walk, &chunking)?;
+        let (way, why) = choose(caps, params, &walk, &chunking, (shapes.q.shape[2], shapes.cu_seqlens.is_some()))?;
         let mut places = shapes.places();
         let between = walk.between(caps, way, &chunking)?;
         for (part, layout) in &between {
@@ -63,15 +64,29 @@ impl LinearPlan {
 /// Tokens of a chunk, where nothing else is asked for.
 pub(super) const CHUNK: usize = 64;
 
-fn choose(caps: &Caps, params: &LinearParams, walk: &Walk, chunking: &Chunking) -> Result<(LinearWay, String)> {
-    let longest = walk.frame.segments(1);
+/// By what one batch entry is, never by what stands beside it.
+fn choose(
+    caps: &Caps,
+    params: &LinearParams,
+    walk: &Walk,
+    chunking: &Chunking,
+    (tokens, packed): (usize, bool),
+) -> Result<(LinearWay, String)> {
     if walk.snapshots.is_some() {
         let fits = matches!(params.way, None | Some(LinearWay::Recurrent)) && params.chunk.is_none();
         let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
         require(fits, "way", format!("{:?}, chunk {:?}", params.way, params.chunk), bound)?;
         return Ok((LinearWay::Recurrent, "snapshots are wanted".into()));
     }
+    let stretch = stretch_tokens(chunking.chunk);
     if let Some(way) = params.way {
+        let most = match way {
+            LinearWay::Recurrent => RECURRENT_STRETCH,
+            LinearWay::OnePass => stretch,
+            LinearWay::ThreePass => usize::MAX,
+        };
+        let bound = format!("unset or three passes for more than {most} tokens where not causal");
+        require(params.causal || tokens <= most, "way", format!("{way:?}"), bound)?;
         return match (way, params.chunk) {
             (LinearWay::Recurrent, Some(chunk)) => {
                 Err(Error::argument("chunk", chunk, "unset where the way is recurrent"))
@@ -79,21 +94,23 @@ fn choose(caps: &Caps, params: &LinearParams, walk: &Walk, chunking: &Chunking) 
             _ => Ok((way, "as asked for".into())),
         };
     }
-    if longest <= FEW && params.chunk.is_none() {
-        return Ok((LinearWay::Recurrent, format!("{longest} tokens of {FEW} or fewer")));
+    if !params.causal && tokens > stretch {
+        return Ok((LinearWay::ThreePass, "all tokens read one state".into()));
     }
-    let workgroups = walk.frame.sequences.len() * walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
+    let few = tokens <= FEW && !packed;
+    if few && params.chunk.is_none() {
+        return Ok((LinearWay::Recurrent, format!("{tokens} tokens of {FEW} or fewer")));
+    }
+    let workgroups = walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
     let wanted = busy(caps);
+    let found = format!("{workgroups} workgroups an entry, of {wanted} that keep this device busy");
     if workgroups >= wanted {
-        return Ok((LinearWay::OnePass, format!("{workgroups} workgroups of {wanted} that keep this device busy")));
+        return Ok((LinearWay::OnePass, found));
     }
-    if walk.frame.segments(segment_tokens(chunking.chunk)) == 1 {
-        return Ok((LinearWay::OnePass, format!("{longest} tokens are one segment")));
+    if tokens <= walk.segment && !packed {
+        return Ok((LinearWay::OnePass, format!("{tokens} tokens are one segment")));
     }
-    Ok((
-        LinearWay::ThreePass,
-        format!("one pass would have {workgroups} workgroups of {wanted} that keep this device busy"),
-    ))
+    Ok((LinearWay::ThreePass, format!("one pass has {found}")))
 }
 
 fn words(walk: &Walk, way: LinearWay, chunking: &Chunking, why: &str) -> String {
@@ -103,7 +120,7 @@ fn words(walk: &Walk, way: LinearWay, chunking: &Chunking, why: &str) -> String 
         LinearWay::Recurrent => "token by token".into(),
         LinearWay::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
         LinearWay::ThreePass => {
-            let tokens = segment_tokens(chunk);
+            let tokens = walk.segment;
             let segments = walk.frame.segments(tokens);
             format!(
                 "three passes (states, scan, outputs) over {segments} segments of {tokens} tokens in chunks of {chunk}, {state}"
@@ -148,6 +165,7 @@ impl LinearShapes {
             states: Part::States,
             kept: false,
             causal: params.causal,
+            segment: segment_tokens(params.chunk.unwrap_or(CHUNK)),
             frame: self.frame(params),
         }
     }

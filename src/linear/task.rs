@@ -8,6 +8,7 @@ use crate::slices::cut;
 use crate::softmax::tiles::{float_table, small_table};
 use crate::steps::{Heads, Places, Step};
 use crate::{Caps, Result, Slice};
+use std::ops::Range;
 
 /// The uniform struct of `shaders/linear/shared.wgsl`.
 #[repr(C)]
@@ -94,15 +95,15 @@ pub(super) struct Task {
     pub tensors: Vec<Access>,
     /// Tokens of a segment.
     pub segment: usize,
-    /// Entries, heads and tiles, and floating-point operations of a tile.
-    pub work: [usize; 3],
+    /// Entries and heads; tiles, in groups that go one after another; floating-point operations of a tile.
+    pub work: [usize; 2],
+    pub tiles: Vec<Range<usize>>,
     pub flops: f64,
 }
 
 impl Task {
     pub fn plan(self, caps: &Caps, frame: &Frame, places: &Places<Part>) -> Result<Step<Part>> {
-        let Task { name, files, constants, tensors, segment, work, flops } = self;
-        let [entries, heads, tiles] = work;
+        let Task { name, files, constants, tensors, segment, work: [entries, heads], tiles, flops } = self;
         let heads_of = |part: Part| places.layout(part).shape[1].max(1);
         let argument = |&(name, part, kind): &Access| {
             let (group, spread) = (heads.div_ceil(heads_of(part)).max(1), heads_of(part).div_ceil(heads.max(1)));
@@ -111,8 +112,12 @@ impl Task {
             places.argument(name, part, kind, Heads { group, spread, whole })
         };
         let arguments: Vec<Argument> = tensors.iter().map(argument).collect();
-        let whole = Slice { batches: 0..entries, heads: 0..heads, tiles: 0..tiles };
-        let slices = if entries * heads * tiles == 0 { vec![] } else { cut(caps, &arguments, whole, flops)? };
+        // One workgroup may go over a whole sequence: a submit has no fewer of them than run side by side.
+        let flops = flops.min(caps.submit_flops() / caps.concurrency() as f64);
+        let mut slices = vec![];
+        for tiles in tiles.into_iter().filter(|tiles| entries * heads * tiles.len() > 0) {
+            slices.extend(cut(caps, &arguments, Slice { batches: 0..entries, heads: 0..heads, tiles }, flops)?);
+        }
         let group = |name: &str| {
             let of = tensors.iter().find(|(other, ..)| *other == name);
             of.map_or(1, |(_, part, _)| frame.heads / heads_of(*part).min(frame.heads).max(1)) as u32

@@ -33,15 +33,25 @@ pub(super) struct Walk {
     pub states: Part,
     pub kept: bool,
     pub causal: bool,
+    /// Tokens of a segment of three passes, whole chunks.
+    pub segment: usize,
     pub frame: Frame,
 }
 
 /// Tokens of a segment of three passes, at least: as much traffic for states as for two of q, k, v and o at head_dim 128.
 const SEGMENT: usize = 256;
+/// Tokens that one workgroup goes over in a dispatch, in chunks or one by one. A dispatch of seconds is taken for a hang, and Mesa's
+/// llvmpipe ends every loop once all of an invocation's loops have gone round 65535 times, without a word.
+const STRETCH: usize = 4096;
+pub(super) const RECURRENT_STRETCH: usize = 1024;
 /// Vec4 of head_dim that pass through workgroup memory at a time.
 const BD4: usize = 4;
-/// Columns of the state, and tokens between two sums over threads, of the way token by token.
-const RECURRENT: (usize, usize) = (16, 8);
+/// Columns of the state that a workgroup keeps, and its threads, of the way token by token: whole rows of cache lines, and at most
+/// 64 numbers of the state a thread.
+fn of_recurrent((head_dim, value_dim): (usize, usize)) -> (usize, usize) {
+    let cols = value_dim.next_power_of_two().clamp(16, 64);
+    (cols, (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256))
+}
 
 /// How a workgroup divides a state and a chunk: `shaders/linear/chunk.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +71,8 @@ impl Chunking {
         require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
         let cols = if value_dim > 32 { 64 } else { 32 };
         let rows_of_threads = match head_dim {
-            ..=96 => 8,
-            ..=192 => 16,
+            1..=96 => 8,
+            97..=192 => 16,
             _ => 32,
         };
         let rows_of_threads = chunk.div_ceil(8).next_power_of_two().max(rows_of_threads);
@@ -94,6 +104,11 @@ impl Chunking {
     }
 }
 
+/// The same in whole chunks.
+pub(super) fn stretch_tokens(chunk: usize) -> usize {
+    STRETCH.next_multiple_of(chunk)
+}
+
 /// Tokens of a segment of three passes.
 pub(super) fn segment_tokens(chunk: usize) -> usize {
     SEGMENT.next_multiple_of(chunk)
@@ -112,8 +127,14 @@ impl Walk {
         chunking: &Chunking,
     ) -> Result<Vec<Step<Part>>> {
         let tasks = match way {
-            LinearWay::Recurrent => vec![self.recurrent()],
-            LinearWay::OnePass => vec![self.one_pass(chunking)],
+            LinearWay::Recurrent => {
+                let (cols, _) = of_recurrent(self.frame.dims);
+                self.stretches(Self::recurrent, RECURRENT_STRETCH, self.frame.dims.1.div_ceil(cols))
+            }
+            LinearWay::OnePass => {
+                let tiles = self.frame.dims.1.div_ceil(chunking.cols);
+                self.stretches(|walk| walk.one_pass(chunking), stretch_tokens(chunking.chunk), tiles)
+            }
             LinearWay::ThreePass => self.three_passes(chunking),
         };
         tasks.into_iter().map(|task| task.plan(caps, &self.frame, places)).collect()
@@ -125,7 +146,11 @@ impl Walk {
     /// [`crate::Error::Limit`] for more than a buffer holds.
     pub fn between(&self, caps: &Caps, way: LinearWay, chunking: &Chunking) -> Result<Vec<(Part, Layout)>> {
         let three = way == LinearWay::ThreePass;
-        let segments = if three { self.frame.segments(segment_tokens(chunking.chunk)) } else { 1 };
+        let segments = self.frame.segments(match way {
+            LinearWay::ThreePass => self.segment,
+            LinearWay::OnePass => stretch_tokens(chunking.chunk),
+            LinearWay::Recurrent => RECURRENT_STRETCH,
+        });
         let (entries, (head_dim, value_dim)) = (self.frame.sequences.len(), self.frame.dims);
         let by_segment = |dtype| Layout::heads_first(dtype, [entries, self.frame.heads, 1, segments]);
         let mut found = vec![];
@@ -136,6 +161,9 @@ impl Walk {
             let rows = (segments + usize::from(self.kept)) * head_dim;
             let states = Layout::heads_first(DType::F32, [entries, self.frame.heads, rows, value_dim]);
             found.extend([(Part::Totals, by_segment(DType::U32)), (self.states, states)]);
+        } else if segments > 1 && self.to.is_none() {
+            let state = Layout::heads_first(DType::F32, [entries, self.frame.heads, head_dim, value_dim]);
+            found.push((self.states, state));
         }
         for (_, layout) in &found {
             let bytes = layout.byte_span()?.end;
@@ -144,8 +172,22 @@ impl Walk {
         Ok(found)
     }
 
-    fn work(&self, tiles: usize) -> [usize; 3] {
-        [self.frame.sequences.len(), self.frame.heads, tiles]
+    fn work(&self) -> [usize; 2] {
+        [self.frame.sequences.len(), self.frame.heads]
+    }
+
+    /// The same kernel for one stretch of the tokens after another, `tiles` workgroups a head each: the state goes on in place.
+    fn stretches(&self, task: impl Fn(&Self) -> Task, stretch: usize, tiles: usize) -> Vec<Task> {
+        let count = self.frame.segments(stretch);
+        let to = if count > 1 { Some(self.to.unwrap_or(self.states)) } else { self.to };
+        let after = Self { from: From::InPlace, to, ..self.clone() };
+        let of = |walk: &Self, stretches: std::ops::Range<usize>| Task {
+            segment: stretch,
+            tiles: stretches.map(|n| n * tiles..(n + 1) * tiles).collect(),
+            ..task(walk)
+        };
+        let first = of(&Self { to, ..self.clone() }, 0..1);
+        if count == 1 { vec![first] } else { vec![first, of(&after, 1..count)] }
     }
 
     fn causal(&self) -> (&'static str, usize) {
@@ -153,14 +195,15 @@ impl Walk {
     }
 
     fn recurrent(&self) -> Task {
-        let (cols, batch) = RECURRENT;
-        let (head_dim, value_dim) = self.frame.dims;
+        let (cols, threads) = of_recurrent(self.frame.dims);
+
+        let (head_dim, _) = self.frame.dims;
         let (mut files, mut tensors) = self.ends();
-        files.extend([file::LINEAR_RECURRENT, self.gate_file()]);
+        files.extend([file::LINEAR_WORK, file::LINEAR_RECURRENT, self.gate_file()]);
         files.push(if self.snapshots.is_some() { file::LINEAR_SNAPSHOTS } else { file::LINEAR_NO_SNAPSHOTS });
         tensors.extend([
-            ("q", self.q, AccessKind::Load1),
-            ("k", self.k, AccessKind::Load1),
+            ("q", self.q, AccessKind::Load4),
+            ("k", self.k, AccessKind::Load4),
             ("v", self.v, AccessKind::Load4),
         ]);
         tensors.extend(self.snapshots.map(|part| ("snapshots", part, AccessKind::Store4)));
@@ -168,17 +211,18 @@ impl Walk {
         Task {
             name: "token by token",
             files,
-            constants: vec![("WG", THREADS), ("COLS", cols), ("BATCH", batch), self.causal()],
+            constants: vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()],
             tensors: self.gated(tensors),
-            segment: self.frame.whole(),
-            work: self.work(value_dim.div_ceil(cols)),
-            flops: (5 * self.frame.longest() * head_dim * cols) as f64,
+            segment: 0,
+            work: self.work(),
+            tiles: vec![],
+            flops: (5 * RECURRENT_STRETCH.min(self.frame.longest()) * head_dim * cols) as f64,
         }
     }
 
     fn one_pass(&self, chunking: &Chunking) -> Task {
         let (mut files, mut tensors) = self.ends();
-        files.extend([file::LINEAR_CHUNK, file::LINEAR_WALK, self.gate_file(), self.decay_file()]);
+        files.extend([file::LINEAR_WORK, file::LINEAR_CHUNK, file::LINEAR_WALK, self.gate_file(), self.decay_file()]);
         tensors.extend([
             ("q", self.q, AccessKind::Load4),
             ("k", self.k, AccessKind::Load4),
@@ -191,9 +235,10 @@ impl Walk {
             constants: [chunking.constants(), vec![self.causal(), ("ABSORBS_FIRST", usize::from(!self.causal))]]
                 .concat(),
             tensors: self.gated(tensors),
-            segment: self.frame.whole(),
-            work: self.work(self.frame.dims.1.div_ceil(chunking.cols)),
-            flops: self.chunk_flops(chunking) * self.frame.longest() as f64,
+            segment: 0,
+            work: self.work(),
+            tiles: vec![],
+            flops: self.chunk_flops(chunking) * stretch_tokens(chunking.chunk).min(self.frame.longest()) as f64,
         }
     }
 
@@ -204,21 +249,23 @@ impl Walk {
     }
 
     fn three_passes(&self, chunking: &Chunking) -> Vec<Task> {
-        let segment = segment_tokens(chunking.chunk);
+        let segment = self.segment;
         let (tiles, segments) = (self.frame.dims.1.div_ceil(chunking.cols), self.frame.segments(segment));
         let whole = ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal));
         let states = |kind| ("states", self.states, kind);
         let (k, v) = (("k", self.k, AccessKind::Load4), ("v", self.v, AccessKind::Load4));
+        let of_segments = vec![0..segments * tiles];
         let common = Task {
             name: "segments",
             files: vec![],
             constants: vec![],
             tensors: vec![],
             segment,
-            work: self.work(segments * tiles),
+            work: self.work(),
+            tiles: vec![],
             flops: self.chunk_flops(chunking) * segment as f64,
         };
-        let of_chunks = [file::LINEAR_CHUNK, self.gate_file(), self.decay_file()];
+        let of_chunks = [file::LINEAR_WORK, file::LINEAR_CHUNK, self.gate_file(), self.decay_file()];
         let locals = Task {
             name: "states of segments",
             files: [&of_chunks[..], &[file::LINEAR_SEGMENT_STATES, file::LINEAR_FROM_NOTHING, file::LINEAR_TO_SEGMENT]]
@@ -230,6 +277,7 @@ impl Walk {
                 states(AccessKind::Store4),
                 ("totals", Part::Totals, AccessKind::StoreBits),
             ]),
+            tiles: of_segments.clone(),
             ..common
         };
         let (mut files, mut tensors) = self.ends();
@@ -240,7 +288,8 @@ impl Walk {
             files,
             constants: vec![("WG", THREADS), whole, ("KEPT", usize::from(self.kept)), self.causal()],
             tensors,
-            work: self.work((self.frame.dims.0 * self.frame.dims.1.div_ceil(4)).div_ceil(THREADS)),
+            work: self.work(),
+            tiles: vec![0..(self.frame.dims.0 * self.frame.dims.1.div_ceil(4)).div_ceil(THREADS)],
             flops: (12 * THREADS * segments) as f64,
             ..common
         };
@@ -250,6 +299,7 @@ impl Walk {
             files: [&of_chunks[..], &[file::LINEAR_WALK, file::LINEAR_FROM_SEGMENT, file::LINEAR_TO_NOTHING]].concat(),
             constants: [chunking.constants(), vec![self.causal(), ("ABSORBS_FIRST", 0)]].concat(),
             tensors: self.gated(vec![q, k, v, o, states(AccessKind::Load4)]),
+            tiles: of_segments,
             ..common
         };
         vec![locals, scan, outputs]

@@ -84,6 +84,7 @@ files! {
     ROTARY_GIVEN = "rotary/given.wgsl";
     LINEAR_SHARED = "linear/shared.wgsl";
     LINEAR_RECURRENT = "linear/recurrent.wgsl";
+    LINEAR_WORK = "linear/work.wgsl";
     LINEAR_CHUNK = "linear/chunk.wgsl";
     LINEAR_WALK = "linear/walk.wgsl";
     LINEAR_SEGMENT_STATES = "linear/segment_states.wgsl";
