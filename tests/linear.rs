@@ -55,7 +55,6 @@ fn near(what: &str, found: &[f32], expected: &[f32]) {
 
 fn near_gradient(what: &str, found: &[f32], expected: &[f32]) {
     let ratio = ratio(found, expected);
-    println!("{what}: {ratio:.1e}");
     assert!(ratio < 1e-5, "{what}: {ratio}");
 }
 

@@ -234,13 +234,17 @@ fn run_linear() {
     let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     for backend in ["gpu", "reference"] {
         succeeds(&[&["run", "linear", golden, &files.path("found"), "--backend", backend][..], &params].concat());
-        for name in ["o", "ht"] {
-            let (shape, found) = files.read("found", name);
+        succeeds(
+            &[&["run", "linear", golden, &files.path("back"), "--backend", backend, "--backward"][..], &params]
+                .concat(),
+        );
+        for name in ["o", "ht", "dq", "dk", "dv", "dg", "dh0"] {
+            let (shape, found) = files.read(if name.starts_with('d') { "back" } else { "found" }, name);
             let view = known.tensor(name).expect(name);
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
             assert_eq!(shape, view.shape());
             let largest = values.iter().fold(0f32, |most, x| most.max(x.abs()));
-            assert!(found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 2e-6 * largest), "{backend} {name}");
+            assert!(found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 4e-6 * largest), "{backend} {name}");
         }
     }
     let packed = files.write(
@@ -253,6 +257,9 @@ fn run_linear() {
             ("slopes", Dtype::F32, vec![2], bytemuck::cast_slice(&[0.5f32, 0.01]).to_vec()),
         ],
     );
+    let tokens = [floats("q", 1, &[1, 2, 4, 8]), floats("k", 2, &[1, 2, 4, 8]), floats("v", 3, &[1, 2, 4, 8])];
+    let gates = bytemuck::cast_slice(&[-0.5f32, 0.0, -1.0, -2.0, -0.1, -0.1, 0.25, -0.1]).to_vec();
+    let gated = files.write("gated", &[&tokens[..], &[("g", Dtype::F32, vec![1, 2, 4], gates)]].concat());
     for backend in ["gpu", "reference"] {
         succeeds(&["run", "linear", &packed, &files.path(backend), "--backend", backend]);
         let bad = |params: &str, words: &[&str]| {
@@ -262,9 +269,11 @@ fn run_linear() {
         bad(r#"{"causal": false}"#, &["slopes is set", "not causal"]);
         bad(r#"{"rule": "delta"}"#, &["unknown variant `delta`"]);
         bad(r#"{"normalize": true}"#, &["unknown field `normalize`"]);
+        bad(r#"{"chunk": 33}"#, &["chunk is 33", "a multiple of 32"]);
+        refuses(&["run", "linear", &packed, &files.path("output"), "--backward"], &["do", "missing"]);
         refuses(
-            &["run", "linear", &packed, &files.path("output"), "--backward"],
-            &["--backward is set", "no gradients"],
+            &["run", "linear", &gated, &files.path("output"), "--backend", backend],
+            &["g[0][1][2] is 0.25", "at most 0"],
         );
     }
     for name in ["o", "ht"] {
