@@ -1,6 +1,7 @@
 //! Linear attention: a state instead of scores.
 
 mod backward;
+mod chunking;
 mod gradients;
 mod parts;
 mod plan;

@@ -5,19 +5,20 @@
 //! dk = dS v,  dv = dSᵀ k       from the last to the first: dS ← e^g · dS after a token, then dS + scale · q doutᵀ
 //! ```
 
-use super::gradients::{LinearBackwardShapes, LinearGradients, LinearOutputGradients, SLOTS, tensors};
+mod calls;
+
+pub use calls::LinearBackwardPrepared;
+
+use super::chunking::{CHUNK, Chunking, segment_tokens};
+use super::gradients::{LinearBackwardShapes, SLOTS};
 use super::parts::Part;
-use super::plan::CHUNK;
-use super::run::verdict;
 use super::task::{Frame, Gate, THREADS, Task};
-use super::walk::{Chunking, From, Walk, segment_tokens};
-use super::{LinearAttention, LinearInputs, LinearParams, LinearWay};
+use super::walk::{From, Walk};
+use super::{LinearParams, LinearWay};
 use crate::arguments::Argument;
-use crate::dispatch::{Scratch, check_device, check_tensors, leaders};
 use crate::shader::{AccessKind, file};
-use crate::softmax::attention::{keep, kept};
-use crate::steps::{EACH, Places, Steps, StepsPrepared};
-use crate::{Caps, DType, Layout, Result, Tensor};
+use crate::steps::{EACH, Places, Steps};
+use crate::{Caps, DType, Layout, Result};
 use std::fmt;
 
 /// What runs for gradients. Print it to read it.
@@ -205,8 +206,8 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) ->
             ("dg", Part::Dg, AccessKind::StoreBits),
         ],
         segment,
-        work: [entries, frame.heads],
-        tiles: vec![0..frame.segments(segment)],
+        work: [entries, frame.heads, frame.segments(segment)],
+        runs: 0..1,
         flops: (4 * rows * columns + 4 * segment * columns + segment * segment) as f64,
     };
     let slopes = Task {
@@ -215,8 +216,8 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) ->
         constants: vec![("WG", 256), ("ENTRIES", entries)],
         tensors: vec![("dg", Part::Dg, AccessKind::Load1), ("o", Part::Dslopes, AccessKind::StoreBits)],
         segment: frame.whole(),
-        work: [1, frame.heads],
-        tiles: vec![0..1],
+        work: [1, frame.heads, 1],
+        runs: 0..1,
         flops: (entries * frame.longest()) as f64,
     };
     let with_slopes = places.has(Part::Dslopes);
@@ -233,142 +234,8 @@ fn sums(frame: &Frame, sum: Sum, places: &Places<Part>) -> Task {
         constants: vec![("WG", THREADS), ("WIDTH", width), ("GROUP", group)],
         tensors: vec![("q", sum.from, AccessKind::Load4), ("o", sum.to, AccessKind::Store4)],
         segment: frame.whole(),
-        work: [frame.sequences.len(), heads],
-        tiles: vec![0..(frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
+        work: [frame.sequences.len(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
+        runs: 0..1,
         flops: (4 * THREADS * group) as f64,
-    }
-}
-
-/// Gradients of linear attention compiled for certain shapes: records into the caller's encoders, as often as wanted.
-#[derive(Debug)]
-pub struct LinearBackwardPrepared {
-    steps: StepsPrepared<Part>,
-    shapes: LinearBackwardShapes,
-    plan: LinearBackwardPlan,
-}
-
-impl LinearAttention {
-    /// What would run for gradients of these shapes.
-    ///
-    /// # Errors
-    /// Those of [`LinearBackwardPlan::new`].
-    pub fn plan_backward(&self, shapes: &LinearBackwardShapes) -> Result<LinearBackwardPlan> {
-        LinearBackwardPlan::new(self.gpu.caps(), &self.params, shapes)
-    }
-
-    /// Compiles and allocates all that gradients of these shapes need.
-    ///
-    /// # Errors
-    /// Those of [`LinearBackwardPlan::new`]; [`crate::Error::Shader`], [`crate::Error::OutOfMemory`],
-    /// [`crate::Error::DeviceLost`].
-    pub async fn prepare_backward(&self, shapes: &LinearBackwardShapes) -> Result<LinearBackwardPrepared> {
-        let plan = self.plan_backward(shapes)?;
-        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::new()).await?;
-        Ok(LinearBackwardPrepared { steps, shapes: shapes.clone(), plan })
-    }
-
-    /// The gradients in one call: allocates them and submits. Nothing of the forward pass is needed but its inputs. What was
-    /// prepared for the shapes is kept.
-    ///
-    /// # Errors
-    /// Those of [`LinearAttention::prepare_backward`]; [`crate::Error::OtherDevice`].
-    pub async fn backward(
-        &self,
-        inputs: &LinearInputs<'_>,
-        from: &LinearOutputGradients<'_>,
-    ) -> Result<LinearGradients> {
-        let LinearInputs { q, k, v, g, h0, .. } = *inputs;
-        let given = [
-            ("q", Some(q)),
-            ("k", Some(k)),
-            ("v", Some(v)),
-            ("g", g),
-            ("h0", h0),
-            ("dout", Some(from.dout)),
-            ("dht", from.dht),
-        ];
-        for (name, tensor) in given {
-            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
-        }
-        let forward = super::LinearShapes::of_inputs(inputs, false);
-        let (dout, dht) = (from.dout.layout().clone(), from.dht.map(|dht| dht.layout().clone()));
-        let shapes = LinearBackwardShapes::new(&self.params, forward, dout, dht);
-        self.plan_backward(&shapes)?;
-        let new = async |layout: &Layout| Tensor::empty(&self.gpu, layout.clone()).await;
-        let some = async |layout: &Option<Layout>| match layout {
-            Some(layout) => new(layout).await.map(Some),
-            None => Ok(None),
-        };
-        let to = LinearGradients {
-            dq: new(&shapes.dq).await?,
-            dk: new(&shapes.dk).await?,
-            dv: new(&shapes.dv).await?,
-            dg: some(&shapes.dg).await?,
-            dslopes: some(&shapes.dslopes).await?,
-            dh0: some(&shapes.dh0).await?,
-        };
-        let shapes = LinearBackwardShapes::of(inputs, from, &to);
-        let prepared = match kept(&self.kept_backward, &shapes) {
-            Some(found) => found,
-            None => keep(&self.kept_backward, &shapes, self.prepare_backward(&shapes).await?),
-        };
-        let mut all = tensors(inputs, from, &to);
-        let problem = some(&prepared.plan.steps.layout(Part::Problem)).await?;
-        all.extend(problem.as_ref().map(|problem| (Part::Problem, problem)));
-        prepared.steps.submit(&all).await?;
-        let verdict = problem.map(|problem| verdict(&problem, inputs.cu_seqlens.is_some()));
-        // What was found wrong with what came in holds for all that comes of it.
-        let judged = |tensor: Tensor| {
-            let tensor = verdict.clone().into_iter().fold(tensor, Tensor::under);
-            given.iter().filter_map(|(_, tensor)| *tensor).fold(tensor, Tensor::under_all)
-        };
-        let LinearGradients { dq, dk, dv, dg, dslopes, dh0 } = to;
-        let [dg, dslopes, dh0] = [dg, dslopes, dh0].map(|tensor| tensor.map(&judged));
-        Ok(LinearGradients { dq: judged(dq), dk: judged(dk), dv: judged(dv), dg, dslopes, dh0 })
-    }
-}
-
-impl LinearBackwardPrepared {
-    /// What runs.
-    pub fn plan(&self) -> &LinearBackwardPlan {
-        &self.plan
-    }
-
-    /// Records the work. The caller submits.
-    ///
-    /// # Errors
-    /// [`crate::Error::Argument`], [`crate::Error::OtherDevice`] if a tensor is not as it was prepared for. Nothing is recorded
-    /// then.
-    pub fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        inputs: &LinearInputs,
-        from: &LinearOutputGradients,
-        to: &LinearGradients,
-    ) -> Result<()> {
-        let label = Some("gradients of linear attention");
-        let descriptor = wgpu::ComputePassDescriptor { label, timestamp_writes: None };
-        self.encode_in(&mut encoder.begin_compute_pass(&descriptor), inputs, from, to)
-    }
-
-    /// Records it into a pass of the caller's.
-    ///
-    /// # Errors
-    /// Those of [`LinearBackwardPrepared::encode`].
-    pub fn encode_in(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        inputs: &LinearInputs,
-        from: &LinearOutputGradients,
-        to: &LinearGradients,
-    ) -> Result<()> {
-        let given = LinearBackwardShapes::of(inputs, from, to);
-        self.shapes.forward.check_as_prepared(&given.forward)?;
-        let tensors = tensors(inputs, from, to);
-        self.shapes.check_as_prepared(&given)?;
-        let named: Vec<&Tensor> = SLOTS.iter().filter_map(|(part, _)| tensors.get(part).copied()).collect();
-        let leaders = leaders(self.steps.gpu().caps(), &self.plan.arguments);
-        check_tensors(self.steps.gpu(), &self.plan.arguments, &leaders, &named)?;
-        self.steps.encode(pass, &tensors)
     }
 }

@@ -1,8 +1,9 @@
 //! What runs: decided without a GPU.
 
+use super::chunking::{CHUNK, Chunking, RECURRENT_STRETCH, segment_tokens, stretch_tokens};
 use super::parts::Part;
 use super::task::{Frame, Gate};
-use super::walk::{Chunking, From, RECURRENT_STRETCH, Walk, segment_tokens, stretch_tokens};
+use super::walk::{From, Walk};
 use super::{LinearParams, LinearShapes, LinearWay};
 use crate::error::require;
 use crate::steps::Steps;
@@ -60,9 +61,6 @@ impl LinearPlan {
         self.steps.wgsl()
     }
 }
-
-/// Tokens of a chunk, where nothing else is asked for.
-pub(super) const CHUNK: usize = 64;
 
 /// By what one batch entry is, never by what stands beside it.
 fn choose(

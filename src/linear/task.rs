@@ -95,15 +95,16 @@ pub(super) struct Task {
     pub tensors: Vec<Access>,
     /// Tokens of a segment.
     pub segment: usize,
-    /// Entries and heads; tiles, in groups that go one after another; floating-point operations of a tile.
-    pub work: [usize; 2],
-    pub tiles: Vec<Range<usize>>,
+    /// Entries, heads and tiles; floating-point operations of a tile.
+    pub work: [usize; 3],
+    /// Which of several runs of so many tiles: one after another.
+    pub runs: Range<usize>,
     pub flops: f64,
 }
 
 impl Task {
     pub fn plan(self, caps: &Caps, frame: &Frame, places: &Places<Part>) -> Result<Step<Part>> {
-        let Task { name, files, constants, tensors, segment, work: [entries, heads], tiles, flops } = self;
+        let Task { name, files, constants, tensors, segment, work: [entries, heads, tiles], runs, flops } = self;
         let heads_of = |part: Part| places.layout(part).shape[1].max(1);
         let argument = |&(name, part, kind): &Access| {
             let (group, spread) = (heads.div_ceil(heads_of(part)).max(1), heads_of(part).div_ceil(heads.max(1)));
@@ -115,7 +116,8 @@ impl Task {
         // One workgroup may go over a whole sequence: a submit has no fewer of them than run side by side.
         let flops = flops.min(caps.submit_flops() / caps.concurrency() as f64);
         let mut slices = vec![];
-        for tiles in tiles.into_iter().filter(|tiles| entries * heads * tiles.len() > 0) {
+        for run in runs.filter(|_| entries * heads * tiles > 0) {
+            let tiles = run * tiles..(run + 1) * tiles;
             slices.extend(cut(caps, &arguments, Slice { batches: 0..entries, heads: 0..heads, tiles }, flops)?);
         }
         let group = |name: &str| {

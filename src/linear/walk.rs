@@ -1,9 +1,9 @@
 //! The kernels of one walk over the tokens: forward, and, with tensors in other places, each of its gradients.
 
 use super::LinearWay;
+use super::chunking::{Chunking, RECURRENT_STRETCH, of_recurrent, stretch_tokens};
 use super::parts::Part;
 use super::task::{Access, Frame, Gate, THREADS, Task};
-use crate::error::require;
 use crate::shader::{AccessKind, file};
 use crate::steps::{Places, Step};
 use crate::{Caps, DType, Layout, Result};
@@ -36,82 +36,6 @@ pub(super) struct Walk {
     /// Tokens of a segment of three passes, whole chunks.
     pub segment: usize,
     pub frame: Frame,
-}
-
-/// Tokens of a segment of three passes, at least: as much traffic for states as for two of q, k, v and o at head_dim 128.
-const SEGMENT: usize = 256;
-/// Tokens that one workgroup goes over in a dispatch, in chunks or one by one. A dispatch of seconds is taken for a hang, and Mesa's
-/// llvmpipe ends every loop once all of an invocation's loops have gone round 65535 times, without a word.
-const STRETCH: usize = 4096;
-pub(super) const RECURRENT_STRETCH: usize = 1024;
-/// Vec4 of head_dim that pass through workgroup memory at a time.
-const BD4: usize = 4;
-/// Columns of the state that a workgroup keeps, and its threads, of the way token by token: whole rows of cache lines, and at most
-/// 64 numbers of the state a thread.
-fn of_recurrent((head_dim, value_dim): (usize, usize)) -> (usize, usize) {
-    let cols = value_dim.next_power_of_two().clamp(16, 64);
-    (cols, (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256))
-}
-
-/// How a workgroup divides a state and a chunk: `shaders/linear/chunk.wgsl`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chunking {
-    pub chunk: usize,
-    pub cols: usize,
-    pub threads: usize,
-    rows: usize,
-    batch: usize,
-    tile: usize,
-}
-
-impl Chunking {
-    /// # Errors
-    /// [`crate::Error::Argument`] for a chunk that is no multiple of 32; [`crate::Error::Limit`] for one that does not fit.
-    pub fn new(caps: &Caps, chunk: usize, (head_dim, value_dim): (usize, usize)) -> Result<Self> {
-        require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
-        let cols = if value_dim > 32 { 64 } else { 32 };
-        let rows_of_threads = match head_dim {
-            1..=96 => 8,
-            97..=192 => 16,
-            _ => 32,
-        };
-        let rows_of_threads = chunk.div_ceil(8).next_power_of_two().max(rows_of_threads);
-        let rows = head_dim.div_ceil(4 * rows_of_threads) * 4;
-        let of_batch = |batch: usize| batch * (cols / 4 + rows_of_threads * rows / 4) + batch / 4 * chunk;
-        let of_reading = BD4 * (2 * chunk + cols);
-        let batch = if of_batch(16) <= 768 { 16 } else { 8 };
-        let tile = of_batch(batch).max(of_reading);
-        let found = Self { chunk, cols, threads: 8 * rows_of_threads, rows, batch, tile };
-        let what = format!("chunk {chunk} of linear attention");
-        caps.within(&what, "maxComputeInvocationsPerWorkgroup", found.threads as u64, caps.invocations.into())?;
-        // Running sums and the edges of a chunk, beside the tile.
-        let bytes = 16 * tile + 8 * chunk + 8 * (chunk + 1) + 8;
-        caps.within(&what, "maxComputeWorkgroupStorageSize", bytes as u64, caps.workgroup_memory.into())?;
-        Ok(found)
-    }
-
-    fn constants(&self) -> Vec<(&'static str, usize)> {
-        let Self { chunk, cols, threads, rows, batch, tile } = *self;
-        vec![
-            ("WG", threads),
-            ("CHUNK", chunk),
-            ("COLS", cols),
-            ("RD", rows),
-            ("BATCH", batch),
-            ("BD4", BD4),
-            ("TILE", tile),
-        ]
-    }
-}
-
-/// The same in whole chunks.
-pub(super) fn stretch_tokens(chunk: usize) -> usize {
-    STRETCH.next_multiple_of(chunk)
-}
-
-/// Tokens of a segment of three passes.
-pub(super) fn segment_tokens(chunk: usize) -> usize {
-    SEGMENT.next_multiple_of(chunk)
 }
 
 impl Walk {
@@ -172,8 +96,8 @@ impl Walk {
         Ok(found)
     }
 
-    fn work(&self) -> [usize; 2] {
-        [self.frame.sequences.len(), self.frame.heads]
+    fn work(&self, tiles: usize) -> [usize; 3] {
+        [self.frame.sequences.len(), self.frame.heads, tiles]
     }
 
     /// The same kernel for one stretch of the tokens after another, `tiles` workgroups a head each: the state goes on in place.
@@ -181,11 +105,7 @@ impl Walk {
         let count = self.frame.segments(stretch);
         let to = if count > 1 { Some(self.to.unwrap_or(self.states)) } else { self.to };
         let after = Self { from: From::InPlace, to, ..self.clone() };
-        let of = |walk: &Self, stretches: std::ops::Range<usize>| Task {
-            segment: stretch,
-            tiles: stretches.map(|n| n * tiles..(n + 1) * tiles).collect(),
-            ..task(walk)
-        };
+        let of = |walk: &Self, runs| Task { segment: stretch, work: self.work(tiles), runs, ..task(walk) };
         let first = of(&Self { to, ..self.clone() }, 0..1);
         if count == 1 { vec![first] } else { vec![first, of(&after, 1..count)] }
     }
@@ -214,8 +134,8 @@ impl Walk {
             constants: vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()],
             tensors: self.gated(tensors),
             segment: 0,
-            work: self.work(),
-            tiles: vec![],
+            work: [0; 3],
+            runs: 0..1,
             flops: (5 * RECURRENT_STRETCH.min(self.frame.longest()) * head_dim * cols) as f64,
         }
     }
@@ -236,8 +156,8 @@ impl Walk {
                 .concat(),
             tensors: self.gated(tensors),
             segment: 0,
-            work: self.work(),
-            tiles: vec![],
+            work: [0; 3],
+            runs: 0..1,
             flops: self.chunk_flops(chunking) * stretch_tokens(chunking.chunk).min(self.frame.longest()) as f64,
         }
     }
@@ -249,58 +169,47 @@ impl Walk {
     }
 
     fn three_passes(&self, chunking: &Chunking) -> Vec<Task> {
-        let segment = self.segment;
-        let (tiles, segments) = (self.frame.dims.1.div_ceil(chunking.cols), self.frame.segments(segment));
+        let (segment, dims) = (self.segment, self.frame.dims);
+        let segments = self.frame.segments(segment);
         let whole = ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal));
-        let states = |kind| ("states", self.states, kind);
+        let (q, o) = (("q", self.q, AccessKind::Load4), ("o", self.o, AccessKind::Store4));
         let (k, v) = (("k", self.k, AccessKind::Load4), ("v", self.v, AccessKind::Load4));
-        let of_segments = vec![0..segments * tiles];
-        let common = Task {
-            name: "segments",
-            files: vec![],
-            constants: vec![],
-            tensors: vec![],
+        let states = |kind| ("states", self.states, kind);
+        let totals = |kind| ("totals", Part::Totals, kind);
+        let of_chunks = |name, files: &[&'static str], constants: &[(&'static str, usize)], tensors| Task {
+            name,
+            files: [&[file::LINEAR_WORK, file::LINEAR_CHUNK, self.gate_file(), self.decay_file()], files].concat(),
+            constants: [&chunking.constants(), constants].concat(),
+            tensors: self.gated(tensors),
             segment,
-            work: self.work(),
-            tiles: vec![],
+            work: self.work(segments * dims.1.div_ceil(chunking.cols)),
+            runs: 0..1,
             flops: self.chunk_flops(chunking) * segment as f64,
         };
-        let of_chunks = [file::LINEAR_WORK, file::LINEAR_CHUNK, self.gate_file(), self.decay_file()];
-        let locals = Task {
-            name: "states of segments",
-            files: [&of_chunks[..], &[file::LINEAR_SEGMENT_STATES, file::LINEAR_FROM_NOTHING, file::LINEAR_TO_SEGMENT]]
-                .concat(),
-            constants: [chunking.constants(), vec![whole]].concat(),
-            tensors: self.gated(vec![
-                k,
-                v,
-                states(AccessKind::Store4),
-                ("totals", Part::Totals, AccessKind::StoreBits),
-            ]),
-            tiles: of_segments.clone(),
-            ..common
-        };
+        let locals = of_chunks(
+            "states of segments",
+            &[file::LINEAR_SEGMENT_STATES, file::LINEAR_FROM_NOTHING, file::LINEAR_TO_SEGMENT],
+            &[whole],
+            vec![k, v, states(AccessKind::Store4), totals(AccessKind::StoreBits)],
+        );
+        let outputs = of_chunks(
+            "outputs of segments",
+            &[file::LINEAR_WALK, file::LINEAR_FROM_SEGMENT, file::LINEAR_TO_NOTHING],
+            &[self.causal(), ("ABSORBS_FIRST", 0)],
+            vec![q, k, v, o, states(AccessKind::Load4)],
+        );
         let (mut files, mut tensors) = self.ends();
         files.push(file::LINEAR_SCAN);
-        tensors.extend([states(AccessKind::Update4), ("totals", Part::Totals, AccessKind::LoadBits)]);
+        tensors.extend([states(AccessKind::Update4), totals(AccessKind::LoadBits)]);
         let scan = Task {
             name: "scan of segments",
             files,
             constants: vec![("WG", THREADS), whole, ("KEPT", usize::from(self.kept)), self.causal()],
             tensors,
-            work: self.work(),
-            tiles: vec![0..(self.frame.dims.0 * self.frame.dims.1.div_ceil(4)).div_ceil(THREADS)],
+            segment,
+            work: self.work((dims.0 * dims.1.div_ceil(4)).div_ceil(THREADS)),
+            runs: 0..1,
             flops: (12 * THREADS * segments) as f64,
-            ..common
-        };
-        let (q, o) = (("q", self.q, AccessKind::Load4), ("o", self.o, AccessKind::Store4));
-        let outputs = Task {
-            name: "outputs of segments",
-            files: [&of_chunks[..], &[file::LINEAR_WALK, file::LINEAR_FROM_SEGMENT, file::LINEAR_TO_NOTHING]].concat(),
-            constants: [chunking.constants(), vec![self.causal(), ("ABSORBS_FIRST", 0)]].concat(),
-            tensors: self.gated(vec![q, k, v, o, states(AccessKind::Load4)]),
-            tiles: of_segments,
-            ..common
         };
         vec![locals, scan, outputs]
     }

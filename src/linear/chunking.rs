@@ -1,0 +1,82 @@
+//! How work is divided: among workgroups, threads and dispatches.
+
+use crate::error::require;
+use crate::{Caps, Result};
+
+/// Tokens of a chunk, where nothing else is asked for.
+pub(super) const CHUNK: usize = 64;
+/// Tokens of a segment of three passes, at least: as much traffic for states as for two of q, k, v and o at head_dim 128.
+const SEGMENT: usize = 256;
+/// Tokens that one workgroup goes over in a dispatch, in chunks or one by one. A dispatch of seconds is taken for a hang, and Mesa's
+/// llvmpipe ends every loop once all of an invocation's loops have gone round 65535 times, without a word.
+const STRETCH: usize = 4096;
+pub(super) const RECURRENT_STRETCH: usize = 1024;
+/// Vec4 of head_dim that pass through workgroup memory at a time.
+const BD4: usize = 4;
+/// Columns of the state that a workgroup keeps, and its threads, of the way token by token: whole rows of cache lines, and at most
+/// 64 numbers of the state a thread.
+pub(super) fn of_recurrent((head_dim, value_dim): (usize, usize)) -> (usize, usize) {
+    let cols = value_dim.next_power_of_two().clamp(16, 64);
+    (cols, (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256))
+}
+
+/// How a workgroup divides a state and a chunk: `shaders/linear/chunk.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chunking {
+    pub chunk: usize,
+    pub cols: usize,
+    pub threads: usize,
+    rows: usize,
+    batch: usize,
+    tile: usize,
+}
+
+impl Chunking {
+    /// # Errors
+    /// [`crate::Error::Argument`] for a chunk that is no multiple of 32; [`crate::Error::Limit`] for one that does not fit.
+    pub fn new(caps: &Caps, chunk: usize, (head_dim, value_dim): (usize, usize)) -> Result<Self> {
+        require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
+        let cols = if value_dim > 32 { 64 } else { 32 };
+        let rows_of_threads = match head_dim {
+            1..=96 => 8,
+            97..=192 => 16,
+            _ => 32,
+        };
+        let rows_of_threads = chunk.div_ceil(8).next_power_of_two().max(rows_of_threads);
+        let rows = head_dim.div_ceil(4 * rows_of_threads) * 4;
+        let of_batch = |batch: usize| batch * (cols / 4 + rows_of_threads * rows / 4) + batch / 4 * chunk;
+        let of_reading = BD4 * (2 * chunk + cols);
+        let batch = if of_batch(16) <= 768 { 16 } else { 8 };
+        let tile = of_batch(batch).max(of_reading);
+        let found = Self { chunk, cols, threads: 8 * rows_of_threads, rows, batch, tile };
+        let what = format!("chunk {chunk} of linear attention");
+        caps.within(&what, "maxComputeInvocationsPerWorkgroup", found.threads as u64, caps.invocations.into())?;
+        // Running sums and the edges of a chunk, beside the tile.
+        let bytes = 16 * tile + 8 * chunk + 8 * (chunk + 1) + 8;
+        caps.within(&what, "maxComputeWorkgroupStorageSize", bytes as u64, caps.workgroup_memory.into())?;
+        Ok(found)
+    }
+
+    pub fn constants(&self) -> Vec<(&'static str, usize)> {
+        let Self { chunk, cols, threads, rows, batch, tile } = *self;
+        vec![
+            ("WG", threads),
+            ("CHUNK", chunk),
+            ("COLS", cols),
+            ("RD", rows),
+            ("BATCH", batch),
+            ("BD4", BD4),
+            ("TILE", tile),
+        ]
+    }
+}
+
+/// The same in whole chunks.
+pub(super) fn stretch_tokens(chunk: usize) -> usize {
+    STRETCH.next_multiple_of(chunk)
+}
+
+/// Tokens of a segment of three passes.
+pub(super) fn segment_tokens(chunk: usize) -> usize {
+    SEGMENT.next_multiple_of(chunk)
+}
