@@ -33,7 +33,7 @@ pub struct LinearParams {
     pub scale: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
-    /// How the tokens are gone through. Default: by their number and by the device, as the plan says.
+    /// How the tokens are gone through. Default: by their number, the heads and the device, as the plan says.
     pub way: Option<LinearWay>,
     /// Tokens of a chunk, a multiple of 32: where set, they are not gone through one by one. Default: 64.
     pub chunk: Option<usize>,
@@ -95,6 +95,9 @@ impl LinearParams {
         if let Some(scale) = self.scale {
             require(scale.is_finite(), "scale", scale, "finite")?;
         }
+        if let Some(chunk) = self.chunk {
+            require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
+        }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
             let bound = "finite, at least 0: a head forgets at the rate exp(−slope)";
             require(slope.is_finite() && slope >= 0.0, &format!("slopes[{h}]"), slope, bound)?;
@@ -111,18 +114,31 @@ impl LinearParams {
     }
 }
 
-/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, token by token, with a state S [head_dim, value_dim]
-/// in f32 for each head. Gates g ≤ 0 are none, a constant of each head ([`LinearParams::slopes`]), or one for each token.
+/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each
+/// head. Gates g ≤ 0 are none, a constant of each head ([`LinearParams::slopes`]), or one for each token. Tokens are gone through one
+/// by one or in chunks ([`LinearWay`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
 ///
-/// The state can begin with another and come out at the end, or go on in place, as decoding does.
+/// The state can begin with another and come out at the end, go on in place, as decoding does, or be kept after every token. The
+/// same row gets the same bits whatever the batch is. [`LinearAttention::backward`] has the gradients of all inputs.
 ///
 /// | there | here |
 /// |---|---|
 /// | Lightning Attention's `s` | `slopes`, `scale: Some(1.0)` |
 /// | RetNet's decay | [`LinearParams::retnet_slopes`] |
-/// | simple GLA's `g` | `g` |
+/// | flash-linear-attention's `initial_state`, `output_final_state`, `cu_seqlens`, `head_first=False` | `h0`, [`LinearAttention::forward_with_state`], `cu_seqlens`, [`crate::Layout::heads_last`] |
+/// | simple GLA's `g`, `g_gamma` | `g`, `slopes` = −`g_gamma` |
 /// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
-/// | ONNX `LinearAttention`'s `update_rule` "linear" and "gated", `past_state`, `present_state` | without and with `g`; `h0`, `ht` |
+/// | its gradients | dC = dq, dB = dk, dx = dt · dv + D · dy, ddt = Σ x · dv + A · dg, dA = Σ dt · dg |
+///
+/// ONNX's `LinearAttention` (opset 27):
+///
+/// | there | here |
+/// |---|---|
+/// | `update_rule` "linear", "gated" | without and with `g` |
+/// | `query`, `key`, `value` [B, T, H · D] | a view [B, H, T, D] of it, [`crate::Layout::heads_last`] |
+/// | `decay` [B, T, H], `scale` 0.0 | `g` [B, H, T, 1], `scale: None` |
+/// | `past_state`, `present_state` [B, H, d_k, d_v] | `h0`, `ht`; where query heads share a state, each has its own, all alike |
+/// | `chunk_size` | [`LinearParams::chunk`] |
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -149,7 +165,8 @@ impl LinearAttention {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, and slopes without causality.
+    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes without causality, and a
+    /// chunk that is no multiple of 32.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, kept: Arc::default(), kept_backward: Arc::default() })

@@ -1,6 +1,5 @@
 //! How work is divided: among workgroups, threads and dispatches.
 
-use crate::error::require;
 use crate::{Caps, Result};
 
 /// Tokens of a chunk, where nothing else is asked for.
@@ -32,10 +31,11 @@ pub(super) struct Chunking {
 }
 
 impl Chunking {
+    /// Of a chunk that is a multiple of 32.
+    ///
     /// # Errors
-    /// [`crate::Error::Argument`] for a chunk that is no multiple of 32; [`crate::Error::Limit`] for one that does not fit.
+    /// [`crate::Error::Limit`] for one that does not fit.
     pub fn new(caps: &Caps, chunk: usize, (head_dim, value_dim): (usize, usize)) -> Result<Self> {
-        require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
         let cols = if value_dim > 32 { 64 } else { 32 };
         let rows_of_threads = match head_dim {
             1..=96 => 8,
