@@ -51,15 +51,13 @@ fn store_state(w: Work, thread: u32) {
 }
 
 // Between which gates a token reads, and is absorbed.
-fn place_of(i: u32, count: u32) -> u32 {
-    return min(i + 1u - params.late, count);
-}
+fn place_of(i: u32) -> u32 { return i + 1u - params.late; }
 
 // The gates of the chunk of `count` tokens from token n0 of the walk on. Afterwards all may read.
 fn begin_chunk(w: Work, n0: u32, count: u32, thread: u32) {
     sum_gates(w, n0, count, thread);
     if (thread < CHUNK) {
-        let place = place_of(thread, count);
+        let place = place_of(thread);
         edges[thread] = vec2f(decay(place, 0u), decay(count, place));
     }
     workgroupBarrier();

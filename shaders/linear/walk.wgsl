@@ -103,7 +103,7 @@ fn add_chunk(w: Work, n0: u32, count: u32, thread: u32) {
         let row = thread / TC * RT + i;
         for (var j = 0u; j < CT; j++) {
             let col = 4u * (thread % TC + TC * (j / 4u)) + j % 4u;
-            let left = decay(place_of(row, count), place_of(min(col, row), count));
+            let left = decay(place_of(row), place_of(min(col, row)));
             s[i][j] = select(0.0, s[i][j] * left, col <= row);
         }
     }

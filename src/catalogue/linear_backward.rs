@@ -170,7 +170,7 @@ impl Case for LinearBackwardCase {
 pub fn linear_backward_cases() -> Vec<LinearBackwardCase> {
     let mut cases: Vec<LinearBackwardCase> = vec![];
     // Fewer widths: each is nine shaders.
-    let narrow = |case: &LinearCase| ![(128, 128), (16, 256), (7, 20)].contains(&case.dims);
+    let narrow = |case: &LinearCase| ![(128, 128), (16, 256), (7, 20), (1, 1)].contains(&case.dims);
     for case in linear_cases().into_iter().filter(narrow) {
         let params = crate::LinearParams { way: None, ..case.params.clone() };
         let case = LinearBackwardCase::of(LinearCase { params, ..case });

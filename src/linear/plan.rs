@@ -13,16 +13,6 @@ use std::fmt;
 /// Up to so many tokens are absorbed one by one: a chunk would be mostly empty.
 const FEW: usize = 32;
 
-/// So many workgroups of one batch entry keep a device busy: with fewer, sequences are cut into segments. The number of entries does
-/// not count, so that bits do not depend on it.
-fn busy(caps: &Caps) -> usize {
-    match caps.kind {
-        // A processor gains more by doing less.
-        AdapterKind::Software => 1,
-        _ => caps.concurrency(),
-    }
-}
-
 /// What runs. Print it to read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearPlan {
@@ -62,7 +52,7 @@ impl LinearPlan {
     }
 }
 
-/// By what one batch entry is, never by what stands beside it.
+/// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on it.
 fn choose(
     caps: &Caps,
     params: &LinearParams,
@@ -74,6 +64,7 @@ fn choose(
         let fits = matches!(params.way, None | Some(LinearWay::Recurrent)) && params.chunk.is_none();
         let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
         require(fits, "way", format!("{:?}, chunk {:?}", params.way, params.chunk), bound)?;
+        require(params.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
         return Ok((LinearWay::Recurrent, "snapshots are wanted".into()));
     }
     let stretch = stretch_tokens(chunking.chunk);
@@ -95,12 +86,15 @@ fn choose(
     if !params.causal && tokens > stretch {
         return Ok((LinearWay::ThreePass, "all tokens read one state".into()));
     }
-    let few = tokens <= FEW && !packed;
-    if few && params.chunk.is_none() {
+    let one_by_one = params.chunk.is_none() && (params.causal || tokens <= RECURRENT_STRETCH);
+    if one_by_one && caps.kind == AdapterKind::Software {
+        return Ok((LinearWay::Recurrent, "on a processor the least arithmetic wins".into()));
+    }
+    if one_by_one && tokens <= FEW && !packed {
         return Ok((LinearWay::Recurrent, format!("{tokens} tokens of {FEW} or fewer")));
     }
     let workgroups = walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
-    let wanted = busy(caps);
+    let wanted = caps.concurrency();
     let found = format!("{workgroups} workgroups an entry, of {wanted} that keep this device busy");
     if workgroups >= wanted {
         return Ok((LinearWay::OnePass, found));
