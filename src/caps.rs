@@ -111,6 +111,12 @@ impl Caps {
         }
     }
 
+    /// How often the loops of one invocation go round, all in all, if that is bounded: Mesa's llvmpipe then ends them without a
+    /// word, and results are wrong.
+    pub(crate) fn loop_rounds(&self) -> Option<u64> {
+        self.driver.contains("llvmpipe").then_some(65535)
+    }
+
     /// `Ok` if `needed` is within what the device has.
     pub(crate) fn within(&self, what: &str, limit: &'static str, needed: u64, available: u64) -> Result<()> {
         if needed <= available {

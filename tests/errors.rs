@@ -288,7 +288,7 @@ fn tensors_that_are_not_as_prepared() {
 #[test]
 fn adapters_without_the_limits() {
     let layout = Layout::heads_first(DType::F32, [1, 1, 9, 64]);
-    let shapes = AttentionShapes::new(layout.clone(), layout.clone(), layout);
+    let shapes = AttentionShapes::new(layout.clone(), layout.clone(), layout.clone());
     let plan = |caps: &Caps| AttentionPlan::new(caps, &FlashParams::default(), &shapes);
     let core = Caps::core();
     assert!(plan(&core).is_ok());
@@ -296,6 +296,19 @@ fn adapters_without_the_limits() {
     says(plan(&Caps { invocations: 64, ..core.clone() }), &["flash", "128", "maxComputeInvocationsPerWorkgroup", "64"]);
     says(plan(&Caps { storage_buffers: 4, ..core.clone() }), &["5", "maxStorageBuffersPerShaderStage", "4"]);
     says(plan(&Caps { binding_bytes: 1024, ..core }), &["q", "2304", "maxStorageBufferBindingSize", "1024"]);
+    // A driver whose loops end without a word gets no sequences that long.
+    let llvmpipe = Caps { driver: "llvmpipe Mesa".into(), ..Caps::core() };
+    for (keys, fits) in [(1 << 14, true), (1 << 16, false)] {
+        let long = Layout::heads_first(DType::F32, [1, 1, keys, 64]);
+        let shapes = AttentionShapes::new(layout.clone(), long.clone(), long);
+        assert!(AttentionPlan::new(&Caps::core(), &FlashParams::default(), &shapes).is_ok());
+        let plan = AttentionPlan::new(&llvmpipe, &FlashParams::default(), &shapes);
+        if !fits {
+            says(plan, &["flash attention over 65536 tokens", "rounds of llvmpipe's loops", "65535"]);
+        } else {
+            assert!(plan.is_ok());
+        }
+    }
     let huge = Layout::heads_first(DType::F32, [1, 1, 1 << 20, 1 << 20]);
     says(block_on(Tensor::empty(gpu(), huge)), &["tensor", "maxBufferSize"]);
 }

@@ -144,6 +144,20 @@ pub(crate) struct Stage {
 /// Tiles of a word of the tile map: two bits each.
 const TILES_PER_WORD: usize = 16;
 
+/// Whether a workgroup may go over so many columns on a device that bounds loops: by what was found to come out right there, and a
+/// quarter of that besides.
+fn check_rounds(setup: &Setup, pass: Pass, columns: usize) -> Result<()> {
+    let Some(available) = setup.caps.loop_rounds() else { return Ok(()) };
+    let by_width = match setup.shapes.q.shape[3].max(setup.shapes.v.shape[3]) {
+        1..=16 => 80,
+        17..=64 => 160,
+        _ => 320,
+    };
+    let by_tile = if pass.has_stats() { 2 * by_width } else { by_width };
+    let what = format!("{} attention over {columns} tokens in one loop", setup.tiles.family());
+    setup.caps.within(&what, "rounds of llvmpipe's loops", (columns.div_ceil(64) * by_tile) as u64, available)
+}
+
 impl Stage {
     /// Plans a pass. A pair of a row and a column costs `flops_per_pair`. Full blocks come last among the arguments: they are
     /// left out where no mask is asked.
@@ -158,6 +172,7 @@ impl Stage {
         let mut parts = Parts { setup: *setup, pass, slopes, packed: packed.transpose()?, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
         arguments.retain(|argument| argument.name != "full_blocks" || parts.chain().masks_hide());
+        check_rounds(setup, pass, cols.max(visited * engine.cols as usize) * group / setup.splits)?;
         let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
         for name in ["blocks", "full_blocks"] {
