@@ -87,7 +87,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var i = 0u; i < PART; i++) {
         for (var e = 0u; e < 4u; e++) {
             let d = 4u * (lane + LANES * i) + e;
-            if (w.place < segments_of(w.batch) && d < HEAD_DIM && column < HEAD_DIM_V) { write_state(w, d, column, state[i][e]); }
+            if (d < HEAD_DIM && column < HEAD_DIM_V) { write_state(w, d, column, state[i][e]); }
         }
     }
     if (w.column == 0u) { report(w, thread); }

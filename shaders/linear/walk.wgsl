@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         if (CAUSAL == 1u) { add_chunk(w, n0, count, thread); }
         write_rows(w, n0, count, thread);
     }
-    if (w.place < segments_of(w.batch)) { store_state(w, thread); }
+    store_state(w, thread);
     if (w.column == 0u) { report(w, thread); }
 }
 
@@ -103,7 +103,8 @@ fn add_chunk(w: Work, n0: u32, count: u32, thread: u32) {
         let row = thread / TC * RT + i;
         for (var j = 0u; j < CT; j++) {
             let col = 4u * (thread % TC + TC * (j / 4u)) + j % 4u;
-            let left = decay(place_of(row), place_of(min(col, row)));
+            // Of a token that comes later, nothing that counts.
+            let left = decay(place_of(row), place_of(col));
             s[i][j] = select(0.0, s[i][j] * left, col <= row);
         }
     }
