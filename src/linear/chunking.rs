@@ -38,8 +38,8 @@ impl Chunking {
     pub fn new(caps: &Caps, chunk: usize, (head_dim, value_dim): (usize, usize)) -> Result<Self> {
         let cols = if value_dim > 32 { 64 } else { 32 };
         let rows_of_threads = match head_dim {
-            1..=96 => 8,
-            97..=192 => 16,
+            1..=32 => 8,
+            33..=192 => 16,
             _ => 32,
         };
         let rows_of_threads = chunk.div_ceil(8).next_power_of_two().max(rows_of_threads);
