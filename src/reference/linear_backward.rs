@@ -3,7 +3,7 @@
 use super::linear::LinearProblem;
 use crate::LinearParams;
 
-/// Gradients of shapes [batch, heads, tokens, width] as q, k and v have, [batch, heads, tokens], [heads], and of the initial states.
+/// Gradients shaped as q, k and v are, `[batch, heads, tokens]`, `[heads]`, and as the initial states.
 #[derive(Clone, Debug)]
 pub struct LinearGradientsReference {
     /// Of q, k and v.
