@@ -51,20 +51,15 @@ fn case(batch: usize, heads: usize, tokens: usize, dim: usize, way: Option<Linea
     LinearCase { batch, heads: [heads; 3], tokens, dims: (dim, dim), params, ..LinearCase::default() }
 }
 
+/// On the GPU, warm.
 fn ready(gpu: &Gpu, case: &LinearCase) -> ReadyLinear {
     let ready = block_on(case.ready(gpu)).expect("memory for the tensors");
-    ready.time_once(gpu);
+    seconds(gpu, &ready);
     ready
 }
 
-trait Once {
-    fn time_once(&self, gpu: &Gpu) -> f64;
-}
-
-impl Once for ReadyLinear {
-    fn time_once(&self, gpu: &Gpu) -> f64 {
-        block_on(self.time(gpu)).expect("a GPU that works").seconds
-    }
+fn seconds(gpu: &Gpu, ready: &ReadyLinear) -> f64 {
+    block_on(ready.time(gpu)).expect("a GPU that works").seconds
 }
 
 fn bench(criterion: &mut Criterion) {
@@ -88,7 +83,7 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, sizes: &Sizes) {
     group.throughput(Throughput::Elements(all as u64));
     for (tokens, ready) in &found {
         group.bench_function(format!("B {} H {heads} T {tokens} D {dim}", all / tokens), |b| {
-            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| ready.time_once(gpu)).sum()));
+            b.iter_custom(|times| Duration::from_secs_f64((0..times).map(|_| seconds(gpu, ready)).sum()));
         });
     }
     group.finish();
@@ -110,7 +105,7 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, sizes: &Sizes) {
     let flash_names: Vec<String> = flash.iter().map(|(tokens, _)| format!("causal flash, T {tokens}")).collect();
     let runs: Vec<Box<dyn Fn() -> f64>> = found
         .iter()
-        .map(|(_, ready)| Box::new(|| ready.time_once(gpu)) as Box<dyn Fn() -> f64>)
+        .map(|(_, ready)| Box::new(|| seconds(gpu, ready)) as Box<dyn Fn() -> f64>)
         .chain(flash.iter().map(|(_, timed)| Box::new(|| timed.seconds()) as _))
         .collect();
     let named: Vec<_> =
@@ -140,7 +135,7 @@ fn ways(gpu: &Gpu, sizes: &Sizes) {
                 ("three passes", LinearWay::ThreePass),
             ]
             .map(|(name, way)| (name, ready(gpu, &case(batch, heads, tokens, dim, Some(way)))));
-            let runs = all.each_ref().map(|(name, ready)| (*name, || ready.time_once(gpu)));
+            let runs = all.each_ref().map(|(name, ready)| (*name, || seconds(gpu, ready)));
             let named = runs.each_ref().map(|(name, run)| (*name, run as &dyn Fn() -> f64));
             ratios(&format!("B {batch} H {heads} D {dim}, T {tokens}"), &named);
         }
@@ -159,7 +154,7 @@ fn decoding(gpu: &Gpu, sizes: &Sizes) {
         let mut by_token = of(Some((1.0, 1000)));
         by_token.params.slopes = None;
         let by_token = ready(gpu, &by_token);
-        let (a, b, c) = (|| copy.seconds(gpu), || by_head.time_once(gpu), || by_token.time_once(gpu));
+        let (a, b, c) = (|| copy.seconds(gpu), || seconds(gpu, &by_head), || seconds(gpu, &by_token));
         let runs: [(&str, &dyn Fn() -> f64); 3] =
             [("copy of the state", &a), ("gates by head", &b), ("gates by token", &c)];
         let medians = ratios(&format!("decoding {tokens} in place, B {batch} H {heads} D {dim}"), &runs);

@@ -35,7 +35,8 @@ pub struct LinearParams {
     pub slopes: Option<Vec<f32>>,
     /// How the tokens are gone through. Default: by their number, the heads and the device, as the plan says.
     pub way: Option<LinearWay>,
-    /// Tokens of a chunk, a multiple of 32: where set, they are not gone through one by one. Default: 64.
+    /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory): where set, they are not gone
+    /// through one by one. Default: 64.
     pub chunk: Option<usize>,
 }
 
@@ -96,7 +97,8 @@ impl LinearParams {
             require(scale.is_finite(), "scale", scale, "finite")?;
         }
         if let Some(chunk) = self.chunk {
-            require(chunk > 0 && chunk.is_multiple_of(32), "chunk", chunk, "a multiple of 32 tokens")?;
+            let fits = (1..=256).contains(&chunk) && chunk.is_multiple_of(32);
+            require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
             let bound = "finite, at least 0: a head forgets at the rate exp(−slope)";
@@ -166,7 +168,7 @@ impl LinearAttention {
     ///
     /// # Errors
     /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes without causality, and a
-    /// chunk that is no multiple of 32.
+    /// chunk that is no multiple of 32 up to 256.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, kept: Arc::default(), kept_backward: Arc::default() })

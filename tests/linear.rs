@@ -168,6 +168,25 @@ fn long_sequences() {
     run_all(&[LinearCase { params, gates: None, ..case }]);
 }
 
+/// Chunks of every size that the device has the memory for; an error that names the others.
+#[test]
+fn chunks_of_every_size() {
+    let mut run = 0;
+    for chunk in (32..=256).step_by(32) {
+        let params = LinearParams { chunk: Some(chunk), way: Some(LinearWay::OnePass), ..Default::default() };
+        let case = LinearCase { tokens: 300, dims: (40, 40), gates: Some((1.0, 20)), params, ..Default::default() };
+        match case.plan(gpu().caps()) {
+            Ok(_) => {
+                run_all(&[LinearBackwardCase::of(case.clone())]);
+                run_all(&[case]);
+                run += 1;
+            }
+            Err(e) => says::<()>(Err(e), &[&format!("chunk {chunk} of linear attention"), "WorkgroupStorageSize"]),
+        }
+    }
+    assert!(run >= 2);
+}
+
 /// A state after every token, to go on from: what was read after the third of seven comes again.
 #[test]
 fn snapshots_roll_back() {
@@ -387,7 +406,7 @@ fn bad_input() {
     let chunk = |chunk, way| LinearParams { chunk: Some(chunk), way, ..plain() };
     says(new(chunk(48, None)), &["chunk is 48", "a multiple of 32"]);
     says(new(chunk(0, None)), &["chunk is 0", "a multiple of 32"]);
-    says(run(chunk(1 << 20, None), &inputs), &["chunk 1048576 of linear attention"]);
+    says(new(chunk(288, None)), &["chunk is 288", "at most 256"]);
     says(run(chunk(64, Some(LinearWay::Recurrent)), &inputs), &["chunk is 64", "unset where the way is recurrent"]);
     let caps = Caps::core();
     let shapes = LinearShapes::of_inputs(&inputs, true);

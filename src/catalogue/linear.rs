@@ -258,7 +258,7 @@ impl Case for LinearCase {
         let Self {
             batch, heads, tokens, dims, params, gates, h0, in_place, sequences, packed, dtypes: [qk, v], ..
         } = self;
-        let LinearParams { causal, reverse, slopes, way, .. } = params;
+        let LinearParams { causal, reverse, slopes, way, chunk, .. } = params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
         let gate = match (gates, slopes) {
             (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
@@ -269,6 +269,7 @@ impl Case for LinearCase {
             [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
         let way = way.map_or("auto".into(), |way| format!("{way:?}"));
+        let way = chunk.map_or(way.clone(), |chunk| format!("{way} chunk {chunk}"));
         format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {way} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
     }
 

@@ -64,6 +64,10 @@ pub fn linear_cases() -> Vec<LinearCase> {
             cases.push(LinearCase { tokens, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
         }
     }
+    for (tokens, dims, way) in [(70, (64, 64), LinearWay::OnePass), (300, (20, 33), LinearWay::ThreePass)] {
+        let params = LinearParams { way: Some(way), chunk: Some(32), ..LinearParams::default() };
+        cases.push(LinearCase { tokens, dims, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
+    }
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }

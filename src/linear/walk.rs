@@ -116,7 +116,6 @@ impl Walk {
 
     fn recurrent(&self) -> Task {
         let (cols, threads) = of_recurrent(self.frame.dims);
-
         let (head_dim, _) = self.frame.dims;
         let (mut files, mut tensors) = self.ends();
         files.extend([file::LINEAR_WORK, file::LINEAR_RECURRENT, self.gate_file()]);
