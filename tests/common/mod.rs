@@ -74,6 +74,14 @@ pub fn random(seed: u64, count: usize) -> Vec<f32> {
     normal(seed, count, 2.0, DType::F32)
 }
 
+/// The root of the mean square error, over that of what is expected.
+pub fn ratio(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let error = squares(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    (error / squares(&mut expected.iter().copied())).sqrt()
+}
+
 /// Runs cases against their references.
 pub fn run_all<C: Case>(cases: &[C]) {
     let mut failures = Vec::new();

@@ -70,7 +70,7 @@ fn all_tests() -> Vec<Command> {
 }
 
 /// The test programs that use a GPU.
-const GPU_TESTS: [&str; 16] = [
+const GPU_TESTS: [&str; 17] = [
     "--test=flash",
     "--test=neighborhood",
     "--test=block_sparse",
@@ -80,6 +80,7 @@ const GPU_TESTS: [&str; 16] = [
     "--test=gate",
     "--test=gate_decode",
     "--test=linear",
+    "--test=linear_golden",
     "--test=backward",
     "--test=hooks",
     "--test=packed",
