@@ -111,6 +111,12 @@ impl Error {
     }
 }
 
+/// An `Error` unless what is optional is there exactly where it is wanted, which is so `why`.
+pub(crate) fn require_set(argument: &str, given: bool, wanted: bool, why: &str) -> Result<()> {
+    let has = |set: bool| if set { "set" } else { "unset" };
+    require(given == wanted, argument, has(given), format!("{}, {why}", has(wanted)))
+}
+
 /// `Ok` if `holds`, else the error that names the argument, its value and the bound.
 pub(crate) fn require(holds: bool, argument: &str, value: impl Display, bound: impl Display) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::argument(argument, value, bound)) }

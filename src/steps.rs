@@ -2,7 +2,7 @@
 
 use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, Scratch};
-use crate::error::require;
+use crate::error::{require, require_set};
 use crate::shader::AccessKind;
 use crate::{Gpu, Layout, Result, Slice, Tensor};
 use std::collections::BTreeMap;
@@ -74,11 +74,11 @@ pub(crate) struct Steps<P> {
 
 impl<P> Steps<P> {
     /// The layout of what lies between.
-    pub fn layout(&self, part: P) -> Option<Layout>
+    pub fn layout(&self, part: P) -> Option<&Layout>
     where
         P: PartialEq,
     {
-        self.between.iter().find(|(other, _)| *other == part).map(|(_, layout)| layout.clone())
+        self.between.iter().find(|(other, _)| *other == part).map(|(_, layout)| layout)
     }
 
     /// The text of each kernel, with its name.
@@ -154,9 +154,7 @@ impl<P: Copy + Ord> StepsPrepared<P> {
 
 /// Checks a tensor against what was prepared for, by the caller's name of it.
 pub(crate) fn as_prepared(name: &str, given: Option<&Tensor>, prepared: Option<&Layout>) -> Result<()> {
-    let has = |set: bool| if set { "set" } else { "unset" };
-    let bound = format!("{}, as prepared", has(prepared.is_some()));
-    require(given.is_some() == prepared.is_some(), name, has(given.is_some()), bound)?;
+    require_set(name, given.is_some(), prepared.is_some(), "as prepared")?;
     let Some((given, prepared)) = given.zip(prepared) else { return Ok(()) };
     let same = given.layout().shape == prepared.shape && given.layout().dtype == prepared.dtype;
     require(same, name, format!("{:?}", given.layout()), format!("as prepared: {prepared:?}"))

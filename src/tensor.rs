@@ -54,6 +54,14 @@ impl Tensor {
         Self::wrap(gpu, &buffer, layout)
     }
 
+    /// The same where there is a layout.
+    pub(crate) async fn empty_if(gpu: &Gpu, layout: Option<&Layout>) -> Result<Option<Self>> {
+        match layout {
+            Some(layout) => Self::empty(gpu, layout.clone()).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// A view of a buffer that the caller made on `gpu`'s device; no data is touched.
     ///
     /// # Errors

@@ -95,10 +95,7 @@ impl LinearBackwardCase {
         let params = &self.forward.params;
         let shapes = LinearBackwardShapes::new(params, self.forward.shapes(), dout.layout().clone(), self.dht_layout());
         let like = async |layout: &Layout| Tensor::empty(gpu, self.layout(layout.dtype, layout.shape)).await;
-        let some = async |layout: &Option<Layout>| match layout {
-            Some(layout) => Tensor::empty(gpu, layout.clone()).await.map(Some),
-            None => Ok(None),
-        };
+        let some = async |layout: &Option<Layout>| Tensor::empty_if(gpu, layout.as_ref()).await;
         let to = LinearGradients {
             dq: like(&shapes.dq).await?,
             dk: like(&shapes.dk).await?,

@@ -5,7 +5,7 @@ use super::{LinearInputs, LinearParams, LinearShapes};
 #[cfg(doc)]
 use crate::Error;
 use crate::arguments::number_buffers;
-use crate::error::require;
+use crate::error::{require, require_set};
 use crate::steps::{Places, Tensors};
 use crate::{DType, Layout, Result, Tensor};
 
@@ -151,10 +151,8 @@ impl LinearBackwardShapes {
     /// # Errors
     /// [`Error::Argument`] for what other shapes have, or have not.
     pub(super) fn check_as_prepared(&self, given: &Self) -> Result<()> {
-        let has = |layout: Option<&Layout>| if layout.is_some() { "set" } else { "unset" };
         for (((_, name), given), prepared) in SLOTS.into_iter().zip(given.layouts()).zip(self.layouts()) {
-            let bound = format!("{}, as prepared", has(prepared));
-            require(given.is_some() == prepared.is_some(), name, has(given), bound)?;
+            require_set(name, given.is_some(), prepared.is_some(), "as prepared")?;
         }
         Ok(())
     }
@@ -189,12 +187,8 @@ impl LinearBackwardShapes {
             ("dh0", self.dh0.as_ref(), dh0),
         ];
         for (name, layout, wanted) in all {
-            let Some((layout, wanted)) = layout.zip(wanted) else {
-                let (found, bound) = if layout.is_some() { ("set", "unset") } else { ("unset", "set") };
-                let bound = format!("{bound}, as what it is the gradient of");
-                require(layout.is_none() && wanted.is_none(), name, found, bound)?;
-                continue;
-            };
+            require_set(name, layout.is_some(), wanted.is_some(), "as what it is the gradient of")?;
+            let Some((layout, wanted)) = layout.zip(wanted) else { continue };
             let bound = format!("{wanted:?}, by q, k and v");
             require(layout.shape == wanted, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
             let plain = !["dht", "dg", "dslopes", "dh0"].contains(&name);

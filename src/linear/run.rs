@@ -91,22 +91,16 @@ impl LinearAttention {
     }
 
     async fn submitted(&self, inputs: &LinearInputs<'_>, wanted: Wanted<'_>) -> Result<Found> {
-        let LinearInputs { q, k, v, g, h0, .. } = *inputs;
-        let given = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("g", g), ("h0", h0), ("state", wanted.in_place)];
-        for (name, tensor) in given {
-            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
-        }
+        let given = inputs.given().into_iter().chain(wanted.in_place.map(|state| ("state", state)));
+        given.clone().try_for_each(|(name, tensor)| check_device(name, tensor, &self.gpu))?;
         let mut shapes = LinearShapes::of_inputs(inputs, wanted.state);
         if wanted.snapshots {
             shapes.snapshots = Some(shapes.snapshots_layout());
         }
         self.plan(&shapes)?;
         let o = Tensor::empty(&self.gpu, shapes.o.clone()).await?;
-        let some = async |layout: &Option<Layout>| match layout {
-            Some(layout) => Tensor::empty(&self.gpu, layout.clone()).await.map(Some),
-            None => Ok(None),
-        };
-        let (ht, snapshots) = (some(&shapes.ht).await?, some(&shapes.snapshots).await?);
+        let ht = Tensor::empty_if(&self.gpu, shapes.ht.as_ref()).await?;
+        let snapshots = Tensor::empty_if(&self.gpu, shapes.snapshots.as_ref()).await?;
         let state = match (wanted.in_place, &ht) {
             (Some(state), _) => LinearState::InPlace(state),
             (None, Some(ht)) => LinearState::Written(ht),
@@ -119,13 +113,13 @@ impl LinearAttention {
             None => keep(&self.kept, &shapes, self.prepare(&shapes).await?),
         };
         let mut all = tensors(inputs, &to);
-        let problem = some(&prepared.plan.steps.layout(Part::Problem)).await?;
+        let problem = Tensor::empty_if(&self.gpu, prepared.plan.steps.layout(Part::Problem)).await?;
         all.extend(problem.as_ref().map(|problem| (Part::Problem, problem)));
         prepared.steps.submit(&all).await?;
         let verdict = problem.map(|problem| verdict(&problem, inputs.cu_seqlens.is_some()));
         let judged = |tensor: &Tensor| {
             let tensor = verdict.clone().into_iter().fold(tensor.clone(), Tensor::under);
-            given.iter().filter_map(|(_, tensor)| *tensor).fold(tensor, Tensor::under_all)
+            given.clone().fold(tensor, |tensor, (_, from)| tensor.under_all(from))
         };
         Ok(Found { o: judged(&o), state: ht.as_ref().map(judged), snapshots: snapshots.as_ref().map(judged) })
     }

@@ -5,7 +5,7 @@ use super::parts::Part;
 #[cfg(doc)]
 use crate::Error;
 use crate::arguments::number_buffers;
-use crate::error::require;
+use crate::error::{require, require_set};
 use crate::packed::check_offsets;
 use crate::softmax::{MAX_HEAD_DIM, MAX_SEQUENCE, check_lengths};
 use crate::steps::{Places, Tensors};
@@ -36,6 +36,13 @@ impl<'a> LinearInputs<'a> {
     /// Without gates, from an empty state, in full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self { q, k, v, g: None, h0: None, seqlens: None, cu_seqlens: None }
+    }
+
+    /// The tensors by their names.
+    pub(super) fn given(&self) -> Vec<(&'static str, &'a Tensor)> {
+        let optional = [("g", self.g), ("h0", self.h0)];
+        let optional = optional.into_iter().filter_map(|(name, tensor)| Some((name, tensor?)));
+        [("q", self.q), ("k", self.k), ("v", self.v)].into_iter().chain(optional).collect()
     }
 }
 
@@ -175,14 +182,13 @@ impl LinearShapes {
     /// # Errors
     /// [`Error::Argument`] for what other shapes have, or have not. (Layouts are checked tensor by tensor.)
     pub(super) fn check_as_prepared(&self, given: &Self) -> Result<()> {
-        let has = |set: bool| if set { "set" } else { "unset" };
         for (name, given, prepared) in [
             ("g", given.g.is_some(), self.g.is_some()),
             ("h0", given.h0.is_some(), self.h0.is_some()),
             ("state", given.ht.is_some(), self.ht.is_some()),
             ("snapshots", given.snapshots.is_some(), self.snapshots.is_some()),
         ] {
-            require(given == prepared, name, has(given), format!("{}, as prepared", has(prepared)))?;
+            require_set(name, given, prepared, "as prepared")?;
         }
         let bound = format!("in place: {}, as prepared", self.in_place);
         require(given.in_place == self.in_place, "state", format!("in place: {}", given.in_place), bound)?;

@@ -3,7 +3,7 @@
 use super::steps::{Source, Step};
 use super::{HeadGroups, KeyGroups, QueryGroups, ReducedScores, Reduction, ScoreReductionInputs, ScoreReductionParams};
 use crate::arguments::{Argument, number_buffers};
-use crate::error::require;
+use crate::error::{require, require_set};
 use crate::shader::AccessKind;
 use crate::softmax::stage::{Cells, Pass, Setup, Stage};
 use crate::softmax::{AttentionShapes, Portable, Sees, check_shapes};
@@ -102,10 +102,8 @@ impl ScoreReductionParams {
             let bound = format!("at most {groups}, the groups of keys");
             require(k <= groups.max(1), "top_k", k, bound)?;
         }
-        let has = |set: bool| if set { "set" } else { "unset" };
         let by_segments = matches!(self.keys, KeyGroups::Segments(_));
-        let bound = format!("{}, as keys are grouped", has(by_segments));
-        require(segments.is_some() == by_segments, "segments", has(segments.is_some()), bound)?;
+        require_set("segments", segments.is_some(), by_segments, "as keys are grouped")?;
         if let Some(segments) = segments {
             let fits = [[batch, 1, 1, keys], [1, 1, 1, keys]].contains(&segments.shape);
             let bound = format!("[{batch} or 1, 1, 1, {keys}], by k");
@@ -113,8 +111,7 @@ impl ScoreReductionParams {
             require(segments.dtype == DType::U32, "segments.dtype", segments.dtype, "u32")?;
             segments.byte_span()?;
         }
-        let bound = format!("{}, as the reduction has indices or not", has(self.has_indices()));
-        require(indices.is_some() == self.has_indices(), "indices", has(indices.is_some()), bound)?;
+        require_set("indices", indices.is_some(), self.has_indices(), "as the reduction has indices or not")?;
         for (name, layout, dtype) in [("values", Some(values), DType::F32), ("indices", indices.as_ref(), DType::U32)] {
             let Some(layout) = layout else { continue };
             let bound = format!("{wanted:?}, by q, k and the groups");

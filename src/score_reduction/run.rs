@@ -4,7 +4,7 @@ use super::plan::slots;
 use super::steps::Source;
 use super::{ReducedScores, ScoreReduction, ScoreReductionInputs, ScoreReductionPlan, ScoreReductionShapes};
 use crate::dispatch::{Launch, Scratch, check_device, scratch};
-use crate::error::require;
+use crate::error::require_set;
 use crate::softmax::stage::StagePrepared;
 use crate::tensor::Verdict;
 use crate::{AttentionInputs, CuSeqlens, Error, Result, Tensor};
@@ -220,12 +220,11 @@ impl ScoreReductionPrepared {
         self.stage.gpu().alive()?;
         let attention = AttentionInputs { additional_k: None, additional_v: None, ..inputs.attention };
         self.shapes.attention.check_as_prepared(&attention)?;
-        let has = |set: bool| if set { "set" } else { "unset" };
         for (name, given, wanted) in [
             ("segments", inputs.segments.is_some(), self.shapes.segments.is_some()),
             ("indices", to.indices.is_some(), self.shapes.indices.is_some()),
         ] {
-            require(given == wanted, name, has(given), format!("{}, as prepared", has(wanted)))?;
+            require_set(name, given, wanted, "as prepared")?;
         }
         self.stage.check(&self.tensors(inputs, to), &(0..0))?;
         for (step, launch) in self.plan.steps.iter().zip(&self.steps) {

@@ -11,7 +11,7 @@ pub use run::BackwardPrepared;
 use super::plan::BY_SEQUENCE;
 use super::{AttentionInputs, AttentionOutputs, AttentionShapes, check_shapes};
 use crate::arguments::{Argument, number_buffers};
-use crate::error::require;
+use crate::error::{require, require_set};
 use crate::packed::Side;
 use crate::shader::AccessKind;
 use crate::{BlockGrid, DType, Layout, Result, Tensor};
@@ -200,9 +200,7 @@ impl BackwardShapes {
             ("d_additional_k", &self.forward.additional_k, &self.d_additional_k),
             ("d_additional_v", &self.forward.additional_v, &self.d_additional_v),
         ] {
-            let has = |set: bool| if set { "set" } else { "unset" };
-            let bound = format!("{}, as the additional keys are", has(like.is_some()));
-            require(of.is_some() == like.is_some(), name, has(of.is_some()), bound)?;
+            require_set(name, of.is_some(), like.is_some(), "as the additional keys are")?;
             alike.extend(like.as_ref().map(|like| (name, like)));
         }
         for (name, like) in alike {

@@ -48,28 +48,15 @@ impl LinearAttention {
         inputs: &LinearInputs<'_>,
         from: &LinearOutputGradients<'_>,
     ) -> Result<LinearGradients> {
-        let LinearInputs { q, k, v, g, h0, .. } = *inputs;
-        let given = [
-            ("q", Some(q)),
-            ("k", Some(k)),
-            ("v", Some(v)),
-            ("g", g),
-            ("h0", h0),
-            ("dout", Some(from.dout)),
-            ("dht", from.dht),
-        ];
-        for (name, tensor) in given {
-            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
-        }
+        let gradients = [("dout", from.dout)].into_iter().chain(from.dht.map(|dht| ("dht", dht)));
+        let given = inputs.given().into_iter().chain(gradients);
+        given.clone().try_for_each(|(name, tensor)| check_device(name, tensor, &self.gpu))?;
         let forward = LinearShapes::of_inputs(inputs, false);
         let (dout, dht) = (from.dout.layout().clone(), from.dht.map(|dht| dht.layout().clone()));
         let shapes = LinearBackwardShapes::new(&self.params, forward, dout, dht);
         self.plan_backward(&shapes)?;
         let new = async |layout: &Layout| Tensor::empty(&self.gpu, layout.clone()).await;
-        let some = async |layout: &Option<Layout>| match layout {
-            Some(layout) => new(layout).await.map(Some),
-            None => Ok(None),
-        };
+        let some = async |layout: &Option<Layout>| Tensor::empty_if(&self.gpu, layout.as_ref()).await;
         let to = LinearGradients {
             dq: new(&shapes.dq).await?,
             dk: new(&shapes.dk).await?,
@@ -84,14 +71,14 @@ impl LinearAttention {
             None => keep(&self.kept_backward, &shapes, self.prepare_backward(&shapes).await?),
         };
         let mut all = tensors(inputs, from, &to);
-        let problem = some(&prepared.plan.steps.layout(Part::Problem)).await?;
+        let problem = Tensor::empty_if(&self.gpu, prepared.plan.steps.layout(Part::Problem)).await?;
         all.extend(problem.as_ref().map(|problem| (Part::Problem, problem)));
         prepared.steps.submit(&all).await?;
         let verdict = problem.map(|problem| verdict(&problem, inputs.cu_seqlens.is_some()));
         // What was found wrong with what came in holds for all that comes of it.
         let judged = |tensor: Tensor| {
             let tensor = verdict.clone().into_iter().fold(tensor, Tensor::under);
-            given.iter().filter_map(|(_, tensor)| *tensor).fold(tensor, Tensor::under_all)
+            given.clone().fold(tensor, |tensor, (_, from)| tensor.under_all(from))
         };
         let LinearGradients { dq, dk, dv, dg, dslopes, dh0 } = to;
         let [dg, dslopes, dh0] = [dg, dslopes, dh0].map(|tensor| tensor.map(&judged));

@@ -5,7 +5,7 @@ use super::{AttentionGradients, BLOCKS_BY_KEYS, BackwardPlan, BackwardShapes, NA
 #[cfg(doc)]
 use crate::Error;
 use crate::dispatch::{Launch, Scratch, scratch};
-use crate::error::require;
+use crate::error::require_set;
 use crate::packed::Side;
 use crate::softmax::run::offsets;
 use crate::softmax::stage::StagePrepared;
@@ -137,7 +137,6 @@ impl<'a> Work<'a> {
     ) -> Result<Self> {
         prepared.delta.gpu().alive()?;
         prepared.shapes.forward.check_as_prepared(inputs)?;
-        let has = |set: bool| if set { "set" } else { "unset" };
         let BackwardShapes { dlse, dq_so_far, dbias, d_additional_k, d_additional_v, .. } = &prepared.shapes;
         for (name, given, wanted) in [
             ("dlse", from.dlse.is_some(), dlse.is_some()),
@@ -146,7 +145,7 @@ impl<'a> Work<'a> {
             ("d_additional_k", to.d_additional_k.is_some(), d_additional_k.is_some()),
             ("d_additional_v", to.d_additional_v.is_some(), d_additional_v.is_some()),
         ] {
-            require(given == wanted, name, has(given), format!("{}, as prepared", has(wanted)))?;
+            require_set(name, given, wanted, "as prepared")?;
         }
         let all = slots(inputs, outputs, from, to);
         let tensor = |name: &'static str, side: Side, over: Over| {
