@@ -90,7 +90,7 @@ pub(crate) fn together(caps: &Caps, arguments: &[Argument], i: usize) -> Vec<usi
             found.extend(more);
             next += 1;
         }
-        found.sort_unstable();
+        return (0..arguments.len()).filter(|j| found.contains(j)).collect();
     }
     found
 }

@@ -134,7 +134,11 @@ impl fmt::Display for Caps {
             self.adapter,
             self.backend,
             self.driver,
-            format!("{:?}", self.kind).to_lowercase(),
+            match self.kind {
+                AdapterKind::Software => "software",
+                AdapterKind::Integrated => "integrated",
+                AdapterKind::Discrete => "discrete",
+            },
             self.workgroup_memory / 1024,
             self.invocations,
             self.storage_buffers,

@@ -1,10 +1,10 @@
 //! From a plan to the GPU: uniforms, bind groups, dispatches. Every kernel goes this way.
 
 use crate::arguments::{Argument, address_of, aligned, bind, bound_range, is_written, overlap, together};
+use crate::few::Few;
 use crate::shader::{Binding, Pipeline, Shader};
 use crate::{Caps, Error, Gpu, Layout, Result, Slice, Tensor, hook};
 use futures::FutureExt;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -67,12 +67,12 @@ impl Kernel {
 }
 
 /// Tables that kernels write for one another, by their names in the shaders.
-pub(crate) type Scratch = HashMap<&'static str, wgpu::Buffer>;
+pub(crate) type Scratch = Few<&'static str, wgpu::Buffer>;
 
 /// Buffers for tables of these sizes in bytes.
 pub(crate) async fn scratch(gpu: &Gpu, sizes: &[(&'static str, u64)]) -> Result<Scratch> {
     use wgpu::BufferUsages as Usage;
-    let mut found = Scratch::new();
+    let mut found = Scratch::default();
     for &(name, bytes) in sizes {
         let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
         found.insert(name, gpu.buffer(name, bytes, usage, &[]).await?);
@@ -130,7 +130,7 @@ impl Launch {
             let usage = Usage::STORAGE | Usage::UNIFORM | Usage::COPY_DST;
             table_buffers.push(match contents {
                 Some(contents) => gpu.buffer(name, contents.len() as u64, usage, contents).await?,
-                None => scratch[name].clone(),
+                None => scratch[&name].clone(),
             });
         }
         let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;

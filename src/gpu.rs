@@ -1,9 +1,9 @@
 //! A device to compute on: requested, or borrowed from the caller's program.
 
+use crate::few::Few;
 use crate::shader::{self, Pipeline, Shader};
 use crate::{Caps, Error, Result};
 use futures::channel::oneshot;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How to choose and set up a device.
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
-    /// Part of the adapter's name, in any case. Unset: the system's high-performance adapter.
+    /// Part of the adapter's name, in any case of its (ASCII) letters. Unset: the system's high-performance adapter.
     pub adapter: Option<String>,
     /// Ask for WebGPU's default limits and no optional feature, whatever the adapter has.
     pub core_limits: bool,
@@ -49,8 +49,8 @@ struct Inner {
     caps: Caps,
     checked_shaders: bool,
     lost: Arc<OnceLock<String>>,
-    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
-    tables: Mutex<HashMap<TableKey, wgpu::Buffer>>,
+    pipelines: Mutex<Few<String, Arc<Pipeline>>>,
+    tables: Mutex<Few<TableKey, wgpu::Buffer>>,
 }
 
 impl Gpu {
@@ -80,11 +80,11 @@ impl Gpu {
             Some(name) => {
                 let all = instance.enumerate_adapters(wgpu::Backends::all()).await;
                 let names: Vec<String> = all.iter().map(|a| format!("\"{}\"", a.get_info().name)).collect();
-                all.into_iter().find(|a| a.get_info().name.to_lowercase().contains(&name.to_lowercase())).ok_or_else(
-                    || Error::NoAdapter {
+                all.into_iter()
+                    .find(|a| a.get_info().name.to_ascii_lowercase().contains(&name.to_ascii_lowercase()))
+                    .ok_or_else(|| Error::NoAdapter {
                         reason: format!("none is named \"{name}\"; present: [{}]", names.join(", ")),
-                    },
-                )?
+                    })?
             }
         };
         Self::open(&adapter, options).await
@@ -95,8 +95,8 @@ impl Gpu {
         let instance = instance(options);
         let mut all = Vec::new();
         for adapter in instance.enumerate_adapters(wgpu::Backends::all()).await {
-            let name = adapter.get_info().name.to_lowercase();
-            if options.adapter.as_ref().is_none_or(|wanted| name.contains(&wanted.to_lowercase())) {
+            let name = adapter.get_info().name.to_ascii_lowercase();
+            if options.adapter.as_ref().is_none_or(|wanted| name.contains(&wanted.to_ascii_lowercase())) {
                 all.push(Self::open(&adapter, options).await);
             }
         }

@@ -6,6 +6,7 @@ mod block_sparse;
 mod caps;
 mod dispatch;
 mod error;
+mod few;
 mod flash;
 mod gate;
 mod gpu;

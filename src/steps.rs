@@ -3,21 +3,21 @@
 use crate::arguments::Argument;
 use crate::dispatch::{Kernel, Launch, Scratch};
 use crate::error::{require, require_set};
+use crate::few::Few;
 use crate::shader::AccessKind;
 use crate::{Gpu, Layout, Result, Slice, Tensor};
-use std::collections::BTreeMap;
 
 /// Where each tensor lies, and which lie in one buffer.
 #[derive(Clone, Debug)]
-pub(crate) struct Places<P>(BTreeMap<P, (Layout, usize)>);
+pub(crate) struct Places<P>(Few<P, (Layout, usize)>);
 
 impl<P> Default for Places<P> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self(Few::default())
     }
 }
 
-impl<P: Copy + Ord> Places<P> {
+impl<P: Copy + PartialEq> Places<P> {
     /// A tensor of the caller's.
     pub fn with(mut self, part: P, layout: &Layout, buffer: usize) -> Self {
         self.0.insert(part, (layout.clone(), buffer));
@@ -31,7 +31,7 @@ impl<P: Copy + Ord> Places<P> {
     }
 
     pub fn has(&self, part: P) -> bool {
-        self.0.contains_key(&part)
+        self.0.get(&part).is_some()
     }
 
     pub fn layout(&self, part: P) -> &Layout {
@@ -89,24 +89,24 @@ impl<P> Steps<P> {
 }
 
 /// The tensors of a call.
-pub(crate) type Tensors<'a, P> = BTreeMap<P, &'a Tensor>;
+pub(crate) type Tensors<'a, P> = Few<P, &'a Tensor>;
 
 /// The same compiled.
 #[derive(Debug)]
 pub(crate) struct StepsPrepared<P> {
     gpu: Gpu,
     steps: Vec<(Launch, Vec<P>)>,
-    between: BTreeMap<P, Tensor>,
+    between: Few<P, Tensor>,
 }
 
-impl<P: Copy + Ord> StepsPrepared<P> {
+impl<P: Copy + PartialEq> StepsPrepared<P> {
     /// Compiles and allocates. `tables` has what kernels write for one another beside tensors.
     pub async fn new(gpu: &Gpu, all: &Steps<P>, tables: &Scratch) -> Result<Self> {
         let mut steps = vec![];
         for Step { kernel, slices, parts } in &all.steps {
             steps.push((Launch::prepare(gpu, kernel, slices, tables).await?, parts.clone()));
         }
-        let mut between = BTreeMap::new();
+        let mut between = Few::default();
         for (part, layout) in &all.between {
             between.insert(*part, Tensor::empty(gpu, layout.clone()).await?);
         }

@@ -42,7 +42,7 @@ impl Conversion {
 
     pub async fn transposed(&self, from: &Tensor) -> Result<Tensor> {
         let to = self.bitmap(self.grid.transposed()).await?;
-        self.run(self.grid.transposition([from.layout(), to.layout()]), &[from, &to], &Scratch::new()).await?;
+        self.run(self.grid.transposition([from.layout(), to.layout()]), &[from, &to], &Scratch::default()).await?;
         Ok(to.under_all(from))
     }
 
@@ -77,7 +77,7 @@ impl Conversion {
         self.run(self.grid.list_problem(lists.map(Tensor::layout)), &lists, &tables).await?;
         let (cols, count) = (self.grid.blocks()[1], indices.shape()[3]);
         let judge = move |words: &[u32]| judge(name, words, cols, count);
-        let to = to.under(Verdict { words: tables["problem"].clone(), judge: Arc::new(judge) });
+        let to = to.under(Verdict { words: tables[&"problem"].clone(), judge: Arc::new(judge) });
         Ok(lists.into_iter().chain(with).fold(to, Tensor::under_all))
     }
 
@@ -104,7 +104,7 @@ impl Conversion {
             0 => Ok(()),
             found => Err(Error::argument("capacity", capacity, format!("at least {found}: the mask's {name} blocks"))),
         };
-        let verdict = Verdict { words: tables["problem"].clone(), judge: Arc::new(judge) };
+        let verdict = Verdict { words: tables[&"problem"].clone(), judge: Arc::new(judge) };
         let under = |list: Tensor| from.into_iter().fold(list.under(verdict.clone()), Tensor::under_all);
         Ok(BlockList { offsets: under(offsets), indices: under(indices) })
     }
@@ -140,7 +140,7 @@ impl BlockMask {
         let conversion = Conversion::new(gpu, grid);
         let (chosen, full) = (conversion.bitmap(grid).await?, conversion.bitmap(grid).await?);
         let task = grid.asked([chosen.layout(), full.layout()], placed);
-        conversion.run(task, &[&chosen, &full], &Scratch::new()).await?;
+        conversion.run(task, &[&chosen, &full], &Scratch::default()).await?;
         Self::from_bits(gpu, grid, &chosen, Some(&full))
     }
 }

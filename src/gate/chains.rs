@@ -4,9 +4,9 @@ use super::frame::Frame;
 use super::kernels::SideParts;
 use super::step::{Chain, Part, Places, Task, Tensors, prepared};
 use super::training::SeerLoss;
+use crate::few::Few;
 use crate::packed::Side;
 use crate::{Caps, DType, Gpu, Layout, Result, Tensor};
-use std::collections::BTreeMap;
 
 /// What a chain of training computes.
 pub(super) enum Stage {
@@ -72,8 +72,8 @@ impl Frame {
     }
 }
 
-pub(super) async fn empty(gpu: &Gpu, layouts: Vec<(Part, Layout)>) -> Result<BTreeMap<Part, Tensor>> {
-    let mut all = BTreeMap::new();
+pub(super) async fn empty(gpu: &Gpu, layouts: Vec<(Part, Layout)>) -> Result<Few<Part, Tensor>> {
+    let mut all = Few::default();
     for (part, layout) in layouts {
         all.insert(part, Tensor::empty(gpu, layout).await?);
     }
@@ -85,7 +85,7 @@ impl Frame {
     pub(super) async fn run(&self, gpu: &Gpu, stage: Stage, given: &Tensors<'_>) -> Result<()> {
         gpu.alive()?;
         let mut places = Places::default();
-        for (part, tensor) in given {
+        for (part, tensor) in given.iter() {
             places.own(*part, tensor.layout().clone());
         }
         let chain = self.training(&stage, places, gpu.caps())?;

@@ -16,9 +16,9 @@ use super::{Pool, Selector, check_block, check_pools, check_theta};
 use crate::Error;
 use crate::dispatch::check_device;
 use crate::error::require;
+use crate::few::Few;
 use crate::softmax::MAX_HEAD_DIM;
 use crate::{Causal, Gpu, Layout, Result, Tensor};
-use std::collections::BTreeMap;
 
 /// What a gate for decoding computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -208,7 +208,7 @@ pub struct SeerDecodeGate {
 #[derive(Debug)]
 pub struct SeerDecodeStep {
     chain: ChainPrepared,
-    tensors: BTreeMap<Part, Tensor>,
+    tensors: Few<Part, Tensor>,
 }
 
 impl SeerDecodeStep {

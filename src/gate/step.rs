@@ -148,7 +148,7 @@ impl Task {
 pub(super) async fn prepared(gpu: &Gpu, chain: &Chain, angles: Option<(f32, usize)>) -> Result<ChainPrepared> {
     let tables = match angles {
         Some((theta, dim)) => rotary::angles(gpu, theta, dim).await?,
-        None => Scratch::new(),
+        None => Scratch::default(),
     };
     ChainPrepared::new(gpu, chain, &tables).await
 }

@@ -9,13 +9,13 @@ use super::step::{Part, Tensors};
 use crate::Caps;
 use crate::dispatch::check_device;
 use crate::error::require;
+use crate::few::Few;
 use crate::{
     AttentionInputs, DType, FlashParams, Gpu, HeadGroups, KeyGroups, Layout, QueryGroups, Reduction, Result,
     ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
 };
 #[cfg(doc)]
 use crate::{BlockSparseAttention, Error};
-use std::collections::BTreeMap;
 
 /// How the distance from the target counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +36,7 @@ impl Default for SeerLoss {
 #[derive(Clone, Debug)]
 pub struct SeerGateSaved {
     frame: Frame,
-    tensors: BTreeMap<Part, Tensor>,
+    tensors: Few<Part, Tensor>,
 }
 
 impl SeerGateSaved {
@@ -130,11 +130,12 @@ impl SeerGateSaved {
 
     pub(super) async fn backward(&self, gpu: &Gpu, dlogits: &Tensor) -> Result<SeerGateGradients> {
         check_like("dlogits", dlogits, self.logits().shape(), gpu)?;
-        let mut found = empty(gpu, self.frame.gradients()).await?;
-        let mut given: Tensors = self.tensors.iter().chain(&found).map(|(part, tensor)| (*part, tensor)).collect();
+        let found = empty(gpu, self.frame.gradients()).await?;
+        let mut given: Tensors =
+            self.tensors.iter().chain(found.iter()).map(|(part, tensor)| (*part, tensor)).collect();
         given.insert(Part::LogitsGradient, dlogits);
         self.frame.run(gpu, Stage::Gradients, &given).await?;
-        let mut take = |part| found.remove(&part).map(|t| t.under_all(self.logits()).under_all(dlogits));
+        let take = |part| found.get(&part).map(|t| t.clone().under_all(self.logits()).under_all(dlogits));
         Ok(SeerGateGradients {
             dwq: take(Part::WqGradient),
             dwk: take(Part::WkGradient).expect("keys are weighted"),

@@ -34,7 +34,7 @@ impl LinearAttention {
     /// Those of [`LinearPlan::new`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &LinearShapes) -> Result<LinearPrepared> {
         let plan = self.plan(shapes)?;
-        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::new()).await?;
+        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::default()).await?;
         Ok(LinearPrepared { steps, shapes: shapes.clone(), plan })
     }
 

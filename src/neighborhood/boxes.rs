@@ -1,12 +1,12 @@
 //! Tiles of a space: which boxes of queries and keys are multiplied with one another.
 
 use super::{NeighborhoodAxis, check};
+use crate::few::Few;
 use crate::packed::Side;
 use crate::shader::{Binding, file};
 use crate::softmax::tiles::{Extent, Tiles, small_table};
 use crate::softmax::{AttentionShapes, Portable};
 use crate::{Caps, Result};
-use std::collections::HashMap;
 use std::sync::Mutex;
 
 /// An axis that a space does not have.
@@ -19,7 +19,7 @@ pub(super) struct Boxes {
     /// Three, those that there are last.
     padded: [NeighborhoodAxis; 3],
     /// What was chosen for a side, and for tiles of so many rows and columns.
-    chosen: Mutex<HashMap<(Side, u32, u32), Sizes>>,
+    chosen: Mutex<Few<(Side, u32, u32), Sizes>>,
 }
 
 /// Sizes of the boxes of rows and of columns.
@@ -113,7 +113,13 @@ impl Boxes {
     /// The boxes for one side, chosen once.
     fn sizes(&self, side: Side, engine: &Portable) -> Sizes {
         let mut chosen = self.chosen.lock().expect("no panic under this lock");
-        *chosen.entry((side, engine.rows, engine.cols)).or_insert_with(|| self.choose(side, engine))
+        let key = (side, engine.rows, engine.cols);
+        if let Some(found) = chosen.get(&key) {
+            return *found;
+        }
+        let found = self.choose(side, engine);
+        chosen.insert(key, found);
+        found
     }
 
     /// The boxes with the least work: tiles to multiply, where one without a mask costs a little less, and workgroups to start.

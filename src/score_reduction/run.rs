@@ -36,7 +36,7 @@ impl ScoreReduction {
     /// Those of [`ScoreReductionPlan::new`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn prepare(&self, shapes: &ScoreReductionShapes) -> Result<ScoreReductionPrepared> {
         let (gpu, plan) = (&self.gpu, self.plan(shapes)?);
-        let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::new()).await?;
+        let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::default()).await?;
         let tables = scratch(gpu, &[("problem", 8 * shapes.values.shape[0] as u64)]).await?;
         let mut steps = vec![];
         for step in &plan.steps {
@@ -48,7 +48,7 @@ impl ScoreReduction {
                 *tensor = Some(Tensor::empty(gpu, layout.clone()).await?);
             }
         }
-        let problem = tables["problem"].clone();
+        let problem = tables[&"problem"].clone();
         Ok(ScoreReductionPrepared { stage, steps, scratch, problem, shapes: shapes.clone(), plan })
     }
 

@@ -1,7 +1,81 @@
 //! The WGSL files, by name.
 
 macro_rules! files {
-    ($($name:ident = $path:literal;)*) => { $(pub(crate) const $name: &str = include_str!(concat!("../../shaders/", $path));)* };
+    ($($name:ident = $path:literal;)*) => { $(
+        #[cfg(not(target_arch = "wasm32"))]
+        pub(crate) const $name: &str = include_str!(concat!("../../shaders/", $path));
+        /// What is downloaded has no comments and no indents.
+        #[cfg(target_arch = "wasm32")]
+        pub(crate) const $name: &str = {
+            const TEXT: &[u8] = include_bytes!(concat!("../../shaders/", $path));
+            const CODE: [u8; code_length(TEXT)] = code(TEXT);
+            match str::from_utf8(&CODE) {
+                Ok(code) => code,
+                Err(_) => panic!("a comment ends between characters"),
+            }
+        };
+    )* };
+}
+
+/// Where one looks while a WGSL text is gone through.
+#[cfg(any(test, target_arch = "wasm32"))]
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    Indent,
+    Code,
+    Comment,
+}
+
+/// The same after byte `i`.
+#[cfg(any(test, target_arch = "wasm32"))]
+const fn at(before: At, text: &[u8], i: usize) -> At {
+    match (before, text[i]) {
+        (_, b'\n') => At::Indent,
+        (At::Indent | At::Code, b'/') if i + 1 < text.len() && text[i + 1] == b'/' => At::Comment,
+        (At::Indent, b' ') => At::Indent,
+        (At::Comment, _) => At::Comment,
+        _ => At::Code,
+    }
+}
+
+/// Bytes of a WGSL text without comments and indents.
+#[cfg(any(test, target_arch = "wasm32"))]
+const fn code_length(text: &[u8]) -> usize {
+    let (mut i, mut length, mut now) = (0, 0, At::Indent);
+    while i < text.len() {
+        now = at(now, text, i);
+        length += (matches!(now, At::Code) || text[i] == b'\n') as usize;
+        i += 1;
+    }
+    length
+}
+
+/// A WGSL text without comments and indents; lines keep their numbers.
+#[cfg(any(test, target_arch = "wasm32"))]
+const fn code<const LENGTH: usize>(text: &[u8]) -> [u8; LENGTH] {
+    let mut code = [0; LENGTH];
+    let (mut i, mut length, mut now) = (0, 0, At::Indent);
+    while i < text.len() {
+        now = at(now, text, i);
+        if matches!(now, At::Code) || text[i] == b'\n' {
+            code[length] = text[i];
+            length += 1;
+        }
+        i += 1;
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{code, code_length};
+
+    #[test]
+    fn code_is_what_is_not_comment() {
+        const TEXT: &[u8] = "// Σ\n  let a = b / c; // d\n\n / e//".as_bytes();
+        const CODE: [u8; code_length(TEXT)] = code(TEXT);
+        assert_eq!(str::from_utf8(&CODE), Ok("\nlet a = b / c; \n\n/ e"));
+    }
 }
 
 files! {

@@ -9,8 +9,6 @@ use super::{
 use crate::Error;
 use crate::dispatch::check_device;
 use crate::{BlockMask, CuSeqlens, Gpu, Result, Tensor, hook};
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 /// How many shapes [`Attention::forward`] keeps prepared.
@@ -22,8 +20,8 @@ pub struct Attention<P> {
     gpu: Gpu,
     params: P,
     order: Order,
-    prepared: Mutex<HashMap<AttentionShapes, Arc<AttentionPrepared>>>,
-    prepared_backward: Mutex<HashMap<BackwardShapes, Arc<BackwardPrepared>>>,
+    prepared: Kept<AttentionShapes, AttentionPrepared>,
+    prepared_backward: Kept<BackwardShapes, BackwardPrepared>,
 }
 
 impl<P: AttentionParams> Attention<P> {
@@ -84,34 +82,8 @@ impl<P: AttentionParams> Attention<P> {
     /// # Errors
     /// Those of [`Attention::forward`].
     pub async fn forward_with_lse(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
-        let [blocks, full] = inputs.block_mask.map_or([None, None], BlockMask::tensors);
-        let all = [
-            ("q", Some(inputs.q)),
-            ("k", Some(inputs.k)),
-            ("v", Some(inputs.v)),
-            ("bias", inputs.bias),
-            ("mask", inputs.mask),
-            ("additional_k", inputs.additional_k),
-            ("additional_v", inputs.additional_v),
-            ("block_mask.chosen", blocks),
-            ("block_mask.full", full),
-            ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
-            ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
-        ];
-        for (name, tensor) in all {
-            tensor.map_or(Ok(()), |tensor| check_device(name, tensor, &self.gpu))?;
-        }
-        let shapes = AttentionShapes::of_inputs(inputs);
-        let prepared = self.prepared(&shapes).await?;
-        let out = Tensor::empty(&self.gpu, shapes.out).await?;
-        let lse = Tensor::empty(&self.gpu, shapes.lse).await?;
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
-        let verdict = prepared.submit_slices(inputs, &outputs).await?;
-        let judged = |tensor: Tensor| {
-            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
-            [blocks, full].into_iter().flatten().fold(tensor, Tensor::under_all)
-        };
-        Ok((judged(out), judged(lse)))
+        check_devices(&self.gpu, inputs)?;
+        self.prepared(&AttentionShapes::of_inputs(inputs)).await?.forward(inputs).await
     }
 
     async fn prepared(&self, shapes: &AttentionShapes) -> Result<Arc<AttentionPrepared>> {
@@ -131,18 +103,55 @@ impl<P: AttentionParams> Attention<P> {
     }
 }
 
-pub(crate) type Kept<K, V> = Mutex<HashMap<K, Arc<V>>>;
-
-pub(crate) fn kept<K: Eq + Hash, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
-    all.lock().expect("no panic under this lock").get(key).cloned()
+/// Every tensor is of the kernel's own device.
+fn check_devices(gpu: &Gpu, inputs: &AttentionInputs<'_>) -> Result<()> {
+    let [blocks, full] = inputs.block_mask.map_or([None, None], BlockMask::tensors);
+    let all = [
+        ("q", Some(inputs.q)),
+        ("k", Some(inputs.k)),
+        ("v", Some(inputs.v)),
+        ("bias", inputs.bias),
+        ("mask", inputs.mask),
+        ("additional_k", inputs.additional_k),
+        ("additional_v", inputs.additional_v),
+        ("block_mask.chosen", blocks),
+        ("block_mask.full", full),
+        ("cu_seqlens_q", inputs.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
+        ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
+    ];
+    all.into_iter().try_for_each(|(name, tensor)| tensor.map_or(Ok(()), |tensor| check_device(name, tensor, gpu)))
 }
 
-pub(crate) fn keep<K: Eq + Hash + Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
+impl AttentionPrepared {
+    /// Output and log-sum-exp in buffers of their own.
+    async fn forward(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let (gpu, shapes) = (inputs.q.gpu(), AttentionShapes::of_inputs(inputs));
+        let out = Tensor::empty(gpu, shapes.out).await?;
+        let lse = Tensor::empty(gpu, shapes.lse).await?;
+        let verdict = self.submit_slices(inputs, &AttentionOutputs { out: &out, lse: &lse }).await?;
+        let blocks = inputs.block_mask.map_or([None, None], BlockMask::tensors);
+        let judged = |tensor: Tensor| {
+            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
+            blocks.into_iter().flatten().fold(tensor, Tensor::under_all)
+        };
+        Ok((judged(out), judged(lse)))
+    }
+}
+
+/// What was prepared for the last few shapes, the oldest first.
+pub(crate) type Kept<K, V> = Mutex<Vec<(K, Arc<V>)>>;
+
+pub(crate) fn kept<K: PartialEq, V>(all: &Kept<K, V>, key: &K) -> Option<Arc<V>> {
+    let all = all.lock().expect("no panic under this lock");
+    all.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
+}
+
+pub(crate) fn keep<K: Clone, V>(all: &Kept<K, V>, key: &K, value: V) -> Arc<V> {
     let value = Arc::new(value);
     let mut all = all.lock().expect("no panic under this lock");
     if all.len() == PREPARED {
-        all.clear();
+        all.remove(0);
     }
-    all.insert(key.clone(), value.clone());
+    all.push((key.clone(), value.clone()));
     value
 }

@@ -23,7 +23,7 @@ pub struct AttentionPrepared {
 
 impl AttentionPrepared {
     pub(super) async fn new(gpu: &Gpu, plan: AttentionPlan, shapes: &AttentionShapes) -> Result<Self> {
-        let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::new()).await?;
+        let stage = StagePrepared::new(gpu, &plan.stage, &Scratch::default()).await?;
         let split = match &plan.split {
             Some(split) => Some(Split::new(gpu, split).await?),
             None => None,

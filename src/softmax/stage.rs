@@ -263,7 +263,7 @@ impl StagePrepared {
             None => None,
         };
         let schedule = match &stage.schedule {
-            Some(kernel) => Some((launch(kernel, &[ONE]).await?, tables["problem"].clone())),
+            Some(kernel) => Some((launch(kernel, &[ONE]).await?, tables[&"problem"].clone())),
             None => None,
         };
         Ok(Self { main, map, map_slices: stage.map_slices.clone(), schedule })

@@ -34,7 +34,7 @@ impl LinearAttention {
     /// [`crate::Error::DeviceLost`].
     pub async fn prepare_backward(&self, shapes: &LinearBackwardShapes) -> Result<LinearBackwardPrepared> {
         let plan = self.plan_backward(shapes)?;
-        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::new()).await?;
+        let steps = StepsPrepared::new(&self.gpu, &plan.steps, &Scratch::default()).await?;
         Ok(LinearBackwardPrepared { steps, shapes: shapes.clone(), plan })
     }
 

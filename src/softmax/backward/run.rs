@@ -195,7 +195,7 @@ impl<P: AttentionParams> Attention<P> {
         };
         let mut transpositions = Vec::new();
         for (kernel, slices) in &plan.transpositions {
-            transpositions.push(Launch::prepare(gpu, kernel, slices, &Scratch::new()).await?);
+            transpositions.push(Launch::prepare(gpu, kernel, slices, &Scratch::default()).await?);
         }
         let mut by_keys = [None, None];
         for (name, tensor) in BLOCKS_BY_KEYS.into_iter().zip(&mut by_keys) {

@@ -1,0 +1,100 @@
+//! Linear attention.
+
+use crate::error::Result;
+use crate::gpu::{Gpu, Tensor, times};
+use crate::params::{LinearParams, params};
+use crate::promise;
+use js_sys::Promise;
+use tsify::Ts;
+use wasm_bindgen::prelude::*;
+use wgpu_attention::{LinearInputs, LinearOutputs, LinearShapes, LinearState};
+
+/// Linear attention: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`.
+#[wasm_bindgen]
+pub struct LinearAttention {
+    gpu: wgpu_attention::Gpu,
+    attention: wgpu_attention::LinearAttention,
+}
+
+#[wasm_bindgen]
+impl LinearAttention {
+    /// Checks the params; nothing is compiled yet.
+    #[wasm_bindgen(constructor)]
+    pub fn new(gpu: &Gpu, params: Option<Ts<LinearParams>>) -> Result<LinearAttention> {
+        let attention = wgpu_attention::LinearAttention::new(&gpu.0, self::params(params)?)?;
+        Ok(Self { gpu: gpu.0.clone(), attention })
+    }
+
+    /// The output, [batch, heads, tokens, value width].
+    #[wasm_bindgen(unchecked_return_type = "Promise<Tensor>")]
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Promise {
+        self.call(q, k, v).promise(None, None)
+    }
+
+    /// The same with a gate g ≤ 0 for each head and token, f32 [batch, heads, tokens, 1].
+    #[wasm_bindgen(js_name = forwardGated, unchecked_return_type = "Promise<Tensor>")]
+    pub fn forward_gated(&self, q: &Tensor, k: &Tensor, v: &Tensor, g: &Tensor) -> Promise {
+        self.call(q, k, v).promise(Some(g.0.clone()), None)
+    }
+
+    /// Goes on from `state`, f32 [batch, heads, width, value width], and leaves the state after these tokens in it.
+    #[wasm_bindgen(js_name = forwardInPlace, unchecked_return_type = "Promise<Tensor>")]
+    pub fn forward_in_place(&self, q: &Tensor, k: &Tensor, v: &Tensor, state: &Tensor) -> Promise {
+        self.call(q, k, v).promise(None, Some(state.0.clone()))
+    }
+
+    /// Seconds that the GPU takes for `forward`: the mean of `repeat` runs (default: 1), one after another in one go.
+    #[wasm_bindgen(unchecked_return_type = "Promise<number>")]
+    pub fn time(&self, q: &Tensor, k: &Tensor, v: &Tensor, repeat: Option<u32>) -> Promise {
+        let call = self.call(q, k, v);
+        promise(async move { Ok(call.time(repeat).await?.into()) })
+    }
+
+    /// What runs for such tensors, in words.
+    pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<String> {
+        let shapes = LinearShapes::of_inputs(&LinearInputs::new(&q.0, &k.0, &v.0), false);
+        Ok(self.attention.plan(&shapes)?.to_string())
+    }
+}
+
+impl LinearAttention {
+    fn call(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Call {
+        let tensors = [q, k, v].map(|tensor| tensor.0.clone());
+        Call { gpu: self.gpu.clone(), attention: self.attention.clone(), tensors }
+    }
+}
+
+/// The kernel and what it is to read.
+struct Call {
+    gpu: wgpu_attention::Gpu,
+    attention: wgpu_attention::LinearAttention,
+    tensors: [wgpu_attention::Tensor; 3],
+}
+
+impl Call {
+    fn inputs(&self) -> LinearInputs<'_> {
+        let [q, k, v] = &self.tensors;
+        LinearInputs::new(q, k, v)
+    }
+
+    fn promise(self, g: Option<wgpu_attention::Tensor>, state: Option<wgpu_attention::Tensor>) -> Promise {
+        promise(async move {
+            let inputs = LinearInputs { g: g.as_ref(), ..self.inputs() };
+            let out = match &state {
+                Some(state) => self.attention.forward_in_place(&inputs, state).await?,
+                None => self.attention.forward(&inputs).await?,
+            };
+            Ok(Tensor(out).into())
+        })
+    }
+
+    async fn time(self, repeat: Option<u32>) -> Result<f64> {
+        let (repeat, inputs) = (times(repeat)?, self.inputs());
+        let shapes = LinearShapes::of_inputs(&inputs, false);
+        let prepared = self.attention.prepare(&shapes).await?;
+        let o = wgpu_attention::Tensor::empty(&self.gpu, shapes.o).await?;
+        let to = LinearOutputs { o: &o, state: LinearState::Unwanted, snapshots: None };
+        let time = self.gpu.time(|pass| (0..repeat).try_for_each(|_| prepared.encode_in(pass, &inputs, &to)));
+        Ok(time.await?.seconds / f64::from(repeat))
+    }
+}

@@ -1,0 +1,303 @@
+//! Params as plain JavaScript objects: their types, and what they are in Rust.
+
+use crate::error::{Failure, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tsify::{Ts, Tsify};
+use wgpu_attention::{Causal, NeighborhoodAxis, Pool, Selector, Window};
+
+/// Which diagonal a causal mask follows: "bottomRight" (the last query sees every key) or "topLeft" (the first query sees one
+/// key).
+#[derive(Clone, Copy, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase")]
+pub enum CausalDiagonal {
+    BottomRight,
+    TopLeft,
+}
+
+impl From<CausalDiagonal> for Causal {
+    fn from(diagonal: CausalDiagonal) -> Self {
+        match diagonal {
+            CausalDiagonal::BottomRight => Self::BottomRight,
+            CausalDiagonal::TopLeft => Self::TopLeft,
+        }
+    }
+}
+
+/// Sliding window: keys before and after the query's own position, both inclusive; all where unset.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(default, deny_unknown_fields)]
+pub struct SlidingWindow {
+    #[tsify(optional)]
+    pub left: Option<usize>,
+    #[tsify(optional)]
+    pub right: Option<usize>,
+}
+
+/// A WGSL function that changes a score, `fn NAME(score: f32, at: Position) -> f32`, or hides a key,
+/// `fn NAME(at: Position) -> bool`.
+#[derive(Deserialize, Tsify)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// The function's name.
+    pub entry: String,
+    /// WGSL text that defines it.
+    pub source: String,
+}
+
+fn hooks(hooks: Vec<Hook>) -> Vec<wgpu_attention::Hook> {
+    hooks.into_iter().map(|hook| wgpu_attention::Hook::new(hook.entry, hook.source)).collect()
+}
+
+/// What flash attention computes.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct FlashParams {
+    #[tsify(optional)]
+    pub causal: Option<CausalDiagonal>,
+    #[tsify(optional)]
+    pub window: SlidingWindow,
+    /// Factor of q·k. Default: 1/√width.
+    #[tsify(optional)]
+    pub scale: Option<f32>,
+    /// Soft cap c of the scaled scores: c·tanh(score / c).
+    #[tsify(optional)]
+    pub softcap: Option<f32>,
+    /// One slope a query head: score − slope·distance.
+    #[tsify(optional)]
+    pub alibi_slopes: Option<Vec<f32>>,
+    /// Functions that change a score, one after another.
+    #[tsify(optional)]
+    pub score_mod: Vec<Hook>,
+    /// Functions that say which keys are seen.
+    #[tsify(optional)]
+    pub mask_mod: Vec<Hook>,
+}
+
+impl From<FlashParams> for wgpu_attention::FlashParams {
+    fn from(params: FlashParams) -> Self {
+        Self {
+            causal: params.causal.map(Causal::from),
+            window: Window { left: params.window.left, right: params.window.right },
+            scale: params.scale,
+            softcap: params.softcap,
+            alibi_slopes: params.alibi_slopes,
+            score_mod: hooks(params.score_mod),
+            mask_mod: hooks(params.mask_mod),
+        }
+    }
+}
+
+/// One axis of a space.
+#[derive(Deserialize, Tsify)]
+#[serde(deny_unknown_fields)]
+pub struct Axis {
+    /// Positions, at least 2.
+    pub length: usize,
+    /// Keys that a query sees along this axis: at least 2, window · dilation at most length.
+    pub window: usize,
+    /// Neighbouring queries that share their window. Default: 1.
+    #[serde(default = "one")]
+    #[tsify(optional)]
+    pub stride: usize,
+    /// Distance of neighbouring keys of a window. Default: 1.
+    #[serde(default = "one")]
+    #[tsify(optional)]
+    pub dilation: usize,
+    /// Whether no query sees keys behind it. Default: no.
+    #[serde(default)]
+    #[tsify(optional)]
+    pub causal: bool,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// What neighborhood attention computes.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct NeighborhoodParams {
+    /// One to three axes; tokens are their positions in row-major order, the last axis fastest.
+    pub axes: Vec<Axis>,
+    /// Factor of q·k. Default: 1/√width.
+    #[tsify(optional)]
+    pub scale: Option<f32>,
+    /// Functions that change a score, one after another.
+    #[tsify(optional)]
+    pub score_mod: Vec<Hook>,
+    /// Functions that say which keys of the neighborhood are seen.
+    #[tsify(optional)]
+    pub mask_mod: Vec<Hook>,
+}
+
+impl From<NeighborhoodParams> for wgpu_attention::NeighborhoodParams {
+    fn from(params: NeighborhoodParams) -> Self {
+        let axis = |Axis { length, window, stride, dilation, causal }| NeighborhoodAxis {
+            length,
+            window,
+            stride,
+            dilation,
+            causal,
+        };
+        Self {
+            axes: params.axes.into_iter().map(axis).collect(),
+            scale: params.scale,
+            score_mod: hooks(params.score_mod),
+            mask_mod: hooks(params.mask_mod),
+        }
+    }
+}
+
+/// What block-sparse attention computes, besides the mask.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct BlockSparseParams {
+    #[tsify(optional)]
+    pub causal: Option<CausalDiagonal>,
+    /// Factor of q·k. Default: 1/√width.
+    #[tsify(optional)]
+    pub scale: Option<f32>,
+    /// Soft cap c of the scaled scores: c·tanh(score / c).
+    #[tsify(optional)]
+    pub softcap: Option<f32>,
+    /// Functions that change a score, one after another.
+    #[tsify(optional)]
+    pub score_mod: Vec<Hook>,
+    /// Functions that say which keys of the chosen blocks are seen.
+    #[tsify(optional)]
+    pub mask_mod: Vec<Hook>,
+}
+
+impl From<BlockSparseParams> for wgpu_attention::BlockSparseParams {
+    fn from(params: BlockSparseParams) -> Self {
+        Self {
+            causal: params.causal.map(Causal::from),
+            scale: params.scale,
+            softcap: params.softcap,
+            score_mod: hooks(params.score_mod),
+            mask_mod: hooks(params.mask_mod),
+        }
+    }
+}
+
+/// How the tokens of a block become one row.
+#[derive(Clone, Copy, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase")]
+pub enum Pooling {
+    Max,
+    Min,
+    Avg,
+}
+
+impl From<Pooling> for Pool {
+    fn from(pooling: Pooling) -> Self {
+        match pooling {
+            Pooling::Max => Self::Max,
+            Pooling::Min => Self::Min,
+            Pooling::Avg => Self::Avg,
+        }
+    }
+}
+
+/// How a row's scores become a choice of blocks: those above a probability, a share of all, the fewest that add up to a
+/// probability, or as many as hold so many keys.
+#[derive(Deserialize, Tsify)]
+#[serde(rename_all = "camelCase")]
+pub enum BlockSelector {
+    Threshold(f64),
+    Density(f64),
+    TopP(f64),
+    Budget(usize),
+}
+
+/// What a gate computes.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct SeerGateParams {
+    /// Queries and keys of a block, powers of two. Default: 64 and 64.
+    #[tsify(optional)]
+    pub block: Option<[usize; 2]>,
+    /// How queries are pooled. Default: the mean.
+    #[tsify(optional)]
+    pub pool_q: Option<Vec<Pooling>>,
+    /// How keys are pooled. Default: maximum, minimum, mean.
+    #[tsify(optional)]
+    pub pool_k: Option<Vec<Pooling>>,
+    /// Base of the gate's rotary embedding; 0: none. Default: 10000.
+    #[tsify(optional)]
+    pub rope_theta: Option<f32>,
+    /// Causal mask, by blocks. Default: true (from the bottom right).
+    #[tsify(optional)]
+    pub causal: Option<bool>,
+    /// How blocks are chosen. Default: threshold 0.002.
+    #[tsify(optional)]
+    pub selector: Option<BlockSelector>,
+    /// Every row chooses the first block too. Default: no.
+    #[tsify(optional)]
+    pub sink: bool,
+    /// Every row chooses the blocks that its own tokens lie in too. Default: no.
+    #[tsify(optional)]
+    pub diagonal: bool,
+    /// The last two blocks of queries choose all that they see. Default: yes.
+    #[tsify(optional)]
+    pub last_rows_dense: Option<bool>,
+}
+
+impl From<SeerGateParams> for wgpu_attention::SeerGateParams {
+    fn from(params: SeerGateParams) -> Self {
+        let usual = Self::default();
+        let pools = |given: Option<Vec<Pooling>>| given.map(|all| all.into_iter().map(Pool::from).collect());
+        Self {
+            block: params.block.unwrap_or(usual.block),
+            pool_q: pools(params.pool_q).unwrap_or(usual.pool_q),
+            pool_k: pools(params.pool_k).unwrap_or(usual.pool_k),
+            rope_theta: params.rope_theta.map_or(usual.rope_theta, |theta| (theta != 0.0).then_some(theta)),
+            causal: params.causal.map_or(usual.causal, |causal| causal.then_some(Causal::BottomRight)),
+            selector: params.selector.map_or(usual.selector, |selector| match selector {
+                BlockSelector::Threshold(t) => Selector::Threshold(t),
+                BlockSelector::Density(r) => Selector::Density(r),
+                BlockSelector::TopP(p) => Selector::TopP(p),
+                BlockSelector::Budget(keys) => Selector::Budget(keys),
+            }),
+            sink: params.sink,
+            diagonal: params.diagonal,
+            last_rows_dense: params.last_rows_dense.unwrap_or(usual.last_rows_dense),
+        }
+    }
+}
+
+/// What linear attention computes, besides the gates that come with the inputs.
+#[derive(Default, Deserialize, Tsify)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinearParams {
+    /// Whether a token sees only those before it and itself. Default: yes.
+    #[tsify(optional)]
+    pub causal: Option<bool>,
+    /// From the last token to the first. Default: no.
+    #[tsify(optional)]
+    pub reverse: bool,
+    /// Factor of Sᵀ q. Default: 1/√width.
+    #[tsify(optional)]
+    pub scale: Option<f32>,
+    /// A constant gate −slope for each head, at least 0.
+    #[tsify(optional)]
+    pub slopes: Option<Vec<f32>>,
+}
+
+impl From<LinearParams> for wgpu_attention::LinearParams {
+    fn from(params: LinearParams) -> Self {
+        let LinearParams { causal, reverse, scale, slopes } = params;
+        Self { causal: causal.unwrap_or(true), reverse, scale, slopes, ..Self::default() }
+    }
+}
+
+/// The params of a kernel from what JavaScript gave.
+pub fn params<P, R>(given: Option<Ts<P>>) -> Result<R>
+where
+    P: Tsify<JsType: Clone> + DeserializeOwned + Default + Into<R>,
+{
+    let Some(given) = given else { return Ok(P::default().into()) };
+    let read = given.to_rust().map_err(|e| Failure::argument("params", e, "an object of the documented type"))?;
+    Ok(read.into())
+}
