@@ -6,6 +6,7 @@ mod chain;
 pub(crate) mod file;
 #[cfg(test)]
 pub(crate) mod layout;
+mod unroll;
 
 pub(crate) use chain::{Chain, Gradient};
 
@@ -73,6 +74,8 @@ pub(crate) struct Shader {
     pub accesses: Vec<Access>,
     pub chain: Option<Chain>,
     pub files: Vec<&'static str>,
+    /// Whether loops over what a thread holds in registers are written out.
+    pub unrolled: bool,
 }
 
 /// Whose a part of the text is.
@@ -131,7 +134,7 @@ impl Shader {
         files: Vec<&'static str>,
         chain: Option<Chain>,
     ) -> Self {
-        Self { name: name.into(), constants, bindings: vec![], accesses: vec![], chain, files }
+        Self { name: name.into(), constants, bindings: vec![], accesses: vec![], chain, files, unrolled: false }
     }
 
     /// Holds only code of this crate, whose every index is in bounds.
@@ -157,7 +160,11 @@ impl Shader {
     /// The text in parts.
     fn parts(&self) -> Vec<(Part<'_>, String)> {
         let mut parts = vec![(Part::Own, self.prelude())];
-        parts.extend(self.files.iter().map(|file| (Part::Own, format!("\n{file}"))));
+        let text = |file: &&'static str| match self.unrolled {
+            true => unroll::unrolled(file, &self.constants),
+            false => unroll::looped(file),
+        };
+        parts.extend(self.files.iter().map(|file| (Part::Own, format!("\n{}", text(file)))));
         let hooks = self.hooks();
         for (i, placed) in hooks.iter().enumerate() {
             if hooks[..i].iter().all(|other| other.hook.source != placed.hook.source) {

@@ -49,10 +49,10 @@ fn stage_values(what: u32, w: Work, visit: Visit, tile: Tile, first: u32, thread
 fn stage_weights(first: u32, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    for (var e = 0u; e < CT / 4u; e++) {
+    for (var e = 0u; e < EVERY_CT / 4u; e++) {
         let quad = tc + TC * e - first;
         if (quad < PQ) {
-            for (var i = 0u; i < RT; i++) {
+            for (var i = 0u; i < EVERY_RT; i++) {
                 tile_data[quad * BR + row0 + i] = vec4f(s[i][4u * e], s[i][4u * e + 1u], s[i][4u * e + 2u], s[i][4u * e + 3u]);
             }
         }
@@ -63,13 +63,13 @@ fn weigh_values(sums: ptr<private, Sums>, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
     for (var quad = 0u; quad < PQ; quad++) {
-        for (var c = 0u; c < OV; c++) {
+        for (var c = 0u; c < EVERY_OV; c++) {
             let at = V_BASE + 4u * quad * V_WIDTH + tc + TC * c;
             let v0 = tile_data[at];
             let v1 = tile_data[at + V_WIDTH];
             let v2 = tile_data[at + 2u * V_WIDTH];
             let v3 = tile_data[at + 3u * V_WIDTH];
-            for (var i = 0u; i < RT; i++) {
+            for (var i = 0u; i < EVERY_RT; i++) {
                 let p = tile_data[quad * BR + row0 + i];
                 (*sums)[i][c] = fma(vec4f(p.w), v3, fma(vec4f(p.z), v2, fma(vec4f(p.y), v1, fma(vec4f(p.x), v0, (*sums)[i][c]))));
             }

@@ -51,14 +51,14 @@ fn multiply_tiles(what: u32, w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
-// s += rows · colsᵀ over one chunk of the summed dimension.
+// s += rows · colsᵀ over one chunk of the summed dimension. (Loops to EVERY_… may be written out: src/shader/unroll.rs.)
 fn add_products(tc: u32, row0: u32) {
     for (var d = 0u; d < BD4; d++) {
         var k: array<vec4f, CT>;
-        for (var j = 0u; j < CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
-        for (var i = 0u; i < RT; i++) {
+        for (var j = 0u; j < EVERY_CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
+        for (var i = 0u; i < EVERY_RT; i++) {
             let q = tile_data[d * BR + row0 + i];
-            for (var j = 0u; j < CT; j++) {
+            for (var j = 0u; j < EVERY_CT; j++) {
                 s[i][j] = fma(q.w, k[j].w, fma(q.z, k[j].z, fma(q.y, k[j].y, fma(q.x, k[j].x, s[i][j]))));
             }
         }

@@ -13,10 +13,10 @@ var<private> l: array<f32, RT>;
 var<private> row_value: array<f32, RT>;
 
 fn state_reset() {
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EVERY_RT; i++) {
         m[i] = MASKED;
         l[i] = 0.0;
-        for (var c = 0u; c < OV; c++) { o[i][c] = vec4f(); }
+        for (var c = 0u; c < EVERY_OV; c++) { o[i][c] = vec4f(); }
     }
 }
 
@@ -24,7 +24,7 @@ fn state_reset() {
 fn reduce_rows(sum: bool, thread: u32) {
     let tc = thread % TC;
     let quad0 = (thread / TC) * (RT / 4u);
-    for (var e = 0u; e < RT / 4u; e++) {
+    for (var e = 0u; e < EVERY_RT / 4u; e++) {
         tile_data[tc * (BR / 4u) + quad0 + e] = vec4f(row_value[4u * e], row_value[4u * e + 1u], row_value[4u * e + 2u], row_value[4u * e + 3u]);
     }
     workgroupBarrier();
@@ -37,7 +37,7 @@ fn reduce_rows(sum: bool, thread: u32) {
         tile_data[TC * (BR / 4u) + thread] = x;
     }
     workgroupBarrier();
-    for (var e = 0u; e < RT / 4u; e++) {
+    for (var e = 0u; e < EVERY_RT / 4u; e++) {
         let x = tile_data[TC * (BR / 4u) + quad0 + e];
         for (var i = 0u; i < 4u; i++) { row_value[4u * e + i] = x[i]; }
     }
@@ -46,17 +46,17 @@ fn reduce_rows(sum: bool, thread: u32) {
 
 // Turns the scores in `s` into weights and rescales what was accumulated so far.
 fn state_weigh(masked: bool, thread: u32) {
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EVERY_RT; i++) {
         row_value[i] = s[i][0];
-        for (var j = 1u; j < CT; j++) { row_value[i] = max(row_value[i], s[i][j]); }
+        for (var j = 1u; j < EVERY_CT; j++) { row_value[i] = max(row_value[i], s[i][j]); }
     }
     reduce_rows(false, thread);
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EVERY_RT; i++) {
         let top = max(m[i], row_value[i]);
         let keep = exp2(m[i] - top);
         m[i] = top;
         var part = 0.0;
-        for (var j = 0u; j < CT; j++) {
+        for (var j = 0u; j < EVERY_CT; j++) {
             var p = exp2(s[i][j] - top);
             if (masked) {
                 p = select(p, TINY, bitcast<u32>(p) == 0u);
@@ -66,7 +66,7 @@ fn state_weigh(masked: bool, thread: u32) {
             part += p;
         }
         l[i] = fma(l[i], keep, part);
-        for (var c = 0u; c < OV; c++) { o[i][c] *= keep; }
+        for (var c = 0u; c < EVERY_OV; c++) { o[i][c] *= keep; }
     }
 }
 

@@ -47,8 +47,8 @@ fn roomy() -> Caps {
     Caps { workgroup_memory: 32 << 10, ..Caps::core() }
 }
 
-/// The distinct shaders of the catalogue, and of tensors that share a buffer with an output: on a device with WebGPU's
-/// default limits, and on one with more workgroup memory.
+/// The distinct shaders of the catalogue, and of tensors that share a buffer with an output: in a browser with WebGPU's default
+/// limits, and with more workgroup memory; and of typical shapes in other programs, where loops stay loops.
 pub fn of_flash() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (caps, room) in [(Caps::core(), "16k"), (roomy(), "32k")] {
@@ -68,6 +68,12 @@ pub fn of_flash() -> Vec<(String, String)> {
                 found.add(&format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), valid(plan).wgsl());
             }
         }
+    }
+    let native = Caps { backend: wgpu::Backend::Noop, ..Caps::core() };
+    for dims in [(32, 32), (64, 64), (128, 128), (256, 256)] {
+        let case = || AttentionCase { label: "looped", dims, ..flash() };
+        found.forward(&native, "native", vec![case()]);
+        found.backward(&native, vec![BackwardCase::of(case())]);
     }
     found.0
 }

@@ -1,6 +1,6 @@
 //! The softmax engine that flash, block-sparse and neighborhood attention share: its variants and their tile sizes.
 
-use crate::{Caps, Result};
+use crate::{AdapterKind, Caps, Result};
 
 /// Tile sizes of the `portable` engine; `shaders/softmax/portable.wgsl` says what each means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ impl Portable {
         // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
         // thread idle while it accumulates.
         let (rows, cols, row_part, col_part) = match value_dim {
+            // SwiftShader fetches from workgroup memory word by word: the more sums for each, the better.
+            0..=64 if caps.kind == AdapterKind::Software && caps.wants_unrolled() => (64, 64, 16, 8),
             0..=32 => (64, 64, 4, 8),
             33..=64 => (64, 64, 8, 4),
             65..=96 => (64, 64, 4, 8),

@@ -119,7 +119,8 @@ impl Parts<'_> {
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         constants.push(("SPLITS", splits as u32));
         let name = format!("{} {name}", tiles.family());
-        let shader = Shader::of(name, constants, files, Some(chain));
+        let unrolled = self.setup.caps.wants_unrolled();
+        let shader = Shader { unrolled, ..Shader::of(name, constants, files, Some(chain)) };
         Kernel::new(self.setup.caps, shader, arguments, tables, uniforms)
     }
 

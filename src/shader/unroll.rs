@@ -1,0 +1,72 @@
+//! Loops over what a thread holds in registers: written out where [`crate::Caps::wants_unrolled`].
+
+use std::fmt::Write;
+
+/// What the bound of such a loop begins with: `for (var i = 0u; i < EVERY_RT; i++) { … }`, also `EVERY_CT / 4u`. The rest is the
+/// name of a constant.
+const MARK: &str = "EVERY_";
+
+/// The text with such loops as loops.
+pub(super) fn looped(text: &str) -> String {
+    text.replace(MARK, "")
+}
+
+/// The text with such loops written out: their bodies one after another, with a number in place of the variable.
+pub(super) fn unrolled(text: &str, constants: &[(&'static str, u32)]) -> String {
+    let Some((before, after)) = text.split_once(&format!("< {MARK}")) else { return text.into() };
+    let (before, head) = before.rsplit_once("for (var ").expect("a loop");
+    let variable = head.split(' ').next().expect("its variable");
+    let (bound, after) = after.split_once(';').expect("a bound");
+    let (_, after) = after.split_once('{').expect("a body");
+    let (body, after) = after.split_at(block_end(after));
+    let body = unrolled(body, constants);
+    let mut all = before.to_string();
+    for i in 0..count(bound, constants) {
+        let _ = write!(all, "{{{}}}", substituted(&body, variable, &format!("{i}u")));
+    }
+    all + &unrolled(&after[1..], constants)
+}
+
+/// Where the block ends that has begun before the text.
+fn block_end(text: &str) -> usize {
+    let mut depth = 1;
+    let ends = |c: char| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        depth == 0
+    };
+    text.find(ends).expect("a block that ends")
+}
+
+/// A constant, or a constant divided by a number.
+fn count(bound: &str, constants: &[(&'static str, u32)]) -> u32 {
+    let (name, divisor) = bound.split_once(" / ").unwrap_or((bound, "1u"));
+    let (_, value) = constants.iter().find(|(other, _)| *other == name).expect("a constant of the shader");
+    value / divisor.trim_end_matches('u').parse::<u32>().expect("a number")
+}
+
+/// The text with another word in place of one.
+fn substituted(text: &str, word: &str, by: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut all = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(is_word) {
+        let end = rest[start..].find(|c| !is_word(c)).map_or(rest.len(), |n| start + n);
+        all += &rest[..start];
+        all += if &rest[start..end] == word { by } else { &rest[start..end] };
+        rest = &rest[end..];
+    }
+    all + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{looped, unrolled};
+
+    #[test]
+    fn marked_loops_are_written_out() {
+        let text = "a; for (var i = 0u; i < EVERY_N; i++) { x[i] = is; for (var j = 0u; j < EVERY_M / 4u; j++) {y[i][j]} } for (k) {z}";
+        let out = "a; { x[0u] = is; {y[0u][0u]}{y[0u][1u]} }{ x[1u] = is; {y[1u][0u]}{y[1u][1u]} } for (k) {z}";
+        assert_eq!(unrolled(text, &[("M", 8), ("N", 2)]), out);
+        assert_eq!(looped("i < EVERY_M / 4u;"), "i < M / 4u;");
+    }
+}
