@@ -11,8 +11,8 @@ use common::{Gradients, Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
-use wgpu_attention::catalogue::{AttentionCase, KnownHook, normal};
-use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu, Tensor};
+use wgpu_attention::catalogue::{AttentionCase, KnownHook};
+use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu};
 
 fn dense(heads: usize, n: usize, d: usize) -> AttentionCase {
     AttentionCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..AttentionCase::default() }
@@ -74,7 +74,7 @@ impl Sizes {
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
     eprintln!("{}\nan element is a floating-point operation: thrpt is in FLOP/s and bytes/s", gpu.caps());
-    check_unfused(&gpu);
+    pollster::block_on(unfused::check(&gpu));
     let sizes = Sizes::of(gpu.caps().kind);
     for &n in sizes.lengths {
         lengths(criterion, &gpu, sizes.heads, n, 64);
@@ -93,31 +93,6 @@ fn bench(criterion: &mut Criterion) {
     few_queries(criterion, &gpu, sizes.heads, 4 * sizes.n);
 }
 
-/// The baseline of a case's shape. `None` where its scores do not fit.
-fn unfused_of(gpu: &Gpu, case: &AttentionCase) -> Option<Unfused> {
-    let (heads, n, d) = (case.heads.0, case.lengths.0, case.dims.0);
-    let tensor = |seed| {
-        let values = normal(case.seed + seed, heads * n * d, 1.0, DType::F32);
-        pollster::block_on(Tensor::upload(gpu, [1, heads, n, d], DType::F32, &values)).expect("memory for q, k, v")
-    };
-    let [q, k, v] = [0, 1, 2].map(tensor);
-    let causal = case.params.causal.is_some();
-    pollster::block_on(Unfused::new(gpu, [&q, &k, &v], causal)).expect("memory for scores and output")
-}
-
-/// The baseline must compute the same, or its time means nothing.
-fn check_unfused(gpu: &Gpu) {
-    for params in [FlashParams::default(), causal()] {
-        let case = AttentionCase { lengths: (150, 150), dims: (20, 20), params, ..AttentionCase::default() };
-        let unfused = unfused_of(gpu, &case).expect("small scores");
-        let out = pollster::block_on(async {
-            unfused.time(1).await?;
-            unfused.out().read().await
-        });
-        assert!(case.compare_out(&out.expect("a GPU that works")).passed(), "the unfused kernels are wrong");
-    }
-}
-
 fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usize) {
     let size = format!("B 1 H {heads} N {n} D {d}");
     let pairs = (n * n) as f64;
@@ -129,9 +104,9 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize, d: usiz
     for timed in [&full, &half, &causal] {
         timed.measure(criterion);
     }
-    if let Some(unfused) = unfused_of(gpu, &full.case) {
-        let unfused = || pollster::block_on(unfused.time(1)).expect("a GPU that works").seconds;
-        let seconds = ratios(&size, &[("flash", &|| full.seconds()), ("unfused", &unfused)]);
+    let unfused = Unfused::new(gpu, &full.case);
+    if let Some(unfused) = &unfused {
+        let seconds = ratios(&size, &[("flash", &|| full.seconds()), ("unfused", &|| unfused.seconds())]);
         println!("  unfused {:.3} ms, {:.4} TFLOP/s", 1e3 * seconds[1], full.flops / seconds[1] * 1e-12);
     } else {
         println!("{size}: unfused does not run, its scores do not fit a binding");

@@ -109,6 +109,17 @@ impl Caps {
         self.backend == wgpu::Backend::BrowserWebGpu
     }
 
+    /// The same with less workgroup memory where compiling for more takes longer than the work on [.., queries, keys]: a browser's
+    /// software adapter writes each word's zero as an instruction, which for 16 KiB are 1.4 s.
+    pub(crate) fn for_attention(&self, [.., queries, keys]: [usize; 4]) -> Self {
+        let little = queries.saturating_mul(keys) < 1 << 20;
+        let memory = match little && self.wants_unrolled() && self.kind == AdapterKind::Software {
+            true => self.workgroup_memory.min(6 << 10),
+            false => self.workgroup_memory,
+        };
+        Self { workgroup_memory: memory, ..self.clone() }
+    }
+
     /// Workgroups that it works on at the same time, about: fewer in one submit take as long.
     pub(crate) fn concurrency(&self) -> usize {
         match self.kind {

@@ -245,7 +245,7 @@ impl Schedule {
         let tiles = |i: usize| (0..table[i][own].div_ceil(tile as u32)).map(move |t| [i as u32, t, 0, 0]);
         let mut items: Vec<[u32; 4]> = (0..sequences).flat_map(tiles).collect();
         // Long and short ones in turn, so that neighbours add up to the same work.
-        items.sort_by_key(|item| std::cmp::Reverse(table[item[0] as usize][other]));
+        items.sort_unstable_by_key(|item| (std::cmp::Reverse(table[item[0] as usize][other]), *item));
         let count = items.len();
         let cols: usize = items.iter().map(|item| table[item[0] as usize][other] as usize).sum();
         table.extend((0..count).map(|n| items[if n % 2 == 0 { n / 2 } else { count - 1 - n / 2 }]));

@@ -1,8 +1,9 @@
 //! The baseline: attention as three kernels with the scores in memory.
 
-use wgpu_attention::{DType, Gpu, GpuTime, Layout, Result, Tensor, wgpu};
+use wgpu_attention::catalogue::{AttentionCase, normal};
+use wgpu_attention::{Causal, DType, FlashParams, Gpu, Layout, Tensor};
 
-/// The three kernels, prepared for certain tensors.
+/// The three kernels, prepared for one size.
 pub struct Unfused {
     gpu: Gpu,
     group: wgpu::BindGroup,
@@ -11,14 +12,22 @@ pub struct Unfused {
 }
 
 impl Unfused {
-    /// For q, k and v, f32 [1, heads, n, d] each, contiguous. `None` where the scores are larger than a binding may be.
-    pub async fn new(gpu: &Gpu, [q, k, v]: [&Tensor; 3], causal: bool) -> Result<Option<Self>> {
-        let [_, heads, n, d] = q.shape();
+    /// `None` where the scores are larger than a binding may be.
+    pub fn new(gpu: &Gpu, case: &AttentionCase) -> Option<Self> {
+        let ((heads, _), (n, _), (d, _)) = (case.heads, case.lengths, case.dims);
         if (heads * n * n * 4) as u64 > gpu.caps().binding_bytes {
-            return Ok(None);
+            return None;
         }
-        let scores = Tensor::empty(gpu, Layout::heads_first(DType::F32, [1, heads, n, n])).await?;
-        let out = Tensor::empty(gpu, Layout::heads_first(DType::F32, [1, heads, n, d])).await?;
+        let mut tensors = Vec::new();
+        for seed in 0..3 {
+            let values = normal(case.seed + seed, heads * n * d, 1.0, DType::F32);
+            let tensor = Tensor::upload(gpu, [1, heads, n, d], DType::F32, &values);
+            tensors.push(pollster::block_on(tensor).expect("memory for q, k, v"));
+        }
+        for shape in [[1, heads, n, n], [1, heads, n, d]] {
+            let tensor = Tensor::empty(gpu, Layout::heads_first(DType::F32, shape));
+            tensors.push(pollster::block_on(tensor).expect("memory for scores and output"));
+        }
         let device = gpu.device();
         let sizes = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("sizes"),
@@ -27,10 +36,9 @@ impl Unfused {
             mapped_at_creation: false,
         });
         let scale = (1.0 / (d as f32).sqrt()).to_bits();
-        let words = [n as u32, d as u32, scale, causal.into()];
+        let words = [n as u32, d as u32, scale, case.params.causal.is_some().into()];
         gpu.queue().write_buffer(&sizes, 0, &words.map(u32::to_le_bytes).concat());
-        let tensors = [q, k, v, &scores, &out].map(Tensor::buffer);
-        let buffers: Vec<&wgpu::Buffer> = std::iter::once(&sizes).chain(tensors).collect();
+        let buffers: Vec<&wgpu::Buffer> = std::iter::once(&sizes).chain(tensors.iter().map(Tensor::buffer)).collect();
         let layout = layout(device, buffers.len() as u32);
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
@@ -66,25 +74,20 @@ impl Unfused {
             .collect();
         let group =
             device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
-        Ok(Some(Self { gpu: gpu.clone(), group, stages, out }))
+        let out = tensors.pop().expect("five tensors");
+        Some(Self { gpu: gpu.clone(), group, stages, out })
     }
 
-    /// The output, of the last run.
-    pub fn out(&self) -> &Tensor {
-        &self.out
-    }
-
-    /// How long `repeat` runs take, one after another in one go.
-    pub async fn time(&self, repeat: u32) -> Result<GpuTime> {
+    pub fn seconds(&self) -> f64 {
         let record = |pass: &mut wgpu::ComputePass<'_>| {
             pass.set_bind_group(0, &self.group, &[]);
-            for (pipeline, [x, y, z]) in (0..repeat).flat_map(|_| &self.stages) {
+            for (pipeline, [x, y, z]) in &self.stages {
                 pass.set_pipeline(pipeline);
                 pass.dispatch_workgroups(*x, *y, *z);
             }
             Ok(())
         };
-        self.gpu.time(record).await
+        pollster::block_on(self.gpu.time(record)).expect("a GPU that works").seconds
     }
 }
 
@@ -104,4 +107,16 @@ fn layout(device: &wgpu::Device, bindings: u32) -> wgpu::BindGroupLayout {
     };
     let entries: Vec<_> = (0..bindings).map(entry).collect();
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+}
+
+/// The baseline must compute the same, or its time means nothing.
+pub async fn check(gpu: &Gpu) {
+    for causal in [false, true] {
+        let params = FlashParams { causal: causal.then_some(Causal::BottomRight), ..FlashParams::default() };
+        let case = AttentionCase { lengths: (150, 150), dims: (20, 20), params, ..AttentionCase::default() };
+        let unfused = Unfused::new(gpu, &case).expect("small scores");
+        unfused.seconds();
+        let out = unfused.out.read().await.expect("a GPU that works");
+        assert!(case.compare_out(&out).passed(), "the unfused kernels are wrong");
+    }
 }

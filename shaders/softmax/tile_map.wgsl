@@ -30,12 +30,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     }
 }
 
-// What this thread finds: a row of the tile, and every (WG / BR)-th key.
+// What this thread finds: a row of the tile and every (WG / BR)-th key, or, where there are more rows than threads, every WG-th row.
 fn tile_bits(w: Work, visit: Visit, tile: Tile, thread: u32) -> u32 {
-    if (row_token(visit, thread % BR) == NONE) { return 0u; }
-    let row = row_state(w, visit, thread % BR);
     var bits = 0u;
-    for (var c = thread / BR; c < BC; c += WG / BR) {
+    for (var r = thread % BR; r < BR; r += WG) {
+        if (row_token(visit, r) != NONE) { bits |= row_bits(w, row_state(w, visit, r), visit, tile, thread / BR); }
+    }
+    return bits;
+}
+
+fn row_bits(w: Work, row: Row, visit: Visit, tile: Tile, first: u32) -> u32 {
+    var bits = 0u;
+    for (var c = first; c < BC; c += max(WG / BR, 1u)) {
         let col = col_state(w, visit, tile, c);
         let seen = visible(row, col) & unveiled(row, col, w);
         bits |= select(2u, 1u, seen);

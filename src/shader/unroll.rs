@@ -8,15 +8,20 @@ const MARK: &str = "EVERY_";
 
 /// The text with such loops as loops.
 pub(super) fn looped(text: &str) -> String {
-    text.replace(MARK, "")
+    match text.find(MARK) {
+        Some(at) => text[..at].to_string() + &looped(&text[at + MARK.len()..]),
+        None => text.into(),
+    }
 }
 
 /// The text with such loops written out: their bodies one after another, with a number in place of the variable.
 pub(super) fn unrolled(text: &str, constants: &[(&'static str, u32)]) -> String {
-    let Some((before, after)) = text.split_once(&format!("< {MARK}")) else { return text.into() };
-    let (before, head) = before.rsplit_once("for (var ").expect("a loop");
-    let variable = head.split(' ').next().expect("its variable");
-    let (bound, after) = after.split_once(';').expect("a bound");
+    let Some(at) = text.find(MARK) else { return text.into() };
+    // `for (var i = 0u; i < `
+    let (before, head) = text[..at].rsplit_once('(').expect("a loop");
+    let before = &before[..before.len() - "for ".len()];
+    let variable = head.split(' ').nth(1).expect("its variable");
+    let (bound, after) = text[at + MARK.len()..].split_once(';').expect("a bound");
     let (_, after) = after.split_once('{').expect("a body");
     let (body, after) = after.split_at(block_end(after));
     let body = unrolled(body, constants);
@@ -39,9 +44,9 @@ fn block_end(text: &str) -> usize {
 
 /// A constant, or a constant divided by a number.
 fn count(bound: &str, constants: &[(&'static str, u32)]) -> u32 {
-    let (name, divisor) = bound.split_once(" / ").unwrap_or((bound, "1u"));
-    let (_, value) = constants.iter().find(|(other, _)| *other == name).expect("a constant of the shader");
-    value / divisor.trim_end_matches('u').parse::<u32>().expect("a number")
+    let (name, divisor) = bound.split_once('/').unwrap_or((bound, "1u"));
+    let (_, value) = constants.iter().find(|(other, _)| *other == name.trim()).expect("a constant of the shader");
+    value / divisor.trim().trim_end_matches('u').parse::<u32>().expect("a number")
 }
 
 /// The text with another word in place of one.

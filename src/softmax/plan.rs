@@ -36,6 +36,7 @@ impl AttentionPlan {
         scores.check(caps)?;
         check_shapes(shapes)?;
         tiles.check(shapes)?;
+        let caps = &caps.for_attention(shapes.pairs());
         let additional = AdditionalPlan::new(caps, scores, shapes)?;
         let shapes = &shapes.own_part();
         let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);

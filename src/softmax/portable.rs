@@ -129,10 +129,14 @@ mod tests {
 
     #[test]
     fn every_width_fits_core_webgpu() {
-        for (head_dim, value_dim) in (1..=256).flat_map(|d| [1, 20, 32, 64, 96, 128, 200, 256, d].map(|v| (d, v))) {
-            for beside in [0, 8, 16, 24] {
-                let plan = Portable::plan(&Caps::core(), "test", head_dim, value_dim, beside).expect("core WebGPU");
-                assert!(16 * plan.memory + FLAG + plan.beside <= 16 << 10, "{head_dim} {value_dim} {beside}");
+        let software = Caps { kind: AdapterKind::Software, ..Caps::core() }.for_attention([1, 1, 64, 64]);
+        for caps in [Caps::core(), software] {
+            for (head_dim, value_dim) in (1..=256).flat_map(|d| [1, 20, 32, 64, 96, 128, 200, 256, d].map(|v| (d, v))) {
+                for beside in [0, 8, 16, 24] {
+                    let plan = Portable::plan(&caps, "test", head_dim, value_dim, beside).expect("core WebGPU");
+                    let bytes = 16 * plan.memory + FLAG + plan.beside;
+                    assert!(bytes <= caps.workgroup_memory, "{head_dim} {value_dim} {beside}");
+                }
             }
         }
     }

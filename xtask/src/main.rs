@@ -1,6 +1,5 @@
-//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask browser`.
+//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask web`, `cargo xtask browser`.
 
-mod browser;
 mod drivers;
 mod stages;
 
@@ -27,13 +26,28 @@ enum Task {
     },
     /// Run the tests. Makes sure that there is a Vulkan driver first.
     Test {
-        /// On three software drivers, with trusted and checked shaders, with core limits, and every shader through a
-        /// browser's compiler. Installs what it needs on Debian and Ubuntu.
+        /// On three software drivers, with trusted and checked shaders, with core limits; every shader through a browser's
+        /// compiler, and the web example in a browser. Installs what it needs on Debian and Ubuntu.
         #[arg(long)]
         matrix: bool,
     },
     /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
     Browser,
+    /// Build the web example and serve it.
+    Web {
+        /// Write the static files to this folder instead of serving them.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// The port to serve at; 0: any that is free.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+        /// Drive it in headless Chromium instead, which is installed on Debian and Ubuntu. Screenshots go to target/screenshots.
+        #[arg(long, conflicts_with = "out")]
+        test: bool,
+        /// With --test: every case of the catalogue, not some of each family.
+        #[arg(long, requires = "test")]
+        all: bool,
+    },
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -43,7 +57,14 @@ fn main() -> ExitCode {
         Task::Check { options } => check(&options),
         Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests().into_iter().try_for_each(run)),
         Task::Test { matrix: true } => matrix(),
-        Task::Browser => shaders().and_then(|shaders| browser::compile(&shaders)),
+        Task::Browser => browser_compiles().and_then(|all| all.into_iter().try_for_each(run)),
+        Task::Web { out: Some(out), .. } => web_target().and_then(|()| run(build_web(&out))),
+        Task::Web { test: true, all, .. } => {
+            web_target().and_then(|()| web_tests(all)).and_then(|all| all.into_iter().try_for_each(run))
+        }
+        Task::Web { port, .. } => {
+            web_target().and_then(|()| run(build_web(&web_folder()).arg(format!("--serve={port}"))))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,7 +87,7 @@ fn check(options: &[String]) -> Result<()> {
 
 /// Every test, each benchmark once, and the examples in the documentation.
 fn all_tests() -> Vec<Command> {
-    ["--all-targets", "--doc"].map(|what| cargo(&["test", "--workspace", CLI, what, "--", "--nocapture"])).into()
+    ["--all-targets", "--doc"].map(|what| cargo(&["test", CLI, what, "--", "--nocapture"])).into()
 }
 
 /// The test programs that use a GPU.
@@ -95,7 +116,9 @@ fn matrix() -> Result<()> {
     let swiftshader = drivers::swiftshader()?;
     let cooperative = drivers::cooperative()?;
     drivers::spirv_val()?;
-    run(cargo(&["test", "--workspace", CLI, "--all-targets", "--no-run"]))?;
+    web_target()?;
+    run(cargo(&["test", CLI, "--all-targets", "--no-run"]))?;
+    run(cargo(&["build", BROWSER]))?;
     let gpu = |tests: &[&str], mode: &str, on: &dyn Fn(&mut Command)| {
         let mut command = cargo(&["test", CLI]);
         command.args(tests).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
@@ -115,7 +138,7 @@ fn matrix() -> Result<()> {
     all.iter_mut().for_each(on(&lavapipe));
     // A software driver compiles on one core: two stages at a time.
     let together = vec![
-        Stage::of("every shader through a browser's compiler", |_| browser::compile(&shaders()?)),
+        Stage::new("every shader through a browser's compiler", browser_compiles()?),
         Stage::new("lavapipe, all tests, trusted shaders", all),
         Stage::new("lavapipe, checked shaders", gpu(&GPU_TESTS, "checked", &on(&lavapipe))),
         Stage::new("Mesa's lavapipe with cooperative matrices", gpu(&GPU_TESTS, "", &on_cooperative)),
@@ -125,12 +148,13 @@ fn matrix() -> Result<()> {
             "SwiftShader, checked shaders, core features and limits",
             gpu(&GPU_TESTS, "checked,core", &on(&swiftshader)),
         ),
-        Stage::new("the library as WebAssembly", wasm()),
+        Stage::new("the library and its JavaScript API as WebAssembly", wasm()),
     ];
     let mut done = stages::two_at_a_time(together);
-    // Others would use the memory that it counts.
+    // Others would use the memory that the one counts, and the time that the other takes.
     let memory = gpu(&["--test=memory"], "budget", &on_cooperative);
     done.extend(stages::two_at_a_time(vec![Stage::new("a driver that says how much memory it grants", memory)]));
+    done.extend(stages::two_at_a_time(vec![Stage::new("the web example in a browser", web_tests(false)?)]));
     println!("== summary");
     done.iter().for_each(|done| println!("{done}"));
     done.into_iter().try_for_each(|done| done.result)
@@ -138,24 +162,55 @@ fn matrix() -> Result<()> {
 
 /// The library for browsers, checked by the compiler.
 fn wasm() -> Vec<Command> {
-    let mut target = Command::new("rustup");
-    target.args(["target", "add", "wasm32-unknown-unknown"]);
-    vec![target, cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"])]
+    let web = ["--target=wasm32-unknown-unknown", "--package=wgpu-attention-web", "--features=catalogue"];
+    vec![
+        cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"]),
+        cargo(
+            &[&["clippy"], web.as_slice(), &["--", "--deny=warnings", "--allow=clippy::arc_with_non_send_sync"]]
+                .concat(),
+        ),
+    ]
 }
 
-/// Every shader variant, by file name.
-fn shaders() -> Result<Vec<(String, String)>> {
+/// The chores that need a browser are a program of their own.
+const BROWSER: &str = "--package=xtask-browser";
+
+fn browser(arguments: &[&str]) -> Command {
+    cargo(&[&["run", "--quiet", BROWSER, "--"], arguments].concat())
+}
+
+fn web_target() -> Result<()> {
+    let mut rustup = Command::new("rustup");
+    run(rustup.args(["target", "add", "wasm32-unknown-unknown"]))
+}
+
+fn web_folder() -> PathBuf {
+    root().join("target/web")
+}
+
+fn build_web(out: &Path) -> Command {
+    let mut command = browser(&["web", "--out"]);
+    command.arg(std::path::absolute(out).unwrap_or_else(|_| out.into()));
+    command
+}
+
+/// Builds the web example and drives it.
+fn web_tests(all: bool) -> Result<Vec<Command>> {
+    let mut drive = browser(&["test"]);
+    drive.arg(web_folder()).arg(drivers::chromium()?).arg("--screenshots").arg(root().join("target/screenshots"));
+    drive.args(all.then_some("--all"));
+    Ok(vec![build_web(&web_folder()), drive])
+}
+
+/// Writes every shader variant to a folder, and takes them through the browser.
+fn browser_compiles() -> Result<Vec<Command>> {
     let folder = root().join("target/shaders");
     let _ = std::fs::remove_dir_all(&folder);
-    run(cargo(&["run", "--quiet", CLI, "--", "shaders"]).arg(&folder))?;
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(|e| e.to_string())? {
-        let path = entry.map_err(|e| e.to_string())?.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        found.push((name, std::fs::read_to_string(&path).map_err(|e| e.to_string())?));
-    }
-    found.sort();
-    Ok(found)
+    let mut write = cargo(&["run", "--quiet", CLI, "--", "shaders"]);
+    write.arg(&folder);
+    let mut compile = browser(&["shaders"]);
+    compile.arg(&folder).arg(drivers::chromium()?);
+    Ok(vec![write, compile])
 }
 
 fn root() -> PathBuf {

@@ -53,11 +53,11 @@ impl Catalogue {
         let (cases, gpu) = (self.0.clone(), gpu.0.clone());
         promise(async move {
             let Some(case) = cases.get(index) else {
-                return Err(Failure::argument("index", index, &format!("below {}", cases.len())));
+                return Err(Failure::argument("index", index.to_string(), &format!("below {}", cases.len())));
             };
             let found = case.run(&gpu).await?;
             let outcome = Outcome { passed: found.passed(), error: found.error, over_tolerance: found.over_tolerance };
-            Ok(outcome.into_ts().map_err(|e| Failure::argument("outcome", e, "an object"))?.into())
+            Ok(outcome.into_ts().map_err(|e| Failure::argument("outcome", e.to_string(), "an object"))?.into())
         })
     }
 }

@@ -36,8 +36,8 @@ impl Failure {
     }
 
     /// An argument has a value that it must not have.
-    pub fn argument(argument: &str, value: impl ToString, bound: &str) -> Self {
-        Error::Argument { argument: argument.into(), value: value.to_string(), bound: bound.into() }.into()
+    pub fn argument(argument: &str, value: String, bound: &str) -> Self {
+        Error::Argument { argument: argument.into(), value, bound: bound.into() }.into()
     }
 }
 

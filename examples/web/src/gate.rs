@@ -34,7 +34,11 @@ impl BlockMask {
             let [rows, cols] = [queries, keys].map(|n| n.checked_div(block).map_or(0, |_| n.div_ceil(block)));
             let count = batch * heads * rows * cols;
             if chosen.len() != count {
-                return Err(Failure::argument("chosen.length", chosen.len(), &format!("{count}, one for each block")));
+                return Err(Failure::argument(
+                    "chosen.length",
+                    chosen.len().to_string(),
+                    &format!("{count}, one for each block"),
+                ));
             }
             let at = |b: usize, h: usize, i: usize, j: usize| chosen[((b * heads + h) * rows + i) * cols + j] != 0;
             Ok(Self(wgpu_attention::BlockMask::from_fn(&gpu, grid, at).await?).into())

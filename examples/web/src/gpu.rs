@@ -60,7 +60,7 @@ fn shape_of(shape: &JsValue) -> Result<[usize; 4]> {
 /// How often a timed call is repeated: once if nothing is said.
 pub fn times(repeat: Option<u32>) -> Result<u32> {
     match repeat.unwrap_or(1) {
-        0 => Err(Failure::argument("repeat", 0, "at least 1")),
+        0 => Err(Failure::argument("repeat", "0".into(), "at least 1")),
         repeat => Ok(repeat),
     }
 }
@@ -70,7 +70,7 @@ fn dtype_of(name: Option<&str>) -> Result<DType> {
         None | Some("f32") => Ok(DType::F32),
         Some("f16") => Ok(DType::F16),
         Some("bf16") => Ok(DType::Bf16),
-        Some(other) => Err(Failure::argument("dtype", other, "\"f32\", \"f16\" or \"bf16\"")),
+        Some(other) => Err(Failure::argument("dtype", other.into(), "\"f32\", \"f16\" or \"bf16\"")),
     }
 }
 

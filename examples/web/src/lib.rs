@@ -22,7 +22,6 @@ mod gate;
 mod gpu;
 mod linear;
 mod params;
-mod unfused;
 
 use error::Result;
 use js_sys::Promise;

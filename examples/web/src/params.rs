@@ -1,9 +1,11 @@
 //! Params as plain JavaScript objects: their types, and what they are in Rust.
 
 use crate::error::{Failure, Result};
+use js_sys::{Array, Object};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tsify::{Ts, Tsify};
+use wasm_bindgen::{JsCast, JsValue};
 use wgpu_attention::{Causal, NeighborhoodAxis, Pool, Selector, Window};
 
 /// Which diagonal a causal mask follows: "bottomRight" (the last query sees every key) or "topLeft" (the first query sees one
@@ -26,7 +28,7 @@ impl From<CausalDiagonal> for Causal {
 
 /// Sliding window: keys before and after the query's own position, both inclusive; all where unset.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct SlidingWindow {
     #[tsify(optional)]
     pub left: Option<usize>,
@@ -37,7 +39,6 @@ pub struct SlidingWindow {
 /// A WGSL function that changes a score, `fn NAME(score: f32, at: Position) -> f32`, or hides a key,
 /// `fn NAME(at: Position) -> bool`.
 #[derive(Deserialize, Tsify)]
-#[serde(deny_unknown_fields)]
 pub struct Hook {
     /// The function's name.
     pub entry: String,
@@ -51,7 +52,7 @@ fn hooks(hooks: Vec<Hook>) -> Vec<wgpu_attention::Hook> {
 
 /// What flash attention computes.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct FlashParams {
     #[tsify(optional)]
     pub causal: Option<CausalDiagonal>,
@@ -90,7 +91,6 @@ impl From<FlashParams> for wgpu_attention::FlashParams {
 
 /// One axis of a space.
 #[derive(Deserialize, Tsify)]
-#[serde(deny_unknown_fields)]
 pub struct Axis {
     /// Positions, at least 2.
     pub length: usize,
@@ -116,7 +116,7 @@ fn one() -> usize {
 
 /// What neighborhood attention computes.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct NeighborhoodParams {
     /// One to three axes; tokens are their positions in row-major order, the last axis fastest.
     pub axes: Vec<Axis>,
@@ -151,7 +151,7 @@ impl From<NeighborhoodParams> for wgpu_attention::NeighborhoodParams {
 
 /// What block-sparse attention computes, besides the mask.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct BlockSparseParams {
     #[tsify(optional)]
     pub causal: Option<CausalDiagonal>,
@@ -213,7 +213,7 @@ pub enum BlockSelector {
 
 /// What a gate computes.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct SeerGateParams {
     /// Queries and keys of a block, powers of two. Default: 64 and 64.
     #[tsify(optional)]
@@ -269,7 +269,7 @@ impl From<SeerGateParams> for wgpu_attention::SeerGateParams {
 
 /// What linear attention computes, besides the gates that come with the inputs.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct LinearParams {
     /// Whether a token sees only those before it and itself. Default: yes.
     #[tsify(optional)]
@@ -298,6 +298,37 @@ where
     P: Tsify<JsType: Clone> + DeserializeOwned + Default + Into<R>,
 {
     let Some(given) = given else { return Ok(P::default().into()) };
-    let read = given.to_rust().map_err(|e| Failure::argument("params", e, "an object of the documented type"))?;
-    Ok(read.into())
+    check_names(&given.js_value(), &[P::DECL, SlidingWindow::DECL, Axis::DECL, Hook::DECL, BlockSelector::DECL])?;
+    match given.to_rust() {
+        Ok(read) => Ok(read.into()),
+        Err(e) => Err(mistyped(e.to_string())),
+    }
+}
+
+/// Whether every property, of objects within too, is declared.
+fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
+    let Some(object) = value.dyn_ref::<Object>() else { return Ok(()) };
+    for entry in Object::entries(object).iter() {
+        let entry = Array::from(&entry);
+        let name = entry.get(0).as_string().unwrap_or_default();
+        let known = Array::is_array(value) || declared.iter().any(|text| declares(text, &name));
+        if !known {
+            return Err(Failure::argument(
+                "params",
+                format!("\"{name}\""),
+                "without properties that are not documented",
+            ));
+        }
+        check_names(&entry.get(1), declared)?;
+    }
+    Ok(())
+}
+
+/// Whether a TypeScript declaration has the property.
+fn declares(text: &str, name: &str) -> bool {
+    text.contains(&format!(" {name}:")) || text.contains(&format!(" {name}?:"))
+}
+
+fn mistyped(problem: String) -> Failure {
+    Failure::argument("params", problem, "an object of the documented type")
 }

@@ -78,6 +78,7 @@ impl BackwardPlan {
         let [batch, heads, queries, head_dim] = forward.q.shape;
         let value_dim = forward.v.shape[3];
         let what = format!("{} backward", tiles.family());
+        let caps = &caps.for_attention(forward.pairs());
         let engine = tiles.engine(caps, &what, head_dim, head_dim.max(value_dim))?;
         for name in ["dq", "dk", "dv", "d_additional_k", "d_additional_v"] {
             let end = shapes.layout(name).map_or(Ok(0..0), |layout| layout.byte_span())?.end;

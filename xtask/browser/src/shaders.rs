@@ -1,12 +1,13 @@
 //! Every shader through the compiler of a real browser (Dawn), which sees what naga does not: barriers in divergent
 //! control flow. A page, served from here, compiles them and posts what the browser said.
 
-use crate::{Result, drivers};
-use std::process::{Command, Stdio};
+use crate::page::Page;
+use crate::{Result, of_file, serve};
+use std::path::Path;
 use std::time::Duration;
 use tiny_http::{Header, Method, Response, Server};
 
-const PAGE: &str = include_str!("browser.html");
+const PAGE: &str = include_str!("shaders.html");
 /// A barrier that one thread alone reaches: a compiler that lets it pass checks nothing.
 const CONTROL: &str = "@compute @workgroup_size(2) fn main(@builtin(local_invocation_index) i: u32) {
     if (i == 0u) { workgroupBarrier(); }
@@ -14,30 +15,28 @@ const CONTROL: &str = "@compute @workgroup_size(2) fn main(@builtin(local_invoca
 /// How long one shader may take; the page asks for them one after another.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Compiles every shader to a pipeline with core limits.
-pub fn compile(shaders: &[(String, String)]) -> Result<()> {
-    let server = Server::http("127.0.0.1:0").map_err(|e| e.to_string())?;
-    let address = server.server_addr().to_ip().ok_or("no address to serve the page from")?;
-    let profile = std::env::temp_dir().join(format!("wgpu-attention-browser-{}", std::process::id()));
-    let mut browser = Command::new(drivers::chromium()?)
-        .args(["--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking"])
-        .args(["--disable-component-update", "--disable-sync", "--disable-quic", "--disable-gpu-watchdog"])
-        .args(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
-        .arg(format!("--user-data-dir={}", profile.display()))
-        .arg(format!("http://{address}/"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|e| format!("chromium: {e}"))?;
-    let report = serve(&server, shaders);
-    let _ = browser.kill();
-    let _ = browser.wait();
-    let _ = std::fs::remove_dir_all(&profile);
-    judge(&report?, shaders)
+/// Compiles every shader of a folder to a pipeline with core limits.
+pub fn compile(folder: &Path, chromium: &Path) -> Result<()> {
+    let shaders = read(folder)?;
+    let (server, address) = serve::open(0)?;
+    let _page = Page::open(chromium, &address, true)?;
+    judge(&answer(&server, &shaders)?, &shaders)
+}
+
+/// Every shader, by file name.
+fn read(folder: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(of_file(folder))? {
+        let path = entry.map_err(of_file(folder))?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        found.push((name, std::fs::read_to_string(&path).map_err(of_file(&path))?));
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Answers the page until it has posted its report: a line a shader, its name, a tab, and what was wrong with it.
-fn serve(server: &Server, shaders: &[(String, String)]) -> Result<String> {
+fn answer(server: &Server, shaders: &[(String, String)]) -> Result<String> {
     let mut last = String::from("the page itself");
     while let Some(mut request) = server.recv_timeout(PATIENCE).map_err(|e| e.to_string())? {
         if *request.method() == Method::Post {
