@@ -55,7 +55,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     var sum = 0.0;
     for (var part = 0u; part < params.parts; part++) { sum += weight(lse_of_part(part, batch, head, row), top); }
     let n = HEAD_DIM_V - 4u * d;
-    var x: vec4f;
+    var x = vec4f();
     for (var part = 0u; part < params.parts; part++) {
         let lse = lse_of_part(part, batch, head, row);
         // A part without keys holds nothing, be it NaN; one whose weight underflows may hold a NaN that shows.

@@ -28,6 +28,31 @@ fn each(mut check: impl FnMut(&str, &Module, &ModuleInfo)) {
     assert!(count > 60, "only {count} shaders found");
 }
 
+/// A browser was seen to leave a variable without a value as it was when the code around it runs again. (Arrays are written whole before
+/// they are read.)
+#[test]
+fn variables_begin_with_a_value() {
+    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
+        for statement in text.split([';', '{', '}']).map(str::trim) {
+            let bare = statement.strip_prefix("var ").filter(|rest| !rest.contains('='));
+            assert!(bare.is_none_or(|rest| rest.contains(": array<")), "{name}: `{statement}`");
+        }
+    }
+}
+
+/// A page downloads no shader compiler but the browser's own.
+#[test]
+fn no_naga_and_no_wgpu_core_on_the_web() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["tree", "--package=wgpu-attention-web", "--target=wasm32-unknown-unknown", "--edges=normal"];
+    let all = ["--features=catalogue", "--prefix=none", "--format={p}", "--offline"];
+    let tree = Command::new(cargo).args(arguments).args(all).output().expect("cargo runs");
+    let text = String::from_utf8_lossy(&tree.stdout);
+    let packages: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(packages.contains(&"wgpu"), "{text} {}", String::from_utf8_lossy(&tree.stderr));
+    assert!(!packages.iter().any(|name| ["naga", "wgpu-core", "wgpu-hal"].contains(name)), "{text}");
+}
+
 #[test]
 fn spirv() {
     let present = Command::new("spirv-val").arg("--version").stdout(Stdio::null()).status().is_ok();

@@ -26,14 +26,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let sequence = sequences[batch];
     let r0 = thread / COL_LANES;
     let c0 = thread % COL_LANES;
-    var s: array<vec4f, 4>;
+    var s = array<vec4f, 4>();
     // Later rows see more.
     if (col0 < seen_blocks(sequence, min(row0 + TILE_ROWS, (sequence.y + params.query_block - 1u) / params.query_block) - 1u)) {
         for (var d0 = 0u; d0 < WIDTH4; d0 += DEPTH) {
             for (var at = thread; at < DEPTH * TILE_ROWS; at += WG) {
                 let d = d0 + at / TILE_ROWS;
                 let row = row0 + at % TILE_ROWS;
-                var q: vec4f;
+                var q = vec4f();
                 if (d < WIDTH4 && row < params.rows) {
                     q = load_query4(row_of(params.query, batch, head, row) + 4u * d, GATE_DIM - 4u * d);
                 }
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             for (var at = thread; at < DEPTH * TILE_COLS; at += WG) {
                 let d = d0 + at / TILE_COLS;
                 let col = col0 + at % TILE_COLS;
-                var k: vec4f;
+                var k = vec4f();
                 if (d < WIDTH4 && col < counted_cols(sequence)) {
                     k = load_key4(row_of(params.key, batch, head / params.heads, col) + 4u * d, GATE_DIM - 4u * d);
                 }

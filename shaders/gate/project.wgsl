@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let d = 4u * column;
             let number = first_block(p.batch) + p.row0 + r;
             let factor = norm_factor(r);
-            var x: vec4f;
+            var x = vec4f();
             for (var e = 0u; e < 4u; e++) {
                 x[e] = element(r, d + e) * norm_weight(d + e);
                 if (TURNS && d + e < GATE_DIM) {

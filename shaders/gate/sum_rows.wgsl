@@ -10,7 +10,7 @@ var<workgroup> parts: array<vec4f, WG>;
 @compute @workgroup_size(WG)
 fn main(@builtin(local_invocation_index) thread: u32) {
     let d = 4u * (thread % WIDTH4);
-    var sum: vec4f;
+    var sum = vec4f();
     for (var n = thread / WIDTH4; n < params.rows * params.heads * params.inner && thread < LANES * WIDTH4; n += LANES) {
         let head = n / params.inner;
         let row = row_of(params.x, head / params.heads, head % params.heads, n % params.inner);

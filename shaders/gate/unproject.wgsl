@@ -20,7 +20,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let r = row_of_part(thread, i);
         let row = p.row0 + r;
         if (r == NONE) { continue; }
-        var u: vec4f;
+        var u = vec4f();
         if (row < params.rows && exists(p.batch, row)) {
             let at = row_of(params.gradient, p.batch, p.head, row);
             for (var e = 0u; e < 4u; e++) {

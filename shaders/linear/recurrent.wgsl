@@ -20,7 +20,7 @@ var<workgroup> parts: array<vec4f, BATCH * WG>;
 fn absorb(w: Work, t: Token, lane: u32, column: u32) {
     let change = vec4f(change_of(gate_of(t)));
     let at = row_of_k(t);
-    var v: vec4f;
+    var v = vec4f();
     if (column < HEAD_DIM_V) { v = load_v4(row_of_v(t) + column, HEAD_DIM_V - column); }
     for (var i = 0u; i < PART; i++) {
         let d = lane + LANES * i;
@@ -33,7 +33,7 @@ fn absorb(w: Work, t: Token, lane: u32, column: u32) {
 // This thread's part of a token's result.
 fn read_out(t: Token, lane: u32) -> vec4f {
     let at = row_of_q(t);
-    var sum: vec4f;
+    var sum = vec4f();
     for (var i = 0u; i < PART; i++) {
         let d = lane + LANES * i;
         let inside = 4u * min(d, D4 - 1u);
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         for (var at = thread; at < count * QUADS; at += WG) {
             let quad = at % QUADS;
             let n = at / QUADS;
-            var sum: vec4f;
+            var sum = vec4f();
             for (var other = 0u; other < LANES; other++) { sum += parts[n * WG + other * QUADS + quad]; }
             let d = w.column + 4u * quad;
             if (d < HEAD_DIM_V) {

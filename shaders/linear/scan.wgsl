@@ -32,7 +32,7 @@ fn state_at(w: Work, n: u32, row: u32, column: u32) -> u32 {
 // Writes the state that segment n begins with; returns what its tokens leave, if that was computed.
 fn exchange(w: Work, n: u32, row: u32, column: u32, x: vec4f, known: bool) -> vec4f {
     let at = state_at(w, n, row, column);
-    var local: vec4f;
+    var local = vec4f();
     if (known) { local = load_states4(at, HEAD_DIM_V - column); }
     store_states4(at, HEAD_DIM_V - column, x);
     return local;

@@ -10,7 +10,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let w = segment_at(params.first.x + workgroup.z, head, 0u, column);
     if (at / columns < w.count) {
         let row = w.first + at / columns;
-        var sum: vec4f;
+        var sum = vec4f();
         for (var n = 0u; n < GROUP; n++) {
             sum += load_q4(row_of(params.q, w.batch, head * GROUP + n, row) + column, WIDTH - column);
         }

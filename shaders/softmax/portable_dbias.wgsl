@@ -71,7 +71,7 @@ fn add_rows(thread: u32) {
     let tc = thread % TC;
     let tr = thread / TC;
     for (var e = 0u; e < CT / 4u; e++) {
-        var x: vec4f;
+        var x = vec4f();
         for (var i = 0u; i < RT; i++) {
             x += vec4f(total[i][4u * e], total[i][4u * e + 1u], total[i][4u * e + 2u], total[i][4u * e + 3u]);
         }
@@ -80,7 +80,7 @@ fn add_rows(thread: u32) {
     workgroupBarrier();
     if (tr == 0u) {
         for (var e = 0u; e < CT / 4u; e++) {
-            var x: vec4f;
+            var x = vec4f();
             for (var r = 0u; r < BR / RT; r++) { x += tile_data[(r * TC + tc) * (CT / 4u) + e]; }
             for (var c = 0u; c < 4u; c++) { total[0][4u * e + c] = x[c]; }
         }

@@ -100,13 +100,14 @@ fn add_pairs(w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
-// Joins what a thread has of one cell, in registers: `high` of its rows, `wide` of its columns, both powers of two up to 8. The
+// Joins what a thread has of one cell, in registers: `high` of its rows, `wide` of its columns, powers of two up to 16 and 8. The
 // steps are written out, so that every index is known to the compiler.
 fn fold(high: u32, wide: u32) {
     for (var j = 0u; j < CT; j++) {
         if (high > 1u) { for (var i = 0u; i + 1u < RT; i += 2u) { found[i][j] = joined(found[i][j], found[i + 1u][j]); } }
         if (high > 2u) { for (var i = 0u; i + 2u < RT; i += 4u) { found[i][j] = joined(found[i][j], found[i + 2u][j]); } }
         if (high > 4u) { for (var i = 0u; i + 4u < RT; i += 8u) { found[i][j] = joined(found[i][j], found[i + 4u][j]); } }
+        if (high > 8u) { for (var i = 0u; i + 8u < RT; i += 16u) { found[i][j] = joined(found[i][j], found[i + 8u][j]); } }
     }
     for (var i = 0u; i < RT; i++) {
         if (wide > 1u) { for (var j = 0u; j + 1u < CT; j += 2u) { found[i][j] = joined(found[i][j], found[i][j + 1u]); } }

@@ -85,7 +85,7 @@ fn visit_of(w: Work) -> Visit {
     let dilation = space[DILATION].xyz;
     let group = w.tile / volume(boxes);
     let number = w.tile % volume(boxes);
-    var visit: Visit;
+    var visit = Visit();
     visit.place = vec3u(group / (dilation.y * dilation.z), group / dilation.z % dilation.y, group % dilation.z);
     visit.first = dot(visit.place, space[TOKENS].xyz);
     visit.n = (space[LENGTH].xyz - visit.place + dilation - 1u) / dilation;
@@ -139,7 +139,7 @@ fn col_token(visit: Visit, tile: Tile, c: u32) -> u32 {
 
 fn row_state(w: Work, visit: Visit, r: u32) -> Row {
     let at = row_at(visit, r);
-    var lo: vec3u;
+    var lo = vec3u();
     var len = vec3u(1u);
     for (var a = 0u; a < AXES; a++) {
         let range = row_ranges[r * AXES + a];

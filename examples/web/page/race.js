@@ -146,6 +146,8 @@ function draw() {
   byId("plot").innerHTML = some ? plot() : "";
 }
 
+const axis = (ms) => (ms >= 1000 ? `${Math.round(ms / 1000)} s` : `${ms >= 1 ? Math.round(ms) : ms.toPrecision(1)} ms`);
+
 // As wide as there is room for, so that letters keep their size.
 function plot() {
   const width = Math.max(320, byId("plot").clientWidth || 720);
@@ -162,7 +164,7 @@ function plot() {
   const parts = [];
   for (let ms = low; ms <= high * 1.01; ms *= 10) {
     parts.push(`<line class="grid" x1="${left}" x2="${width - right}" y1="${y(ms)}" y2="${y(ms)}"/>`);
-    parts.push(`<text x="${left - 6}" y="${y(ms) + 4}" text-anchor="end">${ms >= 1 ? Math.round(ms) : ms.toPrecision(1)} ms</text>`);
+    parts.push(`<text x="${left - 6}" y="${y(ms) + 4}" text-anchor="end">${axis(ms)}</text>`);
   }
   const every = narrow && n1 / n0 > 16 ? 4 : 2;
   for (let n = n0; n <= n1; n *= every) {

@@ -21,7 +21,7 @@ fn sum_gates(w: Work, n0: u32, count: u32, thread: u32) {
     if (thread == 0u) { running[0] = vec2u(); }
     if (thread < count) { running[thread + 1u] = exact(gate_of(token_at(w, n0 + thread))); }
     workgroupBarrier();
-    var sum: vec2u;
+    var sum = vec2u();
     for (var i = 0u; i < select(0u, thread + 1u, thread < count); i++) { sum = plus(sum, running[i + 1u]); }
     workgroupBarrier();
     if (thread < count) { running[thread + 1u] = sum; }
