@@ -126,6 +126,7 @@ fn write_cells(batch: u32, head: u32, query_part: u32, key_part: u32, thread: u3
     let height = reduction[0].x / high;
     let width = reduction[0].y / wide;
     let across = BC / reduction[0].y;
+    let rows = min(PASS, BR / high);
     // What a thread has of a cell that takes several passes.
     var carried = NOTHING;
     for (var pass0 = 0u; pass0 < BR / high; pass0 += PASS) {
@@ -138,8 +139,8 @@ fn write_cells(batch: u32, head: u32, query_part: u32, key_part: u32, thread: u3
             }
         }
         workgroupBarrier();
-        let down = min(height, PASS);
-        for (var cell = thread; cell < PASS / down * across; cell += WG) {
+        let down = min(height, rows);
+        for (var cell = thread; cell < rows / down * across; cell += WG) {
             let first = cell / across * down;
             var all = NOTHING;
             if (pass0 % height != 0u) { all = carried; }
