@@ -68,7 +68,7 @@ impl Caps {
     /// What a device with these limits and features can do.
     pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         Self {
-            adapter: info.name.clone(),
+            adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
             backend: info.backend,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
             kind: match info.device_type {

@@ -30,10 +30,10 @@ export function leave() {
 
 // Evenly spread over each family's cases, which go from plain to special.
 function chosen(kernels, all) {
-  const families = Map.groupBy(kernels.map((kernel, i) => ({ kernel, i })), ({ kernel }) => kernel);
-  return [...families].map(([name, cases]) => {
+  return [...new Set(kernels)].map((name) => {
+    const cases = kernels.flatMap((kernel, i) => (kernel === name ? [i] : []));
     const count = all ? cases.length : Math.min(SOME, cases.length);
-    const picked = Array.from({ length: count }, (_, n) => cases[Math.floor((n * cases.length) / count)].i);
+    const picked = Array.from({ length: count }, (_, n) => cases[Math.floor((n * cases.length) / count)]);
     return { name, cases: picked, of: cases.length, passed: 0, failed: 0, worst: 0, done: 0 };
   });
 }

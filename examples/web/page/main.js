@@ -56,12 +56,18 @@ async function start() {
 }
 
 // What a part throws is told, unless it comes of a device that is gone: then all starts again anyway.
+function failed(e) {
+  if (e?.name === "DeviceLost") return;
+  notice(`${e?.name}: ${e?.message}`);
+  console.error(e);
+}
+addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  failed(event.reason);
+});
+
 function enter() {
-  parts[shown].enter(gpu).catch((e) => {
-    if (e.name === "DeviceLost") return;
-    notice(`${e.name}: ${e.message}`);
-    console.error(e);
-  });
+  parts[shown].enter(gpu).catch(failed);
 }
 
 function show(name) {

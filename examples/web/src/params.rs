@@ -1,7 +1,7 @@
 //! Params as plain JavaScript objects: their types, and what they are in Rust.
 
 use crate::error::{Failure, Result};
-use js_sys::{Array, Object};
+use js_sys::{Array, ArrayBuffer, Object};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tsify::{Ts, Tsify};
@@ -307,7 +307,7 @@ where
 
 /// Whether every property, of objects within too, is declared.
 fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
-    let Some(object) = value.dyn_ref::<Object>() else { return Ok(()) };
+    let Some(object) = value.dyn_ref::<Object>().filter(|_| !ArrayBuffer::is_view(value)) else { return Ok(()) };
     for entry in Object::entries(object).iter() {
         let entry = Array::from(&entry);
         let name = entry.get(0).as_string().unwrap_or_default();

@@ -155,6 +155,7 @@ impl Visit<'_> {
             const g = await gpu.tensor([1, 1, 1, 1], Float32Array.of(-1));
             found.gated = [...await (await gated.forwardGated(one, one, one, g)).read()];
             const refused = async (make) => { try { await make(); return "taken"; } catch (e) { return `${e.name}: ${e.message}`; } };
+            found.taken = await refused(() => new FlashAttention(gpu, { alibiSlopes: Float32Array.of(0.5), window: { left: 3 } }));
             found.refused = [
                 await refused(() => new FlashAttention(gpu, { causl: "topLeft" })),
                 await refused(() => new FlashAttention(gpu, { scale: Infinity })),
@@ -184,6 +185,7 @@ impl Visit<'_> {
             found["shape"] == serde_json::json!([1, 1, 4, 2, "f16"]),
             &format!("shape and type: {}", found["shape"]),
         )?;
+        ensure(found["taken"] == "taken", &format!("slopes in a typed array: {}", found["taken"]))?;
         let words =
             ["causl", "scale is inf", "values.len() is 3", "1.5", "axes[0].window is 9", "k.shape", "score_mod[0]"];
         for (i, word) in words.into_iter().enumerate() {
