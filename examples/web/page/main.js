@@ -107,5 +107,5 @@ try {
   enter();
 } catch (e) {
   byId("adapter").textContent = "No GPU";
-  notice(e.name === "NoAdapter" || e.name === "NoDevice" ? `${WITHOUT}\n(${e.message})` : `${e.name}: ${e.message}`);
+  notice(e.name === "NoAdapter" || e.name === "NoDevice" ? `${WITHOUT}\n(${e.message.split(";")[0]})` : `${e.name}: ${e.message}`);
 }

@@ -12,6 +12,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// How long a page may take to load.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A browser with one page.
 pub struct Page {
     tab: Arc<Tab>,
@@ -50,7 +53,7 @@ impl Page {
         };
         let browser = Browser::new(options).map_err(failed("chromium"))?;
         let tab = browser.new_tab().map_err(failed("a new tab"))?;
-        tab.set_default_timeout(Duration::from_secs(60));
+        tab.set_default_timeout(PATIENCE);
         let complaints = Arc::new(Mutex::new(vec![]));
         let page = Self { tab, complaints, _browser: browser };
         page.listen()?;
@@ -60,7 +63,8 @@ impl Page {
     }
 
     pub fn go(&self, address: &str) -> Result<()> {
-        self.tab.navigate_to(address).and_then(|tab| tab.wait_until_navigated()).map_err(failed(address)).map(|_| ())
+        self.tab.navigate_to(address).map_err(failed(address))?;
+        self.until(address, "document.readyState === 'complete'", PATIENCE)
     }
 
     fn listen(&self) -> Result<()> {
@@ -157,7 +161,7 @@ impl Page {
         let start = Instant::now();
         while self.value(expression)? != Value::Bool(true) {
             if start.elapsed() > patience {
-                let notice = self.text("#notice")?;
+                let notice = self.text("#notice").unwrap_or_default();
                 return Err(format!("{what}: not within {} s; {notice} {:?}", patience.as_secs(), self.complaints()));
             }
             std::thread::sleep(Duration::from_millis(50));
