@@ -80,11 +80,11 @@ async function run(all) {
 
 function table(families) {
   const head = element("tr");
-  head.append(...["family", "passed", "failed", "of so many", "worst error"].map((text) => element("th", { textContent: text })));
+  head.append(...["family", "passed", "of", "failed", "worst error"].map((text) => element("th", { textContent: text })));
   const rows = families.map(({ name, cases, passed, failed, of, worst, done }) => {
     const row = element("tr");
     const mark = failed ? "✗ " : done === cases.length ? "✓ " : "";
-    const cells = [mark + name, passed, failed || "", of, done ? `${(100 * worst).toFixed(0)} %` : ""];
+    const cells = [mark + name, passed, of, failed || "", done ? `${(100 * worst).toFixed(0)} %` : ""];
     row.append(...cells.map((text) => element("td", { textContent: text })));
     row.className = failed ? "bad" : done === cases.length ? "good" : "";
     return row;

@@ -89,12 +89,12 @@ async function startCamera() {
 
 function stopCamera() {
   if (!camera) return;
-  camera.getTracks().forEach((track) => track.stop());
-  camera = null;
   // The last frame stays.
   const still = element("canvas", { width: source.videoWidth, height: source.videoHeight });
   still.getContext("2d").drawImage(source, 0, 0);
   source = still;
+  camera.getTracks().forEach((track) => track.stop());
+  camera = null;
   if (byId("camera")) byId("camera").textContent = "Camera";
 }
 
@@ -102,8 +102,8 @@ const refresh = latest(async () => {
   if (!gpu) return;
   const start = performance.now();
   const before = noisy(shrunk());
-  paint("before", before);
   const { colors, seconds, fresh } = await denoise(gpu, before);
+  paint("before", before);
   paint("after", { ...before, colors });
   const took = performance.now() - start;
   const what = `${before.width} × ${before.height} pixels, ${settings.window ** 2} neighbors each`;

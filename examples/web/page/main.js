@@ -107,5 +107,7 @@ try {
   enter();
 } catch (e) {
   byId("adapter").textContent = "No GPU";
+  document.querySelector("[role=tablist]").hidden = true;
+  names.forEach((name) => (byId(name).hidden = true));
   notice(e.name === "NoAdapter" || e.name === "NoDevice" ? `${WITHOUT}\n(${e.message.split(";")[0]})` : `${e.name}: ${e.message}`);
 }
