@@ -293,6 +293,8 @@ impl Visit<'_> {
             std::thread::sleep(Duration::from_millis(300));
             let width = self.number("document.documentElement.scrollWidth")?;
             ensure(width <= 390.0, &format!("{part} is {width} pixels wide on a phone of 390"))?;
+            let cut = self.page.value("(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('[role=tablist]'))")?;
+            ensure(cut == Value::Bool(false), "a phone cuts off the tabs")?;
             self.shot(&format!("phone-{part}"))?;
         }
         Ok(())
