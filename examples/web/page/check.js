@@ -80,7 +80,7 @@ async function run(all) {
 
 function table(families) {
   const head = element("tr");
-  head.append(...["family", "passed", "of", "failed", "worst error"].map((text) => element("th", { textContent: text })));
+  head.append(...["family", "passed", "of", "failed", "worst"].map((text) => element("th", { textContent: text })));
   const rows = families.map(({ name, cases, passed, failed, of, worst, done }) => {
     const row = element("tr");
     const mark = failed ? "✗ " : done === cases.length ? "✓ " : "";

@@ -295,6 +295,10 @@ impl Visit<'_> {
             ensure(width <= 390.0, &format!("{part} is {width} pixels wide on a phone of 390"))?;
             let cut = self.page.value("(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('[role=tablist]'))")?;
             ensure(cut == Value::Bool(false), "a phone cuts off the tabs")?;
+            let cut = self.page.value(
+                "(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('.scroll'))",
+            )?;
+            ensure(cut == Value::Bool(false), "a phone cuts off the table")?;
             self.shot(&format!("phone-{part}"))?;
         }
         Ok(())
