@@ -30,8 +30,16 @@ fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> String {
 }
 
 impl Page {
-    /// Opens an address, with WebGPU's software adapter if wanted.
+    /// Opens an address, with WebGPU's software adapter if wanted, and waits for it.
     pub fn open(chromium: &Path, address: &str, webgpu: bool) -> Result<Self> {
+        let page = Self::blank(chromium, webgpu)?;
+        page.start(address)?;
+        page.until(address, "document.readyState === 'complete'", PATIENCE)?;
+        Ok(page)
+    }
+
+    /// An empty page.
+    pub fn blank(chromium: &Path, webgpu: bool) -> Result<Self> {
         let mut arguments = vec![
             "--disable-component-update",
             "--disable-quic",
@@ -58,13 +66,12 @@ impl Page {
         let page = Self { tab, complaints, _browser: browser };
         page.listen()?;
         page.size(1200, 900)?;
-        page.go(address)?;
         Ok(page)
     }
 
-    pub fn go(&self, address: &str) -> Result<()> {
-        self.tab.navigate_to(address).map_err(failed(address))?;
-        self.until(address, "document.readyState === 'complete'", PATIENCE)
+    /// Goes to an address.
+    pub fn start(&self, address: &str) -> Result<()> {
+        self.tab.navigate_to(address).map_err(failed(address)).map(|_| ())
     }
 
     fn listen(&self) -> Result<()> {

@@ -19,8 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub fn compile(folder: &Path, chromium: &Path) -> Result<()> {
     let shaders = read(folder)?;
     let (server, address) = serve::open(0)?;
-    let _page = Page::open(chromium, &address, true)?;
-    judge(&answer(&server, &shaders)?, &shaders)
+    let page = Page::blank(chromium, true)?;
+    let report = std::thread::scope(|scope| {
+        let answered = scope.spawn(|| answer(&server, &shaders));
+        page.start(&address)?;
+        answered.join().unwrap_or_else(|_| Err("the server panicked".into()))
+    });
+    judge(&report?, &shaders)
 }
 
 /// Every shader, by file name.
