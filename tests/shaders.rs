@@ -45,7 +45,7 @@ fn variables_begin_with_a_value() {
 fn no_naga_and_no_wgpu_core_on_the_web() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["tree", "--package=wgpu-attention-web", "--target=wasm32-unknown-unknown", "--edges=normal"];
-    let all = ["--features=catalogue", "--prefix=none", "--format={p}", "--offline"];
+    let all = ["--features=catalogue", "--prefix=none", "--format={p}"];
     let tree = Command::new(cargo).args(arguments).args(all).output().expect("cargo runs");
     let text = String::from_utf8_lossy(&tree.stdout);
     let packages: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
