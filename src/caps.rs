@@ -109,15 +109,17 @@ impl Caps {
         self.backend == wgpu::Backend::BrowserWebGpu
     }
 
+    /// A browser's own software adapter: SwiftShader.
+    pub(crate) fn is_software_in_browser(&self) -> bool {
+        self.kind == AdapterKind::Software && self.backend == wgpu::Backend::BrowserWebGpu
+    }
+
     /// The same with less workgroup memory where compiling for more takes longer than the work on [.., queries, keys]: a browser's
     /// software adapter writes each word's zero as an instruction, which for 16 KiB are 1.4 s.
     pub(crate) fn for_attention(&self, [.., queries, keys]: [usize; 4]) -> Self {
         let little = queries.saturating_mul(keys) < 1 << 20;
-        let memory = match little && self.wants_unrolled() && self.kind == AdapterKind::Software {
-            true => self.workgroup_memory.min(6 << 10),
-            false => self.workgroup_memory,
-        };
-        Self { workgroup_memory: memory, ..self.clone() }
+        let most = if little && self.is_software_in_browser() { 6 << 10 } else { u32::MAX };
+        Self { workgroup_memory: self.workgroup_memory.min(most), ..self.clone() }
     }
 
     /// Workgroups that it works on at the same time, about: fewer in one submit take as long.

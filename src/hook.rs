@@ -16,6 +16,8 @@ use crate::{Caps, DType, Error, Gpu, Result, Tensor, dispatch::check_device};
 /// sequence, and the lengths of the two. `source` may hold constants, types and helper functions beside the entry; each
 /// hook's source stands alone, and a text that several share is taken once.
 ///
+/// Give variables a value where they are declared: a browser was seen to leave `var sum: f32;` as it was from one call to the next.
+///
 /// Shaders with a hook keep their bounds checks: a read outside of a buffer gives zero or some element of it, and nothing
 /// else of the device's memory. A source without loops costs less than one with: loops of a caller's are guarded against
 /// never ending, and the guard slows all loops of the shader.

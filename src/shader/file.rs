@@ -8,7 +8,11 @@ macro_rules! files {
         #[cfg(target_arch = "wasm32")]
         pub(crate) const $name: &str = {
             const TEXT: &[u8] = include_bytes!(concat!("../../shaders/", $path));
-            const CODE: [u8; code_length(TEXT)] = code(TEXT);
+            const CODE: [u8; code(TEXT, &mut [])] = {
+                let mut code = [0; code(TEXT, &mut [])];
+                self::code(TEXT, &mut code);
+                code
+            };
             match str::from_utf8(&CODE) {
                 Ok(code) => code,
                 Err(_) => panic!("a comment ends between characters"),
@@ -38,43 +42,33 @@ const fn at(before: At, text: &[u8], i: usize) -> At {
     }
 }
 
-/// Bytes of a WGSL text without comments and indents.
+/// The length of a WGSL text without comments and indents; the text itself where `into` has room for it. Lines keep their numbers.
 #[cfg(any(test, target_arch = "wasm32"))]
-const fn code_length(text: &[u8]) -> usize {
+const fn code(text: &[u8], into: &mut [u8]) -> usize {
     let (mut i, mut length, mut now) = (0, 0, At::Indent);
     while i < text.len() {
         now = at(now, text, i);
-        length += (matches!(now, At::Code) || text[i] == b'\n') as usize;
+        if matches!(now, At::Code) || text[i] == b'\n' {
+            if length < into.len() {
+                into[length] = text[i];
+            }
+            length += 1;
+        }
         i += 1;
     }
     length
 }
 
-/// A WGSL text without comments and indents; lines keep their numbers.
-#[cfg(any(test, target_arch = "wasm32"))]
-const fn code<const LENGTH: usize>(text: &[u8]) -> [u8; LENGTH] {
-    let mut code = [0; LENGTH];
-    let (mut i, mut length, mut now) = (0, 0, At::Indent);
-    while i < text.len() {
-        now = at(now, text, i);
-        if matches!(now, At::Code) || text[i] == b'\n' {
-            code[length] = text[i];
-            length += 1;
-        }
-        i += 1;
-    }
-    code
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{code, code_length};
+    use super::code;
 
     #[test]
     fn code_is_what_is_not_comment() {
         const TEXT: &[u8] = "// Σ\n  let a = b / c; // d\n\n / e//".as_bytes();
-        const CODE: [u8; code_length(TEXT)] = code(TEXT);
-        assert_eq!(str::from_utf8(&CODE), Ok("\nlet a = b / c; \n\n/ e"));
+        let mut found = [0; code(TEXT, &mut [])];
+        code(TEXT, &mut found);
+        assert_eq!(str::from_utf8(&found), Ok("\nlet a = b / c; \n\n/ e"));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::tiles::Tiles;
 use super::{
-    AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan, AttentionPrepared, AttentionShapes,
-    BackwardPrepared, BackwardShapes, Order,
+    AttentionInputs, AttentionParams, AttentionPlan, AttentionPrepared, AttentionShapes, BackwardPrepared,
+    BackwardShapes, Order,
 };
 #[cfg(doc)]
 use crate::Error;
@@ -120,22 +120,6 @@ fn check_devices(gpu: &Gpu, inputs: &AttentionInputs<'_>) -> Result<()> {
         ("cu_seqlens_k", inputs.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
     ];
     all.into_iter().try_for_each(|(name, tensor)| tensor.map_or(Ok(()), |tensor| check_device(name, tensor, gpu)))
-}
-
-impl AttentionPrepared {
-    /// Output and log-sum-exp in buffers of their own.
-    async fn forward(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
-        let (gpu, shapes) = (inputs.q.gpu(), AttentionShapes::of_inputs(inputs));
-        let out = Tensor::empty(gpu, shapes.out).await?;
-        let lse = Tensor::empty(gpu, shapes.lse).await?;
-        let verdict = self.submit_slices(inputs, &AttentionOutputs { out: &out, lse: &lse }).await?;
-        let blocks = inputs.block_mask.map_or([None, None], BlockMask::tensors);
-        let judged = |tensor: Tensor| {
-            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
-            blocks.into_iter().flatten().fold(tensor, Tensor::under_all)
-        };
-        Ok((judged(out), judged(lse)))
-    }
 }
 
 /// What was prepared for the last few shapes, the oldest first.

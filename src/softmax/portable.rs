@@ -1,6 +1,6 @@
 //! The softmax engine that flash, block-sparse and neighborhood attention share: its variants and their tile sizes.
 
-use crate::{AdapterKind, Caps, Result};
+use crate::{Caps, Result};
 
 /// Tile sizes of the `portable` engine; `shaders/softmax/portable.wgsl` says what each means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Portable {
         // thread idle while it accumulates.
         let (rows, cols, row_part, col_part) = match value_dim {
             // SwiftShader fetches from workgroup memory word by word: the more sums for each, the better.
-            0..=64 if caps.kind == AdapterKind::Software && caps.wants_unrolled() => (64, 64, 16, 8),
+            0..=64 if caps.is_software_in_browser() => (64, 64, 16, 8),
             0..=32 => (64, 64, 4, 8),
             33..=64 => (64, 64, 8, 4),
             65..=96 => (64, 64, 4, 8),
@@ -126,6 +126,7 @@ impl std::fmt::Display for Portable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AdapterKind;
 
     #[test]
     fn every_width_fits_core_webgpu() {

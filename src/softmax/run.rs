@@ -88,6 +88,19 @@ impl AttentionPrepared {
         self.submit_slices(inputs, outputs).await.map(|_| ())
     }
 
+    /// Output and log-sum-exp in buffers of their own.
+    pub(super) async fn forward(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let out = Tensor::empty(self.stage.gpu(), self.shapes.out.clone()).await?;
+        let lse = Tensor::empty(self.stage.gpu(), self.shapes.lse.clone()).await?;
+        let verdict = self.submit_slices(inputs, &AttentionOutputs { out: &out, lse: &lse }).await?;
+        let blocks = inputs.block_mask.map_or([None, None], BlockMask::tensors);
+        let judged = |tensor: Tensor| {
+            let tensor = verdict.iter().cloned().fold(tensor, Tensor::under);
+            blocks.into_iter().flatten().fold(tensor, Tensor::under_all)
+        };
+        Ok((judged(out), judged(lse)))
+    }
+
     /// The same, with what was found wrong in offsets on the GPU.
     pub(super) async fn submit_slices(
         &self,

@@ -33,6 +33,8 @@ enum Task {
     },
     /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
     Browser,
+    /// Show a page of a folder in headless Chromium, and print what it writes: for pages that measure.
+    Page { folder: PathBuf, name: String },
     /// Build the web example and serve it.
     Web {
         /// Write the static files to this folder instead of serving them.
@@ -55,13 +57,12 @@ type Result<T> = std::result::Result<T, String>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Check { options } => check(&options),
-        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| all_tests().into_iter().try_for_each(run)),
+        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| run_all(all_tests())),
         Task::Test { matrix: true } => matrix(),
-        Task::Browser => browser_compiles().and_then(|all| all.into_iter().try_for_each(run)),
+        Task::Browser => browser_compiles().and_then(run_all),
+        Task::Page { folder, name } => page(&folder, &name),
         Task::Web { out: Some(out), .. } => web_target().and_then(|()| run(build_web(&out))),
-        Task::Web { test: true, all, .. } => {
-            web_target().and_then(|()| web_tests(all)).and_then(|all| all.into_iter().try_for_each(run))
-        }
+        Task::Web { test: true, all, .. } => web_target().and_then(|()| web_tests(all)).and_then(run_all),
         Task::Web { port, .. } => {
             web_target().and_then(|()| run(build_web(&web_folder()).arg(format!("--serve={port}"))))
         }
@@ -194,6 +195,12 @@ fn build_web(out: &Path) -> Command {
     command
 }
 
+fn page(folder: &Path, name: &str) -> Result<()> {
+    let mut command = browser(&["page"]);
+    command.arg(std::path::absolute(folder).unwrap_or_else(|_| folder.into()));
+    run(command.arg(drivers::chromium()?).arg(name))
+}
+
 /// Builds the web example and drives it.
 fn web_tests(all: bool) -> Result<Vec<Command>> {
     let mut drive = browser(&["test"]);
@@ -225,6 +232,10 @@ fn cargo(arguments: &[&str]) -> Command {
         command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
     }
     command
+}
+
+fn run_all(commands: Vec<Command>) -> Result<()> {
+    commands.into_iter().try_for_each(run)
 }
 
 /// Shows the command, runs it, and fails if it fails.

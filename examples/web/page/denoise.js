@@ -3,7 +3,7 @@
 // for a part that all keys share. Values are colors.
 
 import { NeighborhoodAttention } from "./wgpu_attention.js";
-import { byId, controls, element, latest, milliseconds } from "./ui.js";
+import { byId, chance, controls, element, isSoftware, latest, milliseconds } from "./ui.js";
 import { landscape } from "./picture.js";
 
 const PATCH = 3;
@@ -12,14 +12,14 @@ const NUMBERS = 3 * PATCH * PATCH; // of a patch; with the 1 it is 28, a multipl
 let gpu = null;
 let source = null; // a canvas or a video
 let camera = null; // its stream
-let settings = { size: 192, window: 9, noise: 20, strength: 1 };
+let settings = { size: 0, window: 9, noise: 20, strength: 1 };
 let kept = null; // the kernel for a size and settings
 let frames = [];
 
 export async function enter(device) {
   gpu = device;
   kept = null;
-  if (gpu.device.adapterInfo?.isFallbackAdapter) settings.size = Math.min(settings.size, 192);
+  settings.size ||= isSoftware(gpu.device) ? 192 : 384;
   source ??= landscape(480, 320);
   build();
   await refresh();
@@ -137,11 +137,7 @@ function shrunk() {
 // With noise of that standard deviation (of 255), always the same.
 function noisy(picture) {
   if (!settings.noise) return picture;
-  let seed = 1;
-  const random = () => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-    return (seed + 1) / 4294967297;
-  };
+  const random = chance(1);
   const colors = picture.colors.map((x) =>
     x + (settings.noise / 255) * Math.sqrt(-2 * Math.log(random())) * Math.cos(2 * Math.PI * random()));
   return { ...picture, colors };

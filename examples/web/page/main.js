@@ -1,7 +1,7 @@
 // The page: its tabs, and the device that they share.
 
 import init, { Gpu } from "./wgpu_attention.js";
-import { byId } from "./ui.js";
+import { adapterName, byId } from "./ui.js";
 import * as see from "./see.js";
 import * as denoise from "./denoise.js";
 import * as race from "./race.js";
@@ -30,17 +30,11 @@ function notice(text) {
   byId("notice").hidden = !text;
 }
 
-function describe(device) {
-  const { vendor, architecture, description, isFallbackAdapter } = device.adapterInfo ?? {};
-  const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an adapter that does not say its name";
-  return isFallbackAdapter ? `${name} (software)` : name;
-}
-
 // The device, and a new one whenever it is lost.
 async function start() {
   gpu = await Gpu.request();
   const { device } = gpu;
-  byId("adapter").textContent = describe(device);
+  byId("adapter").textContent = adapterName(device);
   device.lost.then(async ({ message }) => {
     notice(`The GPU was lost (${message || "no reason given"}). Starting again …`);
     parts[shown]?.leave();

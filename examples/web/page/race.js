@@ -2,7 +2,7 @@
 
 import { BlockMask, BlockSparseAttention, FlashAttention, LinearAttention, NeighborhoodAttention } from "./wgpu_attention.js";
 import { UnfusedAttention } from "./unfused.js";
-import { byId, milliseconds } from "./ui.js";
+import { adapterName, byId, chance, isSoftware, milliseconds } from "./ui.js";
 
 const HEADS = 4;
 const WIDTH = 64;
@@ -58,20 +58,18 @@ export function leave() {
 // Blocks by chance, and always a row's own.
 function sparse(gpu, n) {
   const blocks = Math.ceil(n / BLOCK);
-  let seed = 7;
+  const random = chance(7);
   const chosen = Uint8Array.from({ length: HEADS * blocks * blocks }, (_, at) => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
     const own = at % blocks === Math.floor(at / blocks) % blocks;
-    return own || seed / 4294967296 < KEPT ? 1 : 0;
+    return random() <= KEPT || own ? 1 : 0;
   });
   return BlockMask.fromArray(gpu, 1, HEADS, n, n, BLOCK, chosen);
 }
 
 async function run() {
   const device = gpu;
-  const software = device.device.adapterInfo?.isFallbackAdapter;
   // How long one run may take, and how long a measurement should at least.
-  const [most, least] = software ? [0.4, 0.02] : [0.25, 0.03];
+  const [most, least] = isSoftware(device.device) ? [0.4, 0.02] : [0.25, 0.03];
   results = RUNNERS.map(({ name, color, dash }) => ({ name, color, dash, points: [], why: "" }));
   const going = () => running && gpu === device;
   for (let n = FROM; n <= UP_TO && going() && results.some((result) => !result.why); n *= 2) {
@@ -120,13 +118,12 @@ function finish() {
 }
 
 function text() {
-  const { adapterInfo, limits, features } = gpu.device;
-  const { vendor, architecture, description, isFallbackAdapter } = adapterInfo ?? {};
+  const { limits, features } = gpu.device;
   const lengths = [...new Set(results.flatMap(({ points }) => points.map(({ n }) => n)))].sort((a, b) => a - b);
   const cell = (result, n) => result.points.find((point) => point.n === n)?.ms.toPrecision(3) ?? (n > FROM ? "–" : "");
   return [
     `wgpu-attention, milliseconds, 1 × ${HEADS} heads × tokens × ${WIDTH}, f32`,
-    `adapter: ${[vendor, architecture, description].filter(Boolean).join(" ")}${isFallbackAdapter ? " (software)" : ""}`,
+    `adapter: ${adapterName(gpu.device)}`,
     `limits: workgroup memory ${limits.maxComputeWorkgroupStorageSize}, invocations ${limits.maxComputeInvocationsPerWorkgroup}, ` +
       `storage buffers ${limits.maxStorageBuffersPerShaderStage}, binding ${limits.maxStorageBufferBindingSize}`,
     `clock: ${features.has("timestamp-query") ? "the GPU's timestamps" : "submit to done"}`,
@@ -141,7 +138,6 @@ function text() {
 function draw() {
   const some = results.some(({ points }) => points.length);
   byId("race-copy").disabled = byId("race-text").hidden = !some;
-  byId("race-copy").disabled = !some;
   if (some && gpu) byId("race-text").textContent = text();
   byId("plot").innerHTML = some ? plot() : "";
 }

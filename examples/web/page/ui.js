@@ -43,6 +43,25 @@ export const element = (name, properties = {}) => Object.assign(document.createE
 
 export const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
 
+// Whether the processor does the GPU's work.
+export const isSoftware = (device) => Boolean(device.adapterInfo?.isFallbackAdapter);
+
+// Vendor, architecture and description, as far as the browser tells them.
+export function adapterName(device) {
+  const { vendor, architecture, description } = device.adapterInfo ?? {};
+  const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an adapter that does not say its name";
+  return isSoftware(device) ? `${name} (software)` : name;
+}
+
+// Numbers above 0 and at most 1 by chance, always the same.
+export function chance(seed) {
+  let state = seed;
+  return () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return (state + 1) / 4294967296;
+  };
+}
+
 // One after another: while one runs, only the last of those that were asked for waits.
 export function latest(work) {
   let running = null;

@@ -31,8 +31,9 @@ impl BlockMask {
         let gpu = gpu.0.clone();
         promise(async move {
             let grid = BlockGrid { batch, heads, queries, keys, block: [block, block] };
-            let [rows, cols] = [queries, keys].map(|n| n.checked_div(block).map_or(0, |_| n.div_ceil(block)));
-            let count = batch * heads * rows * cols;
+            grid.check()?;
+            let [rows, cols] = grid.blocks();
+            let count = [batch, heads, rows, cols].into_iter().fold(1, usize::saturating_mul);
             if chosen.len() != count {
                 return Err(Failure::argument(
                     "chosen.length",

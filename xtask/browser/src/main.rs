@@ -2,6 +2,7 @@
 
 mod build;
 mod page;
+mod peer;
 mod serve;
 mod shaders;
 mod tests;
@@ -30,6 +31,8 @@ enum Task {
         #[arg(long)]
         serve: Option<u16>,
     },
+    /// Show a page of a folder in Chromium, and print what it writes.
+    Page { folder: PathBuf, chromium: PathBuf, name: String },
     /// Drive the built example in Chromium.
     Test {
         folder: PathBuf,
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
             Some(port) => serve::forever(&out, port),
             None => Ok(()),
         }),
+        Task::Page { folder, chromium, name } => peer::run(&folder, &chromium, &name),
         Task::Test { folder, chromium, screenshots, all } => tests::run(&folder, &chromium, &screenshots, all),
     };
     match done {

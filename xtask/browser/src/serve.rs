@@ -19,8 +19,19 @@ pub fn forever(folder: &Path, port: u16) -> Result<()> {
     Ok(())
 }
 
+/// Serves while something is done with the address.
+pub fn during<R>(folder: &Path, work: impl FnOnce(&str) -> Result<R>) -> Result<R> {
+    let (server, address) = open(0)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| serve(&server, folder));
+        let done = work(&address);
+        server.unblock();
+        done
+    })
+}
+
 /// Answers until the server is unblocked.
-pub fn serve(server: &Server, folder: &Path) {
+fn serve(server: &Server, folder: &Path) {
     for request in server.incoming_requests() {
         answer(request, folder);
     }
@@ -41,7 +52,7 @@ fn content_type(name: &str) -> Header {
     let kind = match name.rsplit('.').next() {
         Some("html") => "text/html",
         Some("css") => "text/css",
-        Some("js") => "text/javascript",
+        Some("js" | "mjs") => "text/javascript",
         Some("wasm") => "application/wasm",
         _ => "text/plain",
     };

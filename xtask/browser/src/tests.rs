@@ -21,13 +21,9 @@ struct Visit<'a> {
 /// Drives the files of `folder`. `all`: every case of the catalogue instead of some of each family.
 pub fn run(folder: &Path, chromium: &Path, screenshots: &Path, all: bool) -> Result<()> {
     std::fs::create_dir_all(screenshots).map_err(of_file(screenshots))?;
-    let (server, address) = serve::open(0)?;
-    std::thread::scope(|scope| {
-        scope.spawn(|| serve::serve(&server, folder));
-        let done =
-            visit(chromium, screenshots, &address, all).and_then(|()| without_webgpu(chromium, screenshots, &address));
-        server.unblock();
-        done
+    serve::during(folder, |address| {
+        visit(chromium, screenshots, address, all)?;
+        without_webgpu(chromium, screenshots, address)
     })
 }
 
