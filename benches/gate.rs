@@ -9,10 +9,9 @@ use pollster::block_on;
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, normal};
 use wgpu_attention::{
-    AdapterKind, AttentionInputs, AttentionPrepared, AttentionShapes, BlockMask, BlockSparseAttention,
-    BlockSparseParams, Causal, DType, FlashParams, Gpu, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
-    SeerDecodeWeights, SeerGate, SeerGateInputs, SeerGateOutputs, SeerGateParams, SeerGatePrepared, SeerGateShapes,
-    Selector, Tensor,
+    AdapterKind, AttentionInputs, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType, FlashParams, Gpu,
+    Layout, Prepared, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeWeights, SeerGate,
+    SeerGateInputs, SeerGateParams, Selector, Shapes, Tensor,
 };
 
 /// A gate, and attention over what it chooses.
@@ -21,9 +20,9 @@ struct Gated<'a> {
     gpu: &'a Gpu,
     dense: &'a Timed,
     wk: &'a Tensor,
-    gate: SeerGatePrepared,
+    gate: Prepared,
     mask: BlockMask,
-    attention: AttentionPrepared,
+    attention: Prepared,
     /// The share of causal blocks that are not chosen.
     sparsity: f64,
 }
@@ -34,15 +33,17 @@ impl<'a> Gated<'a> {
         let inputs = SeerGateInputs::new(attention.q, attention.k, wk);
         let gate = SeerGate::new(gpu, params.clone()).expect("valid params");
         let mask = gate.forward(&inputs).await.expect("a GPU that works");
-        let (chosen, [rows, cols]) = (mask.read().await.expect("a mask"), mask.shape().blocks);
+        let chosen = mask.read().await.expect("a mask");
+        let ([_, _, queries, _], [_, _, keys, _]) = (attention.q.shape(), attention.k.shape());
+        let (rows, cols) = (queries.div_ceil(params.block[0]), keys.div_ceil(params.block[1]));
         let causal = (chosen.len() / cols) * (rows + 1) / 2;
         let sparsity = 1.0 - chosen.iter().filter(|&&chosen| chosen).count() as f64 / causal as f64;
-        let to = SeerGateOutputs { chosen: mask.chosen().expect("a mask of lists"), logits: None, scores: None };
-        let gate = gate.prepare(&SeerGateShapes::of(&params, &inputs, &to)).await.expect("valid shapes");
+        let to = [("chosen", mask.chosen().expect("a mask of lists"))];
+        let gate = gate.prepare(&Shapes::of((&inputs, to))).await.expect("valid shapes");
         let sparse = BlockSparseParams { causal: params.causal, ..BlockSparseParams::default() };
         let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
         let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
-        let attention = sparse.prepare(&AttentionShapes::of(&inputs, &outputs)).await.expect("valid shapes");
+        let attention = sparse.prepare(&Shapes::of((&inputs, &outputs))).await.expect("valid shapes");
         let name = format!("{name}, sparsity {sparsity:.3}");
         Self { name, gpu, dense, wk, gate, mask, attention, sparsity }
     }
@@ -50,14 +51,13 @@ impl<'a> Gated<'a> {
     fn seconds(&self, gate: bool, attention: bool) -> f64 {
         let (inputs, outputs) = self.dense.arguments();
         let gated = SeerGateInputs::new(inputs.q, inputs.k, self.wk);
-        let chosen = self.mask.chosen().expect("a mask of lists");
-        let to = SeerGateOutputs { chosen, logits: None, scores: None };
+        let to = [("chosen", self.mask.chosen().expect("a mask of lists"))];
         let sparse = AttentionInputs { block_mask: Some(&self.mask), ..inputs };
         let time = self.gpu.time(|pass| {
             if gate {
-                self.gate.encode_in(pass, &gated, &to)?;
+                self.gate.encode_in(pass, (&gated, to))?;
             }
-            if attention { self.attention.encode_in(pass, &sparse, &outputs) } else { Ok(()) }
+            if attention { self.attention.encode_in(pass, (&sparse, &outputs)) } else { Ok(()) }
         });
         block_on(time).expect("a GPU that works").seconds
     }
@@ -140,18 +140,22 @@ async fn decoding(gpu: &Gpu) {
     let params = SeerDecodeGateParams { selector: Selector::Budget(budget), ..SeerDecodeGateParams::default() };
     let gate = SeerDecodeGate::new(gpu, params).expect("valid params");
     let inputs = SeerDecodeInputs { q: attention.q, compressed: &compressed, seqlens_k: &[n], keys: n };
-    let (step, mask) = gate.prepare(&weights, &inputs).await.expect("valid tensors");
+    let grid = gate.grid(&inputs);
+    let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, grid.shape())).await.expect("memory for the mask");
+    let of_step = (&weights, inputs, [("chosen", &chosen)]);
+    let step = gate.prepare(&Shapes::of(of_step)).await.expect("valid tensors");
+    let mask = BlockMask::from_bits(gpu, grid, &chosen, None).expect("a bitmap of the grid's shape");
     let sparse = BlockSparseParams { causal: Some(Causal::BottomRight), ..BlockSparseParams::default() };
     let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
     let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
-    let prepared = sparse.prepare(&AttentionShapes::of(&inputs, &outputs)).await.expect("valid shapes");
+    let prepared = sparse.prepare(&Shapes::of((&inputs, &outputs))).await.expect("valid shapes");
     println!("  {}", prepared.plan());
     let time = |gate: bool, attention: bool| {
         let time = gpu.time(|pass| {
             if gate {
-                step.encode_in(pass)?;
+                step.encode_in(pass, of_step)?;
             }
-            if attention { prepared.encode_in(pass, &inputs, &outputs) } else { Ok(()) }
+            if attention { prepared.encode_in(pass, (&inputs, &outputs)) } else { Ok(()) }
         });
         block_on(time).expect("a GPU that works").seconds
     };

@@ -1,5 +1,6 @@
 //! Linear attention on the GPU: tokens per second at a constant number of tokens, beside this crate's own causal flash attention; the
-//! three ways beside one another; decoding in place beside a copy of the state. `cargo bench --features catalogue --bench linear`.
+//! three algorithms beside one another; decoding in place beside a copy of the state.
+//! `cargo bench --features catalogue --bench linear`.
 
 mod common;
 
@@ -8,7 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, LinearCase, ReadyLinear};
-use wgpu_attention::{AdapterKind, Causal, FlashParams, Gpu, LinearParams, LinearWay};
+use wgpu_attention::{AdapterKind, Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams};
 
 /// Sizes to measure.
 struct Sizes {
@@ -45,9 +46,9 @@ fn sizes(gpu: &Gpu) -> Sizes {
     }
 }
 
-fn case(batch: usize, heads: usize, tokens: usize, dim: usize, way: Option<LinearWay>) -> LinearCase {
+fn case(batch: usize, heads: usize, tokens: usize, dim: usize, algorithm: Option<LinearAlgorithm>) -> LinearCase {
     let slopes = Some(LinearParams::retnet_slopes(heads));
-    let params = LinearParams { slopes, way, ..LinearParams::default() };
+    let params = LinearParams { slopes, algorithm, ..LinearParams::default() };
     LinearCase { batch, heads: [heads; 3], tokens, dims: (dim, dim), params, ..LinearCase::default() }
 }
 
@@ -67,7 +68,7 @@ fn bench(criterion: &mut Criterion) {
     eprintln!("{}", gpu.caps());
     let sizes = sizes(&gpu);
     lengths(criterion, &gpu, &sizes);
-    ways(&gpu, &sizes);
+    algorithms(&gpu, &sizes);
     decoding(&gpu, &sizes);
 }
 
@@ -122,19 +123,19 @@ fn lengths(criterion: &mut Criterion, gpu: &Gpu, sizes: &Sizes) {
     }
 }
 
-/// Each way by the number of tokens, for one sequence and for many.
-fn ways(gpu: &Gpu, sizes: &Sizes) {
+/// Each algorithm by the number of tokens, for one sequence and for many.
+fn algorithms(gpu: &Gpu, sizes: &Sizes) {
     let Sizes { heads, dim, .. } = *sizes;
     let longest = sizes.tokens.iter().copied().max().unwrap_or(1) / 4;
     let lengths = [1, 4, 8, 16, 24, 32, 64, 256, 1024, longest].into_iter().filter(|&tokens| tokens <= longest);
     for tokens in lengths {
         for batch in [1, 16] {
             let all = [
-                ("token by token", LinearWay::Recurrent),
-                ("one pass", LinearWay::OnePass),
-                ("three passes", LinearWay::ThreePass),
+                ("token by token", LinearAlgorithm::Recurrent),
+                ("one pass", LinearAlgorithm::OnePass),
+                ("three passes", LinearAlgorithm::ThreePass),
             ]
-            .map(|(name, way)| (name, ready(gpu, &case(batch, heads, tokens, dim, Some(way)))));
+            .map(|(name, algorithm)| (name, ready(gpu, &case(batch, heads, tokens, dim, Some(algorithm)))));
             let runs = all.each_ref().map(|(name, ready)| (*name, || seconds(gpu, ready)));
             let named = runs.each_ref().map(|(name, run)| (*name, run as &dyn Fn() -> f64));
             ratios(&format!("B {batch} H {heads} D {dim}, T {tokens}"), &named);

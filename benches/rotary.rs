@@ -7,7 +7,7 @@ use common::{Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, Case, CasePositions, RotaryCase};
-use wgpu_attention::{AdapterKind, DType, Gpu, RotaryDirection, RotaryPairs, RotaryParams};
+use wgpu_attention::{AdapterKind, DType, Gpu, RotaryParams};
 
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
@@ -17,19 +17,19 @@ fn bench(criterion: &mut Criterion) {
         AdapterKind::Software => (8, 2048, 64),
         _ => (32, 8192, 128),
     };
-    let case = |pairs, positions| RotaryCase {
+    let case = |interleaved, positions| RotaryCase {
         shape: [1, heads, n, d],
-        params: RotaryParams { pairs, ..RotaryParams::default() },
-        direction: RotaryDirection::Forward,
+        params: RotaryParams { interleaved, ..RotaryParams::default() },
+        backward: false,
         positions,
         dtypes: [DType::F32; 2],
         strided: false,
         seed: 1,
     };
     let cases = [
-        ("half-split", case(RotaryPairs::HalfSplit, CasePositions::Counted(0, 1))),
-        ("interleaved", case(RotaryPairs::Interleaved, CasePositions::Counted(0, 1))),
-        ("positions given", case(RotaryPairs::HalfSplit, CasePositions::Given(1 << 20, true))),
+        ("half-split", case(false, CasePositions::Counted(0, 1))),
+        ("interleaved", case(true, CasePositions::Counted(0, 1))),
+        ("positions given", case(false, CasePositions::Given(1 << 20, true))),
     ];
     let time = |case: &RotaryCase| pollster::block_on(case.time(&gpu)).expect("a GPU that works").seconds;
     let size = format!("H {heads} N {n} D {d}");

@@ -13,7 +13,7 @@ use std::error::Error as AnyError;
 use std::time::Instant;
 use wgpu_attention::{
     AttentionInputs, BlockSparseAttention, BlockSparseParams, Causal, DType, Error, FlashAttention, FlashParams, Gpu,
-    Positions, Rotary, RotaryParams, SeerGate, SeerGateInputs, SeerGateParams, SeerLoss, Selector, Tensor,
+    Positions, Rotary, RotaryParams, SeerGate, SeerGateInputs, SeerGateParams, Selector, Tensor,
 };
 
 /// Sequences of a step, heads, tokens of a block, blocks of a sequence, width of a head, topics.
@@ -181,7 +181,7 @@ impl Trainer {
         let inputs = SeerGateInputs { wq: Some(&wq), ..SeerGateInputs::new(&q_pre, &k_pre, &wk) };
         let target = self.gate.target(&inputs, self.attention.params(), &dense, &lse).await?;
         let saved = self.gate.forward_for_training(&inputs).await?;
-        let (loss, dlogits) = self.gate.loss(&saved, &target, SeerLoss::default()).await?;
+        let (loss, dlogits) = self.gate.loss(&saved, &target, 10.0, 0).await?;
         let gradients = self.gate.backward(&saved, &dlogits).await?;
         let dwq = gradients.dwq.expect("queries have weights").read().await?;
         let recall = batch.recall(&saved.logits().read().await?);
@@ -195,19 +195,19 @@ impl Trainer {
         let (q_pre, k_pre) = (self.tokens(&batch.q).await?, self.tokens(&batch.k).await?);
         let (wq, wk) = (weights[0].upload(&self.gpu).await?, weights[1].upload(&self.gpu).await?);
         let inputs = SeerGateInputs { wq: Some(&wq), ..SeerGateInputs::new(&q_pre, &k_pre, &wk) };
-        let chosen = self.gate.forward_with_scores(&inputs).await?;
-        let recall = batch.recall(&chosen.logits.read().await?);
+        let (mask, logits, _) = self.gate.forward_with_scores(&inputs).await?;
+        let recall = batch.recall(&logits.read().await?);
         let q = self.rotary.forward(&q_pre, Positions::default()).await?;
         let k = self.rotary.forward(&k_pre, Positions::default()).await?;
         let causal = BlockSparseParams { causal: Some(Causal::BottomRight), ..BlockSparseParams::default() };
         let dense = AttentionInputs::new(&q, &k, &k_pre);
-        let sparse = AttentionInputs { block_mask: Some(&chosen.mask), ..dense };
+        let sparse = AttentionInputs { block_mask: Some(&mask), ..dense };
         let (found, _) = BlockSparseAttention::new(&self.gpu, causal)?.forward_with_lse(&sparse).await?;
         let (known, _) = self.attention.forward_with_lse(&dense).await?;
         let (found, known) = (found.read().await?, known.read().await?);
         let error: f32 = found.iter().zip(&known).map(|(a, b)| (a - b) * (a - b)).sum();
         let all: f32 = known.iter().map(|x| x * x).sum();
-        Ok((chosen.mask.read().await?[..BLOCKS * BLOCKS].to_vec(), recall, (error / all).sqrt()))
+        Ok((mask.read().await?[..BLOCKS * BLOCKS].to_vec(), recall, (error / all).sqrt()))
     }
 }
 

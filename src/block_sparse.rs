@@ -1,52 +1,17 @@
 //! Block-sparse attention: softmax attention over the blocks of queries and keys that a mask has chosen.
 
-mod builders;
-mod convert;
-mod grid;
-mod heads;
-mod mask;
-mod random;
-mod tasks;
-
-pub use grid::{BlockGrid, BlockMaskShape};
-pub use heads::HeadBlocks;
-pub use mask::{BlockList, BlockLists, BlockMask};
-#[cfg(feature = "catalogue")]
-pub(crate) use tasks::conversions;
-
-use crate::arguments::Argument;
-use crate::flash::Dense;
+use crate::block_mask::BlockMaskShape;
 use crate::packed::Side;
-use crate::shader::{Binding, file};
-use crate::softmax::tiles::{Extent, Tiles, table};
-use crate::softmax::{Attention, AttentionParams, AttentionShapes, Order, Portable, ScoreParams, Sees};
-use crate::{Caps, Causal, Error, Hook, Result, Window};
+use crate::program::shader::{Binding, file};
+use crate::program::{Argument, Table, table};
+use crate::softmax::visibility::{Extent, Visibility};
+use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, Dense, Portable, ScoreParams, SoftmaxParams};
+use crate::{Caps, Causal, Error, HeadBlocks, Hook, Result, Window};
 use std::sync::Arc;
-
-/// Block-sparse attention with fixed params on one device: `out = softmax(score(scale · q kᵀ)) v` over the keys of the blocks
-/// that a [`BlockMask`] has chosen for each head and block of queries, less what a causal mask and the lengths take away. What
-/// is not chosen is never computed. A row that sees nothing has output 0 and LSE −∞.
-///
-/// ```
-/// # pollster::block_on(async {
-/// use wgpu_attention::{AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Gpu, Tensor, DType};
-/// let gpu = Gpu::request().await?;
-/// // 4 queries and 6 keys in blocks of 2 × 2: the first block of queries sees the last block of keys, the second the first.
-/// let grid = BlockGrid { batch: 1, heads: 1, queries: 4, keys: 6, block: [2, 2] };
-/// let mask = BlockMask::from_fn(&gpu, grid, |_batch, _head, i, j| i + j == 2 && j == 2 || i == 1 && j == 0).await?;
-/// let q = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0; 4]).await?;
-/// let k = Tensor::upload(&gpu, [1, 1, 6, 1], DType::F32, &[0.0; 6]).await?;
-/// let v = Tensor::upload(&gpu, [1, 1, 6, 1], DType::F32, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).await?;
-/// let attention = BlockSparseAttention::new(&gpu, BlockSparseParams::default())?;
-/// let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&q, &k, &v) };
-/// let (out, _) = attention.forward_with_lse(&inputs).await?;
-/// assert_eq!(out.read().await?, [5.5, 5.5, 1.5, 1.5]); // all scores are 0: means of 5, 6 and of 1, 2
-/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
-/// ```
-pub type BlockSparseAttention = Attention<BlockSparseParams>;
 
 /// What block-sparse attention computes, besides the block mask that comes with the inputs.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct BlockSparseParams {
     /// Causal mask within the blocks, by its diagonal.
     pub causal: Option<Causal>,
@@ -57,20 +22,20 @@ pub struct BlockSparseParams {
     /// The caller's functions that change a score, one after another, after all else that does.
     pub score_mod: Vec<Hook>,
     /// The caller's functions that say which keys of the chosen blocks are seen. They are not asked in the blocks that the
-    /// mask knows as full ([`BlockMask::from_hooks`]).
+    /// mask knows as full ([`crate::BlockMask::from_hooks`]).
     pub mask_mod: Vec<Hook>,
 }
 
 impl AttentionParams for BlockSparseParams {}
 
-impl Sees for BlockSparseParams {
+impl SoftmaxParams for BlockSparseParams {
     fn scores(&self) -> ScoreParams {
         let Self { scale, softcap, score_mod, mask_mod, .. } = self.clone();
         ScoreParams { scale, softcap, score_mod, mask_mod, alibi_slopes: None }
     }
 
-    fn tiles(&self) -> Result<Order> {
-        Ok(Order(Arc::new(Blocks(Dense { causal: self.causal, window: Window::default() }))))
+    fn visibility(&self) -> Result<AnyVisibility> {
+        Ok(AnyVisibility(Arc::new(Blocks(Dense { causal: self.causal, window: Window::default() }))))
     }
 }
 
@@ -78,7 +43,7 @@ impl Sees for BlockSparseParams {
 #[derive(Debug)]
 struct Blocks(Dense);
 
-impl Tiles for Blocks {
+impl Visibility for Blocks {
     fn family(&self) -> &'static str {
         "block-sparse"
     }
@@ -87,7 +52,7 @@ impl Tiles for Blocks {
         let Some(mask) = &shapes.block_mask else {
             return Err(Error::argument("block_mask", "unset", "set: it says which blocks are computed"));
         };
-        mask.check(shapes.pairs(), shapes.k.shape[1])
+        mask.check(shapes.pairs(), shapes.k.shape()[1])
     }
 
     fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
@@ -98,9 +63,9 @@ impl Tiles for Blocks {
         true
     }
 
-    fn grouped(&self, shapes: &AttentionShapes) -> Option<Box<dyn Tiles>> {
+    fn grouped(&self, shapes: &AttentionShapes) -> Option<Box<dyn Visibility>> {
         let mask = mask_of(shapes);
-        let together = mask.chosen.as_ref().is_some_and(|chosen| [1, shapes.k.shape[1]].contains(&chosen.shape[1]));
+        let together = mask.chosen.as_ref().is_some_and(|chosen| [1, shapes.k.shape()[1]].contains(&chosen.shape()[1]));
         let open = self.0.causal != Some(Causal::TopLeft) && mask.heads.is_empty() && together;
         open.then(|| Box::new(Self(Dense::default())) as _)
     }
@@ -125,12 +90,12 @@ impl Tiles for Blocks {
         vec![("SEVERAL", u32::from(several(side, mask_of(shapes), engine)))]
     }
 
-    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)> {
         let mask = mask_of(shapes);
         let [rows, cols] = block(side, mask);
-        let by_key_head = mask.chosen.as_ref().is_some_and(|chosen| chosen.shape[1] == shapes.k.shape[1]);
+        let by_key_head = mask.chosen.as_ref().is_some_and(|chosen| chosen.shape()[1] == shapes.k.shape()[1]);
         let mut table_rows = vec![[rows.ilog2(), cols.ilog2(), u32::from(by_key_head), 0]];
-        table_rows.extend((0..shapes.q.shape[1]).map(|h| mask.heads.get(h).unwrap_or(&HeadBlocks::Listed).row()));
+        table_rows.extend((0..shapes.q.shape()[1]).map(|h| mask.heads.get(h).unwrap_or(&HeadBlocks::Listed).row()));
         let mut tables = self.0.tables(side, shapes, engine);
         tables.push(table("block_mask", "vec4u", &table_rows));
         tables

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// What kind of processor is behind an adapter: decides how much work goes into one submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum AdapterKind {
     /// The CPU runs the shaders.
     Software,
@@ -14,13 +15,36 @@ pub enum AdapterKind {
     Discrete,
 }
 
+/// Through which interface a device is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Backend {
+    /// None: nothing runs.
+    Noop,
+    /// Vulkan.
+    Vulkan,
+    /// Metal.
+    Metal,
+    /// Direct3D 12.
+    Dx12,
+    /// OpenGL or OpenGL ES.
+    Gl,
+    /// WebGPU of a browser.
+    BrowserWebGpu,
+}
+
 /// The limits and features of a device that planning looks at.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default = "Caps::core", deny_unknown_fields)
+)]
 pub struct Caps {
     /// The adapter's name, as the driver gives it.
     pub adapter: String,
     /// Vulkan, Metal, DX12 or the browser.
-    pub backend: wgpu::Backend,
+    pub backend: Backend,
     /// The driver's name and version.
     pub driver: String,
     /// Software, integrated or discrete.
@@ -48,43 +72,33 @@ pub struct Caps {
 impl Caps {
     /// What WebGPU promises of every adapter: the default limits, no optional feature.
     pub fn core() -> Self {
-        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::BrowserWebGpu);
-        Self { adapter: "WebGPU core".into(), ..Self::of(&info, &wgpu::Limits::default(), wgpu::Features::empty()) }
+        Self {
+            adapter: "WebGPU core".into(),
+            backend: Backend::BrowserWebGpu,
+            driver: String::new(),
+            kind: AdapterKind::Integrated,
+            workgroup_memory: 16 << 10,
+            invocations: 256,
+            storage_buffers: 8,
+            binding_bytes: 128 << 20,
+            buffer_bytes: 256 << 20,
+            workgroups: 65535,
+            storage_alignment: 256,
+            uniform_alignment: 256,
+            timestamps: false,
+        }
     }
 
     /// No limits at all: to plan without running.
     pub fn unlimited() -> Self {
-        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::Noop);
         Self {
             adapter: "no device".into(),
+            backend: Backend::Noop,
             binding_bytes: u64::MAX,
             buffer_bytes: u64::MAX,
             workgroups: u32::MAX,
             storage_buffers: u32::MAX,
-            ..Self::of(&info, &wgpu::Limits::default(), wgpu::Features::empty())
-        }
-    }
-
-    /// What a device with these limits and features can do.
-    pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
-        Self {
-            adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
-            backend: info.backend,
-            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-            kind: match info.device_type {
-                wgpu::DeviceType::Cpu => AdapterKind::Software,
-                wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
-                _ => AdapterKind::Integrated,
-            },
-            workgroup_memory: limits.max_compute_workgroup_storage_size,
-            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
-            storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            binding_bytes: limits.max_storage_buffer_binding_size,
-            buffer_bytes: limits.max_buffer_size,
-            workgroups: limits.max_compute_workgroups_per_dimension,
-            storage_alignment: limits.min_storage_buffer_offset_alignment,
-            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            ..Self::core()
         }
     }
 
@@ -106,12 +120,12 @@ impl Caps {
     /// number in the text: on its software adapter, attention at N 1024 D 64 takes 0.95 s with them and 1.5 s without. Native
     /// compilers see through loops, and some take seconds for the longer text.
     pub(crate) fn wants_unrolled(&self) -> bool {
-        self.backend == wgpu::Backend::BrowserWebGpu
+        self.backend == Backend::BrowserWebGpu
     }
 
     /// A browser's own software adapter: SwiftShader.
     pub(crate) fn is_software_in_browser(&self) -> bool {
-        self.kind == AdapterKind::Software && self.backend == wgpu::Backend::BrowserWebGpu
+        self.kind == AdapterKind::Software && self.backend == Backend::BrowserWebGpu
     }
 
     /// The same with less workgroup memory where compiling for more takes longer than the work on [.., queries, keys]: a browser's

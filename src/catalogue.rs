@@ -6,6 +6,7 @@ mod attention;
 mod backward;
 mod block_sparse_cases;
 mod blocks;
+mod case;
 mod data;
 mod family;
 mod flash_cases;
@@ -29,17 +30,15 @@ mod shaders;
 mod tensors;
 
 pub use activations::activations;
-pub use attention::{AttentionCase, Known, Scores};
 pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
 pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
-pub use blocks::{BlockCase, MaskSource};
+pub use case::{AttentionCase, BlockCase, Known, KnownHook, MaskSource, Scores};
 pub use data::{Tolerance, normal, poisoned};
 pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
-pub use hooks::KnownHook;
 pub use linear::{LinearCase, ReadyLinear};
 pub use linear_backward::{
     LinearBackwardCase, ReadyLinearBackward, linear_backward_cases, random_linear_backward_cases,
@@ -158,7 +157,7 @@ pub const FAMILIES: &[Family] = &[
         cases: || boxed(score_reduction_cases()).collect(),
         random: |count, seed| boxed(random_score_reduction_cases(count, seed)).collect(),
         variants: |caps| vec![score_reduction_cases::typical().plan(caps).map(|plan| plan.to_string())],
-        shaders: score_reduction_cases::shaders,
+        shaders: shaders::of_score_reduction,
     },
     Family {
         name: "gate",
@@ -167,7 +166,7 @@ pub const FAMILIES: &[Family] = &[
             boxed(random_seer_gate_cases(count, seed)).chain(boxed(random_seer_decode_cases(count, seed))).collect()
         },
         variants: |caps| vec![seer_gate_cases::typical().plan(caps).map(|plan| plan.to_string())],
-        shaders: seer_gate_cases::shaders,
+        shaders: shaders::of_gate,
     },
     Family {
         name: "linear",
@@ -176,20 +175,20 @@ pub const FAMILIES: &[Family] = &[
             boxed(random_linear_cases(count, seed)).chain(boxed(random_linear_backward_cases(count, seed))).collect()
         },
         variants: |caps| vec![linear_cases::typical().plan(caps).map(|plan| plan.to_string())],
-        shaders: linear_cases::shaders,
+        shaders: shaders::of_linear,
     },
     Family {
         name: "merge",
         cases: || boxed(merge_cases()).collect(),
         random: |count, seed| boxed(random_merge_cases(count, seed)).collect(),
         variants: merge::variants,
-        shaders: merge::shaders,
+        shaders: shaders::of_merge,
     },
     Family {
         name: "rotary",
         cases: || boxed(rotary_cases()).collect(),
         random: |count, seed| boxed(random_rotary_cases(count, seed)).collect(),
         variants: rotary::variants,
-        shaders: rotary::shaders,
+        shaders: shaders::of_rotary,
     },
 ];

@@ -1,32 +1,24 @@
 //! SeerAttention's gate: which blocks attention should compute, learned (arXiv 2410.13276).
 
-mod chains;
 mod decode;
 mod frame;
 mod gradients;
 mod kernels;
 mod plan;
-mod run;
-mod shapes;
-mod step;
+mod task;
 mod training;
 
-pub use decode::{SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeStep, SeerDecodeWeights};
-pub use plan::SeerGatePlan;
-pub use run::{SeerGateOutput, SeerGatePrepared};
-pub use shapes::{SeerGateInputs, SeerGateOutputs, SeerGateShapes};
-pub use training::{SeerGateGradients, SeerGateSaved, SeerLoss};
-
-#[cfg(feature = "catalogue")]
-pub(crate) use {decode::decode_texts, training::training_texts};
+pub use decode::SeerDecodeGateParams;
+#[cfg(feature = "wgpu")]
+pub(crate) use training::Training;
 
 use crate::error::require;
-use crate::softmax::MAX_SEQUENCE;
-use crate::{Causal, Gpu, Result};
-use run::Kept;
+use crate::layout::MAX_SEQUENCE;
+use crate::{Causal, Result};
 
 /// How the tokens of a block become one row, element by element. A short last block pools over the tokens that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Pool {
     /// The largest.
     Max = 0,
@@ -38,6 +30,7 @@ pub enum Pool {
 
 /// How a row's scores become a choice of blocks. z are the gate's logits, P their softmax over the blocks that the row sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Selector {
     /// The blocks with P above this, within [0, 1]; SeerAttention's own is 5·10⁻⁴ to 5·10⁻³.
     Threshold(f64),
@@ -66,6 +59,7 @@ impl Selector {
 
 /// What a prefill gate computes.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct SeerGateParams {
     /// Queries and keys of a block, powers of two. Default: 64 and 64.
     pub block: [usize; 2],
@@ -105,7 +99,7 @@ impl Default for SeerGateParams {
 }
 
 impl SeerGateParams {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for (i, size) in self.block.into_iter().enumerate() {
             check_block(&format!("block[{i}]"), size)?;
         }
@@ -132,57 +126,4 @@ fn check_pools(name: &str, pools: &[Pool]) -> Result<()> {
 fn check_theta(theta: Option<f32>) -> Result<()> {
     let fits = theta.is_none_or(|theta| theta.is_finite() && theta > 0.0);
     require(fits, "rope_theta", theta.unwrap_or(0.0), "finite and above 0")
-}
-
-/// SeerAttention's gate for a prompt, on one device. Queries and keys, before their rotary embedding, are pooled to blocks, go through a
-/// linear map a head, and are turned by a rotary embedding of the gate's own:
-///
-/// `z = Qg Kgᵀ / √gate_dim`, `P = softmax(z)` over the blocks that a row sees, and a [`Selector`] makes a block mask of them.
-/// Nothing is read back: the mask goes straight into [`crate::BlockSparseAttention`].
-///
-/// A row whose scores are not numbers chooses all that it sees, so that what is wrong shows in attention's result.
-///
-/// ```
-/// # pollster::block_on(async {
-/// use wgpu_attention::{DType, Gpu, Pool, SeerGate, SeerGateInputs, SeerGateParams, Selector, Tensor};
-/// let gpu = Gpu::request().await?;
-/// // Blocks of two tokens, of width 2; queries prefer the keys that point their way.
-/// let q = Tensor::upload(&gpu, [1, 1, 4, 2], DType::F32, &[0.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0, 0.0]).await?;
-/// let k = Tensor::upload(&gpu, [1, 1, 4, 2], DType::F32, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]).await?;
-/// let wk = Tensor::upload(&gpu, [1, 1, 2, 2], DType::F32, &[1.0, 0.0, 0.0, 1.0]).await?;
-/// let params = SeerGateParams {
-///     block: [2, 2],
-///     pool_k: vec![Pool::Avg],
-///     rope_theta: None,
-///     causal: None,
-///     selector: Selector::Budget(2),
-///     last_rows_dense: false,
-///     ..SeerGateParams::default()
-/// };
-/// let mask = SeerGate::new(&gpu, params)?.forward(&SeerGateInputs::new(&q, &k, &wk)).await?;
-/// assert_eq!(mask.read().await?, [false, true, true, false]);
-/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
-/// ```
-#[derive(Debug)]
-pub struct SeerGate {
-    gpu: Gpu,
-    params: SeerGateParams,
-    kept: Kept,
-}
-
-impl SeerGate {
-    /// Checks the params; nothing is compiled yet.
-    ///
-    /// # Errors
-    /// [`crate::Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a
-    /// bound of the selector that is out of its range, a budget smaller than a block.
-    pub fn new(gpu: &Gpu, params: SeerGateParams) -> Result<Self> {
-        params.check()?;
-        Ok(Self { gpu: gpu.clone(), params, kept: Kept::default() })
-    }
-
-    /// The params.
-    pub fn params(&self) -> &SeerGateParams {
-        &self.params
-    }
 }

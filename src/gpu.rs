@@ -1,9 +1,17 @@
 //! A device to compute on: requested, or borrowed from the caller's program.
 
-use crate::few::Few;
-use crate::shader::{self, Pipeline, Shader};
-use crate::{Caps, Error, Result};
+pub(crate) mod call;
+pub(crate) mod calls;
+pub(crate) mod forward;
+pub(crate) mod pipeline;
+pub(crate) mod prepared;
+pub(crate) mod tensor;
+pub(crate) mod timing;
+
+use crate::small_map::SmallMap;
+use crate::{AdapterKind, Backend, Caps, Error, Result};
 use futures::channel::oneshot;
+use pipeline::Pipeline;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -49,8 +57,8 @@ struct Inner {
     caps: Caps,
     checked_shaders: bool,
     lost: Arc<OnceLock<String>>,
-    pipelines: Mutex<Few<String, Arc<Pipeline>>>,
-    tables: Mutex<Few<TableKey, wgpu::Buffer>>,
+    tables: Mutex<SmallMap<TableKey, wgpu::Buffer>>,
+    pipelines: Mutex<SmallMap<String, Arc<Pipeline>>>,
 }
 
 impl Gpu {
@@ -142,8 +150,8 @@ impl Gpu {
             caps,
             checked_shaders,
             lost,
-            pipelines: Mutex::default(),
             tables: Mutex::default(),
+            pipelines: Mutex::default(),
         }))
     }
 
@@ -300,14 +308,13 @@ impl Gpu {
         Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| sign.into()) }
     }
 
-    /// Why a module was rejected, by the compiler's first error.
-    async fn complaint(&self, shader: &Shader, module: &wgpu::ShaderModule, message: String) -> Error {
-        let info = module.get_compilation_info().await;
-        let error = info.messages.into_iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
-        match error {
-            Some(e) => shader.complaint(e.location.map(|at| at.line_number), &e.message),
-            None => shader.complaint(None, &message),
-        }
+    fn kept_pipelines(&self) -> &Mutex<SmallMap<String, Arc<Pipeline>>> {
+        &self.0.pipelines
+    }
+
+    /// Whether the compiler's checks stay in this crate's own shaders.
+    fn checks_shaders(&self) -> bool {
+        self.0.checked_shaders
     }
 
     /// A table of constants for shaders: made once for each key, kept for the device's life.
@@ -320,30 +327,6 @@ impl Gpu {
         let buffer = self.buffer(key.0, contents.len() as u64, usage, &contents).await?;
         self.0.tables.lock().expect("no panic under this lock").insert(key, buffer.clone());
         Ok(buffer)
-    }
-
-    /// The pipeline of a shader: built once for each text, kept for the device's life.
-    pub(crate) async fn pipeline(&self, shader: &Shader) -> Result<Arc<Pipeline>> {
-        self.alive()?;
-        let source = shader.source();
-        if let Some(found) = self.0.pipelines.lock().expect("no panic under this lock").get(&source) {
-            return Ok(found.clone());
-        }
-        let (module, popped) = self.scoped(|device| shader::module(device, shader, &source, !self.0.checked_shaders));
-        if let Err(e) = self.refused("shader", popped.await).await {
-            return Err(match e {
-                Error::Internal { message, .. } => self.complaint(shader, &module, message).await,
-                other => other,
-            });
-        }
-        let (pipeline, popped) = self.scoped(|device| Pipeline::build(device, shader, &module));
-        self.refused("pipeline", popped.await).await.map_err(|e| match e {
-            Error::Internal { message, .. } => Error::Shader { shader: shader.name.clone(), message },
-            other => other,
-        })?;
-        let pipeline = Arc::new(pipeline);
-        self.0.pipelines.lock().expect("no panic under this lock").insert(source, pipeline.clone());
-        Ok(pipeline)
     }
 }
 
@@ -358,5 +341,49 @@ impl PartialEq for Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("caps", &self.0.caps).field("checked_shaders", &self.0.checked_shaders).finish()
+    }
+}
+
+impl Caps {
+    /// What a device with these limits and features can do.
+    pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
+        Self {
+            adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
+            backend: match info.backend {
+                wgpu::Backend::Noop => Backend::Noop,
+                wgpu::Backend::Vulkan => Backend::Vulkan,
+                wgpu::Backend::Metal => Backend::Metal,
+                wgpu::Backend::Dx12 => Backend::Dx12,
+                wgpu::Backend::Gl => Backend::Gl,
+                wgpu::Backend::BrowserWebGpu => Backend::BrowserWebGpu,
+            },
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            kind: match info.device_type {
+                wgpu::DeviceType::Cpu => AdapterKind::Software,
+                wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+                _ => AdapterKind::Integrated,
+            },
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            binding_bytes: limits.max_storage_buffer_binding_size,
+            buffer_bytes: limits.max_buffer_size,
+            workgroups: limits.max_compute_workgroups_per_dimension,
+            storage_alignment: limits.min_storage_buffer_offset_alignment,
+            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn core_caps_are_the_default_limits() {
+        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::BrowserWebGpu);
+        let found = Caps::of(&info, &wgpu::Limits::default(), wgpu::Features::empty());
+        assert_eq!(Caps::core(), Caps { adapter: Caps::core().adapter, ..found });
     }
 }

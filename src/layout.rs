@@ -6,8 +6,14 @@ use half::{bf16, f16};
 use std::fmt;
 use std::ops::Range;
 
+/// Largest head dimension and value width.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+/// Largest sequence: positions and their differences are 32-bit integers in the shader.
+pub(crate) const MAX_SEQUENCE: usize = 1 << 30;
+
 /// The type of stored elements. Arithmetic is f32 whatever is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum DType {
     /// 32-bit IEEE float.
     F32,
@@ -90,6 +96,7 @@ impl fmt::Display for DType {
 /// assert_eq!(third.offset, 192);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Layout {
     /// Type of the elements.
     pub dtype: DType,

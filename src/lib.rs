@@ -1,71 +1,75 @@
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
 
-mod arguments;
+mod block_mask;
 mod block_sparse;
 mod caps;
-mod dispatch;
 mod error;
-mod few;
 mod flash;
 mod gate;
+#[cfg(feature = "wgpu")]
 mod gpu;
 pub mod guide;
-mod hook;
 mod layout;
 mod linear;
 mod merge;
 mod neighborhood;
 mod packed;
+pub mod program;
 pub mod reference;
 mod rotary;
 mod score_reduction;
-mod shader;
-mod slices;
+mod small_map;
 mod softmax;
-mod steps;
-mod tensor;
-mod timing;
 
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
 
-pub use block_sparse::{
-    BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape, BlockSparseAttention, BlockSparseParams, HeadBlocks,
-};
-pub use caps::{AdapterKind, Caps};
+pub use block_mask::{BlockGrid, HeadBlocks};
+pub use block_sparse::BlockSparseParams;
+pub use caps::{AdapterKind, Backend, Caps};
 pub use error::{Error, Result};
-pub use flash::{Causal, FlashAttention, FlashParams, Window};
-pub use gate::{
-    Pool, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeStep, SeerDecodeWeights, SeerGate,
-    SeerGateGradients, SeerGateInputs, SeerGateOutput, SeerGateOutputs, SeerGateParams, SeerGatePlan, SeerGatePrepared,
-    SeerGateSaved, SeerGateShapes, SeerLoss, Selector,
+pub use flash::FlashParams;
+pub use gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};
+#[cfg(feature = "wgpu")]
+pub use gpu::call::Call;
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::attention::{
+    Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionSaved, BlockSparseAttention, CuSeqlens,
+    FlashAttention, NeighborhoodAttention, OutputGradients,
 };
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::block_mask::{BlockList, BlockMask};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::linear::{LinearAttention, LinearGradients, LinearInputs};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::merge::Merge;
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::rotary::{Positions, Rotary};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::score_reduction::{ReducedScores, ScoreReduction, ScoreReductionInputs};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::seer_decode::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::seer_gate::{SeerGate, SeerGateInputs};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::seer_training::{SeerGateGradients, SeerGateSaved};
+#[cfg(feature = "wgpu")]
+pub use gpu::prepared::Prepared;
+#[cfg(feature = "wgpu")]
+pub use gpu::tensor::Tensor;
+#[cfg(feature = "wgpu")]
+pub use gpu::timing::GpuTime;
+#[cfg(feature = "wgpu")]
 pub use gpu::{Gpu, GpuOptions};
-pub use hook::Hook;
 pub use layout::{DType, Layout};
-pub use linear::{
-    LinearAttention, LinearBackwardPlan, LinearBackwardPrepared, LinearBackwardShapes, LinearGradients, LinearInputs,
-    LinearOutputGradients, LinearOutputs, LinearParams, LinearPlan, LinearPrepared, LinearShapes, LinearState,
-    LinearWay,
-};
-pub use merge::{Merge, MergePrepared, MergeShapes};
-pub use neighborhood::{NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams};
-pub use packed::{CuSeqlens, CuSeqlensShape};
-pub use rotary::{
-    Positions, PositionsShape, Rotary, RotaryDirection, RotaryPairs, RotaryParams, RotaryPrepared, RotaryShapes,
-};
-pub use score_reduction::{
-    HeadGroups, KeyGroups, QueryGroups, ReducedScores, Reduction, ScoreReduction, ScoreReductionInputs,
-    ScoreReductionParams, ScoreReductionPlan, ScoreReductionPrepared, ScoreReductionShapes,
-};
-pub use slices::Slice;
-pub use softmax::{
-    Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan,
-    AttentionPrepared, AttentionSaved, AttentionShapes, BackwardPlan, BackwardPrepared, BackwardShapes,
-    OutputGradients,
-};
-pub use tensor::Tensor;
-pub use timing::GpuTime;
+pub use linear::{LinearAlgorithm, LinearParams};
+pub use neighborhood::{NeighborhoodAxis, NeighborhoodParams};
+pub use program::hook::Hook;
+pub use program::{Program, Shapes};
+pub use rotary::RotaryParams;
+pub use score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
+pub use softmax::{AttentionParams, Causal, Window};
 /// The version of wgpu that this crate speaks.
+#[cfg(feature = "wgpu")]
 pub use wgpu;

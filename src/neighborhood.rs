@@ -4,45 +4,15 @@
 mod boxes;
 
 use crate::error::require;
-use crate::softmax::{Attention, AttentionParams, AttentionShapes, MAX_SEQUENCE, Order, ScoreParams, Sees};
+use crate::layout::MAX_SEQUENCE;
+use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, ScoreParams, SoftmaxParams};
 use crate::{Hook, Result};
 use boxes::Boxes;
 use std::sync::Arc;
 
-/// Neighborhood attention with fixed params on one device: each query sees the window of its nearest keys on every axis,
-/// shifted inwards at a border so that it keeps its size. Tokens are the positions of a grid, row-major: [batch, heads,
-/// tokens, head_dim]. Takes q, k, v and no lengths, packed sequences, bias or mask; see [`NeighborhoodParams`].
-///
-/// ```
-/// # pollster::block_on(async {
-/// use wgpu_attention::{DType, Gpu, NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams, Tensor};
-/// let gpu = Gpu::request().await?;
-/// // A picture of 3 × 5 positions, windows of 3 × 3. With all scores 0 the output is the mean of the window.
-/// let axes = vec![NeighborhoodAxis::new(3, 3), NeighborhoodAxis::new(5, 3)];
-/// let params = NeighborhoodParams { axes, scale: Some(0.0), ..Default::default() };
-/// let values: Vec<f32> = (0..15).map(|i| i as f32).collect();
-/// let x = Tensor::upload(&gpu, [1, 1, 15, 1], DType::F32, &values).await?;
-/// let out = NeighborhoodAttention::new(&gpu, params)?.forward(&x, &x, &x).await?.read().await?;
-/// let expected = [6.0, 6.0, 7.0, 8.0, 8.0]; // columns 0 to 2, 0 to 2, 1 to 3, 2 to 4, 2 to 4 of all three rows
-/// assert!(out.iter().zip(expected.iter().cycle()).all(|(x, y)| (x - y).abs() < 1e-5));
-/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
-/// ```
-///
-/// For users of NATTEN: `na1d`, `na2d` and `na3d` are one, two and three axes.
-///
-/// | NATTEN | here |
-/// |---|---|
-/// | `query`, `key`, `value` [batch, *space, heads, dim] | the same memory as a tensor of [`crate::Layout::heads_last`], [batch, heads, tokens, dim] |
-/// | `kernel_size` | `window` of each axis |
-/// | `stride`, `dilation`, `is_causal` | `stride`, `dilation`, `causal` of each axis |
-/// | `scale` | `scale` |
-/// | `additional_keys`, `additional_values` | `additional_k`, `additional_v` of [`crate::AttentionInputs`] |
-/// | `return_lse` | [`Attention::forward_with_lse`] |
-/// | `q_tile_shape`, `kv_tile_shape`, `backend` | chosen by the plan, which says what it chose |
-pub type NeighborhoodAttention = Attention<NeighborhoodParams>;
-
 /// One axis of the space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct NeighborhoodAxis {
     /// Positions, at least 2.
     pub length: usize,
@@ -51,11 +21,19 @@ pub struct NeighborhoodAxis {
     pub window: usize,
     /// Neighbouring queries that share their window: 1 to `window`. The window is that of the middle one (of two, the later), or
     /// of the last where the axis is causal. With stride = window, attention is blocked.
+    #[cfg_attr(feature = "serde", serde(default = "one"))]
     pub stride: usize,
     /// Distance of neighbouring keys of a window; at least 1.
+    #[cfg_attr(feature = "serde", serde(default = "one"))]
     pub dilation: usize,
     /// Whether no query sees keys behind it.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub causal: bool,
+}
+
+#[cfg(feature = "serde")]
+fn one() -> usize {
+    1
 }
 
 impl NeighborhoodAxis {
@@ -73,6 +51,7 @@ impl NeighborhoodAxis {
 ///
 /// The neighborhood is the product over the axes, and one softmax runs over it.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NeighborhoodParams {
     /// One to three axes; tokens are their positions in row-major order, the last axis fastest.
     pub axes: Vec<NeighborhoodAxis>,
@@ -110,15 +89,15 @@ impl NeighborhoodParams {
 
 impl AttentionParams for NeighborhoodParams {}
 
-impl Sees for NeighborhoodParams {
+impl SoftmaxParams for NeighborhoodParams {
     fn scores(&self) -> ScoreParams {
         let Self { scale, score_mod, mask_mod, .. } = self.clone();
         ScoreParams { scale, score_mod, mask_mod, ..ScoreParams::default() }
     }
 
-    fn tiles(&self) -> Result<Order> {
+    fn visibility(&self) -> Result<AnyVisibility> {
         self.check()?;
-        Ok(Order(Arc::new(Boxes::new(&self.axes))))
+        Ok(AnyVisibility(Arc::new(Boxes::new(&self.axes))))
     }
 }
 
@@ -126,15 +105,14 @@ impl Sees for NeighborhoodParams {
 fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
     let tokens = axes.iter().fold(1usize, |n, axis| n.saturating_mul(axis.length));
     let lengths: Vec<usize> = axes.iter().map(|axis| axis.length).collect();
-    for (name, given) in [("q.shape[2] (tokens)", shapes.q.shape[2]), ("k.shape[2] (tokens)", shapes.k.shape[2])] {
+    for (name, given) in [("q.shape[2] (tokens)", shapes.q.shape()[2]), ("k.shape[2] (tokens)", shapes.k.shape()[2])] {
         require(given == tokens, name, given, format!("{tokens}, the product of the axes' lengths {lengths:?}"))?;
     }
-    let AttentionShapes { seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, bias, mask, block_mask, .. } = shapes;
+    let AttentionShapes { seqlens_q, seqlens_k, packed, bias, mask, block_mask, .. } = shapes;
     for (name, is_set) in [
         ("seqlens_q", seqlens_q.is_some()),
         ("seqlens_k", seqlens_k.is_some()),
-        ("cu_seqlens_q", cu_seqlens_q.is_some()),
-        ("cu_seqlens_k", cu_seqlens_k.is_some()),
+        ("cu_seqlens_q", packed.is_some()),
         ("bias", bias.is_some()),
         ("mask", mask.is_some()),
         ("block_mask", block_mask.is_some()),

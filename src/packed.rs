@@ -1,67 +1,35 @@
 //! Packed sequences: lengths of several sequences that lie one after another in one tensor.
 
-use crate::arguments::{Argument, row_address};
-use crate::dispatch::Kernel;
 use crate::error::require;
-use crate::shader::{AccessKind, Binding, Shader, file};
-use crate::{Caps, DType, Error, Layout, Result, Slice, Tensor};
+use crate::program::shader::{AccessKind, Binding, Shader, file};
+use crate::program::{Argument, Builder, OffsetRule, Operand, Part, Rule, SHARED, Step, Table};
+use crate::{DType, Result, Shapes};
 
-/// Where packed sequences begin and end: sequence i has the rows `[offsets[i], offsets[i + 1])`. The first offset is 0,
-/// they ascend (an empty sequence has two equal ones), and the last is at most the number of rows. Rows behind the last
-/// belong to no sequence and are left alone.
-#[derive(Clone, Copy, Debug)]
-pub enum CuSeqlens<'a> {
-    /// On the host: checked, and part of what a kernel is prepared for.
-    Host(&'a [u32]),
-    /// On the GPU: u32 values that work submitted before may have made. They are clamped to the tensor, and a kernel that
-    /// found them wrong makes reading its output an error.
-    Gpu {
-        /// The offsets, as [`Tensor::upload_u32`] makes them: [1, 1, 1, sequences + 1].
-        offsets: &'a Tensor,
-        /// The longest sequence that there may be.
-        max_seqlen: usize,
-    },
+/// What the rows of a tile are; the columns are the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    Queries = 0,
+    Keys = 1,
 }
 
-/// What planning looks at of a [`CuSeqlens`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum CuSeqlensShape {
-    /// The offsets.
+/// Where packed sequences begin and end.
+#[derive(Clone, Debug)]
+pub(crate) enum Offsets {
     Host(Vec<u32>),
-    /// Offsets on the GPU.
     Gpu {
         /// [1, 1, 1, sequences + 1], u32.
-        offsets: Layout,
+        offsets: Operand,
         /// The longest sequence that there may be.
         max_seqlen: usize,
     },
 }
 
-impl CuSeqlens<'_> {
-    /// What planning looks at.
-    pub fn shape(&self) -> CuSeqlensShape {
-        match *self {
-            CuSeqlens::Host(offsets) => CuSeqlensShape::Host(offsets.to_vec()),
-            CuSeqlens::Gpu { offsets, max_seqlen } => {
-                CuSeqlensShape::Gpu { offsets: offsets.layout().clone(), max_seqlen }
-            }
-        }
-    }
-
-    pub(crate) fn tensor(&self) -> Option<&Tensor> {
-        match *self {
-            CuSeqlens::Host(_) => None,
-            CuSeqlens::Gpu { offsets, .. } => Some(offsets),
-        }
-    }
-}
-
-impl CuSeqlensShape {
+impl Offsets {
     /// How many sequences there are.
     pub fn sequences(&self) -> usize {
         match self {
             Self::Host(offsets) => offsets.len().saturating_sub(1),
-            Self::Gpu { offsets, .. } => offsets.shape[3].saturating_sub(1),
+            Self::Gpu { offsets, .. } => offsets.shape()[3].saturating_sub(1),
         }
     }
 
@@ -72,6 +40,43 @@ impl CuSeqlensShape {
             Self::Gpu { max_seqlen, .. } => *max_seqlen,
         }
     }
+
+    fn place(&self) -> &'static str {
+        if matches!(self, Self::Host(_)) { "on the host" } else { "on the GPU" }
+    }
+}
+
+const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
+
+/// The offsets of both sides, of tensors with so many rows.
+pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> Result<Option<[Offsets; 2]>> {
+    let side = |i: usize| -> Result<Option<Offsets>> {
+        let name = NAMES[i];
+        if let Some(offsets) = builder.tensor(name) {
+            let stated = shapes.get_numbers(["max_seqlen_q", "max_seqlen_k"][i]);
+            let max_seqlen = stated.and_then(|numbers| numbers.first().copied()).unwrap_or(rows[i]);
+            return Ok(Some(Offsets::Gpu { offsets, max_seqlen }));
+        }
+        let Some(numbers) = shapes.get_numbers(name) else { return Ok(None) };
+        host_offsets(name, numbers).map(|offsets| Some(Offsets::Host(offsets)))
+    };
+    match (side(0)?, side(1)?) {
+        (Some(q), Some(k)) => Ok(Some([q, k])),
+        (None, None) => Ok(None),
+        (q, _) => {
+            let (missing, given) = if q.is_some() { (NAMES[1], NAMES[0]) } else { (NAMES[0], NAMES[1]) };
+            require(false, missing, "unset", format!("set, as {given} is")).map(|()| None)
+        }
+    }
+}
+
+/// Offsets that are 32-bit numbers.
+pub(crate) fn host_offsets(name: &str, numbers: &[usize]) -> Result<Vec<u32>> {
+    let offset = |(i, &n): (usize, &usize)| {
+        let fits = u32::try_from(n);
+        require(fits.is_ok(), &format!("{name}[{i}]"), n, "below 2^32").map(|()| fits.unwrap_or_default())
+    };
+    numbers.iter().enumerate().map(offset).collect()
 }
 
 /// (first query, queries, first key, keys) of each sequence.
@@ -79,48 +84,24 @@ pub(crate) fn host_sequences(q: &[u32], k: &[u32]) -> Vec<[u32; 4]> {
     q.windows(2).zip(k.windows(2)).map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect()
 }
 
-/// Rules of offsets, by their number in `shaders/workgroups/schedule.wgsl`.
-#[derive(Clone, Copy)]
-enum Rule {
-    Start,
-    Order,
-    End,
-    Length,
-}
-
-/// The error of an offset that breaks a rule.
-fn broken(rule: Rule, argument: &str, index: usize, value: u32, before: u32, rows: usize, longest: usize) -> Error {
-    let bound = match rule {
-        Rule::Start => "0".to_string(),
-        Rule::Order => format!("at least the offset before it, {before}"),
-        Rule::End => format!("at most {rows}, the tensor's rows"),
-        Rule::Length => {
-            format!("at most {longest} above the offset before it, {before}: the longest sequence as stated")
-        }
-    };
-    Error::argument(format!("{argument}[{index}]"), value, bound)
-}
-
 /// Both sides' offsets, checked as far as the host sees them. `rows` are those of the queries' and of the keys' tensor.
-pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()> {
+pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
     for ((name, side), rows) in NAMES.into_iter().zip(sides).zip(rows) {
         match side {
-            CuSeqlensShape::Host(offsets) => check_offsets(name, offsets, rows)?,
-            CuSeqlensShape::Gpu { offsets, max_seqlen } => {
-                require(offsets.dtype == DType::U32, &format!("{name}.dtype"), offsets.dtype, "u32")?;
-                let row = offsets.shape[..3] == [1, 1, 1] && offsets.shape[3] > 0;
+            Offsets::Host(offsets) => check_offsets(name, offsets, rows)?,
+            Offsets::Gpu { offsets: Operand { layout, .. }, max_seqlen } => {
+                require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
+                let row = layout.shape[..3] == [1, 1, 1] && layout.shape[3] > 0;
                 let bound = "[1, 1, 1, sequences + 1]";
-                require(row, &format!("{name}.shape"), format!("{:?}", offsets.shape), bound)?;
+                require(row, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
                 let bound = format!("at most {rows}, the tensor's rows");
                 require(*max_seqlen <= rows, &format!("{name}.max_seqlen"), max_seqlen, bound)?;
-                offsets.byte_span()?;
+                layout.byte_span()?;
             }
         }
     }
     let [q, k] = sides;
-    let kind =
-        |side: &CuSeqlensShape| if matches!(side, CuSeqlensShape::Host(_)) { "on the host" } else { "on the GPU" };
-    require(kind(q) == kind(k), "cu_seqlens_k", kind(k), format!("{}, as cu_seqlens_q", kind(q)))?;
+    require(q.place() == k.place(), NAMES[1], k.place(), format!("{}, as cu_seqlens_q", q.place()))?;
     let [nq, nk] = [q.sequences(), k.sequences()];
     require(nq == nk, "cu_seqlens_k: sequences", nk, format!("{nq}, as in cu_seqlens_q"))
 }
@@ -128,47 +109,33 @@ pub(crate) fn check(sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()>
 /// Offsets on the host: they ascend from 0 within the rows.
 pub(crate) fn check_offsets(name: &str, offsets: &[u32], rows: usize) -> Result<()> {
     require(!offsets.is_empty(), &format!("{name}.len()"), 0, "at least 1")?;
-    let rule = |rule, i: usize| Err(broken(rule, name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
+    let broken = |rule: OffsetRule, i: usize| Err(rule.error(name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
     if offsets[0] != 0 {
-        return rule(Rule::Start, 0);
+        return broken(OffsetRule::Start, 0);
     }
     for i in 1..offsets.len() {
         if offsets[i] < offsets[i - 1] {
-            return rule(Rule::Order, i);
+            return broken(OffsetRule::Order, i);
         }
         if offsets[i] as usize > rows {
-            return rule(Rule::End, i);
+            return broken(OffsetRule::End, i);
         }
     }
     Ok(())
 }
 
-const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
-
-/// What the rows of a tile are; the columns are the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Side {
-    Queries = 0,
-    Keys = 1,
-}
-
 /// The work of packed sequences, cut into tiles of rows.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Schedule {
     pub sequences: usize,
     /// Tiles of rows of all sequences, or the most that there can be.
     pub items: usize,
     /// Columns to a tile: on average, or at most.
     pub cols: usize,
-    pub table: ScheduleTable,
-}
-
-/// The table that `shaders/workgroups/packed.wgsl` reads.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum ScheduleTable {
-    Host(Vec<[u32; 4]>),
-    /// Made by a kernel from the offsets on the GPU.
-    Gpu(Box<Kernel>),
+    /// The table that `shaders/workgroups/packed.wgsl` reads.
+    pub table: Table,
+    /// The kernel that makes it from offsets on the GPU.
+    pub kernel: Option<Step>,
 }
 
 /// The uniform struct of `shaders/workgroups/schedule.wgsl`.
@@ -187,54 +154,58 @@ struct Params {
     by_keys: u32,
 }
 
-/// The one slice of the kernel that makes the table.
-pub(crate) const ONE: Slice = Slice { batches: 0..1, heads: 0..1, tiles: 0..1 };
 const THREADS: u32 = 128;
 
 impl Schedule {
-    /// For tiles of `tile` rows of one side.
-    pub fn plan(caps: &Caps, sides: [&CuSeqlensShape; 2], rows: [usize; 2], side: Side, tile: usize) -> Result<Self> {
+    /// For tiles of `tile` rows of one side. What is wrong with offsets is told by a check, if `checked`.
+    pub fn plan(
+        builder: &mut Builder,
+        pass: &str,
+        sides: &[Offsets; 2],
+        rows: [usize; 2],
+        side: Side,
+        tile: usize,
+        checked: bool,
+    ) -> Result<Self> {
         let sequences = sides[0].sequences();
-        match sides {
-            [CuSeqlensShape::Host(q), CuSeqlensShape::Host(k)] => Ok(Self::on_host(q, k, side, tile)),
-            [CuSeqlensShape::Gpu { offsets: q, .. }, CuSeqlensShape::Gpu { offsets: k, .. }] => {
-                let longest = sides.map(CuSeqlensShape::max_seqlen);
-                let (own, other) = (side as usize, 1 - side as usize);
-                // Every sequence has at most one tile that is not full.
-                let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
-                let argument = |name, layout: &Layout, buffer| Argument {
-                    name,
-                    layout: layout.clone(),
-                    kind: AccessKind::LoadBits,
-                    group: 1,
-                    spread: 1,
-                    buffer,
-                    whole: true,
-                };
-                let arguments = vec![argument("cu_q", q, 0), argument("cu_k", k, 1)];
-                let table = |name, ty| Binding::Table { name, ty, length: None, write: true };
-                let tables = vec![(table("sequences", "vec4u"), None), (table("problem", "u32"), None)];
-                let files = vec![file::WORKGROUPS_SCHEDULE, file::SCAN];
-                let shader = Shader::of("schedule of packed sequences", vec![("WG", THREADS)], files, None);
-                let address = |i| row_address(caps, &arguments, i, &ONE);
-                let params = Params {
-                    cu_q: address(0),
-                    cu_k: address(1),
-                    sequences: sequences as u32,
-                    queries: rows[0] as u32,
-                    keys: rows[1] as u32,
-                    max_queries: longest[0] as u32,
-                    max_keys: longest[1] as u32,
-                    rows: tile as u32,
-                    items: items as u32,
-                    by_keys: side as u32,
-                };
-                let uniforms = vec![bytemuck::bytes_of(&params).to_vec()];
-                let kernel = Kernel::new(caps, shader, arguments, tables, uniforms).fit(caps)?;
-                Ok(Self { sequences, items, cols: longest[other], table: ScheduleTable::Gpu(Box::new(kernel)) })
-            }
+        let (q, k) = match sides {
+            [Offsets::Host(q), Offsets::Host(k)] => return Ok(Self::on_host(q, k, side, tile)),
+            [Offsets::Gpu { offsets: q, .. }, Offsets::Gpu { offsets: k, .. }] => (q, k),
             _ => unreachable!("`check` lets only two of a kind pass"),
+        };
+        let longest = sides.each_ref().map(Offsets::max_seqlen);
+        let (own, other) = (side as usize, 1 - side as usize);
+        // Every sequence has at most one tile that is not full.
+        let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
+        let table = builder.scratch_bytes(format!("{pass}: sequences"), 16 * (sequences + items) as u64);
+        let problem = builder.scratch_bytes(format!("{pass}: problem"), 16);
+        if checked {
+            builder.check(problem, Rule::Offsets { names: NAMES, rows, max_seqlen: longest });
         }
+        let argument = |name, operand| Argument::new(name, operand, AccessKind::LoadBits, SHARED);
+        let arguments = vec![argument("cu_q", q), argument("cu_k", k)];
+        let binding = |name, ty| Binding::Table { name, ty, length: None, write: true };
+        let tables = vec![
+            (binding("sequences", "vec4u"), Table::Scratch(table)),
+            (binding("problem", "u32"), Table::Scratch(problem)),
+        ];
+        let files = vec![file::WORKGROUPS_SCHEDULE, file::SCAN];
+        let shader = Shader::of("schedule of packed sequences", vec![("WG", THREADS)], files, None);
+        let params = |_: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
+            cu_q: address("cu_q"),
+            cu_k: address("cu_k"),
+            sequences: sequences as u32,
+            queries: rows[0] as u32,
+            keys: rows[1] as u32,
+            max_queries: longest[0] as u32,
+            max_keys: longest[1] as u32,
+            rows: tile as u32,
+            items: items as u32,
+            by_keys: side as u32,
+        };
+        let parts = vec![Part::whole([1; 3])];
+        let kernel = Step::new(builder.caps, shader, arguments, tables, parts, params).fit(builder.caps)?;
+        Ok(Self { sequences, items, cols: longest[other], table: Table::Scratch(table), kernel: Some(kernel) })
     }
 
     fn on_host(q: &[u32], k: &[u32], side: Side, tile: usize) -> Self {
@@ -249,30 +220,24 @@ impl Schedule {
         let count = items.len();
         let cols: usize = items.iter().map(|item| table[item[0] as usize][other] as usize).sum();
         table.extend((0..count).map(|n| items[if n % 2 == 0 { n / 2 } else { count - 1 - n / 2 }]));
-        Self { sequences, items: count, cols: cols / count.max(1), table: ScheduleTable::Host(table) }
-    }
-
-    /// Entries of the table.
-    pub fn entries(&self) -> usize {
-        self.sequences + self.items
+        let table = Table::bytes(bytemuck::cast_slice(&table).to_vec());
+        Self { sequences, items: count, cols: cols / count.max(1), table, kernel: None }
     }
 }
 
-/// What the kernel that makes a schedule found wrong, from the three words that it wrote.
-pub(crate) fn judge(words: &[u32], sides: [&CuSeqlensShape; 2], rows: [usize; 2]) -> Result<()> {
-    let [number, value, before, ..] = *words else { return Ok(()) };
-    if number == u32::MAX {
-        return Ok(());
+pub(crate) fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
+    let Some(lengths) = lengths else { return Ok(()) };
+    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
+    for (i, &length) in lengths.iter().enumerate() {
+        require(length <= most, &format!("{name}[{i}]"), length, format!("at most {most}, the tensor's length"))?;
     }
-    let side = (number / 4 % 2) as usize;
-    let rule = [Rule::Start, Rule::Order, Rule::End, Rule::Length][(number % 4) as usize];
-    Err(broken(rule, NAMES[side], (number / 8) as usize, value, before, rows[side], sides[side].max_seqlen()))
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::Params;
-    use crate::shader::{file, layout::assert_layout};
+    use crate::program::shader::{file, layout::assert_layout};
 
     #[test]
     fn params_lie_in_memory_as_the_shader_reads_them() {

@@ -3,17 +3,15 @@
 //! `p[i][j] = exp(score(scale · q[i]·k[j]) − lse[i])`, computed again tile by tile from the log-sum-exp of a forward pass.
 
 mod plan;
-mod run;
+mod results;
 mod steps;
 
-pub use plan::{ScoreReductionPlan, ScoreReductionShapes};
-pub use run::ScoreReductionPrepared;
-
 use crate::error::require;
-use crate::{AttentionInputs, Caps, FlashParams, Gpu, Result, Tensor};
+use crate::{FlashParams, Result};
 
 /// What is made of the probabilities of a cell: a group of heads, of queries and of keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Reduction {
     /// The largest.
     #[default]
@@ -31,6 +29,7 @@ pub enum Reduction {
 
 /// Queries that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum QueryGroups {
     /// So many that follow one another, a power of two.
     Blocks(usize),
@@ -40,23 +39,25 @@ pub enum QueryGroups {
 
 /// Keys that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum KeyGroups {
     /// So many that follow one another, a power of two: 1 for tokens.
     Blocks(usize),
     /// All of a sequence.
     All,
-    /// Those with the same number below this one, by [`ScoreReductionInputs::segments`].
+    /// Those with the same number below this one, by [`crate::ScoreReductionInputs::segments`].
     Segments(usize),
 }
 
 /// Query heads that go together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum HeadGroups {
     /// Each by itself.
     #[default]
     Each,
     /// Those that use the same key head.
-    OfKeyHead,
+    PerKvHead,
     /// All of them.
     All,
 }
@@ -66,15 +67,16 @@ pub enum HeadGroups {
 /// | use | reduction | heads | queries | keys |
 /// |---|---|---|---|---|
 /// | SeerAttention's training target (arXiv 2410.13276) | `Max` | `Each` | `Blocks(64)` | `Blocks(64)` |
-/// | SeerAttention-R's (arXiv 2506.08889) | `Max` | `OfKeyHead` | `Blocks(1)` | `Blocks(64)` |
+/// | SeerAttention-R's (arXiv 2506.08889) | `Max` | `PerKvHead` | `Blocks(1)` | `Blocks(64)` |
 /// | TidalDecode's token choice (arXiv 2410.05076) | `Sum`, `top_k` | `All` | `All` | `Blocks(1)` |
-/// | Recycled Attention's token choice (arXiv 2411.05787) | `Max`, `top_k` | `OfKeyHead` | `Blocks(1)` | `Blocks(1)` |
+/// | Recycled Attention's token choice (arXiv 2411.05787) | `Max`, `top_k` | `PerKvHead` | `Blocks(1)` | `Blocks(1)` |
 /// | retrieval-head scores (arXiv 2404.15574): does the head look at the token that it copies? | `ArgMax` | `Each` | `Blocks(1)` | `All` |
 /// | PINE's importance of documents (arXiv 2407.01100) | `Sum` | `Each` | `All` | `Segments(documents)` |
 /// | mass on each scale of a VAR model (arXiv 2404.02905) | `Sum` | `Each` | `All` | `Segments(scales)` |
 ///
 /// The guide `score_reduction` in the crate's documentation has an example of each.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct ScoreReductionParams {
     /// How scores are made: as in the attention that gave the log-sum-exp.
     pub attention: FlashParams,
@@ -106,7 +108,7 @@ impl Default for ScoreReductionParams {
 }
 
 impl ScoreReductionParams {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for (name, size) in [
             ("queries: Blocks", if let QueryGroups::Blocks(size) = self.queries { Some(size) } else { None }),
             ("keys: Blocks", if let KeyGroups::Blocks(size) = self.keys { Some(size) } else { None }),
@@ -131,72 +133,5 @@ impl ScoreReductionParams {
     /// Whether indices come out beside values.
     fn has_indices(&self) -> bool {
         self.top_k.is_some() || self.reduction == Reduction::ArgMax
-    }
-}
-
-/// What a score reduction reads.
-#[derive(Clone, Copy, Debug)]
-pub struct ScoreReductionInputs<'a> {
-    /// What attention has read. Values and additional keys are not looked at.
-    pub attention: AttentionInputs<'a>,
-    /// The log-sum-exp that it has written, f32 [batch, heads_q, queries, 1].
-    pub lse: &'a Tensor,
-    /// For [`KeyGroups::Segments`]: the segment of each key, u32 [batch or 1, 1, 1, keys] (of packed sequences: [sequences or 1,
-    /// 1, 1, longest keys]). A number that is out of range leaves its key out and makes reading the result an error.
-    pub segments: Option<&'a Tensor>,
-}
-
-/// What a score reduction writes: [batch (of packed sequences: sequences), groups of heads, groups of queries, groups of keys or
-/// `top_k`].
-#[derive(Clone, Debug)]
-pub struct ReducedScores {
-    /// f32. 0 where nothing is seen.
-    pub values: Tensor,
-    /// u32, where there is a `top_k` (numbers of the groups of keys) or [`Reduction::ArgMax`] (keys): `u32::MAX` for none.
-    pub indices: Option<Tensor>,
-}
-
-/// Reduces attention's probabilities, with fixed params on one device.
-///
-/// ```
-/// # pollster::block_on(async {
-/// use wgpu_attention::*;
-/// let gpu = Gpu::request().await?;
-/// // Two queries and four keys in blocks of 2; the first query prefers the last key: scores ln 5 and 0.
-/// let q = Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[5f32.ln(), 0.0]).await?;
-/// let k = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0, 0.0, 0.0, 1.0]).await?;
-/// let inputs = AttentionInputs::new(&q, &k, &k);
-/// let (_, lse) = FlashAttention::new(&gpu, FlashParams::default())?.forward_with_lse(&inputs).await?;
-/// let params = ScoreReductionParams { queries: QueryGroups::Blocks(2), keys: KeyGroups::Blocks(2), ..Default::default() };
-/// let inputs = ScoreReductionInputs { attention: inputs, lse: &lse, segments: None };
-/// let largest = ScoreReduction::new(&gpu, params)?.forward(&inputs).await?.values.read().await?;
-/// assert!((largest[0] - 1.0 / 4.0).abs() < 1e-6 && (largest[1] - 5.0 / 8.0).abs() < 1e-6);
-/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
-/// ```
-#[derive(Clone, Debug)]
-pub struct ScoreReduction {
-    gpu: Gpu,
-    params: ScoreReductionParams,
-}
-
-impl ScoreReduction {
-    /// Checks the params; nothing is compiled yet.
-    ///
-    /// # Errors
-    /// [`crate::Error::Argument`] for groups that are no powers of two, a bound outside of [0, 1], no segment, a `top_k` of 0
-    /// or with [`Reduction::ArgMax`], and those of [`crate::Attention::new`].
-    pub fn new(gpu: &Gpu, params: ScoreReductionParams) -> Result<Self> {
-        params.check()?;
-        crate::FlashAttention::new(gpu, params.attention.clone())?;
-        Ok(Self { gpu: gpu.clone(), params })
-    }
-
-    /// The params.
-    pub fn params(&self) -> &ScoreReductionParams {
-        &self.params
-    }
-
-    fn caps(&self) -> &Caps {
-        self.gpu.caps()
     }
 }

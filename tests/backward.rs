@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor, tokens};
+use common::{BOTTOM_RIGHT, bits, gpu, named, random, read, says, tensor, tokens};
 use pollster::block_on;
 use wgpu_attention::catalogue::Tolerance;
 use wgpu_attention::reference::{FlashProblem, flash, flash_backward};
@@ -68,7 +68,10 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
         let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
         shards.push((attention, saved));
     }
-    let parts: Vec<AttentionOutputs> = shards.iter().map(|(_, saved)| saved.outputs()).collect();
+    let parts: Vec<AttentionOutputs> = shards
+        .iter()
+        .map(|(_, saved)| AttentionOutputs { out: named(saved, "out"), lse: named(saved, "lse") })
+        .collect();
     let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
     let shares: Vec<AttentionGradients> = shards
         .iter()

@@ -5,9 +5,9 @@ mod common;
 use common::{gpu, random, read, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
-    AttentionInputs, BlockGrid, BlockList, BlockLists, BlockMask, BlockSparseAttention, BlockSparseParams, Causal,
-    DType, FlashAttention, FlashParams, HeadBlocks, Hook, Layout, NeighborhoodAttention, NeighborhoodAxis,
-    NeighborhoodParams, Result, Tensor,
+    AttentionInputs, BlockGrid, BlockList, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType,
+    FlashAttention, FlashParams, HeadBlocks, Hook, Layout, NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams,
+    Result, Shapes, Tensor,
 };
 
 fn grid(batch: usize, heads: usize, queries: usize, keys: usize, block: [usize; 2]) -> BlockGrid {
@@ -38,10 +38,10 @@ fn forms_agree() {
     for grid in [grid(2, 3, 70 * 64, 77 * 32, [64, 32]), grid(1, 1, 5, 9, [4, 2]), grid(1, 2, 100, 0, [1, 8])] {
         let mask = block_on(BlockMask::random(gpu(), grid, 0.3, false, 5)).unwrap();
         let expected = chosen(Ok(mask.clone()));
-        let lists = block_on(mask.to_lists(expected.len())).unwrap();
-        assert!(lists.full.is_none());
-        assert_eq!(chosen(block_on(BlockMask::from_lists(gpu(), grid, &lists))), expected);
-        let [offsets, indices] = [&lists.partial.offsets, &lists.partial.indices];
+        let (partial, full) = block_on(mask.to_lists(expected.len())).unwrap();
+        assert!(full.is_none());
+        assert_eq!(chosen(block_on(BlockMask::from_lists(gpu(), grid, &partial, None))), expected);
+        let [offsets, indices] = [&partial.offsets, &partial.indices];
         let (offsets, indices) = (block_on(offsets.read_u32()).unwrap(), block_on(indices.read_u32()).unwrap());
         let count = *offsets.last().unwrap() as usize;
         assert_eq!(count, expected.iter().filter(|&&chosen| chosen).count());
@@ -63,16 +63,16 @@ fn full_blocks_are_chosen_and_listed_apart() {
     let [partial, full] = [(vec![0, 2, 3], vec![0, 3, 1]), (vec![0, 1, 1], vec![2])];
     let of =
         |(offsets, indices): &(Vec<u32>, Vec<u32>)| BlockList { offsets: numbers(offsets), indices: numbers(indices) };
-    let lists = BlockLists { partial: of(&partial), full: Some(of(&full)) };
+    let (some, all) = (of(&partial), of(&full));
     for mask in [
-        block_on(BlockMask::from_lists(gpu(), grid, &lists)).unwrap(),
+        block_on(BlockMask::from_lists(gpu(), grid, &some, Some(&all))).unwrap(),
         block_on(BlockMask::from_host_lists(gpu(), grid, (&partial.0, &partial.1), Some((&full.0, &full.1)))).unwrap(),
     ] {
         assert_eq!(rows(Ok(mask.clone()), 5), [vec![0, 2, 3], vec![1]]);
         assert_eq!(block_on(mask.full().unwrap().read_u32()).unwrap(), [0b100, 0]);
-        let back = block_on(mask.to_lists(3)).unwrap();
-        assert_eq!(block_on(back.partial.indices.read_u32()).unwrap(), partial.1);
-        assert_eq!(block_on(back.full.unwrap().indices.read_u32()).unwrap()[..1], full.1);
+        let (some, all) = block_on(mask.to_lists(3)).unwrap();
+        assert_eq!(block_on(some.indices.read_u32()).unwrap(), partial.1);
+        assert_eq!(block_on(all.unwrap().indices.read_u32()).unwrap()[..1], full.1);
         let turned = block_on(mask.transpose()).unwrap();
         assert_eq!(block_on(turned.full().unwrap().read_u32()).unwrap(), [0, 0, 1, 0, 0]);
     }
@@ -169,11 +169,11 @@ fn a_mask_made_on_the_gpu_is_used_unread() {
     let out = block_on(Tensor::empty(gpu, q.layout().clone())).unwrap();
     let lse = block_on(Tensor::empty(gpu, Layout::heads_first(DType::F32, [1, 1, n, 1]))).unwrap();
     let outputs = wgpu_attention::AttentionOutputs { out: &out, lse: &lse };
-    let prepared = block_on(attention.prepare(&wgpu_attention::AttentionShapes::of(&inputs, &outputs))).unwrap();
+    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let [from, to] = [&other, &mask].map(|mask| mask.chosen().unwrap().buffer());
     encoder.copy_buffer_to_buffer(from, 0, to, 0, 16);
-    prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+    prepared.encode(&mut encoder, (&inputs, &outputs)).unwrap();
     gpu.queue().submit([encoder.finish()]);
     assert_eq!(read(&out), expected);
 }
@@ -195,7 +195,7 @@ fn wrong_lists() {
     let y = tensor([1, 1, 192, 4], &[1.0; 768]);
     let on_gpu = |offsets: &[u32], indices: &[u32], words: &[&str]| {
         let partial = BlockList { offsets: numbers(offsets), indices: numbers(indices) };
-        let mask = block_on(BlockMask::from_lists(gpu(), grid, &BlockLists { partial, full: None })).unwrap();
+        let mask = block_on(BlockMask::from_lists(gpu(), grid, &partial, None)).unwrap();
         says(block_on(mask.read()), words);
         let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&x, &y, &y) };
         let (out, saved) = block_on(attention(BlockSparseParams::default()).forward_for_training(&inputs)).unwrap();
@@ -210,11 +210,10 @@ fn wrong_lists() {
     on_gpu(&[0, 2, 2], &[2, 1], &["partial.indices[1] is 1", "above the index before it in its row, 2"]);
     on_gpu(&[0, 1, 2], &[1, 4_000_000_000], &["partial.indices[1] is 4000000000", "below 3"]);
     let short = BlockList { offsets: numbers(&[0, 1]), indices: numbers(&[0]) };
-    let short = BlockLists { partial: short, full: None };
-    says(block_on(BlockMask::from_lists(gpu(), grid, &short)), &["partial.offsets.shape", "[1, 1, 1, 3]"]);
+    says(block_on(BlockMask::from_lists(gpu(), grid, &short, None)), &["partial.offsets.shape", "[1, 1, 1, 3]"]);
     let mask = block_on(BlockMask::causal(gpu(), grid)).unwrap();
-    let lists = block_on(mask.to_lists(4)).unwrap();
-    says(block_on(lists.partial.indices.read_u32()), &["capacity is 4", "at least 5"]);
+    let (lists, _) = block_on(mask.to_lists(4)).unwrap();
+    says(block_on(lists.indices.read_u32()), &["capacity is 4", "at least 5"]);
 }
 
 #[test]
@@ -281,7 +280,6 @@ fn masks_that_do_not_fit() {
     let lse = tensor([1; 4], &[0.0]);
     let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&x, &x, &x) };
     let outputs = wgpu_attention::AttentionOutputs { out: &out, lse: &lse };
-    let shapes = wgpu_attention::AttentionShapes::of(&inputs, &outputs);
-    let prepared = block_on(attention(BlockSparseParams::default()).prepare(&shapes));
+    let prepared = block_on(attention(BlockSparseParams::default()).prepare(&Shapes::of((&inputs, &outputs))));
     says(prepared, &["block_mask is its blocks in the buffer of an output", "in another buffer"]);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{bits, gpu, heads_first, random, read, run_all, tensor};
+use common::{bits, gpu, heads_first, named, random, read, run_all, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use wgpu_attention::catalogue::{
@@ -43,7 +43,7 @@ fn everything(mask: &BlockMask, [q, k, v]: [&Tensor; 3]) -> Vec<Vec<u32>> {
     let inputs = AttentionInputs { block_mask: Some(mask), ..AttentionInputs::new(q, k, v) };
     let (out, saved) = block_on(attention().forward_for_training(&inputs)).unwrap();
     let g = block_on(attention().backward(&saved, &out)).unwrap();
-    [&out, saved.outputs().lse, &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor))).into()
+    [&out, named(&saved, "lse"), &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor))).into()
 }
 
 const SHAPE: [usize; 4] = [1, 2, 200, 16];
@@ -64,7 +64,7 @@ fn everything_chosen_is_flash_attention() {
     let flash = FlashAttention::new(gpu(), common::BOTTOM_RIGHT).unwrap();
     let (out, saved) = block_on(flash.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
     let g = block_on(flash.backward(&saved, &out)).unwrap();
-    let expected = [&out, saved.outputs().lse, &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor)));
+    let expected = [&out, named(&saved, "lse"), &g.dq, &g.dk, &g.dv].map(|tensor| bits(&read(tensor)));
     for block in [64, 16] {
         assert_eq!(everything(&mask(1, block, |_, _, _| true), [&q, &k, &v]), expected);
     }

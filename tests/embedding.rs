@@ -7,9 +7,8 @@ use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
 use wgpu_attention::reference::{FlashProblem, flash};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionShapes, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams,
-    DType, FlashAttention, FlashParams, Gpu, Layout, SeerGate, SeerGateInputs, SeerGateParams, SeerLoss, Selector,
-    Tensor,
+    AttentionInputs, AttentionOutputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, DType,
+    FlashAttention, FlashParams, Gpu, Layout, SeerGate, SeerGateInputs, SeerGateParams, Selector, Shapes, Tensor,
 };
 
 /// A device of the same adapter with other limits, borrowed as from a program that made it.
@@ -32,7 +31,7 @@ fn work_is_cut_to_every_device_limit_and_comes_out_the_same() {
         let [q, k, v] = [up([b, h, nq, d], 0), up([b, 2, nk, d], 1), up([b, 2, nk, d], 2)];
         let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
         let [ql, kl, vl] = [&q, &k, &v].map(|t| t.layout().clone());
-        let slices = attention.plan(&AttentionShapes::new(ql, kl, vl)).unwrap().slices().len();
+        let slices = attention.plan(&Shapes::new([("q", ql), ("k", kl), ("v", vl)])).unwrap().slices.len();
         let (out, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).unwrap();
         (slices, block_on(out.read()).unwrap(), block_on(lse.read()).unwrap())
     };
@@ -64,7 +63,7 @@ fn parts_of_keys_are_cut_to_device_limits() {
         let (q, k) = (up([2, 6, 1, 16], 47), up([2, 2, 2500, 16], 48));
         let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
         let inputs = AttentionInputs::new(&q, &k, &k);
-        let slices = attention.plan(&AttentionShapes::of_inputs(&inputs)).unwrap().slices().len();
+        let slices = attention.plan(&Shapes::of(inputs)).unwrap().slices.len();
         let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
         (slices, [out, lse].map(|tensor| bits(&block_on(tensor.read()).unwrap())))
     };
@@ -92,11 +91,11 @@ fn a_gate_is_cut_to_device_limits_and_chooses_the_same() {
         let params = SeerGateParams { block: [block; 2], rope_theta, selector, ..Default::default() };
         let gate = SeerGate::new(gpu, params).unwrap();
         let inputs = SeerGateInputs { wq: Some(&wq), ..SeerGateInputs::new(&q, &k, &wk) };
-        let found = block_on(gate.forward_with_scores(&inputs)).unwrap();
+        let (chosen, logits, scores) = block_on(gate.forward_with_scores(&inputs)).unwrap();
         let saved = block_on(gate.forward_for_training(&inputs)).unwrap();
-        let (loss, dlogits) = block_on(gate.loss(&saved, &found.scores, SeerLoss::default())).unwrap();
+        let (loss, dlogits) = block_on(gate.loss(&saved, &scores, 10.0, 0)).unwrap();
         let gradients = block_on(gate.backward(&saved, &dlogits)).unwrap();
-        let all = [found.logits, found.scores, loss, dlogits, gradients.dwq.unwrap(), gradients.dwk];
+        let all = [logits, scores, loss, dlogits, gradients.dwq.unwrap(), gradients.dwk];
         let all = all.map(|tensor| bits(&block_on(tensor.read()).unwrap()));
         // One query of all heads.
         let token = block_on(Tensor::upload(gpu, [1, h, 1, d], DType::F32, &values[0][..h * d])).unwrap();
@@ -106,7 +105,7 @@ fn a_gate_is_cut_to_device_limits_and_chooses_the_same() {
         let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&token, &k, &k) };
         let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
         let attended = [out, lse].map(|tensor| bits(&block_on(tensor.read()).unwrap()));
-        (block_on(found.mask.read()).unwrap(), all, attended)
+        (block_on(chosen.read()).unwrap(), all, attended)
     };
     let whole = run(&device(|_| {}));
     let rows = n.div_ceil(block);
@@ -129,9 +128,9 @@ fn slices_recorded_one_by_one_and_two_shapes_in_one_encoder_come_out_right() {
         let out = block_on(Tensor::empty(gpu(), expected.layout().clone())).unwrap();
         let lse = block_on(Tensor::empty(gpu(), expected_lse.layout().clone())).unwrap();
         let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
-        for slice in 0..prepared.plan().slices().len() {
-            prepared.encode_slice(&mut encoder, slice, &inputs, &outputs).unwrap();
+        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        for slice in 0..prepared.slices() {
+            prepared.encode_slice(&mut encoder, slice, (&inputs, &outputs)).unwrap();
         }
         results.push((out, expected));
     }
@@ -168,11 +167,11 @@ fn tensors_may_lie_in_one_buffer() {
             block_on(tensor.write(values)).unwrap();
         }
         let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
+        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
-        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        prepared.encode(&mut encoder, (&inputs, &outputs)).unwrap();
         gpu().queue().submit([encoder.finish()]);
         assert_eq!(bits(&read(&out)), bits(&read(&expected)), "{dtype} {d}");
         assert_eq!(bits(&read(&lse)), bits(&read(&expected_lse)), "{dtype} {d}");
@@ -200,11 +199,11 @@ fn tensors_far_enough_apart_in_one_buffer_keep_wide_bindings() {
             block_on(tensor.write(values)).unwrap();
         }
         let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
+        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(!plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
-        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        prepared.encode(&mut encoder, (&inputs, &outputs)).unwrap();
         gpu().queue().submit([encoder.finish()]);
         assert_eq!(bits(&read(&out)), bits(&read(&expected)), "{dtype}");
     }
@@ -216,8 +215,7 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
     let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
     let x = tensor([1, 1, n, d], &random(80, n * d));
     let (expected, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap();
-    let shapes =
-        AttentionShapes::of(&AttentionInputs::new(&x, &x, &x), &AttentionOutputs { out: &expected, lse: &lse });
+    let shapes = Shapes::of((AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &expected, lse: &lse }));
     let prepared = block_on(attention.prepare(&shapes)).unwrap();
     let step = gpu().caps().storage_alignment.max(16) as usize / 4;
     let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 4, n * d + step]))).unwrap();
@@ -230,7 +228,7 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
             (AttentionInputs::new(&moved, &moved, &moved), AttentionOutputs { out: &out, lse: &lse });
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        prepared.encode_in(&mut pass, &inputs, &outputs).unwrap();
+        prepared.encode_in(&mut pass, (&inputs, &outputs)).unwrap();
         drop(pass);
         gpu().queue().submit([encoder.finish()]);
         assert_eq!(bits(&read(&out)), bits(&read(&expected)), "shift {shift}");
@@ -248,7 +246,7 @@ fn masks_come_out_the_same_without_room_for_a_map_of_tiles() {
         let mask = mask.view(mask.layout().clone().expand([b, h, n, n]).unwrap()).unwrap();
         let attention = FlashAttention::new(gpu, BOTTOM_RIGHT).unwrap();
         let inputs = AttentionInputs { mask: Some(&mask), ..AttentionInputs::new(&x, &x, &x) };
-        let plan = attention.plan(&AttentionShapes::of_inputs(&inputs)).unwrap().to_string();
+        let plan = attention.plan(&Shapes::of(inputs)).unwrap().to_string();
         assert!(plan.contains(says), "{plan}");
         bits(&block_on(block_on(attention.forward_with_lse(&inputs)).unwrap().0.read()).unwrap())
     };

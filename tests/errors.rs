@@ -5,8 +5,8 @@ mod common;
 use common::{gpu, options, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, Caps, DType, Error, FlashAttention, FlashParams,
-    Gpu, GpuOptions, Layout, Tensor,
+    AttentionInputs, AttentionOutputs, AttentionParams, Caps, DType, Error, FlashAttention, FlashParams, Gpu,
+    GpuOptions, Layout, Shapes, Tensor,
 };
 
 fn attention() -> FlashAttention {
@@ -15,6 +15,10 @@ fn attention() -> FlashAttention {
 
 fn zeros(shape: [usize; 4]) -> Tensor {
     tensor(shape, &vec![0.0; shape.iter().product()])
+}
+
+fn shapes_of(q: &Layout, k: &Layout, v: &Layout) -> Shapes {
+    Shapes::new([("q", q.clone()), ("k", k.clone()), ("v", v.clone())])
 }
 
 #[test]
@@ -39,26 +43,17 @@ fn each_pair_of_shapes_that_does_not_fit() {
 #[test]
 fn outputs_that_do_not_fit() {
     let q = zeros([1, 2, 8, 16]);
-    let shapes = || {
-        let layout = q.layout().clone();
-        AttentionShapes::new(layout.clone(), layout.clone(), layout)
-    };
-    let prepare = |shapes: AttentionShapes| block_on(attention().prepare(&shapes));
+    let shapes = || shapes_of(q.layout(), q.layout(), q.layout());
+    let prepare = |shapes: Shapes| block_on(attention().prepare(&shapes));
     let of = |dtype, shape| Layout::heads_first(dtype, shape);
     says(
-        prepare(AttentionShapes { out: of(DType::F32, [1, 2, 8, 15]), ..shapes() }),
+        prepare(shapes().tensor("out", of(DType::F32, [1, 2, 8, 15]))),
         &["out.shape", "[1, 2, 8, 15]", "[1, 2, 8, 16]"],
     );
-    says(
-        prepare(AttentionShapes { lse: of(DType::F32, [1, 2, 7, 1]), ..shapes() }),
-        &["lse.shape", "[1, 2, 7, 1]", "[1, 2, 8, 1]"],
-    );
-    says(prepare(AttentionShapes { lse: of(DType::F16, [1, 2, 8, 1]), ..shapes() }), &["lse.dtype", "f16", "f32"]);
+    says(prepare(shapes().tensor("lse", of(DType::F32, [1, 2, 7, 1]))), &["lse.shape", "[1, 2, 7, 1]", "[1, 2, 8, 1]"]);
+    says(prepare(shapes().tensor("lse", of(DType::F16, [1, 2, 8, 1]))), &["lse.dtype", "f16", "f32"]);
     let overlapping = Layout { strides: [256, 100, 16], ..of(DType::F32, [1, 2, 8, 16]) };
-    says(
-        prepare(AttentionShapes { out: overlapping, ..shapes() }),
-        &["out.strides", "[256, 100, 16]", "no two elements"],
-    );
+    says(prepare(shapes().tensor("out", overlapping)), &["out.strides", "[256, 100, 16]", "no two elements"]);
 }
 
 #[test]
@@ -123,15 +118,11 @@ fn biases_and_masks_that_do_not_fit() {
     says(block_on(attention().forward(&of(DType::U8, [2, 2, 4, 8]), &x, &x)), &["q.dtype", "u8", "f32, f16 or bf16"]);
     says(one.layout().clone().expand([2, 2, 5, 4]), &["shape", "[1, 1, 4, 4]", "[2, 2, 5, 4]"]);
     says(one.layout().clone().expand([2, 2, 4, 8]), &["shape", "[1, 1, 4, 4]", "[2, 2, 4, 8]"]);
-    let prepared = block_on(attention().prepare(&AttentionShapes::new(
-        x.layout().clone(),
-        x.layout().clone(),
-        x.layout().clone(),
-    )));
+    let prepared = block_on(attention().prepare(&shapes_of(x.layout(), x.layout(), x.layout())));
     let (out, lse) = (zeros([2, 2, 4, 8]), zeros([2, 2, 4, 1]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let inputs = AttentionInputs { bias: Some(&bias), ..AttentionInputs::new(&x, &x, &x) };
-    let encoded = prepared.unwrap().encode(&mut encoder, &inputs, &AttentionOutputs { out: &out, lse: &lse });
+    let encoded = prepared.unwrap().encode(&mut encoder, (&inputs, AttentionOutputs { out: &out, lse: &lse }));
     says(encoded, &["bias", "as prepared: None"]);
 }
 
@@ -175,9 +166,9 @@ fn strides_and_offsets_that_leave_the_buffer() {
 
 /// Prepares and encodes with the tensors as they are.
 fn encode(inputs: &AttentionInputs, outputs: &AttentionOutputs) -> Result<(), Error> {
-    let prepared = block_on(attention().prepare(&AttentionShapes::of(inputs, outputs)))?;
+    let prepared = block_on(attention().prepare(&Shapes::of((inputs, outputs))))?;
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    prepared.encode(&mut encoder, inputs, outputs)
+    prepared.encode(&mut encoder, (inputs, outputs))
 }
 
 #[test]
@@ -248,10 +239,10 @@ fn tensors_that_are_not_as_prepared() {
     let (x, longer) = (zeros([1, 1, 8, 16]), zeros([1, 1, 9, 16]));
     let (out, lse) = (zeros([1, 1, 8, 16]), zeros([1, 1, 8, 1]));
     let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention().prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
+    let prepared = block_on(attention().prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let mut encode =
-        |inputs: &AttentionInputs, outputs: &AttentionOutputs| prepared.encode(&mut encoder, inputs, outputs);
+        |inputs: &AttentionInputs, outputs: &AttentionOutputs| prepared.encode(&mut encoder, (inputs, outputs));
     says(encode(&AttentionInputs { k: &longer, ..inputs }, &outputs), &["k", "9", "as prepared"]);
     says(
         encode(&AttentionInputs { seqlens_k: Some(&[3]), ..inputs }, &outputs),
@@ -268,28 +259,21 @@ fn tensors_that_are_not_as_prepared() {
     assert!(encode(&inputs, &outputs).is_ok());
     // Prepared as two bindings of one buffer, which then come too near each other.
     let (near, far) = (view(1), view(129));
-    let apart = AttentionInputs { q: &near, ..inputs };
-    let shapes = AttentionShapes {
-        out: x.layout().clone().at(129 + 4096),
-        ..AttentionShapes::of(&apart, &AttentionOutputs { out: &far, lse: &lse })
-    };
+    let apart = (AttentionInputs { q: &near, ..inputs }, AttentionOutputs { out: &far, lse: &lse });
+    let shapes = Shapes::of(apart).tensor("out", x.layout().clone().at(129 + 4096));
     let moved = block_on(attention().prepare(&shapes)).unwrap();
     says(
-        moved.encode(
-            &mut gpu().device().create_command_encoder(&Default::default()),
-            &apart,
-            &AttentionOutputs { out: &far, lse: &lse },
-        ),
+        moved.encode(&mut gpu().device().create_command_encoder(&Default::default()), apart),
         &["bytes or more from", "bindings are aligned"],
     );
-    says(prepared.encode_slice(&mut encoder, 1, &inputs, &outputs), &["slice", "1..2", "0..1"]);
+    says(prepared.encode_slice(&mut encoder, 1, (&inputs, &outputs)), &["slice", "1..2", "0..1"]);
 }
 
 #[test]
 fn adapters_without_the_limits() {
     let layout = Layout::heads_first(DType::F32, [1, 1, 9, 64]);
-    let shapes = AttentionShapes::new(layout.clone(), layout.clone(), layout.clone());
-    let plan = |caps: &Caps| AttentionPlan::new(caps, &FlashParams::default(), &shapes);
+    let shapes = shapes_of(&layout, &layout, &layout);
+    let plan = |caps: &Caps| FlashParams::default().plan(caps, &shapes);
     let core = Caps::core();
     assert!(plan(&core).is_ok());
     says(plan(&Caps { workgroup_memory: 4096, ..core.clone() }), &["flash", "maxComputeWorkgroupStorageSize", "4096"]);
@@ -300,9 +284,9 @@ fn adapters_without_the_limits() {
     let llvmpipe = Caps { driver: "llvmpipe Mesa".into(), ..Caps::core() };
     for (keys, fits) in [(1 << 14, true), (1 << 16, false)] {
         let long = Layout::heads_first(DType::F32, [1, 1, keys, 64]);
-        let shapes = AttentionShapes::new(layout.clone(), long.clone(), long);
-        assert!(AttentionPlan::new(&Caps::core(), &FlashParams::default(), &shapes).is_ok());
-        let plan = AttentionPlan::new(&llvmpipe, &FlashParams::default(), &shapes);
+        let shapes = shapes_of(&layout, &long, &long);
+        assert!(FlashParams::default().plan(&Caps::core(), &shapes).is_ok());
+        let plan = FlashParams::default().plan(&llvmpipe, &shapes);
         if !fits {
             says(plan, &["flash attention over 65536 tokens", "rounds of llvmpipe's loops", "65535"]);
         } else {

@@ -28,11 +28,11 @@ fn an_independent_implementation_agrees() {
     let params = SeerGateParams { block: [32, 32], selector: Selector::Threshold(0.12), ..Default::default() };
     let gate = SeerGate::new(gpu(), params).unwrap();
     let inputs = SeerGateInputs::new(&q_pre, &k_pre, &wk);
-    let found = block_on(gate.forward_with_scores(&inputs)).unwrap();
-    near(&found.logits, &floats(&golden, "gate_logits"));
-    near(&found.scores, &floats(&golden, "gate_scores"));
+    let (found, logits, scores) = block_on(gate.forward_with_scores(&inputs)).unwrap();
+    near(&logits, &floats(&golden, "gate_logits"));
+    near(&scores, &floats(&golden, "gate_scores"));
     let mask: Vec<bool> = golden.tensor("mask").expect("mask").data().iter().map(|&x| x != 0).collect();
-    assert_eq!(block_on(found.mask.read()).unwrap(), mask);
+    assert_eq!(block_on(found.read()).unwrap(), mask);
 
     // Straight into attention, in one go.
     let [q, k, v] = ["q", "k", "v"].map(|name| tokens(&golden, name));
@@ -51,8 +51,7 @@ fn an_independent_implementation_agrees() {
     let target = block_on(gate.target(&inputs, &common::BOTTOM_RIGHT, &dense, &lse)).unwrap();
     near(&target, &floats(&golden, "target"));
     let saved = block_on(gate.forward_for_training(&inputs)).unwrap();
-    let loss = SeerLoss { weight: 1.0, from_row: 2 };
-    let (loss, dlogits) = block_on(gate.loss(&saved, &target, loss)).unwrap();
+    let (loss, dlogits) = block_on(gate.loss(&saved, &target, 1.0, 2)).unwrap();
     near(&loss, &floats(&golden, "kl"));
     // The file has the rows from the second on.
     let rows = floats(&golden, "kl_grad_logits");
@@ -140,33 +139,33 @@ fn bad_tensors() {
 
     // What was prepared, and what comes.
     let chosen = zeros([1, 4, 3, 1]);
-    let to = SeerGateOutputs { chosen: &chosen, logits: None, scores: None };
-    let shapes = SeerGateShapes::of(gate.params(), &inputs, &to);
-    says(gate.plan(&shapes), &["chosen.dtype is f32", "u32"]);
+    says(gate.plan(&Shapes::of((&inputs, [("chosen", &chosen)]))), &["chosen.dtype is f32", "u32"]);
     let words = block_on(Tensor::upload_u32(gpu(), &[0; 24])).unwrap();
     let view = |shape| words.view(Layout::heads_first(DType::U32, shape)).unwrap();
-    let to = SeerGateOutputs { chosen: &view([1, 4, 3, 2]), ..to };
-    says(gate.plan(&SeerGateShapes::of(gate.params(), &inputs, &to)), &["chosen.shape", "[1, 4, 3, 1]"]);
+    let long = view([1, 4, 3, 2]);
+    says(gate.plan(&Shapes::of((&inputs, [("chosen", &long)]))), &["chosen.shape", "[1, 4, 3, 1]"]);
     let right = view([1, 4, 3, 1]);
-    let to = SeerGateOutputs { chosen: &right, ..to };
-    let prepared = block_on(gate.prepare(&SeerGateShapes::of(gate.params(), &inputs, &to))).unwrap();
+    let to = [("chosen", &right)];
+    let prepared = block_on(gate.prepare(&Shapes::of((&inputs, to)))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    assert!(prepared.encode(&mut encoder, &inputs, &to).is_ok());
+    assert!(prepared.encode(&mut encoder, (&inputs, to)).is_ok());
     let logits = zeros([1, 4, 3, 4]);
     says(
-        prepared.encode(&mut encoder, &inputs, &SeerGateOutputs { logits: Some(&logits), ..to }),
-        &["logits is set", "unset"],
+        prepared.encode(&mut encoder, (&inputs, to, [("logits", &logits)])),
+        &["logits is Layout", "unset, as prepared"],
     );
-    says(prepared.encode(&mut encoder, &SeerGateInputs { seqlens_q: Some(&[3]), ..inputs }, &to), &["seqlens_q"]);
-    says(prepared.encode(&mut encoder, &SeerGateInputs { wq: Some(&wk), ..inputs }, &to), &["wq is set", "unset"]);
+    let padded = SeerGateInputs { seqlens_q: Some(&[3]), ..inputs };
+    says(prepared.encode(&mut encoder, (&padded, to)), &["seqlens_q is [3]", "as prepared: None"]);
+    let mapped = SeerGateInputs { wq: Some(&wk), ..inputs };
+    says(prepared.encode(&mut encoder, (&mapped, to)), &["wq is Layout", "unset, as prepared"]);
 
     // Training.
     let saved = block_on(gate.forward_for_training(&inputs)).unwrap();
-    let loss = |target: &Tensor, loss| block_on(gate.loss(&saved, target, loss));
-    says(loss(&zeros([1, 4, 3, 5]), SeerLoss::default()), &["target.shape", "[1, 4, 3, 4], as the logits"]);
+    let loss = |target: &Tensor, weight, from_row| block_on(gate.loss(&saved, target, weight, from_row));
+    says(loss(&zeros([1, 4, 3, 5]), 10.0, 0), &["target.shape", "[1, 4, 3, 4], as the logits"]);
     let target = zeros([1, 4, 3, 4]);
-    says(loss(&target, SeerLoss { from_row: 3, ..Default::default() }), &["from_row is 3", "below 3"]);
-    says(loss(&target, SeerLoss { weight: f32::NAN, ..Default::default() }), &["weight is NaN", "finite"]);
+    says(loss(&target, 10.0, 3), &["from_row is 3", "below 3"]);
+    says(loss(&target, f32::NAN, 0), &["weight is NaN", "finite"]);
     says(block_on(gate.backward(&saved, &zeros([1, 4, 2, 4]))), &["dlogits.shape", "as the logits"]);
     says(block_on(gate.normalize(&inputs, &zeros([1, 2, 3, 4]))), &["wanted.shape"]);
     let lse = zeros([1, 4, 40, 1]);
@@ -199,16 +198,15 @@ fn what_is_not_a_number_shows() {
         let pool_q = vec![pool];
         let params = SeerGateParams { selector, last_rows_dense: false, causal: None, pool_q, rope_theta, ..params() };
         let gate = gate(params).unwrap();
-        let found = block_on(gate.forward_with_scores(&SeerGateInputs::new(&q_pre, &k_pre, &wk))).unwrap();
-        let (mask, scores) = (block_on(found.mask.read()).unwrap(), read(&found.scores));
+        let (found, _, scores) = block_on(gate.forward_with_scores(&SeerGateInputs::new(&q_pre, &k_pre, &wk))).unwrap();
+        let (mask, scores) = (block_on(found.read()).unwrap(), read(&scores));
         for row in 0..4 {
             let count = mask[row * 4..][..4].iter().filter(|&&x| x).count();
             assert_eq!(count, if row == 1 { 4 } else { 1 }, "{broken}, row {row}");
             assert_eq!(scores[row * 4..][..4].iter().all(|p| p.is_nan()), row == 1);
         }
         let sparse = BlockSparseAttention::new(gpu(), BlockSparseParams::default()).unwrap();
-        let attention =
-            AttentionInputs { block_mask: Some(&found.mask), ..AttentionInputs::new(&q_pre, &k_pre, &k_pre) };
+        let attention = AttentionInputs { block_mask: Some(&found), ..AttentionInputs::new(&q_pre, &k_pre, &k_pre) };
         let (out, _) = block_on(sparse.forward_with_lse(&attention)).unwrap();
         for (row, out) in read(&out).chunks(8).enumerate() {
             assert_eq!(out.iter().any(|x| x.is_nan()), row == 20, "{broken}, query {row}");
@@ -226,12 +224,8 @@ fn choices_do_not_depend_on_the_batch() {
     for selector in [Selector::Threshold(0.05), Selector::TopP(0.7), Selector::Budget(48), Selector::Density(0.4)] {
         let gate = gate(SeerGateParams { selector, ..params() }).unwrap();
         let run = |q: &Tensor, k: &Tensor| {
-            let found = block_on(gate.forward_with_scores(&SeerGateInputs::new(q, k, &wk))).unwrap();
-            (
-                block_on(found.mask.read()).unwrap(),
-                common::bits(&read(&found.logits)),
-                common::bits(&read(&found.scores)),
-            )
+            let (mask, logits, scores) = block_on(gate.forward_with_scores(&SeerGateInputs::new(q, k, &wk))).unwrap();
+            (block_on(mask.read()).unwrap(), common::bits(&read(&logits)), common::bits(&read(&scores)))
         };
         let both = run(&tensor([2, 1, 200, 8], &q), &tensor([2, 1, 200, 8], &k));
         let alone = run(&tensor(shape, &q[each..]), &tensor(shape, &k[each..]));

@@ -6,7 +6,9 @@ use common::golden::{file, floats, near, tokens, weights, zeros};
 use common::{gpu, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
+use std::borrow::Cow;
 use wgpu_attention::catalogue::{random_seer_decode_cases, seer_decode_cases};
+use wgpu_attention::program::Name;
 use wgpu_attention::*;
 
 #[test]
@@ -49,11 +51,11 @@ fn an_independent_implementation_agrees() {
 
     let q_pre = token("q_pre");
     let inputs = SeerDecodeInputs { q: &q_pre, compressed: &compressed, seqlens_k: &[101, 101], keys: 101 };
-    let found = block_on(gate.forward_with_scores(&weights, &inputs)).unwrap();
-    near(&found.logits, &floats(&golden, "gate_logits"));
-    near(&found.scores, &floats(&golden, "gate_scores"));
+    let (found, logits, scores) = block_on(gate.forward_with_scores(&weights, &inputs)).unwrap();
+    near(&logits, &floats(&golden, "gate_logits"));
+    near(&scores, &floats(&golden, "gate_scores"));
     let mask = |name: &str| golden.tensor(name).expect(name).data().iter().map(|&x| x != 0).collect::<Vec<bool>>();
-    assert_eq!(block_on(found.mask.read()).unwrap(), mask("mask"));
+    assert_eq!(block_on(found.read()).unwrap(), mask("mask"));
     let gate = SeerDecodeGate::new(gpu(), SeerDecodeGateParams { sink: true, ..params }).unwrap();
     let used = block_on(gate.forward(&weights, &inputs)).unwrap();
     assert_eq!(block_on(used.read()).unwrap(), mask("mask_used"));
@@ -62,7 +64,7 @@ fn an_independent_implementation_agrees() {
     let causal = BlockSparseParams { causal: Some(Causal::BottomRight), ..Default::default() };
     let sparse = BlockSparseAttention::new(gpu(), causal).unwrap();
     let attention = AttentionInputs { block_mask: Some(&used), ..AttentionInputs::new(&q, &k, &v) };
-    let words = sparse.plan(&AttentionShapes::of_inputs(&attention)).unwrap().to_string();
+    let words = sparse.plan(&Shapes::of(attention)).unwrap().to_string();
     assert!(words.contains("query heads that share a key head are rows of one tile"), "{words}");
     let (out, lse) = block_on(sparse.forward_with_lse(&attention)).unwrap();
     near(&out, &floats(&golden, "out"));
@@ -72,7 +74,7 @@ fn an_independent_implementation_agrees() {
     // What the best choice would have seen: the probability of each block.
     let (_, lse) = block_on(dense.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).unwrap();
     let reduction = Reduction::Max;
-    let (heads, queries, keys) = (HeadGroups::OfKeyHead, QueryGroups::Blocks(1), KeyGroups::Blocks(16));
+    let (heads, queries, keys) = (HeadGroups::PerKvHead, QueryGroups::Blocks(1), KeyGroups::Blocks(16));
     let params = ScoreReductionParams { reduction, heads, queries, keys, ..Default::default() };
     let inputs = ScoreReductionInputs { attention: AttentionInputs::new(&q, &k, &v), lse: &lse, segments: None };
     let oracle = block_on(ScoreReduction::new(gpu(), params).unwrap().forward(&inputs)).unwrap();
@@ -154,6 +156,19 @@ fn bad_input() {
     says(run(SeerDecodeInputs { compressed: &zeros([1, 2, 5, 8]), ..inputs }), &["compressed.shape"]);
 }
 
+/// The keys of one sequence before and after.
+struct Growth([usize; 2]);
+
+impl Call for Growth {
+    fn tensors(&self) -> Vec<(Name, &Tensor)> {
+        vec![]
+    }
+
+    fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
+        vec![("before".into(), Cow::from(&self.0[..1])), ("after".into(), Cow::from(&self.0[1..]))]
+    }
+}
+
 /// A cache of 16 bits holds what one of 32 does, rounded; a step that was prepared is recorded as often as wanted.
 #[test]
 fn caches_of_16_bits_and_recorded_steps() {
@@ -171,20 +186,25 @@ fn caches_of_16_bits_and_recorded_steps() {
         assert_eq!(compress(dtype), exact.iter().map(|&x| dtype.round(x)).collect::<Vec<_>>());
     }
     let cache = zeros([1, 2, 3, 16]);
-    let step = block_on(gate.prepare_compression(&weights, &k, &cache, &[0], &[48])).unwrap();
+    let call = (&weights, [("k", &k), ("compressed", &cache)], Growth([0, 48]));
+    let step = block_on(gate.prepare_compression(&Shapes::of(&call))).unwrap();
     for _ in 0..2 {
         block_on(cache.write(&[7.0; 96])).unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
-        step.encode(&mut encoder).unwrap();
+        step.encode(&mut encoder, &call).unwrap();
         gpu().queue().submit([encoder.finish()]);
         assert_eq!(read(&cache), exact);
     }
     let q = tensor([1, 4, 1, 16], &common::random(9, 64));
     let inputs = SeerDecodeInputs { q: &q, compressed: &cache, seqlens_k: &[48], keys: 48 };
-    let (step, mask) = block_on(gate.prepare(&weights, &inputs)).unwrap();
+    let grid = gate.grid(&inputs);
+    let chosen = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::U32, grid.shape()))).unwrap();
+    let call = (&weights, &inputs, [("chosen", &chosen)]);
+    let step = block_on(gate.prepare(&Shapes::of(call))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    step.encode(&mut encoder).unwrap();
+    step.encode(&mut encoder, call).unwrap();
     gpu().queue().submit([encoder.finish()]);
+    let mask = BlockMask::from_bits(gpu(), grid, &chosen, None).unwrap();
     let same = block_on(gate.forward(&weights, &inputs)).unwrap();
     assert_eq!(block_on(mask.read()).unwrap(), block_on(same.read()).unwrap());
 }

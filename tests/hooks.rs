@@ -5,8 +5,8 @@ mod common;
 use common::{bits, gpu, options, read, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
-    AttentionInputs, AttentionPlan, AttentionShapes, Caps, DType, FlashAttention, FlashParams, Gpu, Hook, Layout,
-    Result, Tensor,
+    AttentionInputs, AttentionParams, Caps, DType, FlashAttention, FlashParams, Gpu, Hook, Layout, Result, Shapes,
+    Tensor,
 };
 
 fn with(score_mod: Vec<Hook>, mask_mod: Vec<Hook>) -> FlashParams {
@@ -71,7 +71,8 @@ fn names_and_buffers_that_cannot_be() {
     let new = |params: FlashParams| FlashAttention::new(gpu(), params);
     let data = tensor([1, 1, 1, 256], &[0.0; 256]);
     for name in ["", "1st", "a b", "f(", "x;"] {
-        let named = Hook { entry: name.into(), ..hook() };
+        let mut named = hook();
+        named.entry = name.into();
         says(new(with(vec![named], vec![])), &["score_mod[0].entry", &format!("\"{name}\""), "WGSL function"]);
         let buffer = hook().with_buffer(name, &data);
         says(new(with(vec![buffer], vec![])), &["score_mod[0].buffers", &format!("\"{name}\""), "WGSL variable"]);
@@ -100,9 +101,9 @@ fn names_and_buffers_that_cannot_be() {
     let (out, lse) = (part([1, 1, 2, 4], 256), tensor([1, 1, 2, 1], &[0.0; 2]));
     let (inputs, outputs) =
         (AttentionInputs::new(&x, &x, &x), wgpu_attention::AttentionOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
+    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    says(prepared.encode(&mut encoder, &inputs, &outputs), &["hook buffer data", "in the buffer of out", "another"]);
+    says(prepared.encode(&mut encoder, (&inputs, &outputs)), &["out and buffers.data", "in one buffer", "as prepared"]);
 }
 
 #[test]
@@ -112,8 +113,8 @@ fn too_many_buffers_for_the_device_are_refused_by_name() {
     let hook = Hook::new("plus", "fn plus(score: f32, at: Position) -> f32 { return score + data0[0]; }");
     let hook = names.iter().fold(hook, |hook, name| hook.with_buffer(name, &data));
     let x = data.layout().clone();
-    let plan =
-        AttentionPlan::new(&Caps::core(), &with(vec![hook], vec![]), &AttentionShapes::new(x.clone(), x.clone(), x));
+    let shapes = Shapes::new([("q", x.clone()), ("k", x.clone()), ("v", x)]);
+    let plan = with(vec![hook], vec![]).plan(&Caps::core(), &shapes);
     says(plan, &["flash needs 9 of maxStorageBuffersPerShaderStage", "8"]);
 }
 
@@ -170,7 +171,7 @@ fn tiles_that_a_mask_hides_are_not_even_read() {
     let mask = || Hook::new("two_ends", "fn two_ends(at: Position) -> bool { return at.key < 10u || at.key >= 250u; }");
     let attention = |params| FlashAttention::new(gpu(), params).unwrap();
     let params = FlashParams { mask_mod: vec![mask()], ..FlashParams::default() };
-    let shapes = AttentionShapes::new(x.layout().clone(), x.layout().clone(), x.layout().clone());
+    let shapes = Shapes::of(AttentionInputs::new(&x, &x, &x));
     let plan = attention(params.clone()).plan(&shapes).unwrap().to_string();
     assert!(plan.contains("tiles that they hide are skipped") && plan.contains("bounds checks stay on"), "{plan}");
     let expected = block_on(attention(params.clone()).forward(&x, &x, &x)).unwrap();

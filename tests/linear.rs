@@ -30,22 +30,35 @@ fn random_gradients() {
     run_all(&random_linear_backward_cases(4, 1));
 }
 
-const WAYS: [LinearWay; 3] = [LinearWay::Recurrent, LinearWay::OnePass, LinearWay::ThreePass];
+const ALGORITHMS: [LinearAlgorithm; 3] =
+    [LinearAlgorithm::Recurrent, LinearAlgorithm::OnePass, LinearAlgorithm::ThreePass];
 
-/// Longer than what one dispatch goes over, in every way; the state goes on from one to the next, wanted or not.
+/// The algorithm that a plan names.
+fn algorithm_of(plan: &Program) -> LinearAlgorithm {
+    let words = plan.to_string();
+    let known = [
+        ("linear attention, token by token;", LinearAlgorithm::Recurrent),
+        ("linear attention, one pass over chunks of", LinearAlgorithm::OnePass),
+        ("linear attention, three passes (", LinearAlgorithm::ThreePass),
+    ];
+    let found = known.into_iter().find(|(start, _)| words.starts_with(start));
+    found.unwrap_or_else(|| panic!("{words}")).1
+}
+
+/// Longer than what one dispatch goes over, by every algorithm; the state goes on from one to the next, wanted or not.
 #[test]
 fn long_sequences() {
     let n = 4096 + 70;
     let case = LinearCase { heads: [1; 3], tokens: n, dims: (8, 8), gates: Some((1.0, 500)), ..Default::default() };
-    for way in WAYS {
-        let params = LinearParams { way: Some(way), ..Default::default() };
+    for algorithm in ALGORITHMS {
+        let params = LinearParams { algorithm: Some(algorithm), ..Default::default() };
         run_all(&[LinearCase { params, h0: true, ..case.clone() }]);
         let [q, k, v] = [1, 2, 3].map(|seed| tensor([1, 1, n, 8], &random(seed, n * 8)));
-        let params = LinearParams { way: Some(way), slopes: Some(vec![0.01]), ..Default::default() };
+        let params = LinearParams { algorithm: Some(algorithm), slopes: Some(vec![0.01]), ..Default::default() };
         let attention = LinearAttention::new(gpu(), params).unwrap();
         let inputs = LinearInputs::new(&q, &k, &v);
         // So slow that a factor off by half a unit in its last place would show.
-        let params = LinearParams { way: Some(way), slopes: Some(vec![3.3e-5]), ..Default::default() };
+        let params = LinearParams { algorithm: Some(algorithm), slopes: Some(vec![3.3e-5]), ..Default::default() };
         run_all(&[LinearCase { params, tokens: 1500, gates: None, ..case.clone() }]);
         let alone = block_on(attention.forward(&inputs)).unwrap();
         let (with_state, _) = block_on(attention.forward_with_state(&inputs)).unwrap();
@@ -61,7 +74,8 @@ fn long_sequences() {
 fn chunks_of_every_size() {
     let mut run = 0;
     for chunk in (32..=256).step_by(32) {
-        let params = LinearParams { chunk: Some(chunk), way: Some(LinearWay::OnePass), ..Default::default() };
+        let params =
+            LinearParams { chunk: Some(chunk), algorithm: Some(LinearAlgorithm::OnePass), ..Default::default() };
         let case = LinearCase { tokens: 300, dims: (40, 40), gates: Some((1.0, 20)), params, ..Default::default() };
         match case.plan(gpu().caps()) {
             Ok(_) => {
@@ -115,7 +129,7 @@ fn decoding_goes_on_where_the_prompt_ended() {
     let [q, k] = [1, 2].map(|seed| random(seed, heads * n * d));
     let (v, gates) = (random(3, heads * n * dv), random(4, heads * n));
     let gates: Vec<f32> = gates.iter().map(|x| -x.abs() / 5.0).collect();
-    let params = LinearParams { way: Some(LinearWay::Recurrent), ..LinearParams::default() };
+    let params = LinearParams { algorithm: Some(LinearAlgorithm::Recurrent), ..LinearParams::default() };
     let attention = LinearAttention::new(gpu(), params).unwrap();
     let part = |which: std::ops::Range<usize>| {
         let cut = |values: &[f32], d| common::tokens(values, [1, heads, n, d], which.clone());
@@ -149,8 +163,8 @@ fn bits_do_not_depend_on_the_batch() {
     let (n, d) = (300, 16);
     let [q, k, v, dout] = [5, 6, 7, 8].map(|seed| random(seed, 2 * 2 * n * d));
     let half = 2 * n * d;
-    for way in WAYS.map(Some).into_iter().chain([None]) {
-        let params = LinearParams { slopes: Some(vec![0.1, 0.01]), way, ..Default::default() };
+    for algorithm in ALGORITHMS.map(Some).into_iter().chain([None]) {
+        let params = LinearParams { slopes: Some(vec![0.1, 0.01]), algorithm, ..Default::default() };
         let attention = LinearAttention::new(gpu(), params).unwrap();
         let run = |values: [&[f32]; 3], batch: usize| {
             let [q, k, v] = values.map(|values| tensor([batch, 2, n, d], values));
@@ -167,7 +181,7 @@ fn bits_do_not_depend_on_the_batch() {
             let (o, _) = run(broken.each_ref().map(|values| &values[..]), 2);
             for (row, values) in o.chunks(d).enumerate() {
                 let nan = values.iter().any(|&x| f32::from_bits(x).is_nan());
-                assert_eq!(nan, row / n == 1 && row % n >= 18, "{way:?}, row {row}, {which}");
+                assert_eq!(nan, row / n == 1 && row % n >= 18, "{algorithm:?}, row {row}, {which}");
             }
         }
     }
@@ -176,8 +190,7 @@ fn bits_do_not_depend_on_the_batch() {
     let gradients = |from: usize, batch: usize| {
         let [q, k, v, dout] =
             [&q, &k, &v, &dout].map(|values| tensor([batch, 2, n, d], &values[from..][..batch * half]));
-        let from = LinearOutputGradients::new(&dout);
-        let found = block_on(attention.backward(&LinearInputs::new(&q, &k, &v), &from)).unwrap();
+        let found = block_on(attention.backward(&LinearInputs::new(&q, &k, &v), &dout, None)).unwrap();
         [found.dq, found.dk, found.dv].map(|tensor| bits(&read(&tensor)))
     };
     let (both, alone) = (gradients(0, 2), gradients(half, 1));
@@ -195,10 +208,11 @@ fn wrong_gates_are_told_when_a_result_is_read() {
         gates[5 + 3] = value;
         let g = tensor([1, 2, 5, 1], &gates);
         let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&x, &x, &x) };
-        for way in WAYS {
-            let attention = LinearAttention::new(gpu(), LinearParams { way: Some(way), ..Default::default() }).unwrap();
+        for algorithm in ALGORITHMS {
+            let attention =
+                LinearAttention::new(gpu(), LinearParams { algorithm: Some(algorithm), ..Default::default() }).unwrap();
             let o = block_on(attention.forward(&inputs)).unwrap();
-            let gradients = block_on(attention.backward(&inputs, &LinearOutputGradients::new(&x))).unwrap();
+            let gradients = block_on(attention.backward(&inputs, &x, None)).unwrap();
             if value == f32::NEG_INFINITY {
                 // Nothing of what came before is left.
                 let mut gates = gates.clone();
@@ -266,7 +280,7 @@ fn bad_input() {
     says(packed(&[0, 7, 9]), &["cu_seqlens[2] is 9", "10, the tensor's tokens"]);
     let state = zeros([2, 4, 8, 5]);
     let in_place = block_on(new(plain()).unwrap().forward_in_place(&inputs, &state));
-    says(in_place, &["ht.shape", "[2, 4, 8, 6]"]);
+    says(in_place, &["state.shape", "[2, 4, 8, 6]"]);
     let (state, h0) = (zeros([2, 4, 8, 6]), zeros([2, 4, 8, 6]));
     let both = LinearInputs { h0: Some(&h0), ..inputs };
     says(
@@ -276,66 +290,60 @@ fn bad_input() {
     // What was prepared, and what comes.
     let attention = new(plain()).unwrap();
     let o = zeros([2, 4, 10, 6]);
-    let to = LinearOutputs { o: &o, state: LinearState::InPlace(&state), snapshots: None };
-    let prepared = block_on(attention.prepare(&LinearShapes::of(&inputs, &to))).unwrap();
+    let to = [("o", &o), ("state", &state)];
+    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, to)))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    assert!(prepared.encode(&mut encoder, &inputs, &to).is_ok());
-    let written = LinearOutputs { state: LinearState::Written(&state), ..to };
-    says(
-        prepared.encode(&mut encoder, &inputs, &written),
-        &["state is in place: false", "in place: true, as prepared"],
-    );
-    says(
-        prepared.encode(&mut encoder, &LinearInputs { g: Some(&g), ..inputs }, &to),
-        &["g is set", "unset, as prepared"],
-    );
+    assert!(prepared.encode(&mut encoder, (&inputs, to)).is_ok());
+    let written = [("o", &o), ("ht", &state)];
+    says(prepared.encode(&mut encoder, (&inputs, written)), &["state is None", "set, as prepared"]);
+    let gated = LinearInputs { g: Some(&g), ..inputs };
+    says(prepared.encode(&mut encoder, (&gated, to)), &["g is Layout", "unset, as prepared"]);
     let padded = LinearInputs { seqlens: Some(&[3, 3]), ..inputs };
-    says(prepared.encode(&mut encoder, &padded, &to), &["seqlens is Some([3, 3])", "as prepared"]);
-    // Ways, chunks, snapshots.
-    let chunk = |chunk, way| LinearParams { chunk: Some(chunk), way, ..plain() };
+    says(prepared.encode(&mut encoder, (&padded, to)), &["seqlens is [3, 3]", "as prepared: None"]);
+    // Algorithms, chunks, snapshots.
+    let chunk = |chunk, algorithm| LinearParams { chunk: Some(chunk), algorithm, ..plain() };
     says(new(chunk(48, None)), &["chunk is 48", "a multiple of 32"]);
     says(new(chunk(0, None)), &["chunk is 0", "a multiple of 32"]);
     says(new(chunk(288, None)), &["chunk is 288", "at most 256"]);
-    says(run(chunk(64, Some(LinearWay::Recurrent)), &inputs), &["chunk is 64", "unset where the way is recurrent"]);
-    let caps = Caps::core();
-    let shapes = LinearShapes::of_inputs(&inputs, true);
     says(
-        LinearPlan::new(&caps, &chunk(128, None), &shapes),
-        &["chunk 128 of linear attention", "needs 20496", "16384"],
+        run(chunk(64, Some(LinearAlgorithm::Recurrent)), &inputs),
+        &["chunk is 64", "unset where the algorithm is recurrent"],
     );
-    assert_eq!(LinearPlan::new(&caps, &chunk(64, None), &shapes).unwrap().way(), LinearWay::OnePass);
-    assert_eq!(LinearPlan::new(&caps, &plain(), &shapes).unwrap().way(), LinearWay::Recurrent);
+    let caps = Caps::core();
+    let shapes = Shapes::of(inputs).wanted("ht");
+    says(chunk(128, None).plan(&caps, &shapes), &["chunk 128 of linear attention", "needs 20496", "16384"]);
+    assert_eq!(algorithm_of(&chunk(64, None).plan(&caps, &shapes).unwrap()), LinearAlgorithm::OnePass);
+    assert_eq!(algorithm_of(&plain().plan(&caps, &shapes).unwrap()), LinearAlgorithm::Recurrent);
     // By heads and columns, not by the batch; on a processor by what is least work.
-    for (heads, tokens, dim, kind, way) in [
-        (2, 32, 64, AdapterKind::Discrete, LinearWay::Recurrent),
-        (2, 33, 64, AdapterKind::Discrete, LinearWay::OnePass),
-        (2, 300, 64, AdapterKind::Discrete, LinearWay::ThreePass),
-        (64, 300, 64, AdapterKind::Integrated, LinearWay::OnePass),
-        (64, 300, 256, AdapterKind::Discrete, LinearWay::OnePass),
-        (64, 300, 64, AdapterKind::Discrete, LinearWay::ThreePass),
-        (2, 5000, 64, AdapterKind::Software, LinearWay::Recurrent),
+    for (heads, tokens, dim, kind, algorithm) in [
+        (2, 32, 64, AdapterKind::Discrete, LinearAlgorithm::Recurrent),
+        (2, 33, 64, AdapterKind::Discrete, LinearAlgorithm::OnePass),
+        (2, 300, 64, AdapterKind::Discrete, LinearAlgorithm::ThreePass),
+        (64, 300, 64, AdapterKind::Integrated, LinearAlgorithm::OnePass),
+        (64, 300, 256, AdapterKind::Discrete, LinearAlgorithm::OnePass),
+        (64, 300, 64, AdapterKind::Discrete, LinearAlgorithm::ThreePass),
+        (2, 5000, 64, AdapterKind::Software, LinearAlgorithm::Recurrent),
     ] {
         for batch in [1, 8] {
             let layout = Layout::heads_first(DType::F32, [batch, heads, tokens, dim]);
-            let shapes = LinearShapes::new(layout.clone(), layout.clone(), layout, false);
+            let shapes = Shapes::new([("q", layout.clone()), ("k", layout.clone()), ("v", layout)]);
             let caps = Caps { kind, ..Caps::core() };
-            let plan = LinearPlan::new(&caps, &plain(), &shapes).unwrap();
-            assert_eq!(plan.way(), way, "{heads} heads, {tokens} tokens, {plan}");
+            let plan = plain().plan(&caps, &shapes).unwrap();
+            assert_eq!(algorithm_of(&plan), algorithm, "{heads} heads, {tokens} tokens, {plan}");
         }
     }
     let snapshots = zeros([2, 4, 80, 6]);
-    let to = LinearOutputs { o: &o, state: LinearState::Unwanted, snapshots: Some(&snapshots) };
-    let shapes = LinearShapes::of(&inputs, &to);
-    let one_pass = LinearParams { way: Some(LinearWay::OnePass), ..plain() };
-    says(LinearPlan::new(&caps, &one_pass, &shapes), &["way is Some(OnePass)", "unset or recurrent"]);
+    let shapes = Shapes::of((&inputs, [("o", &o), ("snapshots", &snapshots)]));
+    let one_pass = LinearParams { algorithm: Some(LinearAlgorithm::OnePass), ..plain() };
+    says(one_pass.plan(&caps, &shapes), &["algorithm is Some(OnePass)", "unset or recurrent"]);
     let open = LinearParams { causal: false, ..plain() };
-    says(LinearPlan::new(&caps, &open, &shapes), &["snapshots is set", "not causal"]);
-    let short = LinearOutputs { snapshots: Some(&state), ..to };
-    says(LinearPlan::new(&caps, &plain(), &LinearShapes::of(&inputs, &short)), &["snapshots.shape", "[2, 4, 80, 6]"]);
-    let open = LinearParams { causal: false, way: Some(LinearWay::OnePass), ..plain() };
+    says(open.plan(&caps, &shapes), &["snapshots is set", "not causal"]);
+    let short = Shapes::of((&inputs, [("o", &o), ("snapshots", &state)]));
+    says(plain().plan(&caps, &short), &["snapshots.shape", "[2, 4, 80, 6]"]);
+    let open = LinearParams { causal: false, algorithm: Some(LinearAlgorithm::OnePass), ..plain() };
     let long = Layout::heads_first(DType::F32, [1, 1, 5000, 8]);
-    let shapes = LinearShapes::new(long.clone(), long.clone(), long, false);
-    says(LinearPlan::new(&caps, &open, &shapes), &["way is OnePass", "more than 4096 tokens where not causal"]);
+    let shapes = Shapes::new([("q", long.clone()), ("k", long.clone()), ("v", long)]);
+    says(open.plan(&caps, &shapes), &["algorithm is OnePass", "more than 4096 tokens where not causal"]);
 }
 
 #[test]
@@ -344,12 +352,11 @@ fn bad_gradients() {
     let (q, v, o) = (zeros([2, 4, 10, 8]), zeros([2, 2, 10, 6]), zeros([2, 4, 10, 6]));
     let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
     let inputs = LinearInputs::new(&q, &q, &v);
-    let run = |from: &LinearOutputGradients| block_on(attention.backward(&inputs, from));
-    let from = LinearOutputGradients::new(&o);
-    assert!(run(&from).is_ok());
-    says(run(&LinearOutputGradients::new(&v)), &["dout.shape is [2, 2, 10, 6]", "[2, 4, 10, 6]"]);
+    let run = |dout: &Tensor, dht: Option<&Tensor>| block_on(attention.backward(&inputs, dout, dht));
+    assert!(run(&o, None).is_ok());
+    says(run(&v, None), &["dout.shape is [2, 2, 10, 6]", "[2, 4, 10, 6]"]);
     let dht = zeros([2, 4, 6, 8]);
-    says(run(&LinearOutputGradients { dht: Some(&dht), ..from }), &["dht.shape is [2, 4, 6, 8]", "[2, 4, 8, 6]"]);
+    says(run(&o, Some(&dht)), &["dht.shape is [2, 4, 6, 8]", "[2, 4, 8, 6]"]);
     let to = LinearGradients {
         dq: zeros([2, 4, 10, 8]),
         dk: zeros([2, 4, 10, 8]),
@@ -358,23 +365,22 @@ fn bad_gradients() {
         dslopes: None,
         dh0: None,
     };
-    let prepare =
-        |to: &LinearGradients| block_on(attention.prepare_backward(&LinearBackwardShapes::of(&inputs, &from, to)));
+    let from = [("dout", &o)];
+    let prepare = |to: &LinearGradients| block_on(attention.prepare_backward(&Shapes::of((&inputs, from, to))));
     let prepared = prepare(&to).unwrap();
     let with_state = LinearGradients { dh0: Some(zeros([2, 4, 8, 6])), ..to.clone() };
     says(prepare(&with_state), &["dh0 is set", "unset"]);
     let wide = LinearGradients { dv: zeros([2, 4, 10, 6]), ..to.clone() };
     says(prepare(&wide), &["dv.shape is [2, 4, 10, 6]", "[2, 2, 10, 6]"]);
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    assert!(prepared.encode(&mut encoder, &inputs, &from, &to).is_ok());
-    says(prepared.encode(&mut encoder, &inputs, &from, &with_state), &["dh0 is set", "unset, as prepared"]);
-    says(prepared.encode(&mut encoder, &inputs, &from, &wide), &["dv is", "as prepared"]);
+    assert!(prepared.encode(&mut encoder, (&inputs, from, &to)).is_ok());
+    says(prepared.encode(&mut encoder, (&inputs, from, &with_state)), &["dh0 is Layout", "unset, as prepared"]);
+    says(prepared.encode(&mut encoder, (&inputs, from, &wide)), &["dv is", "as prepared"]);
     let strided = block_on(Tensor::empty(gpu(), Layout::heads_last(DType::F32, [2, 4, 10, 8]))).unwrap();
     let strided = LinearGradients { dk: strided, ..to.clone() };
-    says(prepared.encode(&mut encoder, &inputs, &from, &strided), &["dk is", "as prepared"]);
+    says(prepared.encode(&mut encoder, (&inputs, from, &strided)), &["dk is", "as prepared"]);
     // An output over an input.
     let over = LinearGradients { dq: q.clone(), ..to };
-    let shapes = LinearBackwardShapes::of(&inputs, &from, &over);
-    let prepared = block_on(attention.prepare_backward(&shapes)).unwrap();
-    says(prepared.encode(&mut encoder, &inputs, &from, &over), &["dq is bytes", "apart from"]);
+    let prepared = prepare(&over).unwrap();
+    says(prepared.encode(&mut encoder, (&inputs, from, &over)), &["dq is bytes", "apart from"]);
 }

@@ -26,7 +26,8 @@ fn near_gradient(what: &str, found: &[f32], expected: &[f32]) {
     assert!(ratio < 1e-5, "{what}: {ratio}");
 }
 
-const WAYS: [LinearWay; 3] = [LinearWay::Recurrent, LinearWay::OnePass, LinearWay::ThreePass];
+const ALGORITHMS: [LinearAlgorithm; 3] =
+    [LinearAlgorithm::Recurrent, LinearAlgorithm::OnePass, LinearAlgorithm::ThreePass];
 
 fn states(file: &SafeTensors, name: &str) -> Tensor {
     let shape = file.tensor(name).expect(name).shape().to_vec();
@@ -49,16 +50,15 @@ fn an_independent_implementation_agrees() {
         let [q, k, v, dout] = ["q", "k", "v", "do"].map(|name| tokens(&file, name));
         let g = file.tensor("g").is_ok().then(|| tokens(&file, "g"));
         let inputs = LinearInputs { g: g.as_ref(), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
-        for way in WAYS {
-            let params = LinearParams { way: Some(way), ..params.clone() };
+        for algorithm in ALGORITHMS {
+            let params = LinearParams { algorithm: Some(algorithm), ..params.clone() };
             let attention = LinearAttention::new(gpu(), params).unwrap();
             let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
-            near(&format!("{name} o, {way:?}"), &read(&o), &read(&tokens(&file, "o")));
-            near(&format!("{name} ht, {way:?}"), &read(&ht), &floats(&file, "ht"));
+            near(&format!("{name} o, {algorithm:?}"), &read(&o), &read(&tokens(&file, "o")));
+            near(&format!("{name} ht, {algorithm:?}"), &read(&ht), &floats(&file, "ht"));
         }
         let attention = LinearAttention::new(gpu(), params).unwrap();
-        let from = LinearOutputGradients { dht: Some(&dht), ..LinearOutputGradients::new(&dout) };
-        let found = block_on(attention.backward(&inputs, &from)).unwrap();
+        let found = block_on(attention.backward(&inputs, &dout, Some(&dht))).unwrap();
         for (what, found) in [("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)] {
             near_gradient(&format!("{name} {what}"), &read(found), &read(&tokens(&file, what)));
         }
@@ -85,17 +85,16 @@ fn an_independent_implementation_of_mamba_agrees() {
     let (q, k) = (tokens(&file, "Cm"), tokens(&file, "Bm"));
     let (v, g) = (tensor([b, h, n, d], &v), tensor([b, h, n, 1], &g));
     let inputs = LinearInputs { g: Some(&g), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
-    for way in WAYS {
-        let params = LinearParams { scale: Some(1.0), way: Some(way), ..Default::default() };
+    for algorithm in ALGORITHMS {
+        let params = LinearParams { scale: Some(1.0), algorithm: Some(algorithm), ..Default::default() };
         let attention = LinearAttention::new(gpu(), params).unwrap();
         let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
         let o: Vec<f32> = read(&o).iter().zip(&x).enumerate().map(|(i, (o, x))| o + of_token(i).1 * x).collect();
-        near(&format!("o, {way:?}"), &o, &read(&tokens(&file, "o")));
-        near(&format!("ht, {way:?}"), &read(&ht), &floats(&file, "ht"));
+        near(&format!("o, {algorithm:?}"), &o, &read(&tokens(&file, "o")));
+        near(&format!("ht, {algorithm:?}"), &read(&ht), &floats(&file, "ht"));
     }
     let attention = LinearAttention::new(gpu(), LinearParams { scale: Some(1.0), ..Default::default() }).unwrap();
-    let from = LinearOutputGradients { dht: Some(&dht), ..LinearOutputGradients::new(&dout) };
-    let found = block_on(attention.backward(&inputs, &from)).unwrap();
+    let found = block_on(attention.backward(&inputs, &dout, Some(&dht))).unwrap();
     near_gradient("dC", &read(&found.dq), &read(&tokens(&file, "dCm")));
     near_gradient("dB", &read(&found.dk), &read(&tokens(&file, "dBm")));
     near_gradient("dh0", &read(found.dh0.as_ref().unwrap()), &floats(&file, "dh0"));

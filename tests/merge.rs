@@ -7,7 +7,7 @@ use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, merge_cases, random_merge_cases};
 use wgpu_attention::reference::{FlashProblem, flash};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Layout, Merge, MergeShapes, Result, Tensor,
+    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Layout, Merge, Result, Shapes, Tensor,
     Window,
 };
 
@@ -85,11 +85,12 @@ fn bad_input() {
     let parts = [AttentionOutputs { out: &good.0, lse: &good.1 }; 2];
     let fresh = of([1, 2, 3, 4], [1, 2, 3, 1]);
     let outputs = AttentionOutputs { out: &good.0, lse: &fresh.1 };
-    let prepared = block_on(Merge::new(gpu()).prepare(&MergeShapes::of(&parts, &outputs))).unwrap();
+    let shapes = Shapes::of((&parts[..], &outputs));
+    let prepared = block_on(Merge::new(gpu()).prepare(&shapes)).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    says(prepared.encode(&mut encoder, &parts, &outputs), &["out", "apart from a"]);
-    says(prepared.encode(&mut encoder, &parts[..1], &outputs), &["parts.len()", "1", "2, as prepared"]);
+    says(prepared.encode(&mut encoder, (&parts[..], &outputs)), &["out is bytes", "apart from parts[0].out"]);
+    let one = (&parts[..1], &outputs);
+    says(prepared.encode(&mut encoder, one), &["parts[1].out is None", "set, as prepared"]);
     let bytes = Layout::heads_first(DType::U8, [1, 2, 3, 4]);
-    let shapes = MergeShapes { out: bytes, ..MergeShapes::of(&parts, &outputs) };
-    says(block_on(Merge::new(gpu()).prepare(&shapes)), &["out.dtype", "u8", "f32, f16 or bf16"]);
+    says(block_on(Merge::new(gpu()).prepare(&shapes.tensor("out", bytes))), &["out.dtype", "u8", "f32, f16 or bf16"]);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{bits, gpu, heads_first, random, read, run_all, says, tensor};
+use common::{bits, gpu, heads_first, named, random, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -132,7 +132,7 @@ fn an_independent_implementation_agrees() {
         };
         let of_lse = [case.B, case.Hq, n, 1];
         compare("out", of_out, 2e-5, &out, &reference.out);
-        compare("lse", of_lse, 2e-5, saved.outputs().lse, &reference.lse);
+        compare("lse", of_lse, 2e-5, named(&saved, "lse"), &reference.lse);
         compare("dq", of_q, 5e-5, &g.dq, &reference_gradients.dq);
         compare("dk", of_k, 5e-5, &g.dk, &reference_gradients.dk);
         compare("dv", of_v, 5e-5, &g.dv, &reference_gradients.dv);

@@ -4,9 +4,7 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionShapes, CuSeqlens, DType, FlashAttention, Layout, Tensor,
-};
+use wgpu_attention::{AttentionInputs, AttentionOutputs, CuSeqlens, DType, FlashAttention, Layout, Shapes, Tensor};
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params")
@@ -34,9 +32,9 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
         let out = tensor([1, h, n, d], &vec![9.0; h * n * d]);
         let lse = tensor([1, h, n, 1], &vec![9.0; h * n]);
         let outputs = AttentionOutputs { out: &out, lse: &lse };
-        let prepared = block_on(attention().prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
-        block_on(prepared.submit(&inputs, &outputs)).unwrap();
-        block_on(prepared.check_offsets()).unwrap();
+        let prepared = block_on(attention().prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        block_on(prepared.submit((&inputs, &outputs))).unwrap();
+        block_on(prepared.check()).unwrap();
         for pair in offsets.windows(2) {
             let (first, count) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
             let part = rows(&x, first, count);
@@ -97,11 +95,11 @@ fn packed_sequences_with_what_does_not_go_with_them() {
     );
     let mask = block_on(Tensor::upload(gpu(), [1, 1, 10, 9], DType::U8, &[1.0; 90])).unwrap();
     says(run(AttentionInputs { mask: Some(&mask), ..both }), &["mask.shape", "[1, 1, 10, 9]", "[1, 1, 10, 10]"]);
-    let prepared = block_on(attention().prepare(&AttentionShapes::of_inputs(&both))).unwrap();
+    let prepared = block_on(attention().prepare(&Shapes::of(both))).unwrap();
     let (out, lse) = (tensor([1, 1, 10, 4], &[0.0; 40]), tensor([1, 1, 10, 1], &[0.0; 10]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let other = AttentionInputs { cu_seqlens_k: Some(CuSeqlens::Host(&[0, 9])), ..both };
-    let encoded = prepared.encode(&mut encoder, &other, &AttentionOutputs { out: &out, lse: &lse });
+    let encoded = prepared.encode(&mut encoder, (&other, AttentionOutputs { out: &out, lse: &lse }));
     says(encoded, &["cu_seqlens_k", "[0, 9]", "as prepared"]);
 }
 

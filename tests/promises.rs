@@ -6,9 +6,8 @@ use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::normal;
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionPlan, AttentionShapes, BlockGrid, BlockMask, Caps, Causal, DType,
-    FlashAttention, FlashParams, Gpu, Layout, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
-    Window,
+    AttentionInputs, AttentionOutputs, AttentionParams, BlockGrid, BlockMask, Caps, Causal, DType, FlashAttention,
+    FlashParams, Gpu, Layout, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor, Window,
 };
 
 /// One head: queries, keys, head dim, values in [sequence, head_dim].
@@ -218,7 +217,8 @@ fn causal_masks_follow_the_diagonal_that_they_name() {
 fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
     let layout = |d| Layout::heads_first(DType::F32, [1, 1, 9, d]);
     let plan = |caps: &Caps, d| {
-        AttentionPlan::new(caps, &FlashParams::default(), &AttentionShapes::new(layout(d), layout(d), layout(d)))
+        let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, layout(d))));
+        FlashParams::default().plan(caps, &shapes)
     };
     let core = Caps::core();
     let words = plan(&core, 64).unwrap().to_string();
@@ -233,8 +233,8 @@ fn the_plan_says_what_runs_and_what_cannot_run_is_an_error() {
     // Few queries: heads of a key head as rows where they see the same keys, and keys in parts.
     let tokens = |heads, n| Layout::heads_first(DType::F32, [1, heads, n, 64]);
     let words = |params: FlashParams, queries| {
-        let shapes = AttentionShapes::new(tokens(8, queries), tokens(2, 5000), tokens(2, 5000));
-        AttentionPlan::new(&core, &params, &shapes).unwrap().to_string()
+        let shapes = Shapes::new([("q", tokens(8, queries)), ("k", tokens(2, 5000)), ("v", tokens(2, 5000))]);
+        params.plan(&core, &shapes).unwrap().to_string()
     };
     let [rows, parts] = ["query heads that share a key head are rows of one tile", "keys in 5 parts, merged"];
     for (params, queries, grouped) in [
@@ -258,7 +258,7 @@ fn is_send<T: Send>(value: T) -> T {
 fn native_futures_are_send() {
     let q = tensor([1, 1, 2, 4], &random(1, 8));
     let attention = is_send(FlashAttention::new(gpu(), FlashParams::default()).unwrap());
-    let shapes = AttentionShapes::new(q.layout().clone(), q.layout().clone(), q.layout().clone());
+    let shapes = Shapes::of(AttentionInputs::new(&q, &q, &q));
     let prepared = is_send(block_on(is_send(attention.prepare(&shapes))).unwrap());
     let out = block_on(is_send(attention.forward(&q, &q, &q))).unwrap();
     block_on(is_send(out.read())).unwrap();
@@ -266,8 +266,8 @@ fn native_futures_are_send() {
     drop(is_send(Tensor::upload(gpu(), [1, 1, 1, 1], DType::F32, &[0.0])));
     let grid = BlockGrid { batch: 1, heads: 1, queries: 2, keys: 2, block: [1, 1] };
     let mask = is_send(block_on(is_send(BlockMask::causal(gpu(), grid))).unwrap());
-    let lists = is_send(block_on(is_send(mask.to_lists(3))).unwrap());
-    block_on(is_send(BlockMask::from_lists(gpu(), grid, &lists))).unwrap();
+    let (partial, _) = is_send(block_on(is_send(mask.to_lists(3))).unwrap());
+    block_on(is_send(BlockMask::from_lists(gpu(), grid, &partial, None))).unwrap();
     let reduction = is_send(ScoreReduction::new(gpu(), ScoreReductionParams::default()).unwrap());
     let (_, lse) = block_on(is_send(attention.forward_with_lse(&AttentionInputs::new(&q, &q, &q)))).unwrap();
     let inputs = ScoreReductionInputs { attention: AttentionInputs::new(&q, &q, &q), lse: &lse, segments: None };
@@ -293,9 +293,9 @@ fn stores_round_to_nearest_even_and_overflow_to_infinity() {
     for dtype in [DType::F16, DType::Bf16] {
         let out = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, rows, 1, width]))).unwrap();
         let (inputs, outputs) = (AttentionInputs::new(&q, &q, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&AttentionShapes::of(&inputs, &outputs))).unwrap();
+        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
-        prepared.encode(&mut encoder, &inputs, &outputs).unwrap();
+        prepared.encode(&mut encoder, (&inputs, &outputs)).unwrap();
         gpu().queue().submit([encoder.finish()]);
         for (found, &value) in read(&out).into_iter().zip(&values) {
             let expected = dtype.round(value);

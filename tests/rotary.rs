@@ -5,7 +5,7 @@ mod common;
 use common::{gpu, random, read, run_all, says, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{random_rotary_cases, rotary_cases};
-use wgpu_attention::{Positions, Rotary, RotaryPairs, RotaryParams, Tensor};
+use wgpu_attention::{Positions, Rotary, RotaryParams, Tensor};
 
 #[test]
 fn catalogue() {
@@ -20,8 +20,8 @@ fn random_cases() {
 /// What turns forward turns back; scores of queries and keys depend on their distance only.
 #[test]
 fn turns() {
-    for pairs in [RotaryPairs::HalfSplit, RotaryPairs::Interleaved] {
-        let rotary = Rotary::new(gpu(), RotaryParams { pairs, ..Default::default() }).unwrap();
+    for interleaved in [false, true] {
+        let rotary = Rotary::new(gpu(), RotaryParams { interleaved, ..Default::default() }).unwrap();
         let values = random(1, 2 * 3 * 8 * 16);
         let x = tensor([2, 3, 8, 16], &values);
         let there = block_on(rotary.forward(&x, Positions::Counted { start: 70_000, step: 3 })).unwrap();

@@ -7,7 +7,7 @@ use pollster::block_on;
 use wgpu_attention::catalogue::{random_score_reduction_cases, score_reduction_cases};
 use wgpu_attention::{
     AttentionInputs, FlashAttention, FlashParams, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
-    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, ScoreReductionShapes, Tensor,
+    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor,
 };
 
 #[test]
@@ -136,11 +136,11 @@ fn segments_of_no_keys() {
     let inputs =
         ScoreReductionInputs { attention: AttentionInputs::new(&q, &k, &k), lse: &lse, segments: Some(&segments) };
     let to = ReducedScores { values: tensor([2, 2, 1, 3], &[7.0; 12]), indices: None };
-    let shapes = ScoreReductionShapes::of(&params, &inputs, &to);
-    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&shapes)).unwrap();
+    let reduction = ScoreReduction::new(gpu(), params).unwrap();
+    let prepared = block_on(reduction.prepare(&Shapes::of((&inputs, &to)))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    prepared.encode(&mut encoder, &inputs, &to).unwrap();
+    prepared.encode(&mut encoder, (&inputs, &to)).unwrap();
     gpu().queue().submit([encoder.finish()]);
     assert_eq!(read(&to.values), [0.0; 12]);
-    block_on(prepared.check_segments()).unwrap();
+    block_on(prepared.check()).unwrap();
 }

@@ -31,6 +31,15 @@ fn each(mut check: impl FnMut(&str, &Module, &ModuleInfo)) {
 /// A browser was seen to leave a variable without a value as it was when the code around it runs again. (Arrays are written whole before
 /// they are read.)
 #[test]
+fn names_of_shaders_are_unique() {
+    let mut known = std::collections::BTreeSet::new();
+    for (name, _) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
+        assert!(known.insert(name.clone()), "{name} is there twice");
+    }
+    assert!(known.len() > 600, "{}", known.len());
+}
+
+#[test]
 fn variables_begin_with_a_value() {
     for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
         for statement in text.split([';', '{', '}']).map(str::trim) {

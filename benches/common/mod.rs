@@ -4,7 +4,7 @@
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, AttentionTensors, BackwardCase};
-use wgpu_attention::{AttentionInputs, AttentionOutputs, AttentionPrepared, Gpu};
+use wgpu_attention::{AttentionInputs, AttentionOutputs, Gpu, Prepared};
 
 /// Whether this is a test that benches still work, not a measurement.
 pub fn testing() -> bool {
@@ -25,7 +25,7 @@ pub struct Timed {
     /// Multiply and add of every pair of query and key that see each other count as two each.
     pub flops: f64,
     gpu: Gpu,
-    prepared: AttentionPrepared,
+    prepared: Prepared,
     tensors: AttentionTensors,
 }
 
@@ -52,8 +52,8 @@ impl Timed {
     }
 
     pub fn seconds(&self) -> f64 {
-        let (inputs, outputs) = self.arguments();
-        let time = self.gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &outputs));
+        let call = self.arguments();
+        let time = self.gpu.time(|pass| self.prepared.encode_in(pass, call));
         pollster::block_on(time).expect("a GPU that works").seconds
     }
 

@@ -1,109 +1,10 @@
 //! Cases of softmax attention: flash and neighborhood.
 
-use super::{BlockCase, Case, KnownHook, Outcome, Tolerance, normal};
+use super::{AttentionCase, BlockCase, Case, Known, KnownHook, Outcome, Scores, Tolerance, normal};
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
-use crate::{AttentionPlan, Caps, DType, FlashParams, Gpu, GpuTime, NeighborhoodAxis, Result};
+use crate::{AttentionParams, Caps, DType, Gpu, GpuTime, NeighborhoodAxis, Program, Result};
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
-
-/// Where a case's values come from.
-#[derive(Clone, Debug)]
-pub enum Scores {
-    /// q and k normal with this standard deviation, v with 1.
-    Normal(f32),
-    /// All scores around this one, which may be very low.
-    Around(f32),
-    /// As [`Scores::Normal`] 1, but every other query has one key that it prefers by far.
-    Peaked,
-    /// Given q, k, v, such as a real model's.
-    Given([Vec<f32>; 3]),
-}
-
-/// One attention problem.
-#[derive(Debug)]
-pub struct AttentionCase {
-    /// What is special about it.
-    pub label: &'static str,
-    /// Batch entries.
-    pub batch: usize,
-    /// Query heads, key and value heads.
-    pub heads: (usize, usize),
-    /// Queries, keys.
-    pub lengths: (usize, usize),
-    /// Width of q and k, width of v.
-    pub dims: (usize, usize),
-    /// Types of q, of k and v, of the output.
-    pub dtypes: [DType; 3],
-    /// The params.
-    pub params: FlashParams,
-    /// Queries that count.
-    pub seqlens_q: Option<Vec<usize>>,
-    /// Keys that count.
-    pub seqlens_k: Option<Vec<usize>>,
-    /// An additive bias, repeated along batch, heads, queries where true.
-    pub bias: Option<[bool; 3]>,
-    /// A boolean mask, repeated likewise.
-    pub mask: Option<[bool; 3]>,
-    /// The axes of a space: neighborhood attention. None: flash attention.
-    pub axes: Vec<NeighborhoodAxis>,
-    /// A block mask: block-sparse attention.
-    pub blocks: Option<BlockCase>,
-    /// Keys that every query sees besides.
-    pub additional: usize,
-    /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
-    pub cu_seqlens: Option<[Vec<u32>; 2]>,
-    /// Those offsets on the GPU.
-    pub on_gpu: bool,
-    /// Functions of the caller's.
-    pub hooks: Vec<KnownHook>,
-    /// Where the values come from.
-    pub scores: Scores,
-    /// [batch, sequence, heads, head_dim] in memory with an odd offset and gaps, instead of contiguous.
-    pub strided: bool,
-    /// Of the random values.
-    pub seed: u64,
-    /// Filled at first use: leave it empty.
-    pub known: OnceLock<Known>,
-}
-
-/// Inputs and expected results of a case.
-#[derive(Debug)]
-pub struct Known {
-    pub(super) inputs: [Vec<f32>; 3],
-    /// Additional keys and values.
-    pub(super) additional: [Vec<f32>; 2],
-    /// Bias and mask as stored, and repeated to [batch, heads_q, queries, keys].
-    pub(super) pairs: [Option<[Vec<f32>; 2]>; 2],
-    pub(super) expected: OnceLock<FlashReference>,
-}
-
-impl Default for AttentionCase {
-    fn default() -> Self {
-        Self {
-            label: "plain",
-            batch: 1,
-            heads: (2, 2),
-            lengths: (64, 64),
-            dims: (64, 64),
-            dtypes: [DType::F32; 3],
-            params: FlashParams::default(),
-            seqlens_q: None,
-            seqlens_k: None,
-            bias: None,
-            mask: None,
-            axes: Vec::new(),
-            blocks: None,
-            additional: 0,
-            cu_seqlens: None,
-            on_gpu: false,
-            hooks: Vec::new(),
-            scores: Scores::Normal(1.0),
-            strided: false,
-            seed: 1,
-            known: OnceLock::new(),
-        }
-    }
-}
 
 impl AttentionCase {
     /// The same case with a type for all tensors.
@@ -208,9 +109,9 @@ impl AttentionCase {
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
-    /// Those of [`AttentionPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<AttentionPlan> {
-        AttentionPlan::new(caps, &self.in_family(self.params_without_buffers()), &self.plan_shapes())
+    /// Those of [`AttentionParams::plan`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
+        self.in_family(self.params_without_buffers()).plan(caps, &self.plan_shapes())
     }
 
     /// The output and its log-sum-exp, by the reference.
@@ -275,7 +176,7 @@ impl Case for AttentionCase {
         Box::pin(async move {
             let tensors = self.upload(gpu).await?;
             let (inputs, to) = self.arguments(&tensors);
-            self.prepare(gpu, &tensors).await?.submit(&inputs, &to).await?;
+            self.prepare(gpu, &tensors).await?.submit((&inputs, &to)).await?;
             Ok(self.compare(&to.out.read().await?, &to.lse.read().await?))
         })
     }
@@ -285,7 +186,7 @@ impl Case for AttentionCase {
             let tensors = self.upload(gpu).await?;
             let (inputs, to) = self.arguments(&tensors);
             let prepared = self.prepare(gpu, &tensors).await?;
-            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
+            gpu.time(|pass| prepared.encode_in(pass, (&inputs, &to))).await
         })
     }
 }

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::reference::{Gradients as Expected, flash_backward};
 use crate::{
-    Attention, AttentionGradients, BackwardPlan, BackwardPrepared, BackwardShapes, Caps, DType, Gpu, GpuTime,
-    OutputGradients, Result, Tensor,
+    Attention, AttentionGradients, AttentionParams, Caps, DType, Gpu, GpuTime, OutputGradients, Prepared, Program,
+    Result, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -30,7 +30,7 @@ pub struct BackwardTensors {
     dout: Tensor,
     dlse: Option<Tensor>,
     to: AttentionGradients,
-    backward: BackwardPrepared,
+    backward: Prepared,
 }
 
 impl BackwardCase {
@@ -70,29 +70,25 @@ impl BackwardCase {
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
-    /// Those of [`BackwardPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<BackwardPlan> {
+    /// Those of [`AttentionParams::plan_backward`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
         let case = &self.forward;
         let [q, k, v] = case.shapes();
         let [tq, tk, to] = case.dtypes;
         let rows = self.rows();
         let [d_additional_k, d_additional_v] =
             case.additional_shapes().map(|shape| (case.additional > 0).then(|| case.layout(3, tk, shape)));
-        let shapes = BackwardShapes {
-            forward: case.plan_shapes(),
-            dout: case.layout(0, to, rows),
-            dlse: self.dlse.then(|| case.layout(1, DType::F32, [rows[0], rows[1], rows[2], 1])),
-            dq: case.layout(3, tq, q),
-            dk: case.layout(3, tk, k),
-            dv: case.layout(3, tk, v),
-            dbias: case.bias_layout().map(|bias| case.layout(4, DType::F32, bias.shape)),
-            d_additional_k,
-            d_additional_v,
-            dq_so_far: None,
-            buffers: std::array::from_fn(|i| i),
-        };
-        let params = case.params_without_buffers();
-        BackwardPlan::new(caps, &case.in_family(params), &shapes)
+        let shapes = case
+            .plan_shapes()
+            .tensor("dout", case.layout(0, to, rows))
+            .tensor_if("dlse", self.dlse.then(|| case.layout(1, DType::F32, [rows[0], rows[1], rows[2], 1])))
+            .tensor("dq", case.layout(3, tq, q))
+            .tensor("dk", case.layout(3, tk, k))
+            .tensor("dv", case.layout(3, tk, v))
+            .tensor_if("dbias", case.bias_layout().map(|bias| case.layout(4, DType::F32, bias.shape)))
+            .tensor_if("d_additional_k", d_additional_k)
+            .tensor_if("d_additional_v", d_additional_v);
+        case.in_family(case.params_without_buffers()).plan_backward(caps, &shapes)
     }
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
@@ -146,7 +142,7 @@ impl BackwardCase {
         };
         let to = AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v };
         let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
-        let shapes = BackwardShapes::of(&inputs, &outputs, &from, &to);
+        let shapes = Shapes::of((&inputs, &outputs, &from, &to));
         let params = case.params_on(gpu).await?;
         let backward = Attention::new(gpu, case.in_family(params))?.prepare_backward(&shapes).await?;
         Ok(BackwardTensors { tensors, dout, dlse, to, backward })
@@ -161,7 +157,7 @@ impl BackwardTensors {
     pub async fn time(&self, case: &BackwardCase, gpu: &Gpu) -> Result<GpuTime> {
         let (inputs, outputs) = case.forward.arguments(&self.tensors);
         let from = OutputGradients { dlse: self.dlse.as_ref(), ..OutputGradients::new(&self.dout) };
-        gpu.time(|pass| self.backward.encode_in(pass, &inputs, &outputs, &from, &self.to)).await
+        gpu.time(|pass| self.backward.encode_in(pass, (&inputs, &outputs, &from, &self.to))).await
     }
 }
 
@@ -184,7 +180,7 @@ impl Case for BackwardCase {
             let p = self.prepare(gpu).await?;
             let (inputs, outputs) = self.forward.arguments(&p.tensors);
             let from = OutputGradients { dlse: p.dlse.as_ref(), ..OutputGradients::new(&p.dout) };
-            p.backward.submit(&inputs, &outputs, &from, &p.to).await?;
+            p.backward.submit((&inputs, &outputs, &from, &p.to)).await?;
             let magnitude = self.forward.reference().magnitude;
             let expected = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };

@@ -1,6 +1,6 @@
 //! The list of block-sparse attention cases, and random ones.
 
-use super::flash_cases::DTYPES;
+use super::data::DTYPES;
 use super::{AttentionCase, BackwardCase, BlockCase, KnownHook, MaskSource, Scores, random_flash_cases};
 use crate::{Causal, DType, FlashParams, HeadBlocks, Window};
 use rand::rngs::SmallRng;

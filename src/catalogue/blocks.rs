@@ -1,60 +1,10 @@
 //! Block masks of cases.
 
-use super::AttentionCase;
+use super::{AttentionCase, BlockCase, MaskSource};
 use crate::reference::ChosenBlocks;
-use crate::{
-    BlockGrid, BlockList, BlockLists, BlockMask, BlockMaskShape, DType, Gpu, HeadBlocks, Layout, Result, Tensor,
-};
+use crate::{BlockGrid, BlockList, BlockMask, DType, Gpu, Layout, Result, Shapes, Tensor};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-
-/// A block mask whose right meaning is known.
-#[derive(Clone, Debug)]
-pub struct BlockCase {
-    /// Queries and keys of a block.
-    pub block: [usize; 2],
-    /// The part of the blocks that is chosen, at random.
-    pub density: f32,
-    /// Of each row's blocks up to its own, exactly that part rounded down, but at least one, instead of each block by chance.
-    pub by_row: bool,
-    /// One mask for all batch entries, for all heads.
-    pub repeated: [bool; 2],
-    /// One for the query heads that share a key head.
-    pub by_key_head: bool,
-    /// Where the mask comes from.
-    pub from: MaskSource,
-    /// What each head sees; empty: all see the chosen blocks.
-    pub heads: Vec<HeadBlocks>,
-}
-
-/// How a mask gets to the GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaskSource {
-    /// As a bitmap, with bits set beyond the last block.
-    Bits,
-    /// As lists on the host.
-    HostLists,
-    /// As lists on the GPU.
-    GpuLists,
-    /// From the case's own masks, which are the caller's functions.
-    Hooks,
-    /// No blocks at all: heads see all, or the first and last keys.
-    Heads,
-}
-
-impl Default for BlockCase {
-    fn default() -> Self {
-        Self {
-            block: [64; 2],
-            density: 0.4,
-            by_row: false,
-            repeated: [false; 2],
-            by_key_head: false,
-            from: MaskSource::Bits,
-            heads: vec![],
-        }
-    }
-}
 
 impl BlockCase {
     /// In short.
@@ -119,13 +69,11 @@ impl BlockCase {
     }
 
     /// What planning looks at.
-    pub(super) fn shape(&self, case: &AttentionCase) -> BlockMaskShape {
-        let grid = self.grid(case);
-        let layout = Layout::heads_first(DType::U32, grid.shape());
-        let listed = self.from != MaskSource::Heads;
-        let full = (listed && self.has_full(case)).then(|| layout.clone());
-        let heads = self.heads.clone();
-        BlockMaskShape { block: grid.block, blocks: grid.blocks(), chosen: listed.then_some(layout), full, heads }
+    pub(super) fn in_shapes(&self, case: &AttentionCase, shapes: Shapes) -> Shapes {
+        match self.from {
+            MaskSource::Heads => shapes.heads(&self.heads),
+            _ => shapes.block_mask(&self.grid(case), self.has_full(case), &self.heads),
+        }
     }
 
     /// Offsets and indices of every third chosen block, or of the others.
@@ -176,7 +124,7 @@ impl BlockCase {
                     Some(full) => Some(list(full).await?),
                     None => None,
                 };
-                BlockMask::from_lists(gpu, grid, &BlockLists { partial: list(&partial).await?, full }).await?
+                BlockMask::from_lists(gpu, grid, &list(&partial).await?, full.as_ref()).await?
             }
             MaskSource::Hooks => BlockMask::from_hooks(gpu, grid, &case.params_on(gpu).await?.mask_mod).await?,
         };

@@ -38,11 +38,11 @@ pub async fn poisoned(gpu: &Gpu, layout: Layout, values: &[f32]) -> Result<Tenso
             bytes[at * size..(at + 1) * size].copy_from_slice(&element);
         }
     }
-    use wgpu::BufferUsages as Usage;
-    let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
-    let buffer = gpu.buffer("poisoned tensor", bytes.len() as u64, usage, &bytes).await?;
-    Tensor::wrap(gpu, &buffer, layout)
+    Tensor::of_bytes(gpu, layout, bytes.len() as u64, &bytes).await
 }
+
+/// The types of tokens.
+pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// How far a result may be from float64.
 #[derive(Clone, Copy, Debug, PartialEq)]

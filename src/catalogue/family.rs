@@ -1,7 +1,7 @@
 //! Which family a case belongs to: its params, whatever they are.
 
 use super::AttentionCase;
-use crate::softmax::{Order, ScoreParams, Sees};
+use crate::softmax::{AnyVisibility, ScoreParams, SoftmaxParams};
 use crate::{AttentionParams, BlockSparseParams, FlashParams, NeighborhoodParams, Result};
 
 /// The params of one family or another.
@@ -18,7 +18,7 @@ pub enum CaseParams {
 impl AttentionParams for CaseParams {}
 
 impl CaseParams {
-    fn sees(&self) -> &dyn Sees {
+    fn own(&self) -> &dyn SoftmaxParams {
         match self {
             Self::Flash(params) => params,
             Self::Neighborhood(params) => params,
@@ -27,13 +27,13 @@ impl CaseParams {
     }
 }
 
-impl Sees for CaseParams {
+impl SoftmaxParams for CaseParams {
     fn scores(&self) -> ScoreParams {
-        self.sees().scores()
+        self.own().scores()
     }
 
-    fn tiles(&self) -> Result<Order> {
-        self.sees().tiles()
+    fn visibility(&self) -> Result<AnyVisibility> {
+        self.own().visibility()
     }
 }
 

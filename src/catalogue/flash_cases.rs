@@ -1,10 +1,10 @@
 //! The list of flash attention cases.
 
+use super::data::DTYPES;
 use super::flash_few::few_queries;
 use super::{AttentionCase, KnownHook, Scores};
 use crate::{Causal, DType, FlashParams, Window};
 
-pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const HEAD_DIMS: [usize; 12] = [32, 40, 59, 64, 80, 96, 111, 128, 160, 192, 224, 256];
 const LENGTHS: [(usize, usize); 15] = [
     (1, 1),

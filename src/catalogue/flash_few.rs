@@ -1,6 +1,6 @@
 //! Cases of few queries: heads that share a key head as rows of a tile, keys in parts.
 
-use super::flash_cases::DTYPES;
+use super::data::DTYPES;
 use super::{AttentionCase, KnownHook, Scores};
 use crate::{Causal, FlashParams, Window};
 

@@ -1,6 +1,6 @@
 //! Random cases of flash attention.
 
-use super::flash_cases::DTYPES;
+use super::data::DTYPES;
 use super::{AttentionCase, KnownHook, Scores};
 use crate::{Causal, FlashParams, Window};
 use rand::rngs::SmallRng;

@@ -1,31 +1,9 @@
 //! Functions of a caller's own, in WGSL and, for the reference, in Rust.
 
+use super::KnownHook::{self, Checks, Coordinates, Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 use super::{AttentionCase, normal};
 use crate::reference::At;
 use crate::{DType, FlashParams, Gpu, Hook, Result, Tensor};
-
-/// A hook whose right answer is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KnownHook {
-    /// Score: one of five learned values added, by the distance of query and key. Reads an f32 buffer.
-    Relative,
-    /// Score: 8 · tanh(score / 8), with its gradient.
-    TanhCap,
-    /// Score: something of every field of the position; −∞ for one pair in eleven.
-    Fields,
-    /// Mask: within one of so many documents, by a number for each token. Reads a u32 buffer.
-    Documents(usize),
-    /// Mask: the first twenty keys, and those up to the query.
-    Prefix,
-    /// Mask: by head and batch entry; some queries see nothing.
-    Stripes,
-    /// Score: something of every coordinate of a space.
-    Coordinates,
-    /// Mask: by every coordinate of a space.
-    Checks,
-}
-
-use KnownHook::{Checks, Coordinates, Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 
 impl KnownHook {
     /// Those for any order of tokens.

@@ -1,5 +1,6 @@
 //! The values that a case of flash attention works on.
 
+use super::tensors::longest;
 use super::{AttentionCase, Scores, normal};
 use crate::{DType, Layout};
 
@@ -57,7 +58,6 @@ impl AttentionCase {
 
     /// [batch, heads_q, queries, keys] of a bias or mask.
     pub(super) fn pair_shape(&self) -> [usize; 4] {
-        let longest = |offsets: &[u32]| offsets.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
         match &self.cu_seqlens {
             None => [self.batch, self.heads.0, self.lengths.0, self.lengths.1],
             Some([q, k]) => [q.len() - 1, self.heads.0, longest(q), longest(k)],

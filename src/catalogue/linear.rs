@@ -3,8 +3,8 @@
 use super::{Case, Outcome, normal, poisoned};
 use crate::reference::{self, LinearProblem};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearOutputs, LinearParams, LinearPlan,
-    LinearPrepared, LinearShapes, LinearState, Result, Tensor,
+    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Prepared, Program, Result, Shapes,
+    Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -158,25 +158,29 @@ impl LinearCase {
         })
     }
 
-    pub(super) fn shapes(&self) -> LinearShapes {
+    /// The inputs.
+    pub(super) fn shapes(&self) -> Shapes {
         let [q, k, v] = self.layouts();
-        let state = Layout::heads_first(DType::F32, self.state_shape());
-        let shapes = LinearShapes {
-            g: self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())),
-            h0: self.h0.then(|| state.clone()),
-            seqlens: (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()),
-            cu_seqlens: self.packed.then(|| self.offsets()),
-            ..LinearShapes::new(q, k, v, true)
-        };
-        LinearShapes { in_place: self.in_place, ..shapes.with_outputs(true) }
+        Shapes::new([("q", q), ("k", k), ("v", v)])
+            .tensor_if("g", self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())))
+            .tensor_if("h0", self.h0.then(|| Layout::heads_first(DType::F32, self.state_shape())))
+            .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
+            .numbers_if(
+                "cu_seqlens",
+                self.packed.then(|| self.offsets().iter().map(|&n| n as usize).collect::<Vec<_>>()),
+            )
     }
 
     /// What would run on a device.
     ///
     /// # Errors
-    /// Those of [`LinearPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<LinearPlan> {
-        LinearPlan::new(caps, &self.params, &self.shapes())
+    /// Those of [`LinearParams::plan`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
+        let shapes = match self.in_place {
+            true => self.shapes().tensor("state", Layout::heads_first(DType::F32, self.state_shape())),
+            false => self.shapes().wanted("ht"),
+        };
+        self.params.plan(caps, &shapes)
     }
 
     /// NaN in padding.
@@ -258,7 +262,7 @@ impl Case for LinearCase {
         let Self {
             batch, heads, tokens, dims, params, gates, h0, in_place, sequences, packed, dtypes: [qk, v], ..
         } = self;
-        let LinearParams { causal, reverse, slopes, way, chunk, .. } = params;
+        let LinearParams { causal, reverse, slopes, algorithm, chunk, .. } = params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
         let gate = match (gates, slopes) {
             (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
@@ -268,9 +272,9 @@ impl Case for LinearCase {
         let switches =
             [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
-        let way = way.map_or("auto".into(), |way| format!("{way:?}"));
-        let way = chunk.map_or(way.clone(), |chunk| format!("{way} chunk {chunk}"));
-        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {way} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
+        let how = algorithm.map_or("auto".into(), |algorithm| format!("{algorithm:?}"));
+        let how = chunk.map_or(how.clone(), |chunk| format!("{how} chunk {chunk}"));
+        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {how} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
     }
 
     fn flops(&self) -> f64 {
@@ -306,21 +310,20 @@ impl LinearCase {
     pub async fn ready(&self, gpu: &Gpu) -> Result<ReadyLinear> {
         let uploaded = self.upload(gpu).await?;
         let inputs = self.inputs(&uploaded);
-        let shapes = LinearShapes::of_inputs(&inputs, true);
-        let o = Tensor::empty(gpu, shapes.o.clone()).await?;
+        let [_, _, v] = self.token_shapes();
+        let o = Layout::heads_first(self.dtypes[1], [v[0], self.all_heads(), v[2], v[3]]);
+        let o = Tensor::empty(gpu, o).await?;
         let ht = match (&uploaded.h0, self.in_place) {
             (Some(state), true) => state.clone(),
             _ => Tensor::empty(gpu, Layout::heads_first(DType::F32, self.state_shape())).await?,
         };
         let attention = LinearAttention::new(gpu, self.params.clone())?;
-        let to = self.outputs(&o, &ht);
-        let prepared = attention.prepare(&LinearShapes::of(&inputs, &to)).await?;
+        let prepared = attention.prepare(&Shapes::of((&inputs, self.outputs(&o, &ht)))).await?;
         Ok(ReadyLinear { case: self.clone(), uploaded, o, ht, prepared })
     }
 
-    fn outputs<'a>(&self, o: &'a Tensor, ht: &'a Tensor) -> LinearOutputs<'a> {
-        let state = if self.in_place { LinearState::InPlace(ht) } else { LinearState::Written(ht) };
-        LinearOutputs { o, state, snapshots: None }
+    fn outputs<'a>(&self, o: &'a Tensor, ht: &'a Tensor) -> [(&'static str, &'a Tensor); 2] {
+        [("o", o), (if self.in_place { "state" } else { "ht" }, ht)]
     }
 }
 
@@ -331,12 +334,12 @@ pub struct ReadyLinear {
     uploaded: Uploaded,
     o: Tensor,
     ht: Tensor,
-    prepared: LinearPrepared,
+    prepared: Prepared,
 }
 
 impl ReadyLinear {
     /// What runs.
-    pub fn plan(&self) -> &LinearPlan {
+    pub fn plan(&self) -> &Program {
         self.prepared.plan()
     }
 
@@ -346,6 +349,6 @@ impl ReadyLinear {
     /// A lost device.
     pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
         let (inputs, to) = (self.case.inputs(&self.uploaded), self.case.outputs(&self.o, &self.ht));
-        gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &to)).await
+        gpu.time(|pass| self.prepared.encode_in(pass, (&inputs, to))).await
     }
 }

@@ -2,10 +2,11 @@
 
 use super::linear::{Uploaded, compare};
 use super::{Case, LinearCase, Outcome, linear_cases, normal, poisoned, random_linear_cases};
+use crate::program::Name;
 use crate::reference::{LinearGradientsReference, linear_backward};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearBackwardPlan, LinearBackwardPrepared,
-    LinearBackwardShapes, LinearGradients, LinearOutputGradients, Result, Tensor,
+    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearGradients, LinearParams, Prepared, Program, Result,
+    Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -25,7 +26,7 @@ pub struct ReadyLinearBackward {
     uploaded: Uploaded,
     from: (Tensor, Option<Tensor>),
     to: LinearGradients,
-    prepared: LinearBackwardPrepared,
+    prepared: Prepared,
 }
 
 /// Allowed of an f32 gradient: its error's root mean square over its own.
@@ -71,11 +72,11 @@ impl LinearBackwardCase {
     /// What would run on a device.
     ///
     /// # Errors
-    /// Those of [`LinearBackwardPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<LinearBackwardPlan> {
-        let (params, forward) = (&self.forward.params, self.forward.shapes());
+    /// Those of [`LinearParams::plan_backward`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
         let dout = self.layout(self.forward.dtypes[1], self.rows());
-        LinearBackwardPlan::new(caps, params, &LinearBackwardShapes::new(params, forward, dout, self.dht_layout()))
+        let shapes = self.forward.shapes().tensor("dout", dout).tensor_if("dht", self.dht_layout());
+        self.forward.params.plan_backward(caps, &shapes)
     }
 
     /// Uploads the values and prepares the kernels.
@@ -93,27 +94,38 @@ impl LinearBackwardCase {
             _ => None,
         };
         let params = &self.forward.params;
-        let shapes = LinearBackwardShapes::new(params, self.forward.shapes(), dout.layout().clone(), self.dht_layout());
-        let like = async |layout: &Layout| Tensor::empty(gpu, self.layout(layout.dtype, layout.shape)).await;
-        let some = async |layout: &Option<Layout>| Tensor::empty_if(gpu, layout.as_ref()).await;
-        let to = LinearGradients {
-            dq: like(&shapes.dq).await?,
-            dk: like(&shapes.dk).await?,
-            dv: like(&shapes.dv).await?,
-            dg: some(&shapes.dg).await?,
-            dslopes: some(&shapes.dslopes).await?,
-            dh0: some(&shapes.dh0).await?,
+        let program = self.plan(gpu.caps())?;
+        let layout = |name: &str| program.tensor(name).map(|tensor| tensor.layout.clone());
+        let like = async |name| {
+            let layout = layout(name).expect("a gradient of every call");
+            Tensor::empty(gpu, self.layout(layout.dtype, layout.shape)).await
         };
-        let from = LinearOutputGradients { dout: &dout, dht: dht.as_ref() };
-        let shapes = LinearBackwardShapes::of(&inputs, &from, &to);
+        let some = async |name| match layout(name) {
+            Some(layout) => Ok::<_, crate::Error>(Some(Tensor::empty(gpu, layout).await?)),
+            None => Ok(None),
+        };
+        let to = LinearGradients {
+            dq: like("dq").await?,
+            dk: like("dk").await?,
+            dv: like("dv").await?,
+            dg: some("dg").await?,
+            dslopes: some("dslopes").await?,
+            dh0: some("dh0").await?,
+        };
+        let shapes = Shapes::of((&inputs, of_outputs(&dout, &dht), &to));
         let prepared = LinearAttention::new(gpu, params.clone())?.prepare_backward(&shapes).await?;
         Ok(ReadyLinearBackward { case: self.clone(), uploaded, from: (dout, dht), to, prepared })
     }
 }
 
+fn of_outputs<'a>(dout: &'a Tensor, dht: &'a Option<Tensor>) -> Vec<(Name, &'a Tensor)> {
+    let dht = dht.iter().map(|dht| ("dht".into(), dht));
+    [("dout".into(), dout)].into_iter().chain(dht).collect()
+}
+
 impl ReadyLinearBackward {
     /// What runs.
-    pub fn plan(&self) -> &LinearBackwardPlan {
+    pub fn plan(&self) -> &Program {
         self.prepared.plan()
     }
 
@@ -123,8 +135,8 @@ impl ReadyLinearBackward {
     /// A lost device.
     pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
         let inputs = self.case.forward.inputs(&self.uploaded);
-        let from = LinearOutputGradients { dout: &self.from.0, dht: self.from.1.as_ref() };
-        gpu.time(|pass| self.prepared.encode_in(pass, &inputs, &from, &self.to)).await
+        let (dout, dht) = &self.from;
+        gpu.time(|pass| self.prepared.encode_in(pass, (&inputs, of_outputs(dout, dht), &self.to))).await
     }
 }
 
@@ -163,13 +175,13 @@ impl Case for LinearBackwardCase {
     }
 }
 
-/// Gradients of the catalogue's problems; those of one way only, since gradients go the same way for all.
+/// Gradients of the catalogue's problems; those of one algorithm only, since gradients are found alike for all.
 pub fn linear_backward_cases() -> Vec<LinearBackwardCase> {
     let mut cases: Vec<LinearBackwardCase> = vec![];
     // Fewer widths: each is nine shaders.
     let narrow = |case: &LinearCase| ![(128, 128), (16, 256), (7, 20), (1, 1)].contains(&case.dims);
     for case in linear_cases().into_iter().filter(narrow) {
-        let params = crate::LinearParams { way: None, ..case.params.clone() };
+        let params = LinearParams { algorithm: None, ..case.params.clone() };
         let case = LinearBackwardCase::of(LinearCase { params, ..case });
         let alike = |other: &LinearBackwardCase| {
             let seed = case.forward.seed;

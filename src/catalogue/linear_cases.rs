@@ -1,14 +1,14 @@
 //! The catalogue of linear attention.
 
-use super::{LinearCase, linear_backward_cases};
-use crate::{Caps, DType, LinearParams, LinearWay};
+use super::LinearCase;
+use crate::{DType, LinearAlgorithm, LinearParams};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-/// Every way, and the one that planning chooses.
-const WAYS: [Option<LinearWay>; 4] =
-    [None, Some(LinearWay::Recurrent), Some(LinearWay::OnePass), Some(LinearWay::ThreePass)];
+/// Every algorithm, and the one that planning chooses.
+const ALGORITHMS: [Option<LinearAlgorithm>; 4] =
+    [None, Some(LinearAlgorithm::Recurrent), Some(LinearAlgorithm::OnePass), Some(LinearAlgorithm::ThreePass)];
 
 /// Lengths around the tokens between two sums, gates of every kind, hard ones among slow ones, both directions, states, grouped heads,
 /// packed sequences, widths that do and do not divide, types, strides.
@@ -56,16 +56,18 @@ pub fn linear_cases() -> Vec<LinearCase> {
     cases.push(LinearCase { tokens: 0, h0: true, ..base.clone() });
     cases.push(LinearCase { batch: 0, ..base });
     for (i, case) in cases.iter_mut().enumerate() {
-        case.params.way = WAYS[i % 4];
+        case.params.algorithm = ALGORITHMS[i % 4];
     }
     for tokens in [1, 15, 63, 64, 65, 127, 500, 1000] {
-        for way in WAYS {
-            let params = LinearParams { way, ..LinearParams::default() };
+        for algorithm in ALGORITHMS {
+            let params = LinearParams { algorithm, ..LinearParams::default() };
             cases.push(LinearCase { tokens, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
         }
     }
-    for (tokens, dims, way) in [(70, (64, 64), LinearWay::OnePass), (300, (20, 33), LinearWay::ThreePass)] {
-        let params = LinearParams { way: Some(way), chunk: Some(32), ..LinearParams::default() };
+    for (tokens, dims, algorithm) in
+        [(70, (64, 64), LinearAlgorithm::OnePass), (300, (20, 33), LinearAlgorithm::ThreePass)]
+    {
+        let params = LinearParams { algorithm: Some(algorithm), chunk: Some(32), ..LinearParams::default() };
         cases.push(LinearCase { tokens, dims, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
     }
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
@@ -104,7 +106,7 @@ fn random_case(seed: u64) -> LinearCase {
             reverse: r.random_range(0..2) == 0,
             scale: (r.random_range(0..2) == 0).then_some(0.7),
             slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
-            way: WAYS[r.random_range(0..4)],
+            algorithm: ALGORITHMS[r.random_range(0..4)],
             chunk: None,
         },
         gates: (kind == 2).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
@@ -124,23 +126,4 @@ fn random_case(seed: u64) -> LinearCase {
 
 pub(super) fn typical() -> LinearCase {
     LinearCase { heads: [4; 3], tokens: 8192, dims: (64, 64), ..LinearCase::default() }
-}
-
-/// The distinct shader texts.
-pub(super) fn shaders() -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = vec![];
-    let mut add = |plan: Vec<(&str, String)>| {
-        for (name, text) in plan {
-            if found.iter().all(|(_, known)| *known != text) {
-                found.push((format!("{}_{}", name.replace(' ', "_"), found.len()), text));
-            }
-        }
-    };
-    for case in linear_cases() {
-        add(case.plan(&Caps::core()).expect("a valid case").wgsl());
-    }
-    for case in linear_backward_cases() {
-        add(case.plan(&Caps::core()).expect("a valid case").wgsl());
-    }
-    found
 }

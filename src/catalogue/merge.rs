@@ -1,8 +1,9 @@
 //! Cases of merging partial results.
 
+use super::data::DTYPES;
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::reference::merge;
-use crate::{AttentionOutputs, Caps, DType, Gpu, GpuTime, Layout, Merge, MergePrepared, MergeShapes, Result, Tensor};
+use crate::{AttentionOutputs, Caps, DType, Gpu, GpuTime, Layout, Merge, Prepared, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -45,14 +46,14 @@ impl Default for MergeCase {
     }
 }
 
-struct Prepared {
+struct Ready {
     parts: Vec<(Tensor, Tensor)>,
     out: Tensor,
     lse: Tensor,
-    merge: MergePrepared,
+    merge: Prepared,
 }
 
-impl Prepared {
+impl Ready {
     fn arguments(&self) -> (Vec<AttentionOutputs<'_>>, AttentionOutputs<'_>) {
         let parts = self.parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
         (parts, AttentionOutputs { out: &self.out, lse: &self.lse })
@@ -95,22 +96,25 @@ impl MergeCase {
         })
     }
 
-    fn shapes(&self) -> MergeShapes {
-        let [part_out, part_lse] = self.layouts(self.dtypes[0]);
+    pub(super) fn shapes(&self) -> Shapes {
+        let [of_out, of_lse] = self.layouts(self.dtypes[0]);
         let [out, lse] = self.layouts(self.dtypes[1]);
-        let parts = vec![(part_out, part_lse); self.parts];
-        MergeShapes { parts, out, lse, buffers: (0..2 * self.parts + 2).collect() }
+        let shapes = Shapes::new([("out", out), ("lse", lse)]);
+        (0..self.parts).fold(shapes, |all, i| {
+            all.tensor(format!("parts[{i}].out"), of_out.clone()).tensor(format!("parts[{i}].lse"), of_lse.clone())
+        })
     }
 
-    async fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
-        let shapes = self.shapes();
+    async fn prepare(&self, gpu: &Gpu) -> Result<Ready> {
+        let ([of_out, of_lse], [out, lse]) = (self.layouts(self.dtypes[0]), self.layouts(self.dtypes[1]));
         let mut parts = Vec::new();
-        for ((out, lse), (values, sums)) in shapes.parts.iter().zip(self.values()) {
-            parts.push((poisoned(gpu, out.clone(), &values).await?, poisoned(gpu, lse.clone(), &sums).await?));
+        for (values, sums) in self.values() {
+            let out = poisoned(gpu, of_out.clone(), &values).await?;
+            parts.push((out, poisoned(gpu, of_lse.clone(), &sums).await?));
         }
-        let (out, lse) = (Tensor::empty(gpu, shapes.out.clone()).await?, Tensor::empty(gpu, shapes.lse.clone()).await?);
-        let merge = Merge::new(gpu).prepare(&shapes).await?;
-        Ok(Prepared { parts, out, lse, merge })
+        let (out, lse) = (Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?);
+        let merge = Merge::new(gpu).prepare(&self.shapes()).await?;
+        Ok(Ready { parts, out, lse, merge })
     }
 }
 
@@ -135,7 +139,7 @@ impl Case for MergeCase {
             let prepared = self.prepare(gpu).await?;
             let (parts, outputs) = prepared.arguments();
             let mut encoder = gpu.encoder();
-            prepared.merge.encode(&mut encoder, &parts, &outputs)?;
+            prepared.merge.encode(&mut encoder, (&parts[..], &outputs))?;
             gpu.submit(encoder).await?;
             let (out, lse) = self.expected();
             let tolerance = |dtype| Tolerance { dtype, unit: 2e-5, magnitude: 0.0 };
@@ -148,12 +152,10 @@ impl Case for MergeCase {
         Box::pin(async move {
             let prepared = self.prepare(gpu).await?;
             let (parts, outputs) = prepared.arguments();
-            gpu.time(|pass| prepared.merge.encode_in(pass, &parts, &outputs)).await
+            gpu.time(|pass| prepared.merge.encode_in(pass, (&parts[..], &outputs))).await
         })
     }
 }
-
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// The catalogue: one part to five, every type, odd widths, rows that some or all parts have not seen.
 pub fn merge_cases() -> Vec<MergeCase> {
@@ -199,21 +201,4 @@ pub fn random_merge_cases(count: usize, seed: u64) -> Vec<MergeCase> {
 /// The only variant, in words.
 pub fn variants(_: &Caps) -> Vec<Result<String>> {
     vec![Ok("merge: two parts at a time, four elements a thread".into())]
-}
-
-/// The distinct shaders of the catalogue, on a device with WebGPU's default limits.
-pub fn shaders() -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for case in merge_cases() {
-        let steps = case.shapes().steps(&Caps::core()).expect("the catalogue has valid cases");
-        for (step, (kernel, _)) in steps.into_iter().enumerate() {
-            let text = kernel.shader.source();
-            if found.iter().all(|(_, known)| *known != text) {
-                let [from, to] = case.dtypes;
-                let strided = if case.strided { "_strided" } else { "" };
-                found.push((format!("merge_{}_step{step}_v{}_{from}_{to}{strided}", case.parts, case.shape[3]), text));
-            }
-        }
-    }
-    found
 }

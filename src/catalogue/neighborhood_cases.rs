@@ -1,6 +1,6 @@
 //! The list of neighborhood attention cases, and random ones.
 
-use super::flash_cases::DTYPES;
+use super::data::DTYPES;
 use super::{AttentionCase, BackwardCase, KnownHook, Scores};
 use crate::{DType, FlashParams, NeighborhoodAxis};
 use rand::rngs::SmallRng;

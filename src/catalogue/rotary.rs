@@ -2,8 +2,8 @@
 
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, Positions, PositionsShape, Result, Rotary, RotaryDirection, RotaryPairs,
-    RotaryParams, RotaryShapes, Tensor, reference, rotary,
+    Caps, DType, Gpu, GpuTime, Layout, Positions, Prepared, Program, Result, Rotary, RotaryParams, Shapes, Tensor,
+    reference,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -17,8 +17,8 @@ pub struct RotaryCase {
     pub shape: [usize; 4],
     /// The params.
     pub params: RotaryParams,
-    /// Which way.
-    pub direction: RotaryDirection,
+    /// Whether it is the gradient.
+    pub backward: bool,
     /// Start and step of counted positions, or random ones up to this: one row of them for all batch entries where true.
     pub positions: CasePositions,
     /// Type of x, of the result.
@@ -70,17 +70,28 @@ impl RotaryCase {
             _ => unreachable!("positions that are given have values"),
         };
         let positions: Vec<u32> = (0..self.shape[..3].iter().product()).map(position).collect();
-        reference::rotary(&self.params, &self.x(), width, &positions, self.direction)
+        reference::rotary(&self.params, &self.x(), width, &positions, self.backward)
     }
 
-    fn shapes(&self) -> RotaryShapes {
-        let positions = match (self.given(), self.positions) {
-            (Some((layout, _)), _) => PositionsShape::Given(layout),
-            (None, CasePositions::Counted(start, step)) => PositionsShape::Counted { start, step },
+    fn shapes(&self) -> Shapes {
+        let shapes = Shapes::new([("x", self.layout(0)), ("out", self.layout(1))]);
+        match (self.given(), self.positions) {
+            (Some((layout, _)), _) => shapes.tensor("positions", layout),
+            (None, CasePositions::Counted(start, step)) => {
+                shapes.numbers("positions", [start, step].map(|n| n as usize))
+            }
             _ => unreachable!("positions that are given have values"),
-        };
-        let (x, out, direction) = (self.layout(0), self.layout(1), self.direction);
-        RotaryShapes { x, out, positions, direction, buffers: [0, 1, 2] }
+        }
+    }
+
+    pub(super) fn plan(&self, caps: &Caps) -> Result<Program> {
+        let shapes = self.shapes();
+        if self.backward { self.params.plan_backward(caps, &shapes) } else { self.params.plan(caps, &shapes) }
+    }
+
+    async fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
+        let (rotary, shapes) = (Rotary::new(gpu, self.params.clone())?, self.shapes());
+        if self.backward { rotary.prepare_backward(&shapes).await } else { rotary.prepare(&shapes).await }
     }
 
     async fn upload(&self, gpu: &Gpu) -> Result<(Tensor, Tensor, Option<Tensor>)> {
@@ -108,10 +119,12 @@ impl Case for RotaryCase {
     }
 
     fn name(&self) -> String {
-        let Self { shape: [b, h, n, d], params, direction, positions, dtypes: [x, out], .. } = self;
-        let RotaryParams { theta, pairs, dim } = params;
+        let Self { shape: [b, h, n, d], params, backward, positions, dtypes: [x, out], .. } = self;
+        let RotaryParams { theta, interleaved, dim } = params;
+        let direction = if *backward { "backward" } else { "forward" };
+        let pairs = if *interleaved { "interleaved" } else { "half-split" };
         let dim = dim.map_or(String::new(), |dim| format!(" of {dim}"));
-        format!("{direction:?} {pairs:?} theta {theta}: B {b} H {h} N {n} D {d}{dim} {positions:?} {x}/{out}")
+        format!("{direction} {pairs} theta {theta}: B {b} H {h} N {n} D {d}{dim} {positions:?} {x}/{out}")
     }
 
     fn flops(&self) -> f64 {
@@ -121,10 +134,8 @@ impl Case for RotaryCase {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             let (x, out, given) = self.upload(gpu).await?;
-            let prepared = Rotary::new(gpu, self.params.clone())?.prepare(&self.shapes()).await?;
-            let mut encoder = gpu.encoder();
-            prepared.encode(&mut encoder, &x, &out, self.positions(&given))?;
-            gpu.submit(encoder).await?;
+            let call = (self.positions(&given), [("x", &x), ("out", &out)]);
+            self.prepare(gpu).await?.submit(call).await?;
             let tolerance = Tolerance { dtype: self.dtypes[1], unit: 2e-6, magnitude: 0.0 };
             Ok(tolerance.compare(&out.read().await?, &self.expected()))
         })
@@ -133,8 +144,8 @@ impl Case for RotaryCase {
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
         Box::pin(async move {
             let (x, out, given) = self.upload(gpu).await?;
-            let prepared = Rotary::new(gpu, self.params.clone())?.prepare(&self.shapes()).await?;
-            gpu.time(|pass| prepared.encode_in(pass, &x, &out, self.positions(&given))).await
+            let prepared = self.prepare(gpu).await?;
+            gpu.time(|pass| prepared.encode_in(pass, (self.positions(&given), [("x", &x), ("out", &out)]))).await
         })
     }
 }
@@ -156,14 +167,14 @@ pub fn rotary_cases() -> Vec<RotaryCase> {
     .into_iter()
     .enumerate()
     {
-        for pairs in [RotaryPairs::HalfSplit, RotaryPairs::Interleaved] {
-            for direction in [RotaryDirection::Forward, RotaryDirection::Backward] {
+        for interleaved in [false, true] {
+            for backward in [false, true] {
                 let types = [DType::F32, DType::F16, DType::Bf16];
                 let dtypes = if i < 2 { [DType::F32; 2] } else { [types[i % 3], types[(i + 1) % 3]] };
                 let theta = [10_000.0, 500_000.0, 100.0][i % 3];
-                let params = RotaryParams { theta, pairs, dim };
+                let params = RotaryParams { theta, interleaved, dim };
                 let (strided, seed) = (i % 2 == 1, 8000 + cases.len() as u64);
-                cases.push(RotaryCase { shape, params, direction, positions, dtypes, strided, seed });
+                cases.push(RotaryCase { shape, params, backward, positions, dtypes, strided, seed });
             }
         }
     }
@@ -185,10 +196,10 @@ fn random_case(seed: u64) -> RotaryCase {
         shape,
         params: RotaryParams {
             theta: r.random_range(2.0..1e6),
-            pairs: *[RotaryPairs::HalfSplit, RotaryPairs::Interleaved].choose(r).expect("two"),
+            interleaved: *[false, true].choose(r).expect("two"),
             dim: half.then(|| 2 * r.random_range(1..=shape[3] / 2)),
         },
-        direction: *[RotaryDirection::Forward, RotaryDirection::Backward].choose(r).expect("two"),
+        backward: *[false, true].choose(r).expect("two"),
         positions: match r.random_range(0..2) {
             0 => CasePositions::Counted(r.random_range(0..200_000), r.random_range(0..130)),
             _ => CasePositions::Given(r.random_range(0..2_000_000), r.random_range(0..2) == 0),
@@ -201,17 +212,4 @@ fn random_case(seed: u64) -> RotaryCase {
 
 pub(super) fn variants(_: &Caps) -> Vec<Result<String>> {
     vec![Ok("rotary, four elements a thread, angles from a table made in float64".into())]
-}
-
-/// The distinct shader texts.
-pub(super) fn shaders() -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = vec![];
-    for (i, case) in rotary_cases().iter().enumerate() {
-        let (kernel, _) = rotary::kernel(&Caps::core(), &case.params, &case.shapes()).expect("a valid case");
-        let text = kernel.shader.source();
-        if found.iter().all(|(_, known)| *known != text) {
-            found.push((format!("rotary_{i}"), text));
-        }
-    }
-    found
 }

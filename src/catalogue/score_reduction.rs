@@ -3,9 +3,9 @@
 use super::{AttentionCase, Case, Outcome, Tolerance};
 use crate::reference::{self, FlashProblem};
 use crate::{
-    AttentionInputs, AttentionOutputs, Caps, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout,
-    QueryGroups, ReducedScores, Reduction, Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
-    ScoreReductionPlan, ScoreReductionShapes, Tensor,
+    AttentionInputs, AttentionOutputs, Caps, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout, Program,
+    QueryGroups, ReducedScores, Reduction, Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes,
+    Tensor,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -64,15 +64,13 @@ impl ScoreReductionCase {
     /// What would run on a device, but for hooks that read buffers.
     ///
     /// # Errors
-    /// Those of [`ScoreReductionPlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<ScoreReductionPlan> {
+    /// Those of [`ScoreReductionParams::plan`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
         let params = self.params(self.attention.params_without_buffers());
-        let attention = self.attention.plan_shapes();
         let [batch, _, _, keys] = self.attention.pair_shape();
         let segments =
             matches!(self.keys, KeyGroups::Segments(_)).then(|| Layout::heads_first(DType::U32, [batch, 1, 1, keys]));
-        let shapes = ScoreReductionShapes::planned(&params, attention, segments);
-        ScoreReductionPlan::new(caps, &params, &shapes)
+        params.plan(caps, &self.attention.plan_shapes().tensor_if("segments", segments))
     }
 
     async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
@@ -201,9 +199,8 @@ impl Case for ScoreReductionCase {
             let uploaded = self.upload(gpu).await?;
             let inputs = self.inputs(&uploaded);
             let to = uploaded.reduction.forward(&inputs).await?;
-            let shapes = ScoreReductionShapes::of(uploaded.reduction.params(), &inputs, &to);
-            let prepared = uploaded.reduction.prepare(&shapes).await?;
-            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
+            let prepared = uploaded.reduction.prepare(&Shapes::of((&inputs, &to))).await?;
+            gpu.time(|pass| prepared.encode_in(pass, (&inputs, &to))).await
         })
     }
 }

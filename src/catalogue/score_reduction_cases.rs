@@ -1,7 +1,7 @@
 //! The list of score reduction cases, and random ones.
 
 use super::{AttentionCase, KnownHook, ScoreReductionCase, Scores};
-use crate::{Caps, Causal, DType, FlashParams, HeadGroups, KeyGroups, QueryGroups, Reduction, Window};
+use crate::{Causal, DType, FlashParams, HeadGroups, KeyGroups, QueryGroups, Reduction, Window};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -16,24 +16,24 @@ pub fn score_reduction_cases() -> Vec<ScoreReductionCase> {
     let mut cases = Vec::new();
     for (i, (reduction, heads, queries, keys, top_k)) in [
         (Max, Each, blocks(64), of_keys(64), None),
-        (Max, OfKeyHead, blocks(1), of_keys(64), None),
+        (Max, PerKvHead, blocks(1), of_keys(64), None),
         (Max, All, blocks(32), of_keys(16), None),
         (Max, Each, blocks(128), of_keys(128), None),
         (Max, Each, blocks(1), of_keys(1), None),
         (Sum, Each, blocks(16), of_keys(32), None),
         (Sum, All, QueryGroups::All, of_keys(1), None),
-        (Sum, OfKeyHead, blocks(256), KeyGroups::All, None),
+        (Sum, PerKvHead, blocks(256), KeyGroups::All, None),
         (count, Each, blocks(8), of_keys(64), None),
         (count, All, QueryGroups::All, KeyGroups::All, None),
         (ArgMax, Each, blocks(1), KeyGroups::All, None),
-        (ArgMax, OfKeyHead, blocks(32), of_keys(32), None),
+        (ArgMax, PerKvHead, blocks(32), of_keys(32), None),
         (ArgMax, All, QueryGroups::All, of_keys(1024), None),
         (Sum, Each, QueryGroups::All, KeyGroups::Segments(5), None),
-        (Max, OfKeyHead, blocks(4), KeyGroups::Segments(3), None),
+        (Max, PerKvHead, blocks(4), KeyGroups::Segments(3), None),
         (count, Each, blocks(64), KeyGroups::Segments(9), None),
         (ArgMax, Each, blocks(16), KeyGroups::Segments(7), None),
         (Sum, All, QueryGroups::All, of_keys(1), Some(20)),
-        (Max, OfKeyHead, blocks(1), of_keys(1), Some(33)),
+        (Max, PerKvHead, blocks(1), of_keys(1), Some(33)),
         (Max, Each, blocks(64), of_keys(16), Some(2)),
         (Sum, Each, blocks(32), KeyGroups::Segments(6), Some(2)),
     ]
@@ -110,7 +110,7 @@ fn random_case(attention: AttentionCase) -> ScoreReductionCase {
         1 => KeyGroups::Segments(r.random_range(1..12)),
         _ => KeyGroups::Blocks(size(r)),
     };
-    let heads = *[HeadGroups::Each, HeadGroups::OfKeyHead, HeadGroups::All].choose(r).expect("three");
+    let heads = *[HeadGroups::Each, HeadGroups::PerKvHead, HeadGroups::All].choose(r).expect("three");
     let groups = match keys {
         KeyGroups::All => 1,
         KeyGroups::Blocks(size) => attention.pair_shape()[3].div_ceil(size).max(1),
@@ -129,18 +129,4 @@ pub(super) fn typical() -> ScoreReductionCase {
     let (queries, keys) = (QueryGroups::Blocks(64), KeyGroups::Blocks(64));
     let (reduction, heads) = (Reduction::Max, HeadGroups::Each);
     ScoreReductionCase { attention, reduction, heads, queries, keys, top_k: None }
-}
-
-/// The distinct shader texts.
-pub(super) fn shaders() -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = vec![];
-    for (i, case) in score_reduction_cases().into_iter().enumerate() {
-        let plan = case.plan(&Caps::core()).expect("the catalogue has valid cases");
-        for (kernel, text) in plan.wgsl() {
-            if found.iter().all(|(_, known)| *known != text) {
-                found.push((format!("reduction_{i}_{}", kernel.replace(' ', "_")), text));
-            }
-        }
-    }
-    found
 }

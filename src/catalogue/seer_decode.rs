@@ -1,11 +1,10 @@
 //! Cases of SeerAttention's gate for decoding: its cache, its choice, its training.
 
 use super::{Case, Outcome, Tolerance, normal, poisoned};
-use crate::gate::decode_texts;
 use crate::reference::{self, SeerDecodeProblem, SeerGateReference};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Result, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
-    SeerDecodeWeights, SeerLoss, Tensor,
+    SeerDecodeWeights, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -58,7 +57,35 @@ impl Weights {
 impl SeerDecodeCase {
     /// The text of every kernel of the case's params, with its name.
     pub(super) fn texts(&self, caps: &Caps) -> Vec<(String, String)> {
-        decode_texts(caps, &self.params, self.norms, self.dtypes[0]).expect("a valid case")
+        let (params, dtype) = (&self.params, self.dtypes[0]);
+        let (heads_kv, group, head_dim, gate_dim, keys) = (2, 3, 20, 12, 5 * params.block);
+        let layout = |shape| Layout::heads_first(dtype, shape);
+        let kinds = params.pool_k.len();
+        let exact = |shape| Layout::heads_first(DType::F32, shape);
+        let norm = |there: bool| there.then(|| layout([1, 1, 1, gate_dim]));
+        let weights = Shapes::new([
+            ("wq", exact([1, heads_kv, group * head_dim, gate_dim])),
+            ("wk", exact([1, heads_kv, kinds * head_dim, gate_dim])),
+        ]);
+        let weights = weights.tensor_if("norm_q", norm(self.norms[0])).tensor_if("norm_k", norm(self.norms[1]));
+        let k = layout([1, heads_kv, keys, head_dim]);
+        let compressed = exact([1, heads_kv, 5, gate_dim]);
+        let compression = weights.clone().tensor("k", k.clone()).tensor("compressed", compressed.clone());
+        let compression = compression.numbers("before", [0]).numbers("after", [keys]);
+        let selection = weights.clone().tensor("q", layout([1, 6, 2, head_dim])).tensor("compressed", compressed);
+        let selection = selection.numbers("seqlens_k", [keys]).numbers("keys", [keys]);
+        let training = weights.tensor("q", layout([1, 6, 2, head_dim])).tensor("k", k);
+        let plans = || {
+            let step = selection.clone().wanted("logits").wanted("scores");
+            let all = [
+                params.plan_compression(caps, &compression)?,
+                params.plan(caps, &step)?,
+                params.plan(caps, &selection)?,
+            ];
+            Ok::<_, crate::Error>(all.into_iter().chain(params.plan_training(10.0, 0, caps, &training)?))
+        };
+        let kernels = plans().expect("a valid case").flat_map(|program| program.kernels);
+        kernels.map(|kernel| (kernel.name, kernel.wgsl)).collect()
     }
 
     fn shapes(&self) -> [[usize; 4]; 5] {
@@ -165,9 +192,9 @@ impl SeerDecodeCase {
         let compressed = self.compress(gpu, &gate, &weights).await?;
         let (seqlens_k, keys) = (&self.seqlens_k[..], self.lengths.1);
         let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k, keys };
-        let found = gate.forward_with_scores(&weights, &inputs).await?;
-        let (logits, scores) = (found.logits.read().await?, found.scores.read().await?);
-        let (chosen, cache) = (found.mask.read().await?, compressed.read().await?);
+        let (mask, logits, scores) = gate.forward_with_scores(&weights, &inputs).await?;
+        let (logits, scores) = (logits.read().await?, scores.read().await?);
+        let (chosen, cache) = (mask.read().await?, compressed.read().await?);
         let alone = gate.forward(&weights, &inputs).await?.read().await?;
         assert_eq!(alone, chosen, "a mask does not depend on what else is asked for");
         Ok(self.with_problem(|problem| {
@@ -205,7 +232,7 @@ impl SeerDecodeCase {
         let wanted: Vec<f32> = wanted.iter().map(|x| (x - 0.5).max(0.0)).collect();
         let target = Tensor::upload(gpu, shape, DType::F32, &wanted).await?;
         let weight = shape.iter().product::<usize>() as f32;
-        let (loss, dlogits) = gate.loss(&saved, &target, SeerLoss { weight, from_row: 1 }).await?;
+        let (loss, dlogits) = gate.loss(&saved, &target, weight, 1).await?;
         let gradients = gate.backward(&saved, &dlogits).await?;
         let read = async |tensor: Option<Tensor>| match tensor {
             Some(tensor) => tensor.read().await,
@@ -267,8 +294,10 @@ impl Case for SeerDecodeCase {
             let compressed = self.compress(gpu, &gate, &weights).await?;
             let (seqlens_k, keys) = (&self.seqlens_k[..], self.lengths.1);
             let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k, keys };
-            let (step, _mask) = gate.prepare(&weights, &inputs).await?;
-            gpu.time(|pass| step.encode_in(pass)).await
+            let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, gate.grid(&inputs).shape())).await?;
+            let call = (&weights, &inputs, [("chosen", &chosen)]);
+            let step = gate.prepare(&Shapes::of(call)).await?;
+            gpu.time(|pass| step.encode_in(pass, call)).await
         })
     }
 }

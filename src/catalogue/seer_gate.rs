@@ -1,11 +1,10 @@
 //! Cases of SeerAttention's gate: its logits, its choice, and its training.
 
 use super::{Case, Outcome, Tolerance, normal, poisoned};
-use crate::gate::training_texts;
 use crate::reference::{self, SeerGateProblem, SeerGateReference};
 use crate::{
-    Caps, CuSeqlens, DType, Gpu, GpuTime, Layout, Result, SeerGate, SeerGateInputs, SeerGateOutputs, SeerGateParams,
-    SeerGatePlan, SeerGateShapes, SeerLoss, Tensor,
+    Caps, CuSeqlens, DType, Gpu, GpuTime, Layout, Program, Result, SeerGate, SeerGateInputs, SeerGateParams, Shapes,
+    Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -153,32 +152,38 @@ impl SeerGateCase {
         [ends(0), ends(1)]
     }
 
-    fn shapes(&self, scores: bool) -> SeerGateShapes {
+    /// The inputs.
+    fn shapes(&self) -> Shapes {
         let [q, k] = self.token_layouts();
         let [wq, wk] = self.weight_shapes().map(|shape| Layout::heads_first(self.dtypes[1], shape));
-        let lengths = |i: usize| self.sequences.iter().map(|s| s[i]).collect::<Vec<_>>();
-        let padded = !self.sequences.is_empty() && !self.packed;
-        let offsets = self.cu_seqlens().map(|side| self.packed.then_some(crate::CuSeqlensShape::Host(side)));
-        let [cu_seqlens_q, cu_seqlens_k] = offsets;
-        let (seqlens_q, seqlens_k) = (padded.then(|| lengths(0)), padded.then(|| lengths(1)));
-        let new = SeerGateShapes::new(&self.params, q, k, self.wq.then_some(wq), wk, scores);
-        SeerGateShapes { seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, ..new }.with_outputs(&self.params, scores)
+        let mut shapes = Shapes::new([("q", q), ("k", k), ("wk", wk)]).tensor_if("wq", self.wq.then_some(wq));
+        for (i, (side, offsets)) in ["q", "k"].into_iter().zip(self.cu_seqlens()).enumerate() {
+            if self.packed {
+                let offsets: Vec<usize> = offsets.iter().map(|&n| n as usize).collect();
+                shapes = shapes.numbers(format!("cu_seqlens_{side}"), offsets);
+            } else if !self.sequences.is_empty() {
+                let lengths: Vec<usize> = self.sequences.iter().map(|s| s[i]).collect();
+                shapes = shapes.numbers(format!("seqlens_{side}"), lengths);
+            }
+        }
+        shapes
     }
 
     /// What would run on a device.
     ///
     /// # Errors
-    /// Those of [`SeerGatePlan::new`].
-    pub fn plan(&self, caps: &Caps) -> Result<SeerGatePlan> {
-        SeerGatePlan::new(caps, &self.params, &self.shapes(true))
+    /// Those of [`SeerGateParams::plan`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
+        self.params.plan(caps, &self.shapes().wanted("logits").wanted("scores"))
     }
 
     /// The text of every kernel of the case, with its name.
     pub(super) fn texts(&self, caps: &Caps) -> Vec<(String, String)> {
-        let plan = self.plan(caps).expect("a valid case");
-        let mut texts: Vec<_> = plan.wgsl().into_iter().map(|(name, text)| (name.to_string(), text)).collect();
+        let kernels = self.plan(caps).expect("a valid case").kernels;
+        let mut texts: Vec<_> = kernels.into_iter().map(|kernel| (kernel.name, kernel.wgsl)).collect();
         if self.training {
-            texts.extend(training_texts(caps, &self.params, &self.shapes(true)).expect("a valid case"));
+            let training = self.params.plan_training(10.0, 0, caps, &self.shapes()).expect("a valid case");
+            texts.extend(training.into_iter().flat_map(|plan| plan.kernels).map(|kernel| (kernel.name, kernel.wgsl)));
         }
         texts
     }
@@ -226,9 +231,9 @@ impl SeerGateCase {
     async fn choose(&self, gpu: &Gpu) -> Result<Outcome> {
         let uploaded = self.upload(gpu).await?;
         let gate = SeerGate::new(gpu, self.params.clone())?;
-        let found = gate.forward_with_scores(&self.inputs(&uploaded)).await?;
-        let (logits, scores) = (found.logits.read().await?, found.scores.read().await?);
-        let chosen = found.mask.read().await?;
+        let (mask, logits, scores) = gate.forward_with_scores(&self.inputs(&uploaded)).await?;
+        let (logits, scores) = (logits.read().await?, scores.read().await?);
+        let chosen = mask.read().await?;
         let outcome = self.with_problem(|problem| {
             let SeerGateReference { logits: known, magnitude, shape } = reference::seer_gate(&self.params, problem);
             let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude };
@@ -264,7 +269,7 @@ impl SeerGateCase {
         let from_row = shape[2] / 4;
         // Gradients of about 1.
         let weight = shape.iter().product::<usize>() as f32;
-        let (loss, dlogits) = gate.loss(&saved, &target, SeerLoss { weight, from_row }).await?;
+        let (loss, dlogits) = gate.loss(&saved, &target, weight, from_row).await?;
         let gradients = gate.backward(&saved, &dlogits).await?;
         let dwq = match &gradients.dwq {
             Some(dwq) => dwq.read().await?,
@@ -337,11 +342,12 @@ impl Case for SeerGateCase {
         Box::pin(async move {
             let uploaded = self.upload(gpu).await?;
             let inputs = self.inputs(&uploaded);
-            let shapes = SeerGateShapes::of_inputs(&self.params, &inputs, false);
-            let chosen = Tensor::empty(gpu, shapes.chosen.clone()).await?;
-            let prepared = SeerGate::new(gpu, self.params.clone())?.prepare(&shapes).await?;
-            let to = SeerGateOutputs { chosen: &chosen, logits: None, scores: None };
-            gpu.time(|pass| prepared.encode_in(pass, &inputs, &to)).await
+            let gate = SeerGate::new(gpu, self.params.clone())?;
+            let chosen = gate.plan(&Shapes::of(inputs))?.tensor("chosen").expect("a result").layout.clone();
+            let chosen = Tensor::empty(gpu, chosen).await?;
+            let call = (&inputs, [("chosen", &chosen)]);
+            let prepared = gate.prepare(&Shapes::of(call)).await?;
+            gpu.time(|pass| prepared.encode_in(pass, call)).await
         })
     }
 }

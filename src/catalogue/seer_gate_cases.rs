@@ -1,7 +1,7 @@
 //! The catalogue of SeerAttention's gate.
 
-use super::{SeerDecodeCase, SeerGateCase, seer_decode_cases};
-use crate::{Caps, Causal, DType, Pool, SeerGateParams, Selector};
+use super::SeerGateCase;
+use crate::{Causal, DType, Pool, SeerGateParams, Selector};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -182,21 +182,4 @@ pub(super) fn typical() -> SeerGateCase {
         params: params(64, Threshold(2e-3)),
         ..SeerGateCase::default()
     }
-}
-
-/// The distinct shader texts.
-pub(super) fn shaders() -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = vec![];
-    let cases = seer_gate_cases();
-    let decoding = seer_decode_cases();
-    let of_decoding = |case: &SeerDecodeCase| case.texts(&Caps::core());
-    let texts = cases.iter().map(|case| case.texts(&Caps::core())).chain(decoding.iter().map(of_decoding));
-    for (i, texts) in texts.enumerate() {
-        for (name, text) in texts {
-            if found.iter().all(|(_, known)| *known != text) {
-                found.push((format!("{}_{i}", name.replace(' ', "_")), text));
-            }
-        }
-    }
-    found
 }

@@ -1,8 +1,12 @@
-//! The shader texts that the cases of softmax attention lead to.
+//! The shader texts that the cases lead to.
 
-use super::flash_cases::DTYPES;
-use super::{AttentionCase, BackwardCase, block_sparse_cases, flash_backward_cases, flash_cases, neighborhood_cases};
-use crate::{AttentionPlan, AttentionShapes, Caps, DType, Result};
+use super::data::DTYPES;
+use super::{
+    AttentionCase, BackwardCase, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
+    linear_cases, merge_cases, neighborhood_cases, rotary_cases, score_reduction_cases, seer_decode_cases,
+    seer_gate_cases,
+};
+use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Hook, Layout, Program, Result, Shapes};
 
 /// A flash case of a typical size.
 pub fn flash() -> AttentionCase {
@@ -14,33 +18,36 @@ pub fn flash() -> AttentionCase {
 struct Texts(Vec<(String, String)>);
 
 impl Texts {
-    fn add(&mut self, name: &str, texts: Vec<(&str, String)>) {
+    /// Two texts of one name are told apart by a number.
+    fn add(&mut self, name: &str, texts: impl IntoIterator<Item = (String, String)>) {
         for (kernel, text) in texts {
             if self.0.iter().all(|(_, known)| *known != text) {
                 let name = format!("{name}_{}", kernel.replace(' ', "_"));
-                let alike = self.0.iter().filter(|(known, _)| known.starts_with(&name)).count();
-                self.0.push((if alike == 0 { name } else { format!("{name}_{}", alike + 1) }, text));
+                let numbered = (2..).map(|n| format!("{name}_{n}"));
+                let free = |name: &String| self.0.iter().all(|(known, _)| known != name);
+                let name = std::iter::once(name.clone()).chain(numbered).find(free).expect("endless");
+                self.0.push((name, text));
             }
         }
     }
 
     fn forward(&mut self, caps: &Caps, room: &str, cases: Vec<AttentionCase>) {
         for case in cases {
-            self.add(&text_name(&case, room), valid(case.plan(caps)).wgsl());
+            self.add(&text_name(&case, room), texts(case.plan(caps)));
         }
     }
 
     /// Other types are reached by the accessors that the forward pass has shown.
     fn backward(&mut self, caps: &Caps, cases: Vec<BackwardCase>) {
         for case in cases.into_iter().filter(|case| case.forward.dtypes == [DType::F32; 3]) {
-            let plan = case.plan(caps).expect("the catalogue has valid cases");
-            self.add(&text_name(&case.forward, "backward"), plan.wgsl());
+            self.add(&text_name(&case.forward, "backward"), texts(case.plan(caps)));
         }
     }
 }
 
-fn valid(plan: Result<AttentionPlan>) -> AttentionPlan {
-    plan.expect("the catalogue has valid cases")
+fn texts(plan: Result<Program>) -> impl Iterator<Item = (String, String)> {
+    let plan = plan.expect("the catalogue has valid cases");
+    plan.kernels.into_iter().map(|kernel| (kernel.name, kernel.wgsl))
 }
 
 fn roomy() -> Caps {
@@ -59,17 +66,17 @@ pub fn of_flash() -> Vec<(String, String)> {
         for dtype in DTYPES {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = AttentionCase { dims: (d, d), ..AttentionCase::default() }.of_type(dtype);
-                let near = AttentionShapes { buffers: [0, 0, 1, 0, 0, 5, 6, 7, 8, 9, 10], ..case.plan_shapes() };
-                let plan = AttentionPlan::new(&caps, &case.params, &near);
-                found.add(&format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), valid(plan).wgsl());
-                let far =
-                    AttentionShapes { out: near.out.clone().at(1 << 20), lse: near.lse.clone().at(1 << 22), ..near };
-                let plan = AttentionPlan::new(&caps, &case.params, &far);
-                found.add(&format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), valid(plan).wgsl());
+                let near = case.plan_shapes().in_one_buffer(&["q", "k", "out", "lse"]).expect("tensors of the case");
+                let plan = case.params.plan(&caps, &near);
+                found.add(&format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), texts(plan));
+                let at = |name: &str, offset| near.layout(name).expect("a tensor of the case").clone().at(offset);
+                let far = near.clone().tensor("out", at("out", 1 << 20)).tensor("lse", at("lse", 1 << 22));
+                let plan = case.params.plan(&caps, &far);
+                found.add(&format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), texts(plan));
             }
         }
     }
-    let native = Caps { backend: wgpu::Backend::Noop, ..Caps::core() };
+    let native = Caps { backend: Backend::Noop, ..Caps::core() };
     for dims in [(32, 32), (64, 64), (128, 128), (256, 256)] {
         let case = || AttentionCase { dims, ..flash() };
         found.forward(&native, "native", vec![case()]);
@@ -95,8 +102,78 @@ pub fn of_block_sparse() -> Vec<(String, String)> {
     let cases = || block_sparse_cases().into_iter().filter(simple).collect::<Vec<_>>();
     found.forward(&Caps::core(), "16k", cases());
     found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
-    let conversions = crate::block_sparse::conversions(&Caps::core()).expect("a valid grid");
-    found.add("core", conversions.iter().map(|(name, text)| (name.as_str(), text.clone())).collect());
+    found.add("core", conversions(&Caps::core()).expect("a valid grid"));
+    found.0
+}
+
+/// The text of every conversion of block masks, with its name.
+fn conversions(caps: &Caps) -> Result<impl Iterator<Item = (String, String)>> {
+    let grid = BlockGrid { batch: 1, heads: 2, queries: 200, keys: 300, block: [64, 32] };
+    let mask = Hook::new("mask", "fn mask(at: Position) -> bool { return at.key <= at.query + at.head; }");
+    let bitmap = || Layout::heads_first(DType::U32, grid.shape());
+    let list = |count: usize| Layout::heads_first(DType::U32, [1, 1, 1, count]);
+    let lists = Shapes::new([("offsets", list(2 * 4 + 1)), ("indices", list(30)), ("with", bitmap())]);
+    let programs = [
+        grid.plan_transposition(caps, &Shapes::new([("from", bitmap())]))?,
+        grid.plan_from_list("partial", caps, &lists)?,
+        grid.plan_to_list("partial", 30, caps, &Shapes::new([("from", bitmap()), ("without", bitmap())]))?,
+        grid.plan_from_hooks(&[mask], caps, &Shapes::default())?,
+    ];
+    let kernels = programs.into_iter().flat_map(|program| program.kernels);
+    Ok(kernels.map(|kernel| (kernel.name, kernel.wgsl)))
+}
+
+/// The distinct shaders of the catalogue of reductions.
+pub fn of_score_reduction() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for (i, case) in score_reduction_cases().iter().enumerate() {
+        found.add(&format!("reduction_{i}"), texts(case.plan(&Caps::core())));
+    }
+    found.0
+}
+
+/// The distinct shaders of the catalogues of gates.
+pub fn of_gate() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for (i, case) in seer_gate_cases().iter().enumerate() {
+        found.add(&format!("gate_{i}"), case.texts(&Caps::core()));
+    }
+    for (i, case) in seer_decode_cases().iter().enumerate() {
+        found.add(&format!("decode_gate_{i}"), case.texts(&Caps::core()));
+    }
+    found.0
+}
+
+/// The distinct shaders of the catalogue of linear attention.
+pub fn of_linear() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for (i, case) in linear_cases().iter().enumerate() {
+        found.add(&format!("linear_{i}"), texts(case.plan(&Caps::core())));
+    }
+    for (i, case) in linear_backward_cases().iter().enumerate() {
+        found.add(&format!("linear_backward_{i}"), texts(case.plan(&Caps::core())));
+    }
+    found.0
+}
+
+/// The distinct shaders of the catalogue of merges.
+pub fn of_merge() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for case in merge_cases() {
+        let [from, to] = case.dtypes;
+        let strided = if case.strided { "_strided" } else { "" };
+        let name = format!("merge_{}_v{}_{from}_{to}{strided}", case.parts, case.shape[3]);
+        found.add(&name, texts(case.shapes().plan_merge(&Caps::core())));
+    }
+    found.0
+}
+
+/// The distinct shaders of the catalogue of rotary embeddings.
+pub fn of_rotary() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for (i, case) in rotary_cases().iter().enumerate() {
+        found.add(&format!("rotary_{i}"), texts(case.plan(&Caps::core())));
+    }
     found.0
 }
 

@@ -2,8 +2,8 @@
 
 use super::{AttentionCase, poisoned};
 use crate::{
-    Attention, AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes, BlockMask, CuSeqlens,
-    CuSeqlensShape, DType, Gpu, Layout, Result, Tensor,
+    Attention, AttentionInputs, AttentionOutputs, BlockMask, CuSeqlens, DType, Gpu, Layout, Prepared, Result, Shapes,
+    Tensor,
 };
 
 /// The tensors of a case.
@@ -15,7 +15,7 @@ pub struct AttentionTensors {
     pub bias: Option<Tensor>,
     /// Boolean mask.
     pub mask: Option<Tensor>,
-    /// Which blocks are computed.
+    /// Selects the blocks to compute.
     pub block_mask: Option<BlockMask>,
     /// Additional keys and values.
     pub additional: Option<[Tensor; 2]>,
@@ -39,35 +39,36 @@ impl AttentionCase {
     }
 
     /// The layouts of its tensors.
-    pub(super) fn plan_shapes(&self) -> AttentionShapes {
+    pub(super) fn plan_shapes(&self) -> Shapes {
         let [q, k, v] = self.shapes();
         let [tq, tk, to] = self.dtypes;
         let rows = [self.batch, self.heads.0, self.lengths.0, self.dims.1];
         let pairs = self.pair_shape();
         let [bias, mask] = self.pair_layouts().map(|layout| Some(layout?.expand(pairs).expect("made from this shape")));
-        let offsets = self.cu_seqlens.as_ref().map(|sides| {
-            sides.each_ref().map(|offsets| {
-                let host = CuSeqlensShape::Host(offsets.clone());
-                let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
-                let max_seqlen = host.max_seqlen();
-                if self.on_gpu { CuSeqlensShape::Gpu { offsets: layout, max_seqlen } } else { host }
-            })
-        });
         let [additional_k, additional_v] =
             self.additional_shapes().map(|shape| (self.additional > 0).then(|| self.layout(1, tk, shape)));
-        AttentionShapes {
-            bias,
-            mask,
-            additional_k,
-            additional_v,
-            cu_seqlens_q: offsets.as_ref().map(|[q, _]| q.clone()),
-            cu_seqlens_k: offsets.map(|[_, k]| k),
-            out: self.layout(3, to, rows),
-            lse: self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]),
-            seqlens_q: self.seqlens_q.clone(),
-            seqlens_k: self.seqlens_k.clone(),
-            block_mask: self.blocks.as_ref().map(|blocks| blocks.shape(self)),
-            ..AttentionShapes::new(self.layout(0, tq, q), self.layout(1, tk, k), self.layout(2, tk, v))
+        let mut shapes =
+            Shapes::new([("q", self.layout(0, tq, q)), ("k", self.layout(1, tk, k)), ("v", self.layout(2, tk, v))])
+                .tensor("out", self.layout(3, to, rows))
+                .tensor("lse", self.layout(4, DType::F32, [rows[0], rows[1], rows[2], 1]))
+                .tensor_if("bias", bias)
+                .tensor_if("mask", mask)
+                .tensor_if("additional_k", additional_k)
+                .tensor_if("additional_v", additional_v)
+                .numbers_if("seqlens_q", self.seqlens_q.clone())
+                .numbers_if("seqlens_k", self.seqlens_k.clone());
+        for (side, offsets) in ["q", "k"].into_iter().zip(self.cu_seqlens.iter().flatten()) {
+            let name = format!("cu_seqlens_{side}");
+            shapes = if self.on_gpu {
+                let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
+                shapes.tensor(name, layout).numbers(format!("max_seqlen_{side}"), [longest(offsets)])
+            } else {
+                shapes.numbers(name, offsets.iter().map(|&n| n as usize).collect::<Vec<_>>())
+            };
+        }
+        match &self.blocks {
+            Some(blocks) => blocks.in_shapes(self, shapes),
+            None => shapes,
         }
     }
 
@@ -76,17 +77,21 @@ impl AttentionCase {
     /// # Errors
     /// A lack of memory, a lost device.
     pub async fn upload(&self, gpu: &Gpu) -> Result<AttentionTensors> {
-        let AttentionShapes { q, k, v, out, lse, bias, mask, additional_k, additional_v, .. } = self.plan_shapes();
+        let shapes = self.plan_shapes();
+        let layout = |name: &str| shapes.layout(name).cloned();
         let known = self.known();
         let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let tensor = async |i: usize, layout: Layout, seqlens| {
+        let tensor = async |i: usize, seqlens| {
+            let layout = layout(["q", "k", "v"][i]).expect("a tensor of each case");
             let [_, heads, length, width] = layout.shape;
             let values = self.poison(&known.inputs[i], width, heads, length, seqlens);
             poisoned(gpu, layout, &values).await
         };
         let mut pairs = [None, None];
-        for ((stored, layout), (whole, values)) in
-            pairs.iter_mut().zip(self.pair_layouts()).zip([bias, mask].into_iter().zip(&known.pairs))
+        for ((stored, layout), (whole, values)) in pairs
+            .iter_mut()
+            .zip(self.pair_layouts())
+            .zip([layout("bias"), layout("mask")].into_iter().zip(&known.pairs))
         {
             if let (Some(layout), Some(whole), Some([values, _])) = (layout, whole, values) {
                 *stored = Some(poisoned(gpu, layout, values).await?.view(whole)?);
@@ -97,7 +102,7 @@ impl AttentionCase {
             Some([q, k]) if self.on_gpu => Some([Tensor::upload_u32(gpu, q).await?, Tensor::upload_u32(gpu, k).await?]),
             _ => None,
         };
-        let additional = match (additional_k, additional_v) {
+        let additional = match (layout("additional_k"), layout("additional_v")) {
             (Some(k), Some(v)) => {
                 let [of_k, of_v] = &known.additional;
                 Some([poisoned(gpu, k, of_k).await?, poisoned(gpu, v, of_v).await?])
@@ -108,14 +113,15 @@ impl AttentionCase {
             Some(blocks) => Some(blocks.upload(gpu, self).await?),
             None => None,
         };
+        let output = async |name| Tensor::empty(gpu, layout(name).expect("a tensor of each case")).await;
         Ok(AttentionTensors {
             block_mask,
             offsets,
             additional,
-            inputs: [tensor(0, q, sq).await?, tensor(1, k, sk).await?, tensor(2, v, sk).await?],
+            inputs: [tensor(0, sq).await?, tensor(1, sk).await?, tensor(2, sk).await?],
             bias,
             mask,
-            outputs: [Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?],
+            outputs: [output("out").await?, output("lse").await?],
         })
     }
 
@@ -125,9 +131,8 @@ impl AttentionCase {
             tensors;
         let side = |i: usize| {
             let host = &self.cu_seqlens.as_ref()?[i];
-            let max_seqlen = CuSeqlensShape::Host(host.clone()).max_seqlen();
             Some(match offsets {
-                Some(sides) => CuSeqlens::Gpu { offsets: &sides[i], max_seqlen },
+                Some(sides) => CuSeqlens::Gpu { offsets: &sides[i], max_seqlen: longest(host) },
                 None => CuSeqlens::Host(host),
             })
         };
@@ -154,9 +159,14 @@ impl AttentionCase {
     ///
     /// # Errors
     /// Those of [`Attention::prepare`].
-    pub async fn prepare(&self, gpu: &Gpu, tensors: &AttentionTensors) -> Result<AttentionPrepared> {
+    pub async fn prepare(&self, gpu: &Gpu, tensors: &AttentionTensors) -> Result<Prepared> {
         let (inputs, outputs) = self.arguments(tensors);
-        let (params, shapes) = (self.params_on(gpu).await?, AttentionShapes::of(&inputs, &outputs));
+        let (params, shapes) = (self.params_on(gpu).await?, Shapes::of((&inputs, &outputs)));
         Attention::new(gpu, self.in_family(params))?.prepare(&shapes).await
     }
+}
+
+/// The longest of packed sequences.
+pub(super) fn longest(offsets: &[u32]) -> usize {
+    offsets.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
 }

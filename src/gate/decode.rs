@@ -1,27 +1,20 @@
 //! The gate for decoding (SeerAttention-R, arXiv 2506.08889): every query chooses blocks for the heads that share a key head.
 
-mod choose;
-mod compress;
-#[cfg(feature = "catalogue")]
-mod texts;
-mod training;
-
-#[cfg(feature = "catalogue")]
-pub(crate) use texts::decode_texts;
-
 use super::frame::{Frame, SideFrame};
-use super::step::{Chain, ChainPrepared, Part, Places, Task, Tensors, prepared};
+use super::kernels::SideTensors;
+use super::plan::check_output;
+use super::training::Training;
 use super::{Pool, Selector, check_block, check_pools, check_theta};
-#[cfg(doc)]
-use crate::Error;
-use crate::dispatch::check_device;
 use crate::error::require;
-use crate::few::Few;
-use crate::softmax::MAX_HEAD_DIM;
-use crate::{Causal, Gpu, Layout, Result, Tensor};
+use crate::layout::MAX_HEAD_DIM;
+use crate::packed::Side;
+use crate::program::{Builder, Operand, Program};
+use crate::softmax::AttentionShapes;
+use crate::{BlockGrid, Caps, Causal, DType, Layout, Result, Shapes};
 
 /// What a gate for decoding computes.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct SeerDecodeGateParams {
     /// Keys of a block, a power of two. Default: 64.
     pub block: usize,
@@ -52,12 +45,23 @@ impl Default for SeerDecodeGateParams {
     }
 }
 
+/// Weights: linear maps, and RMS norms of what they give.
+const WEIGHTS: [&str; 4] = ["wq", "wk", "norm_q", "norm_k"];
+
+/// What the sides of a frame are made of.
+struct Sizes {
+    heads_kv: usize,
+    group: usize,
+    head_dim: usize,
+    gate_dim: usize,
+}
+
 impl SeerDecodeGateParams {
     /// Whether they make sense.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a bound
-    /// of the selector that is out of its range, a budget smaller than a block.
+    /// [`crate::Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a
+    /// bound of the selector that is out of its range, a budget smaller than a block.
     pub fn check(&self) -> Result<()> {
         check_block("block", self.block)?;
         check_pools("pool_k", &self.pool_k)?;
@@ -67,9 +71,147 @@ impl SeerDecodeGateParams {
         self.selector.check(self.block)
     }
 
-    fn frame(&self, sequences: Vec<[u32; 4]>, rows: [usize; 2], normed: [bool; 2], sizes: &Sizes) -> Frame {
-        let SeerDecodeGateParams { block, pool_k, rope_theta, norm_epsilon, selector, sink } = self.clone();
-        let side = |rows, joined, pools, normed| SideFrame {
+    /// What runs for a step of decoding. Tensors, as the fields of [`crate::SeerDecodeWeights`] and [`crate::SeerDecodeInputs`] are
+    /// called: wq, wk, and if they are there norm_q, norm_k; q, compressed; `chosen`, u32 of the shape [`BlockGrid::shape`], and if they
+    /// are there or wanted `logits` and `scores`, f32 [batch, heads_kv, queries, blocks of keys]. Numbers: seqlens_k, keys.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for tensors that do not fit together and lengths beyond `compressed` or `keys`;
+    /// [`crate::Error::Limit`] for a device that has too little.
+    pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        let tensors = [&WEIGHTS[..], &["q", "compressed", "chosen", "logits", "scores"]].concat();
+        shapes.check_names(&tensors, &["seqlens_k", "keys"])?;
+        let mut builder = Builder::new(caps, shapes);
+        let (frame, grid) = self.selection_frame(&builder, shapes)?;
+        let chosen = builder.output("chosen", Layout::heads_first(DType::U32, grid.shape()));
+        let logits = builder.output_if("logits", || frame.logits());
+        let scores = builder.output_if("scores", || frame.logits());
+        for (name, operand, layout) in [
+            ("chosen", Some(&chosen), Layout::heads_first(DType::U32, grid.shape())),
+            ("logits", logits.as_ref(), frame.logits()),
+            ("scores", scores.as_ref(), frame.logits()),
+        ] {
+            check_output(name, operand, &layout, "by q, keys and blocks")?;
+        }
+        builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
+        if logits.is_none() {
+            builder.scratch("logits", frame.logits())?;
+        }
+        let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores.is_some())];
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        let [rows, cols] = frame.pairs();
+        let (block, selector) = (self.block, self.selector);
+        builder
+            .finish(format!("gate for decoding: {rows} × {cols} blocks of {block} keys a key head; then {selector:?}"))
+    }
+
+    fn selection_frame(&self, builder: &Builder, shapes: &Shapes) -> Result<(Frame, BlockGrid)> {
+        self.check()?;
+        let (q, compressed) = (builder.input("q")?, builder.input("compressed")?);
+        let ([batch, heads_q, queries, head_dim], heads_kv) = (q.shape(), compressed.shape()[1]);
+        let keys = shapes.get_numbers("keys").and_then(|keys| keys.first().copied());
+        require(keys.is_some(), "keys", "unset", "set: rows of the key tensor that attention reads")?;
+        let (keys, block) = (keys.unwrap_or_default(), self.block);
+        let seqlens_k = shapes.get_numbers("seqlens_k").map_or_else(|| vec![keys; batch], <[usize]>::to_vec);
+        let k = q.view(Layout::heads_first(DType::F32, [batch, heads_kv, keys, head_dim]));
+        AttentionShapes::of_tokens(&q, &k, [None, Some(seqlens_k.clone())]).check()?;
+        let gate_dim = self.check_weights(builder, [heads_q, heads_kv, head_dim])?;
+        let blocks = check_compressed(&compressed, [batch, heads_kv, gate_dim])?;
+        for (b, &length) in seqlens_k.iter().enumerate() {
+            let bound = format!("below {}: compressed has {blocks} blocks", (blocks + 1) * block);
+            require(length / block <= blocks, &format!("seqlens_k[{b}]"), length, bound)?;
+        }
+        let sequences = seqlens_k.iter().map(|&length| [0, queries as u32, 0, length as u32]).collect();
+        let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
+        let grid = BlockGrid { batch, heads: heads_kv, queries, keys, block: [1, block] };
+        grid.check()?;
+        let frame = self.frame(builder, sequences, [queries, keys.div_ceil(block)], &sizes);
+        Ok((cached(frame), grid))
+    }
+
+    /// What runs when batch entry b grows from `before[b]` to `after[b]` keys: writes the vectors of the blocks that become full into
+    /// `compressed` [batch, heads_kv, blocks, gate_dim], block j into row j. `k` [batch, heads_kv, rows, head_dim] are keys before their
+    /// rotary embedding, token t in row t mod rows; weights are those of [`SeerDecodeGateParams::plan`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for tensors that do not fit together, lengths that shrink, keys that are no longer in the ring, and
+    /// blocks beyond `compressed`; [`crate::Error::Limit`] for a device that has too little.
+    pub fn plan_compression(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        shapes.check_names(&[&WEIGHTS[..], &["k", "compressed"]].concat(), &["before", "after"])?;
+        let mut builder = Builder::new(caps, shapes);
+        let frame = self.compression_frame(&builder, shapes)?;
+        builder.scratch(SideTensors::of(Side::Keys).pooled, frame.pooled(Side::Keys))?;
+        let tasks = [frame.pool(Side::Keys), frame.project(Side::Keys)];
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        builder.finish(format!("gate for decoding: vectors of at most {} blocks more", frame.pairs()[1]))
+    }
+
+    fn compression_frame(&self, builder: &Builder, shapes: &Shapes) -> Result<Frame> {
+        self.check()?;
+        let (k, compressed, block) = (builder.input("k")?, builder.input("compressed")?, self.block);
+        let [batch, heads_kv, ring, head_dim] = k.shape();
+        require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
+        let features = builder.input("wq")?.shape()[2];
+        let bound = format!("a multiple of head_dim = {head_dim}, at least once");
+        require(features > 0 && features.is_multiple_of(head_dim.max(1)), "wq.shape[2]", features, bound)?;
+        let group = features / head_dim.max(1);
+        let gate_dim = self.check_weights(builder, [group * heads_kv, heads_kv, head_dim])?;
+        AttentionShapes::of_tokens(&k, &k, [None, None]).check()?;
+        let bound = format!("a multiple of {block}, the keys of a block");
+        require(ring > 0 && ring.is_multiple_of(block), "k.shape[2] (rows)", ring, bound)?;
+        let blocks = check_compressed(&compressed, [batch, heads_kv, gate_dim])?;
+        let lengths = |name: &str| {
+            let lengths = shapes.get_numbers(name).unwrap_or_default();
+            let bound = format!("{batch}, one a batch entry");
+            require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), bound).map(|()| lengths)
+        };
+        let (before, after) = (lengths("before")?, lengths("after")?);
+        let (mut sequences, mut rows) = (vec![], 0);
+        for (b, (&before, &after)) in before.iter().zip(after).enumerate() {
+            let what = format!("after[{b}]");
+            require(after >= before, &what, after, format!("at least {before}, before[{b}]"))?;
+            let (first, end) = (before / block, after / block);
+            let bound = format!("below {}: compressed has {blocks} blocks", (blocks + 1) * block);
+            require(end <= blocks, &what, after, bound)?;
+            // Keys of the first block that becomes full are still there.
+            let (from, most) = (first * block, first * block + ring);
+            let bound = format!("at most {most}: the ring of {ring} rows holds keys from {from} on");
+            require(first == end || after - from <= ring, &what, after, bound)?;
+            sequences.push([first as u32, 0, 0, after as u32]);
+            rows = rows.max(end - first);
+        }
+        let sizes = Sizes { heads_kv, group, head_dim, gate_dim };
+        Ok(Frame { ring, ..cached(self.frame(builder, sequences, [0, rows], &sizes)) })
+    }
+
+    /// What training runs, for tokens and weights: from them to `logits`, with what gradients need; from numbers that are `wanted` to a
+    /// `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
+    ///
+    /// # Errors
+    /// Those of [`SeerDecodeGateParams::plan`].
+    pub fn plan_training(&self, weight: f32, from_row: usize, caps: &Caps, shapes: &Shapes) -> Result<[Program; 4]> {
+        self.training(caps, shapes)?.plan(weight, from_row, caps, shapes)
+    }
+
+    /// What training is made of, for the tokens of whole sequences, and weights. A query sees the blocks before its own.
+    pub(crate) fn training(&self, caps: &Caps, shapes: &Shapes) -> Result<Training> {
+        self.check()?;
+        shapes.check_names(&[&WEIGHTS[..], &["q", "k"]].concat(), &[])?;
+        let builder = &Builder::new(caps, shapes);
+        let (q, k) = (builder.input("q")?, builder.input("k")?);
+        AttentionShapes::of_tokens(&q, &k, [None, None]).check()?;
+        let ([batch, heads_q, queries, head_dim], [_, heads_kv, keys, _]) = (q.shape(), k.shape());
+        let gate_dim = self.check_weights(builder, [heads_q, heads_kv, head_dim])?;
+        let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
+        let sequences = vec![[0, queries as u32, 0, keys as u32]; batch];
+        let frame = self.frame(builder, sequences, [queries, keys.div_ceil(self.block)], &sizes);
+        Ok(Training(Frame { past: true, complete: false, forced: 0, ..frame }))
+    }
+
+    fn frame(&self, builder: &Builder, sequences: Vec<[u32; 4]>, rows: [usize; 2], sizes: &Sizes) -> Frame {
+        let Self { block, pool_k, rope_theta, norm_epsilon, selector, sink } = self.clone();
+        let side = |vectors, rows, joined, pools, normed| SideFrame {
+            vectors,
             heads: sizes.heads_kv,
             share: 1,
             joined,
@@ -79,11 +221,15 @@ impl SeerDecodeGateParams {
             weighted: true,
             normed,
         };
+        let normed = |name: &str| builder.tensor(name).is_some();
         Frame {
             sequences,
             heads: sizes.heads_kv,
             gate_dim: sizes.gate_dim,
-            sides: [side(rows[0], sizes.group, None, normed[0]), side(rows[1], 1, Some(pool_k), normed[1])],
+            sides: [
+                side("vectors_q", rows[0], sizes.group, None, normed("norm_q")),
+                side("vectors_k", rows[1], 1, Some(pool_k), normed("norm_k")),
+            ],
             block: [1, block],
             causal: Some(Causal::BottomRight),
             triangle: false,
@@ -97,199 +243,46 @@ impl SeerDecodeGateParams {
             forced: u32::from(sink) | 2,
         }
     }
-}
 
-/// What a gate for decoding has learned.
-#[derive(Clone, Copy, Debug)]
-pub struct SeerDecodeWeights<'a> {
-    /// Linear map of the queries of the heads that share a key head, one after another: [1, heads_kv, heads_q / heads_kv · head_dim,
-    /// gate_dim].
-    pub wq: &'a Tensor,
-    /// Linear map of pooled keys, [1, heads_kv, kinds of `pool_k` · head_dim, gate_dim].
-    pub wk: &'a Tensor,
-    /// Weights of an RMS norm of mapped queries, [1, 1, 1, gate_dim]. Unset: no norm.
-    pub norm_q: Option<&'a Tensor>,
-    /// Of mapped keys.
-    pub norm_k: Option<&'a Tensor>,
-}
-
-impl<'a> SeerDecodeWeights<'a> {
-    fn named(&self) -> [(&'static str, Part, Option<&'a Tensor>); 4] {
-        [
-            ("wq", Part::Wq, Some(self.wq)),
-            ("wk", Part::Wk, Some(self.wk)),
-            ("norm_q", Part::NormQ, self.norm_q),
-            ("norm_k", Part::NormK, self.norm_k),
-        ]
-    }
-
-    fn normed(&self) -> [bool; 2] {
-        [self.norm_q.is_some(), self.norm_k.is_some()]
-    }
-
-    fn tensors(&self) -> Tensors<'a> {
-        self.named().into_iter().filter_map(|(_, part, tensor)| Some((part, tensor?))).collect()
-    }
-
-    /// Checks shapes and types, for tokens of these heads and this width. Returns the gate's width.
-    fn check(&self, gpu: &Gpu, kinds: usize, [heads_q, heads_kv, head_dim]: [usize; 3], turns: bool) -> Result<usize> {
-        let gate_dim = self.wk.shape()[3];
+    /// Checks shapes and types of weights, for tokens of these heads and this width. Returns the gate's width.
+    fn check_weights(&self, builder: &Builder, [heads_q, heads_kv, head_dim]: [usize; 3]) -> Result<usize> {
+        let gate_dim = builder.input("wk")?.shape()[3];
+        builder.input("wq")?;
         let most = format!("within 1..={MAX_HEAD_DIM}");
         require((1..=MAX_HEAD_DIM).contains(&gate_dim), "wk.shape[3] (gate_dim)", gate_dim, most)?;
-        let even = gate_dim.is_multiple_of(2) || !turns;
+        let even = gate_dim.is_multiple_of(2) || self.rope_theta.is_none();
         require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding turns pairs")?;
+        let kinds = self.pool_k.len();
         let of_q = [1, heads_kv, heads_q / heads_kv * head_dim, gate_dim];
-        let of_k = [1, heads_kv, kinds * head_dim, gate_dim];
-        let norm = [1, 1, 1, gate_dim];
-        for ((name, _, tensor), shape) in self.named().into_iter().zip([of_q, of_k, norm, norm]) {
-            let Some(tensor) = tensor else { continue };
-            check_device(name, tensor, gpu)?;
+        let (of_k, norm) = ([1, heads_kv, kinds * head_dim, gate_dim], [1, 1, 1, gate_dim]);
+        for (name, shape) in WEIGHTS.into_iter().zip([of_q, of_k, norm, norm]) {
+            let Some(Operand { layout, .. }) = builder.tensor(name) else { continue };
             let bound = format!("{shape:?}, by the heads of q and k, {kinds} kinds of pool_k and gate_dim");
-            require(tensor.shape() == shape, &format!("{name}.shape"), format!("{:?}", tensor.shape()), bound)?;
-            let dtype = tensor.layout().dtype;
-            require(dtype.is_float(), &format!("{name}.dtype"), dtype, "f32, f16 or bf16")?;
+            require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+            require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
         }
         Ok(gate_dim)
     }
-}
 
-/// What a step of decoding reads.
-#[derive(Clone, Copy, Debug)]
-pub struct SeerDecodeInputs<'a> {
-    /// Queries before their rotary embedding, [batch, heads_q, queries, head_dim]: the last tokens of each sequence.
-    pub q: &'a Tensor,
-    /// A vector for each full block of keys, [batch, heads_kv, blocks, gate_dim]: see [`SeerDecodeGate::compress`].
-    pub compressed: &'a Tensor,
-    /// Keys of each batch entry, the queries' own tokens among them.
-    pub seqlens_k: &'a [usize],
-    /// Rows of the key tensor that attention reads: the mask has blocks for all of them.
-    pub keys: usize,
-}
-
-/// SeerAttention-R's gate on one device. A vector for each full block of keys is cached ([`SeerDecodeGate::compress`]); a step of
-/// decoding ([`SeerDecodeGate::forward`]) chooses blocks by the queries of all heads that share a key head together:
-///
-/// `Qg = Σ_h q_h · Wq[h]`, `Kg = [max, min, mean](k) · Wk`, `z = turn(norm(Qg)) · turn(norm(Kg)) / √gate_dim`
-///
-/// The block that a query's own token is filling has z = 0 until it is full, and is always chosen. The mask has a row for each
-/// query and a head for each key head, and goes unread into [`crate::BlockSparseAttention`].
-///
-/// ```
-/// # pollster::block_on(async {
-/// use wgpu_attention::*;
-/// let gpu = Gpu::request().await?;
-/// let params = SeerDecodeGateParams {
-///     block: 2,
-///     pool_k: vec![Pool::Avg],
-///     rope_theta: None,
-///     selector: Selector::Budget(2),
-///     ..Default::default()
-/// };
-/// let gate = SeerDecodeGate::new(&gpu, params)?;
-/// let one = Tensor::upload(&gpu, [1, 1, 1, 1], DType::F32, &[1.0]).await?;
-/// let weights = SeerDecodeWeights { wq: &one, wk: &one, norm_q: None, norm_k: None };
-/// // Seven keys: three full blocks, with means 1, 5 and 3, and one that is being filled.
-/// let k = Tensor::upload(&gpu, [1, 1, 8, 1], DType::F32, &[1.0, 1.0, 5.0, 5.0, 3.0, 3.0, 9.0, 0.0]).await?;
-/// let compressed = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0; 4]).await?;
-/// gate.compress(&weights, &k, &compressed, &[0], &[7]).await?;
-/// assert_eq!(compressed.read().await?, [1.0, 5.0, 3.0, 0.0]);
-/// let inputs = SeerDecodeInputs { q: &one, compressed: &compressed, seqlens_k: &[7], keys: 8 };
-/// let mask = gate.forward(&weights, &inputs).await?;
-/// assert_eq!(mask.read().await?, [false, true, false, true]); // the best, and its own
-/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
-/// ```
-#[derive(Clone, Debug)]
-pub struct SeerDecodeGate {
-    gpu: Gpu,
-    params: SeerDecodeGateParams,
-}
-
-/// A step compiled for its tensors and lengths: records into the caller's encoders, as often as wanted.
-#[derive(Debug)]
-pub struct SeerDecodeStep {
-    chain: ChainPrepared,
-    tensors: Few<Part, Tensor>,
-}
-
-impl SeerDecodeStep {
-    /// Records the step. The caller submits.
-    ///
-    /// # Errors
-    /// [`Error::DeviceLost`].
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("gate"), timestamp_writes: None };
-        self.encode_in(&mut encoder.begin_compute_pass(&descriptor))
-    }
-
-    /// Records it into a pass of the caller's.
-    ///
-    /// # Errors
-    /// Those of [`SeerDecodeStep::encode`].
-    pub fn encode_in(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<()> {
-        self.chain.encode(pass, &self.given())
-    }
-
-    fn given(&self) -> Tensors<'_> {
-        self.tensors.iter().map(|(part, tensor)| (*part, tensor)).collect()
-    }
-
-    async fn submit(&self) -> Result<()> {
-        self.chain.submit(&self.given()).await
+    /// The grid of the mask that a step chooses for queries of this shape, so many key heads and at most so many keys.
+    pub fn grid(&self, [batch, _, queries, _]: [usize; 4], heads_kv: usize, keys: usize) -> BlockGrid {
+        BlockGrid { batch, heads: heads_kv, queries, keys, block: [1, self.block] }
     }
 }
 
-/// What the sides of a frame are made of.
-struct Sizes {
-    heads_kv: usize,
-    group: usize,
-    head_dim: usize,
-    gate_dim: usize,
-}
-
-impl SeerDecodeGate {
-    /// Checks the params; nothing is compiled yet.
-    ///
-    /// # Errors
-    /// Those of [`SeerDecodeGateParams::check`].
-    pub fn new(gpu: &Gpu, params: SeerDecodeGateParams) -> Result<Self> {
-        params.check()?;
-        Ok(Self { gpu: gpu.clone(), params })
-    }
-
-    /// The params.
-    pub fn params(&self) -> &SeerDecodeGateParams {
-        &self.params
-    }
-
-    async fn step(
-        &self,
-        frame: &Frame,
-        tasks: Vec<Task>,
-        given: Tensors<'_>,
-        between: Vec<(Part, Layout)>,
-    ) -> Result<SeerDecodeStep> {
-        let mut places = Places::default();
-        let all = given.iter().map(|(part, tensor)| (*part, tensor.layout().clone()));
-        for (part, layout) in all.chain(between.clone()) {
-            places.own(part, layout);
-        }
-        let plan = |task: Task| task.plan(self.gpu.caps(), frame, &places);
-        let steps = tasks.into_iter().map(plan).collect::<Result<_>>()?;
-        let chain = prepared(&self.gpu, &Chain { steps, between }, frame.angles()).await?;
-        let tensors = given.into_iter().map(|(part, tensor)| (part, tensor.clone())).collect();
-        Ok(SeerDecodeStep { chain, tensors })
-    }
+/// The same where the vectors of keys are in a cache.
+fn cached(mut frame: Frame) -> Frame {
+    frame.sides[Side::Keys as usize].vectors = "compressed";
+    frame
 }
 
 /// The blocks that the cache has room for.
-fn check_compressed(gpu: &Gpu, compressed: &Tensor, [batch, heads_kv, gate_dim]: [usize; 3]) -> Result<usize> {
-    check_device("compressed", compressed, gpu)?;
-    let [b, h, blocks, d] = compressed.shape();
+fn check_compressed(compressed: &Operand, [batch, heads_kv, gate_dim]: [usize; 3]) -> Result<usize> {
+    let ([b, h, blocks, d], layout) = (compressed.shape(), &compressed.layout);
     let bound = format!("[{batch}, {heads_kv}, any number, {gate_dim}], by the tokens and wk");
     let fits = [b, h, d] == [batch, heads_kv, gate_dim];
-    require(fits, "compressed.shape", format!("{:?}", compressed.shape()), bound)?;
-    let dtype = compressed.layout().dtype;
-    require(dtype.is_float(), "compressed.dtype", dtype, "f32, f16 or bf16")?;
-    compressed.layout().check_output("compressed")?;
+    require(fits, "compressed.shape", format!("{:?}", layout.shape), bound)?;
+    require(layout.dtype.is_float(), "compressed.dtype", layout.dtype, "f32, f16 or bf16")?;
+    layout.check_output("compressed")?;
     Ok(blocks)
 }

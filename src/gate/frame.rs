@@ -1,15 +1,18 @@
 //! Sizes and rules of a gate's work.
 
-use super::step::Params;
+use super::task::Params;
 use super::{Pool, Selector};
 use crate::packed::Side;
-use crate::shader::Binding;
-use crate::softmax::tiles::small_table;
+use crate::program::Table;
+use crate::program::shader::Binding;
+use crate::program::small_table;
 use crate::{Causal, DType, Layout};
 
 /// One side of the gate: what becomes of queries, or of keys.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct SideFrame {
+pub(crate) struct SideFrame {
+    /// The name of the gate's vectors.
+    pub vectors: &'static str,
     /// Heads of the gate's vectors.
     pub heads: usize,
     /// Heads of the gate to one of the tokens, and heads of tokens that one of the gate joins.
@@ -44,7 +47,7 @@ impl SideFrame {
 
 /// All that planning looks at besides where tensors lie.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     /// (first query, queries, first key, keys) of each batch entry.
     pub sequences: Vec<[u32; 4]>,
     /// Heads of the logits.
@@ -106,13 +109,8 @@ impl Frame {
         Layout::heads_first(DType::F32, [1, of.heads, of.features(), self.gate_dim])
     }
 
-    /// Base and width of rotary angles.
-    pub fn angles(&self) -> Option<(f32, usize)> {
-        self.theta.map(|theta| (theta, self.gate_dim))
-    }
-
     /// The table of sequences.
-    pub fn table(&self) -> (Binding, Option<Vec<u8>>) {
+    pub fn table(&self) -> (Binding, Table) {
         small_table("sequences", &self.sequences)
     }
 
@@ -135,7 +133,7 @@ impl Frame {
     }
 
     /// The uniform struct, but for addresses.
-    pub fn params(&self, side: Side) -> Params {
+    pub(super) fn params(&self, side: Side) -> Params {
         let of = self.side(side);
         let [_, cols] = self.pairs();
         let mut pool = [0; 4];

@@ -1,25 +1,26 @@
 //! The kernels of training: target, loss, gradients.
 
 use super::frame::Frame;
-use super::kernels::{SHARED, SideParts};
-use super::step::{EACH, Heads, Params, Part, Places, Task};
+use super::kernels::SideTensors;
+use super::task::{Params, Task, Tensor};
 use crate::packed::Side;
-use crate::shader::{AccessKind, file};
+use crate::program::shader::{AccessKind, file};
+use crate::program::{EACH, Heads, SHARED};
 
 impl Frame {
     pub fn target(&self) -> Task {
         let tensors =
-            vec![("wanted", Part::Wanted, AccessKind::Load1, EACH), ("to", Part::Target, AccessKind::StoreBits, EACH)];
+            vec![("wanted", "wanted", AccessKind::Load1, EACH), ("to", "target", AccessKind::StoreBits, EACH)];
         self.by_rows("target", vec![file::GATE_TARGET], tensors)
     }
 
     /// Rows from the `from`-th on count, with this weight each element.
     pub fn loss(&self, from: usize, weight: f32) -> Task {
         let tensors = vec![
-            ("logits", Part::Logits, AccessKind::LoadBits, EACH),
-            ("wanted", Part::Target, AccessKind::Load1, EACH),
-            ("to", Part::LogitsGradient, AccessKind::StoreBits, EACH),
-            ("shares", Part::RowShares, AccessKind::StoreBits, EACH),
+            ("logits", "logits", AccessKind::LoadBits, EACH),
+            ("wanted", "target", AccessKind::Load1, EACH),
+            ("to", "dlogits", AccessKind::StoreBits, EACH),
+            ("shares", "row shares", AccessKind::StoreBits, EACH),
         ];
         let task = self.by_rows("loss", vec![file::GATE_LOSS, file::GATE_ROW], tensors);
         Task { params: Params { from_row: from as u32, weight, ..task.params }, ..task }
@@ -32,9 +33,9 @@ impl Frame {
             files: vec![file::GATE_GRADIENT_QUERY, file::GATE_PRODUCT, file::GATE_RULE],
             constants: self.product(),
             tensors: vec![
-                ("gradient", Part::LogitsGradient, AccessKind::Load1, EACH),
-                ("key", Part::VectorsK, AccessKind::Load4, self.key_heads()),
-                ("to", Part::VectorsQGradient, AccessKind::Store4, EACH),
+                ("gradient", "dlogits", AccessKind::Load1, EACH),
+                ("key", self.side(Side::Keys).vectors, AccessKind::Load4, self.key_heads()),
+                ("to", "gradient of vectors_q", AccessKind::Store4, EACH),
             ],
             tables: vec![],
             work: [self.batch(), self.heads, self.row_tiles(rows)],
@@ -52,9 +53,9 @@ impl Frame {
             files: vec![file::GATE_GRADIENT_KEY, file::GATE_PRODUCT, file::GATE_RULE],
             constants: self.product(),
             tensors: vec![
-                ("gradient", Part::LogitsGradient, AccessKind::Load1, of_logits),
-                ("query", Part::VectorsQ, AccessKind::Load4, of_logits),
-                ("to", Part::VectorsKGradient, AccessKind::Store4, EACH),
+                ("gradient", "dlogits", AccessKind::Load1, of_logits),
+                ("query", self.side(Side::Queries).vectors, AccessKind::Load4, of_logits),
+                ("to", "gradient of vectors_k", AccessKind::Store4, EACH),
             ],
             tables: vec![],
             work: [self.batch(), heads, self.row_tiles(cols)],
@@ -64,15 +65,15 @@ impl Frame {
     }
 
     pub fn unproject(&self, side: Side) -> Task {
-        let (of, parts) = (self.side(side), SideParts::of(side));
+        let (of, tensors_of) = (self.side(side), SideTensors::of(side));
         let (turns, tables) = self.turns(side);
         let mut files = [vec![file::GATE_UNPROJECT], self.projection(side), turns].concat();
         files.push(if of.normed { file::GATE_UNPROJECT_NORMED } else { file::GATE_UNPROJECT_UNNORMED });
-        let mut tensors = vec![("x", parts.features(of), AccessKind::Load1, of.heads_of_x())];
+        let mut tensors = vec![("x", tensors_of.features(of), AccessKind::Load1, of.heads_of_x())];
         tensors.extend(self.learned(side));
-        tensors.push(("gradient", parts.vectors_gradient, AccessKind::Load1, EACH));
-        tensors.push(("to", parts.projected_gradient, AccessKind::Store4, EACH));
-        tensors.extend(of.normed.then_some(("shares", parts.norm_rows, AccessKind::Store4, EACH)));
+        tensors.push(("gradient", tensors_of.vectors_gradient, AccessKind::Load1, EACH));
+        tensors.push(("to", tensors_of.projected_gradient, AccessKind::Store4, EACH));
+        tensors.extend(of.normed.then_some(("shares", tensors_of.norm_rows, AccessKind::Store4, EACH)));
         Task {
             name: "unproject",
             files,
@@ -86,16 +87,16 @@ impl Frame {
     }
 
     pub fn gradient_weights(&self, side: Side) -> Task {
-        let (of, parts) = (self.side(side), SideParts::of(side));
+        let (of, tensors_of) = (self.side(side), SideTensors::of(side));
         let whole = |heads: Heads| Heads { whole: true, ..heads };
         Task {
             name: "gradient of weights",
             files: vec![file::GATE_GRADIENT_WEIGHTS, file::GATE_PRODUCT, file::GATE_FEATURES],
             constants: [self.product(), self.features(side)].concat(),
             tensors: vec![
-                ("x", parts.features(of), AccessKind::Load1, whole(of.heads_of_x())),
-                ("gradient", parts.projected_gradient, AccessKind::Load4, whole(EACH)),
-                ("to", parts.weights_gradient, AccessKind::Store4, EACH),
+                ("x", tensors_of.features(of), AccessKind::Load1, whole(of.heads_of_x())),
+                ("gradient", tensors_of.projected_gradient, AccessKind::Load4, whole(EACH)),
+                ("to", tensors_of.weights_gradient, AccessKind::Store4, EACH),
             ],
             tables: vec![],
             work: [1, of.heads, self.row_tiles(of.features())],
@@ -109,9 +110,8 @@ impl Frame {
         }
     }
 
-    /// The sum of all rows of a tensor. `places` knows it.
-    pub fn sum_rows(&self, from: Part, to: Part, places: &Places) -> Task {
-        let [batch, heads, rows, width] = places.layout(from).shape;
+    /// The sum of all rows of a tensor of this shape.
+    pub fn sum_rows(&self, from: Tensor, to: Tensor, [batch, heads, rows, width]: [usize; 4]) -> Task {
         let all = Heads { spread: heads, ..SHARED };
         Task {
             name: "sum of rows",

@@ -2,13 +2,12 @@
 
 use super::Selector;
 use super::frame::{Frame, SideFrame};
-use super::step::{EACH, Heads, Params, Part, Task};
+use super::task::{Access, Params, Task, Tensor};
 use crate::packed::Side;
-use crate::shader::{AccessKind, Binding, file};
-use crate::softmax::tiles::small_table;
-
-/// What there is one of for all heads and batch entries.
-pub(super) const SHARED: Heads = Heads { group: 1, spread: 1, whole: true };
+use crate::program::shader::{AccessKind, Binding, file};
+use crate::program::small_table;
+use crate::program::{EACH, Heads, SHARED, Table};
+use crate::rotary;
 
 /// Rows of the tile of a product: as many as core WebGPU's workgroup memory holds three times, besides what is staged.
 fn tile_rows(gate_dim: usize) -> usize {
@@ -28,54 +27,51 @@ impl SideFrame {
 }
 
 /// Tables with their contents.
-type Tables = Vec<(Binding, Option<Vec<u8>>)>;
+type Tables = Vec<(Binding, Table)>;
 
-/// The parts of one side.
-pub(super) struct SideParts {
-    pub tokens: Part,
-    pub pooled: Part,
-    pub weights: Part,
-    pub norm: Part,
-    pub vectors: Part,
-    pub vectors_gradient: Part,
-    pub projected_gradient: Part,
-    pub weights_gradient: Part,
-    pub norm_rows: Part,
-    pub norm_gradient: Part,
+/// The tensors of one side.
+pub(super) struct SideTensors {
+    pub tokens: Tensor,
+    pub pooled: Tensor,
+    pub weights: Tensor,
+    pub norm: Tensor,
+    pub vectors_gradient: Tensor,
+    pub projected_gradient: Tensor,
+    pub weights_gradient: Tensor,
+    pub norm_rows: Tensor,
+    pub norm_gradient: Tensor,
 }
 
-impl SideParts {
+impl SideTensors {
     pub fn of(side: Side) -> Self {
         match side {
             Side::Queries => Self {
-                tokens: Part::Q,
-                pooled: Part::PooledQ,
-                weights: Part::Wq,
-                norm: Part::NormQ,
-                vectors: Part::VectorsQ,
-                vectors_gradient: Part::VectorsQGradient,
-                projected_gradient: Part::ProjectedQGradient,
-                weights_gradient: Part::WqGradient,
-                norm_rows: Part::NormQRows,
-                norm_gradient: Part::NormQGradient,
+                tokens: "q",
+                pooled: "pooled_q",
+                weights: "wq",
+                norm: "norm_q",
+                vectors_gradient: "gradient of vectors_q",
+                projected_gradient: "gradient of projected q",
+                weights_gradient: "dwq",
+                norm_rows: "rows of dnorm_q",
+                norm_gradient: "dnorm_q",
             },
             Side::Keys => Self {
-                tokens: Part::K,
-                pooled: Part::PooledK,
-                weights: Part::Wk,
-                norm: Part::NormK,
-                vectors: Part::VectorsK,
-                vectors_gradient: Part::VectorsKGradient,
-                projected_gradient: Part::ProjectedKGradient,
-                weights_gradient: Part::WkGradient,
-                norm_rows: Part::NormKRows,
-                norm_gradient: Part::NormKGradient,
+                tokens: "k",
+                pooled: "pooled_k",
+                weights: "wk",
+                norm: "norm_k",
+                vectors_gradient: "gradient of vectors_k",
+                projected_gradient: "gradient of projected k",
+                weights_gradient: "dwk",
+                norm_rows: "rows of dnorm_k",
+                norm_gradient: "dnorm_k",
             },
         }
     }
 
     /// What is projected.
-    pub fn features(&self, frame: &SideFrame) -> Part {
+    pub fn features(&self, frame: &SideFrame) -> Tensor {
         if frame.pools.is_some() { self.pooled } else { self.tokens }
     }
 }
@@ -105,14 +101,14 @@ impl Frame {
     }
 
     pub fn pool(&self, side: Side) -> Task {
-        let (of, parts) = (self.side(side), SideParts::of(side));
+        let (of, tensors_of) = (self.side(side), SideTensors::of(side));
         Task {
             name: "pool",
             files: vec![file::GATE_POOL],
             constants: vec![("HEAD_DIM", of.head_dim as u32), ("D4", of.head_dim.div_ceil(4) as u32)],
             tensors: vec![
-                ("x", parts.tokens, AccessKind::Load4, EACH),
-                ("to", parts.pooled, AccessKind::StoreBits, EACH),
+                ("x", tensors_of.tokens, AccessKind::Load4, EACH),
+                ("to", tensors_of.pooled, AccessKind::StoreBits, EACH),
             ],
             tables: vec![],
             work: [self.batch(), of.heads_x(), of.rows],
@@ -126,18 +122,17 @@ impl Frame {
         let normed = if self.side(side).normed { file::GATE_NORMED } else { file::GATE_UNNORMED };
         match self.theta {
             None => (vec![normed, file::GATE_STRAIGHT], vec![]),
-            Some(_) => {
-                let table = Binding::Table { name: "angles", ty: "vec2f", length: None, write: false };
-                (vec![normed, file::GATE_TURNED, file::ROTARY_ANGLE], vec![(table, None)])
+            Some(theta) => {
+                (vec![normed, file::GATE_TURNED, file::ROTARY_ANGLE], vec![rotary::angles(theta, self.gate_dim)])
             }
         }
     }
 
     /// Weights and norm, where there are any.
-    pub(super) fn learned(&self, side: Side) -> Vec<(&'static str, Part, AccessKind, Heads)> {
-        let (of, parts) = (self.side(side), SideParts::of(side));
-        let weights = of.weighted.then_some(("weights", parts.weights, AccessKind::Load4, EACH));
-        let norm = of.normed.then_some(("norm", parts.norm, AccessKind::Load1, SHARED));
+    pub(super) fn learned(&self, side: Side) -> Vec<Access> {
+        let (of, tensors_of) = (self.side(side), SideTensors::of(side));
+        let weights = of.weighted.then_some(("weights", tensors_of.weights, AccessKind::Load4, EACH));
+        let norm = of.normed.then_some(("norm", tensors_of.norm, AccessKind::Load1, SHARED));
         weights.into_iter().chain(norm).collect()
     }
 
@@ -147,11 +142,11 @@ impl Frame {
     }
 
     pub fn project(&self, side: Side) -> Task {
-        let (of, parts) = (self.side(side), SideParts::of(side));
+        let (of, tensors_of) = (self.side(side), SideTensors::of(side));
         let (turns, tables) = self.turns(side);
-        let mut tensors = vec![("x", parts.features(of), AccessKind::Load1, of.heads_of_x())];
+        let mut tensors = vec![("x", tensors_of.features(of), AccessKind::Load1, of.heads_of_x())];
         tensors.extend(self.learned(side));
-        tensors.push(("to", parts.vectors, AccessKind::Store4, EACH));
+        tensors.push(("to", of.vectors, AccessKind::Store4, EACH));
         Task {
             name: "project",
             files: [vec![file::GATE_PROJECT], self.projection(side), turns].concat(),
@@ -187,9 +182,9 @@ impl Frame {
             files: vec![file::GATE_LOGITS, file::GATE_RULE],
             constants: [self.product(), tile].concat(),
             tensors: vec![
-                ("query", Part::VectorsQ, AccessKind::Load4, EACH),
-                ("key", Part::VectorsK, AccessKind::Load4, self.key_heads()),
-                ("to", Part::Logits, AccessKind::StoreBits, EACH),
+                ("query", self.side(Side::Queries).vectors, AccessKind::Load4, EACH),
+                ("key", self.side(Side::Keys).vectors, AccessKind::Load4, self.key_heads()),
+                ("to", "logits", AccessKind::StoreBits, EACH),
             ],
             tables: vec![],
             work: [self.batch(), self.heads, rows.div_ceil(tile_rows) * cols.div_ceil(tile_cols)],
@@ -199,12 +194,7 @@ impl Frame {
     }
 
     /// A kernel that goes by rows of logits.
-    pub(super) fn by_rows(
-        &self,
-        name: &'static str,
-        files: Vec<&'static str>,
-        tensors: Vec<(&'static str, Part, AccessKind, Heads)>,
-    ) -> Task {
+    pub(super) fn by_rows(&self, name: &'static str, files: Vec<&'static str>, tensors: Vec<Access>) -> Task {
         let [rows, cols] = self.pairs();
         Task {
             name,
@@ -226,9 +216,9 @@ impl Frame {
         };
         let files = vec![file::GATE_SELECT, file::GATE_ROW, file::SCAN];
         let files = [files, vec![if scores { file::GATE_SCORES } else { file::GATE_NO_SCORES }], selector].concat();
-        let mut tensors = vec![("logits", Part::Logits, AccessKind::LoadBits, EACH)];
-        tensors.extend(scores.then_some(("scores", Part::Scores, AccessKind::StoreBits, EACH)));
-        tensors.push(("chosen", Part::Chosen, AccessKind::StoreBits, EACH));
+        let mut tensors = vec![("logits", "logits", AccessKind::LoadBits, EACH)];
+        tensors.extend(scores.then_some(("scores", "scores", AccessKind::StoreBits, EACH)));
+        tensors.push(("chosen", "chosen", AccessKind::StoreBits, EACH));
         let tables = self.most().map(|most| small_table("most", &most)).into_iter().collect();
         Task { tables, ..self.by_rows("select", files, tensors) }
     }

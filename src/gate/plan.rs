@@ -1,48 +1,122 @@
 //! What runs for a prompt: decided without a GPU.
 
 use super::frame::{Frame, SideFrame};
-use super::step::{Chain, Part};
-use super::{Pool, SeerGateParams, SeerGateShapes};
+use super::kernels::SideTensors;
+use super::training::Training;
+use super::{Pool, SeerGateParams};
 use crate::error::require;
+use crate::layout::MAX_HEAD_DIM;
 use crate::packed::Side;
-use crate::softmax::MAX_HEAD_DIM;
-use crate::{Caps, Layout, Result};
-use std::fmt;
+use crate::packed::{self, Offsets, host_sequences};
+use crate::program::{Builder, Operand, Program};
+use crate::softmax::AttentionShapes;
+use crate::{BlockGrid, Caps, DType, Error, Layout, Result, Shapes};
+
+/// Tensors and numbers of a gate.
+const INPUTS: [&str; 6] = ["q", "k", "wq", "wk", "cu_seqlens_q", "cu_seqlens_k"];
+const NUMBERS: [&str; 6] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"];
 
 impl SeerGateParams {
-    pub(super) fn frame(&self, shapes: &SeerGateShapes) -> Result<Frame> {
+    /// What runs. Tensors, as the fields of [`crate::SeerGateInputs`] are called: q and k before their rotary embedding, wk, and if it is
+    /// there wq; `chosen`, the chosen blocks, u32 of the shape [`BlockGrid::shape`]; if they are there or wanted, `logits`, the scores
+    /// before the softmax, f32 [batch, heads_q, blocks of queries, blocks of keys], −∞ where a row does not see a block, and `scores`,
+    /// their softmax. Numbers: seqlens_q, seqlens_k or cu_seqlens_q, cu_seqlens_k.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
+    pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        shapes.check_names(&[&INPUTS[..], &["chosen", "logits", "scores"]].concat(), &NUMBERS)?;
+        let mut builder = Builder::new(caps, shapes);
+        let (frame, grid) = self.frame(&builder, shapes)?;
+        let chosen = builder.output("chosen", Layout::heads_first(DType::U32, grid.shape()));
+        let logits = builder.output_if("logits", || frame.logits());
+        let scores = builder.output_if("scores", || frame.logits());
+        for (name, operand, layout) in [
+            ("chosen", Some(&chosen), Layout::heads_first(DType::U32, grid.shape())),
+            ("logits", logits.as_ref(), frame.logits()),
+            ("scores", scores.as_ref(), frame.logits()),
+        ] {
+            check_output(name, operand, &layout, "by q, k and blocks")?;
+        }
+        for side in [Side::Queries, Side::Keys] {
+            builder.scratch(SideTensors::of(side).pooled, frame.pooled(side))?;
+            builder.scratch(frame.side(side).vectors, frame.vectors(side))?;
+        }
+        if logits.is_none() {
+            builder.scratch("logits", frame.logits())?;
+        }
+        let tasks = frame.to_logits().into_iter().chain([frame.select(scores.is_some())]);
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        let [rows, cols] = frame.pairs();
+        builder.finish(format!(
+            "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
+            self.pool_q, self.pool_k, self.block, frame.gate_dim, self.selector
+        ))
+    }
+
+    /// What training runs, for tokens and weights: from them to `logits`, with what gradients need; from numbers that are `wanted` to a
+    /// `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
+    ///
+    /// # Errors
+    /// Those of [`SeerGateParams::plan`].
+    pub fn plan_training(&self, weight: f32, from_row: usize, caps: &Caps, shapes: &Shapes) -> Result<[Program; 4]> {
+        self.training(caps, shapes)?.0.plan(weight, from_row, caps, shapes)
+    }
+
+    /// What training is made of, and the grid of the mask, for tokens and weights.
+    pub(crate) fn training(&self, caps: &Caps, shapes: &Shapes) -> Result<(Training, BlockGrid)> {
+        shapes.check_names(&INPUTS, &NUMBERS)?;
+        let (frame, grid) = self.frame(&Builder::new(caps, shapes), shapes)?;
+        Ok((Training(frame), grid))
+    }
+
+    /// Sizes and rules, and the grid of the mask.
+    fn frame(&self, builder: &Builder, shapes: &Shapes) -> Result<(Frame, BlockGrid)> {
         self.check()?;
-        let SeerGateShapes { q, k, wq, wk, .. } = shapes;
-        let sequences = shapes.sequences()?;
-        let grid = shapes.grid(self);
-        let ([_, heads_q, _, head_dim], heads_kv) = (q.shape, k.shape[1]);
-        let [_, heads_wk, _, gate_dim] = wk.shape;
+        let [q, k, wk] = [builder.input("q")?, builder.input("k")?, builder.input("wk")?];
+        let wq = builder.tensor("wq");
+        let lengths = |name: &str| shapes.get_numbers(name).map(<[usize]>::to_vec);
+        let packed = packed::offsets(builder, shapes, [q.shape()[2], k.shape()[2]])?;
+        let tokens = AttentionShapes::of_tokens(&q, &k, [lengths("seqlens_q"), lengths("seqlens_k")]);
+        let attention = AttentionShapes { packed, ..tokens };
+        attention.check()?;
+        let sequences = match &attention.packed {
+            Some([Offsets::Host(q), Offsets::Host(k)]) => host_sequences(q, k),
+            None => attention.padded(),
+            _ => return Err(Error::argument("cu_seqlens_q", "on the GPU", "on the host: the gate plans by lengths")),
+        };
+        let [batch, heads, queries, keys] = attention.pairs();
+        let grid = BlockGrid { batch, heads, queries, keys, block: self.block };
+        grid.check()?;
+        let ([_, heads_q, _, head_dim], heads_kv) = (q.shape(), k.shape()[1]);
+        let [_, heads_wk, _, gate_dim] = wk.shape();
         let most = format!("within 1..={MAX_HEAD_DIM}");
         require((1..=MAX_HEAD_DIM).contains(&gate_dim), "wk.shape[3] (gate_dim)", gate_dim, most)?;
         let wanted = [1, heads_wk, self.pool_k.len() * head_dim, gate_dim];
-        let fits = wk.shape == wanted && [heads_q, heads_kv].contains(&heads_wk);
+        let fits = wk.shape() == wanted && [heads_q, heads_kv].contains(&heads_wk);
         let kinds = self.pool_k.len();
         let bound = format!("[1, {heads_q} or {heads_kv}, {}, gate_dim], by k and {kinds} kinds of pool_k", wanted[2]);
-        require(fits, "wk.shape", format!("{:?}", wk.shape), bound)?;
+        require(fits, "wk.shape", format!("{:?}", wk.shape()), bound)?;
         let kinds = self.pool_q.len();
-        if let Some(wq) = wq {
+        if let Some(wq) = &wq {
             let wanted = [1, heads_q, kinds * head_dim, gate_dim];
             let bound = format!("{wanted:?}, by q, {kinds} kinds of pool_q and wk");
-            require(wq.shape == wanted, "wq.shape", format!("{:?}", wq.shape), bound)?;
+            require(wq.shape() == wanted, "wq.shape", format!("{:?}", wq.shape()), bound)?;
         } else {
             let bound =
                 format!("set: {kinds} kinds of pool_q give {} features, and gate_dim is {gate_dim}", kinds * head_dim);
             require(kinds * head_dim == gate_dim, "wq", "unset", bound)?;
         }
-        for (name, layout) in [("wk", Some(wk)), ("wq", wq.as_ref())] {
-            let Some(layout) = layout else { continue };
+        for (name, operand) in [("wk", Some(&wk)), ("wq", wq.as_ref())] {
+            let Some(Operand { layout, .. }) = operand else { continue };
             require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
             layout.byte_span()?;
         }
         let even = gate_dim.is_multiple_of(2) || self.rope_theta.is_none();
         require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding turns pairs")?;
         let [rows, cols] = grid.blocks();
-        let side = |heads, share, pools: &Vec<Pool>, rows, weighted| SideFrame {
+        let side = |vectors, heads, share, pools: &Vec<Pool>, rows, weighted| SideFrame {
+            vectors,
             heads,
             share,
             joined: 1,
@@ -57,8 +131,8 @@ impl SeerGateParams {
             heads: heads_q,
             gate_dim,
             sides: [
-                side(heads_q, 1, &self.pool_q, rows, wq.is_some()),
-                side(heads_wk, heads_wk / heads_kv, &self.pool_k, cols, true),
+                side("vectors_q", heads_q, 1, &self.pool_q, rows, wq.is_some()),
+                side("vectors_k", heads_wk, heads_wk / heads_kv, &self.pool_k, cols, true),
             ],
             block: self.block,
             causal: self.causal,
@@ -71,66 +145,16 @@ impl SeerGateParams {
             selector: self.selector,
             forced: u32::from(self.sink) | u32::from(self.diagonal) << 1 | u32::from(self.last_rows_dense) << 2,
         };
-        shapes.check_outputs(&frame, &grid)?;
-        Ok(frame)
+        Ok((frame, grid))
     }
 }
 
-/// What runs. Print it to read it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SeerGatePlan {
-    pub(super) chain: Chain,
-    /// Base and width of rotary angles.
-    pub(super) angles: Option<(f32, usize)>,
-    words: String,
-}
-
-impl SeerGatePlan {
-    /// Chooses kernels and slices.
-    ///
-    /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has
-    /// too little.
-    pub fn new(caps: &Caps, params: &SeerGateParams, shapes: &SeerGateShapes) -> Result<Self> {
-        let frame = params.frame(shapes)?;
-        let mut places = shapes.places();
-        let mut between = vec![];
-        let mut own = |part, layout: Layout| -> Result<()> {
-            caps.within(
-                "gate: what lies between its kernels",
-                "maxBufferSize",
-                layout.byte_span()?.end,
-                caps.buffer_bytes,
-            )?;
-            places.own(part, layout.clone());
-            between.push((part, layout));
-            Ok(())
-        };
-        own(Part::PooledQ, frame.pooled(Side::Queries))?;
-        own(Part::PooledK, frame.pooled(Side::Keys))?;
-        own(Part::VectorsQ, frame.vectors(Side::Queries))?;
-        own(Part::VectorsK, frame.vectors(Side::Keys))?;
-        if shapes.logits.is_none() {
-            own(Part::Logits, frame.logits())?;
-        }
-        let tasks = frame.to_logits().into_iter().chain([frame.select(places.has(Part::Scores))]);
-        let steps = tasks.map(|task| task.plan(caps, &frame, &places)).collect::<Result<_>>()?;
-        let [rows, cols] = frame.pairs();
-        let words = format!(
-            "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
-            params.pool_q, params.pool_k, params.block, frame.gate_dim, params.selector
-        );
-        Ok(Self { chain: Chain { steps, between }, angles: frame.angles(), words })
-    }
-
-    /// The whole WGSL text of each kernel that runs, in their order, with its name.
-    pub fn wgsl(&self) -> Vec<(&str, String)> {
-        self.chain.wgsl()
-    }
-}
-
-impl fmt::Display for SeerGatePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.words)
-    }
+/// Whether an output, if it is there, has the shape and the type of a layout.
+pub(super) fn check_output(name: &str, operand: Option<&Operand>, wanted: &Layout, why: &str) -> Result<()> {
+    let Some(Operand { layout, .. }) = operand else { return Ok(()) };
+    let bound = format!("{:?}, {why}", wanted.shape);
+    require(layout.shape == wanted.shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+    require(layout.dtype == wanted.dtype, &format!("{name}.dtype"), layout.dtype, wanted.dtype)?;
+    layout.byte_span()?;
+    layout.check_output(name)
 }

@@ -5,189 +5,168 @@
 //! dk = dS v,  dv = dSᵀ k       from the last to the first: dS ← e^g · dS after a token, then dS + scale · q doutᵀ
 //! ```
 
-mod calls;
-
-pub use calls::LinearBackwardPrepared;
-
 use super::chunking::{CHUNK, Chunking, segment_tokens};
-use super::gradients::{LinearBackwardShapes, SLOTS};
-use super::parts::Part;
-use super::task::{Frame, Gate, THREADS, Task};
-use super::walk::{From, Walk};
-use super::{LinearParams, LinearWay};
-use crate::arguments::Argument;
-use crate::shader::{AccessKind, file};
-use crate::steps::{EACH, Places, Steps};
-use crate::{Caps, DType, Layout, Result};
-use std::fmt;
+use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
+use super::task::{Decay, Frame, THREADS, Task};
+use super::walk::{StateSource, Tensor, Walk};
+use super::{LinearAlgorithm, LinearParams};
+use crate::error::require_set;
+use crate::program::shader::{AccessKind, file};
+use crate::program::{Builder, Operand, Program};
+use crate::{Caps, DType, Layout, Result, Shapes};
 
-/// What runs for gradients. Print it to read it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LinearBackwardPlan {
-    steps: Steps<Part>,
-    /// The caller's tensors by his names.
-    arguments: Vec<Argument>,
-    words: String,
-}
-
-/// One of q, k and v: its gradient, and that by heads of the state.
+/// One of q, k and v: where a walk leaves its gradient by heads of the state, and the gradient.
 #[derive(Clone, Copy)]
 struct Sum {
-    from: Part,
-    to: Part,
+    from: Tensor,
+    to: Tensor,
     /// Whether the gates' gradient needs it in f32.
     exact: bool,
 }
 
 const SUMS: [Sum; 3] = [
-    Sum { from: Part::EachDq, to: Part::Dq, exact: true },
-    Sum { from: Part::EachDk, to: Part::Dk, exact: true },
-    Sum { from: Part::EachDv, to: Part::Dv, exact: false },
+    Sum { from: "dq by heads", to: "dq", exact: true },
+    Sum { from: "dk by heads", to: "dk", exact: true },
+    Sum { from: "dv by heads", to: "dv", exact: false },
 ];
 
-impl LinearBackwardPlan {
-    /// Chooses kernels and slices.
+impl LinearParams {
+    /// What runs for gradients. Besides the inputs of [`LinearParams::plan`], `dout`, of the output's shape, and if it is there `dht`, of
+    /// the last state's; dq, dk and dv, and with gates of tokens `dg`, f32 [batch, heads, tokens, 1], with slopes `dslopes`, f32 [1, heads,
+    /// 1, 1], with h0 `dh0`.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has
-    /// too little.
-    pub fn new(caps: &Caps, params: &LinearParams, shapes: &LinearBackwardShapes) -> Result<Self> {
-        shapes.check(params)?;
-        let mut places = shapes.places();
-        let arguments = SLOTS
-            .into_iter()
-            .filter(|(part, _)| places.has(*part))
-            .map(|(part, name)| {
-                let written = [Part::Dq, Part::Dk, Part::Dv, Part::Dg, Part::Dslopes, Part::Dh0].contains(&part);
-                places.argument(name, part, if written { AccessKind::Store4 } else { AccessKind::Load4 }, EACH)
-            })
-            .collect();
-        let gated = shapes.dg.is_some() || shapes.dslopes.is_some();
-        let mut between = vec![];
-        let each = SUMS.map(|sum| each(sum, gated, &places, &mut between, shapes));
-        let walks = walks(params, shapes, each, gated);
-        let chunk = params.chunk.unwrap_or(CHUNK);
-        let chunkings = walks.each_ref().map(|walk| Chunking::new(caps, chunk, walk.frame.dims));
-        for (walk, chunking) in walks.iter().zip(&chunkings) {
-            let chunking = chunking.as_ref().map_err(Clone::clone)?;
-            // What tells of segments is the same for each walk, and theirs one after another.
-            let new = walk.between(caps, LinearWay::ThreePass, chunking)?.into_iter();
-            let known: Vec<Part> = between.iter().map(|(part, _)| *part).collect();
-            between.extend(new.filter(|(part, _)| !known.contains(part)));
+    /// Those of [`LinearParams::plan`].
+    pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dslopes", "dh0"];
+        shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
+        let mut builder = Builder::new(caps, shapes);
+        let inputs = LinearShapes::new(&builder, self, shapes)?;
+        self.declare(&mut builder, &inputs)?;
+        let gated = inputs.g.is_some() || self.slopes.is_some();
+        let mut each = [""; 3];
+        for (each, sum) in each.iter_mut().zip(SUMS) {
+            *each = self::each(&mut builder, sum, gated, inputs.heads())?;
         }
-        if shapes.dslopes.is_some() {
-            let [batch, heads, tokens, _] = shapes.dout.shape;
-            between.push((Part::Dg, Layout::heads_first(DType::F32, [batch, heads, tokens, 1])));
+        let walks = self.walks(&builder, &inputs, each, gated);
+        if self.slopes.is_some() {
+            let [batch, heads, tokens, _] = inputs.output_shape();
+            builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
         }
-        for (part, layout) in &between {
-            caps.within("gradients by heads", "maxBufferSize", layout.byte_span()?.end, caps.buffer_bytes)?;
-            places.own(*part, layout.clone());
-        }
-        let mut steps = vec![];
-        for (walk, chunking) in walks.iter().zip(chunkings) {
-            steps.extend(walk.steps(caps, &places, LinearWay::ThreePass, &chunking?)?);
+        let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
+        for walk in &walks {
+            let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
+            walk.add(&mut builder, LinearAlgorithm::ThreePass, &chunking, packed)?;
         }
         let frame = &walks[0].frame;
-        let more = gate_gradients(&walks[0], each, &places).into_iter().chain(
-            SUMS.into_iter().zip(each).filter(|(sum, each)| *each != sum.to).map(|(sum, _)| sums(frame, sum, &places)),
-        );
-        for task in more {
-            steps.push(task.plan(caps, frame, &places)?);
+        for task in gate_gradients(&walks[0], each, self.slopes.is_some()) {
+            task.add(&mut builder, frame)?;
+        }
+        for (sum, _) in SUMS.into_iter().zip(each).filter(|(sum, each)| *each != sum.to) {
+            let to = builder.input(sum.to)?;
+            sums(frame, sum, &to).add(&mut builder, frame)?;
         }
         let segment = walks[0].segment;
-        let words = format!(
+        builder.finish(format!(
             "gradients of linear attention: three walks (dq, dk, dv) of three passes each over {} segments of {segment} tokens in \
              chunks of {chunk}{}",
             frame.segments(segment),
             if gated { ", then the gates' by segments" } else { "" }
-        );
-        Ok(Self { steps: Steps { steps, between }, arguments, words })
+        ))
     }
 
-    /// The whole WGSL text of each kernel that runs, in their order, with its name.
-    pub fn wgsl(&self) -> Vec<(&str, String)> {
-        self.steps.wgsl()
+    /// What comes in and what goes out.
+    fn declare(&self, builder: &mut Builder, inputs: &LinearShapes) -> Result<()> {
+        let (dout, dht) = (builder.input("dout")?, builder.tensor("dht"));
+        let state = inputs.state();
+        check_tensor("dout", Some(&dout), Some(inputs.output_shape()), false)?;
+        check_tensor("dht", dht.as_ref(), Some(state.shape), true)?;
+        let like = |operand: &Operand| Some(Layout::heads_first(operand.layout.dtype, operand.shape()));
+        let exact = |shape| Layout::heads_first(DType::F32, shape);
+        for (name, layout, is_exact) in [
+            ("dq", like(&inputs.q), false),
+            ("dk", like(&inputs.k), false),
+            ("dv", like(&inputs.v), false),
+            ("dg", inputs.g.as_ref().map(|g| exact(g.shape())), true),
+            ("dslopes", self.slopes.as_ref().map(|_| exact([1, inputs.heads(), 1, 1])), true),
+            ("dh0", inputs.h0.as_ref().map(|_| state), true),
+        ] {
+            let given = builder.tensor(name).is_some();
+            require_set(name, given, given && layout.is_some(), "as what it is the gradient of")?;
+            let Some(layout) = layout else { continue };
+            let shape = layout.shape;
+            check_output(name, Some(&builder.output(name, layout)), shape, is_exact)?;
+        }
+        Ok(())
     }
-}
 
-impl fmt::Display for LinearBackwardPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.words)
+    /// The walks that give dq, dk and dv. Gates want states from both sides at short distances.
+    fn walks(&self, builder: &Builder, inputs: &LinearShapes, each: [Tensor; 3], gated: bool) -> [Walk; 3] {
+        let forward = inputs.frame(self);
+        let (scale, (head_dim, value_dim)) = (forward.scale, forward.dims);
+        let ahead = Frame { dims: (value_dim, head_dim), ..forward.clone() };
+        let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
+        let chunk = self.chunk.unwrap_or(CHUNK);
+        let (from_h0, has_dht) = (inputs.h0.is_some(), builder.tensor("dht").is_some());
+        let common = |frame, o, states| Walk {
+            q: "q",
+            k: "k",
+            v: "v",
+            o,
+            from: StateSource::Nothing,
+            to: None,
+            snapshots: None,
+            states,
+            kept: false,
+            causal: self.causal,
+            segment: if gated { chunk } else { segment_tokens(chunk) },
+            frame,
+        };
+        let [dq, dk, dv] = each;
+        [
+            Walk {
+                q: "dout",
+                k: "v",
+                v: "k",
+                from: if from_h0 { StateSource::Turned("h0") } else { StateSource::Nothing },
+                kept: gated,
+                ..common(ahead, dq, "states ahead")
+            },
+            Walk {
+                q: "v",
+                k: "dout",
+                v: "q",
+                from: if has_dht { StateSource::Turned("dht") } else { StateSource::Nothing },
+                kept: gated,
+                ..common(Frame { dims: (value_dim, head_dim), ..back.clone() }, dk, "states behind")
+            },
+            Walk {
+                q: "k",
+                k: "q",
+                v: "dout",
+                from: if has_dht { StateSource::H0("dht") } else { StateSource::Nothing },
+                to: from_h0.then_some("dh0"),
+                ..common(back, dv, "states")
+            },
+        ]
     }
 }
 
 /// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.
-fn each(
-    sum: Sum,
-    gated: bool,
-    places: &Places<Part>,
-    between: &mut Vec<(Part, Layout)>,
-    shapes: &LinearBackwardShapes,
-) -> Part {
-    let (layout, heads) = (places.layout(sum.to), shapes.forward.heads());
+fn each(builder: &mut Builder, sum: Sum, gated: bool, heads: usize) -> Result<Tensor> {
+    let layout = builder.input(sum.to)?.layout;
     if layout.shape[1] == heads && (layout.dtype == DType::F32 || !(gated && sum.exact)) {
-        return sum.to;
+        return Ok(sum.to);
     }
     let [batch, _, tokens, width] = layout.shape;
-    between.push((sum.from, Layout::heads_first(DType::F32, [batch, heads, tokens, width])));
-    sum.from
-}
-
-/// The walks that give dq, dk and dv. Gates want states from both sides at short distances.
-fn walks(params: &LinearParams, shapes: &LinearBackwardShapes, each: [Part; 3], gated: bool) -> [Walk; 3] {
-    let forward = shapes.forward.frame(params);
-    let (scale, (head_dim, value_dim)) = (forward.scale, forward.dims);
-    let ahead = Frame { dims: (value_dim, head_dim), ..forward.clone() };
-    let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
-    let chunk = params.chunk.unwrap_or(CHUNK);
-    let (from_h0, has_dht) = (shapes.forward.h0.is_some(), shapes.dht.is_some());
-    let common = |frame, o, states| Walk {
-        q: Part::Q,
-        k: Part::K,
-        v: Part::V,
-        o,
-        from: From::Nothing,
-        to: None,
-        snapshots: None,
-        states,
-        kept: false,
-        causal: params.causal,
-        segment: if gated { chunk } else { segment_tokens(chunk) },
-        frame,
-    };
-    let [dq, dk, dv] = each;
-    [
-        Walk {
-            q: Part::Dout,
-            k: Part::V,
-            v: Part::K,
-            from: if from_h0 { From::Turned(Part::H0) } else { From::Nothing },
-            kept: gated,
-            ..common(ahead, dq, Part::StatesAhead)
-        },
-        Walk {
-            q: Part::V,
-            k: Part::Dout,
-            v: Part::Q,
-            from: if has_dht { From::Turned(Part::Dht) } else { From::Nothing },
-            kept: gated,
-            ..common(Frame { dims: (value_dim, head_dim), ..back.clone() }, dk, Part::StatesBehind)
-        },
-        Walk {
-            q: Part::K,
-            k: Part::Q,
-            v: Part::Dout,
-            from: if has_dht { From::H0(Part::Dht) } else { From::Nothing },
-            to: shapes.dh0.is_some().then_some(Part::Dh0),
-            ..common(back, dv, Part::States)
-        },
-    ]
+    builder.scratch(sum.from, Layout::heads_first(DType::F32, [batch, heads, tokens, width]))?;
+    Ok(sum.from)
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
-fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) -> Vec<Task> {
+fn gate_gradients(walk: &Walk, [dq, dk, _]: [Tensor; 3], with_slopes: bool) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
-    if frame.gate == Gate::None {
+    if frame.decay == Decay::None {
         return vec![];
     }
     let (segment, entries) = (*segment, frame.sequences.len());
@@ -197,13 +176,13 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) ->
         files: vec![file::LINEAR_GATE_GRADIENT, file::SUM],
         constants: vec![("WG", THREADS), ("SEGMENT", segment)],
         tensors: vec![
-            ("q", Part::Q, AccessKind::Load4),
-            ("k", Part::K, AccessKind::Load4),
+            ("q", "q", AccessKind::Load4),
+            ("k", "k", AccessKind::Load4),
             ("dq", dq, AccessKind::Load4),
             ("dk", dk, AccessKind::Load4),
-            ("states", Part::StatesAhead, AccessKind::Load4),
-            ("behind", Part::StatesBehind, AccessKind::Load4),
-            ("dg", Part::Dg, AccessKind::StoreBits),
+            ("states", "states ahead", AccessKind::Load4),
+            ("behind", "states behind", AccessKind::Load4),
+            ("dg", "dg", AccessKind::StoreBits),
         ],
         segment,
         work: [entries, frame.heads, frame.segments(segment)],
@@ -214,19 +193,18 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: [Part; 3], places: &Places<Part>) ->
         name: "gradient of slopes",
         files: vec![file::LINEAR_SLOPE_GRADIENT, file::SUM],
         constants: vec![("WG", 256), ("ENTRIES", entries)],
-        tensors: vec![("dg", Part::Dg, AccessKind::Load1), ("o", Part::Dslopes, AccessKind::StoreBits)],
+        tensors: vec![("dg", "dg", AccessKind::Load1), ("o", "dslopes", AccessKind::StoreBits)],
         segment: frame.whole(),
         work: [1, frame.heads, 1],
         runs: 0..1,
         flops: (entries * frame.longest()) as f64,
     };
-    let with_slopes = places.has(Part::Dslopes);
     [gates].into_iter().chain(with_slopes.then_some(slopes)).collect()
 }
 
 /// The sum over the heads that share one.
-fn sums(frame: &Frame, sum: Sum, places: &Places<Part>) -> Task {
-    let [_, heads, _, width] = places.layout(sum.to).shape;
+fn sums(frame: &Frame, sum: Sum, to: &Operand) -> Task {
+    let [_, heads, _, width] = to.shape();
     let group = frame.heads / heads.max(1);
     Task {
         name: "sum of heads",

@@ -12,7 +12,7 @@ const STRETCH: usize = 4096;
 pub(super) const RECURRENT_STRETCH: usize = 1024;
 /// Vec4 of head_dim that pass through workgroup memory at a time.
 const BD4: usize = 4;
-/// Columns of the state that a workgroup keeps, and its threads, of the way token by token: whole rows of cache lines, and at most
+/// Columns of the state that a workgroup keeps, and its threads, token by token: whole rows of cache lines, and at most
 /// 64 numbers of the state a thread.
 pub(super) fn of_recurrent((head_dim, value_dim): (usize, usize)) -> (usize, usize) {
     let cols = value_dim.next_power_of_two().clamp(16, 64);

@@ -1,117 +1,127 @@
 //! What runs: decided without a GPU.
 
 use super::chunking::{CHUNK, Chunking, RECURRENT_STRETCH, segment_tokens, stretch_tokens};
-use super::parts::Part;
-use super::task::{Frame, Gate};
-use super::walk::{From, Walk};
-use super::{LinearParams, LinearShapes, LinearWay};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
+use super::walk::{StateSource, Walk};
+use super::{LinearAlgorithm, LinearParams};
 use crate::error::require;
-use crate::steps::Steps;
-use crate::{AdapterKind, Caps, Error, Result};
-use std::fmt;
+use crate::program::{Builder, Program};
+use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
 
 /// Up to so many tokens are absorbed one by one: a chunk would be mostly empty.
 const FEW: usize = 32;
 
-/// What runs. Print it to read it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LinearPlan {
-    pub(super) steps: Steps<Part>,
-    way: LinearWay,
-    words: String,
-}
-
-impl LinearPlan {
-    /// Chooses the way and the slices.
+impl LinearParams {
+    /// What runs. Tensors, as the fields of [`crate::LinearInputs`] are called: q, k, v, and if they are there g, h0; `o` [batch, heads,
+    /// tokens, value_dim], of any type; if they are there or wanted, `ht`, the last state, f32 [batch or sequences, heads, head_dim,
+    /// value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim, value_dim]: rows
+    /// [n · head_dim, (n + 1) · head_dim) after token n in the order of the walk. `state` in place of `h0` and `ht`: a state that goes on
+    /// in place. Numbers: seqlens or cu_seqlens.
     ///
     /// # Errors
     /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
-    pub fn new(caps: &Caps, params: &LinearParams, shapes: &LinearShapes) -> Result<Self> {
-        shapes.check(params)?;
-        let walk = shapes.walk(params);
-        let chunking = Chunking::new(caps, params.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
-        let (way, why) = choose(caps, params, &walk, &chunking, (shapes.q.shape[2], shapes.cu_seqlens.is_some()))?;
-        let mut places = shapes.places();
-        let between = walk.between(caps, way, &chunking)?;
-        for (part, layout) in &between {
-            places.own(*part, layout.clone());
+    pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        shapes.check_names(&[&INPUTS[..], &["o", "ht", "state", "snapshots"]].concat(), &NUMBERS)?;
+        let mut builder = Builder::new(caps, shapes);
+        let inputs = LinearShapes::new(&builder, self, shapes)?;
+        let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()));
+        let (ht, state) = (builder.output_if("ht", || inputs.state()), builder.tensor("state"));
+        let snapshots = builder.output_if("snapshots", || inputs.snapshots());
+        check_output("o", Some(&o), inputs.output_shape(), false)?;
+        check_output("ht", ht.as_ref(), inputs.state().shape, true)?;
+        check_output("state", state.as_ref(), inputs.state().shape, true)?;
+        check_output("snapshots", snapshots.as_ref(), inputs.snapshots().shape, true)?;
+        if state.is_some() {
+            require(inputs.h0.is_none(), "h0", "set", "unset where the state goes on in place")?;
+            require(ht.is_none(), "ht", "set", "unset where the state goes on in place")?;
         }
-        let steps = walk.steps(caps, &places, way, &chunking)?;
-        let words = words(&walk, way, &chunking, &why);
-        Ok(Self { steps: Steps { steps, between }, way, words })
+        let walk = Walk {
+            q: "q",
+            k: "k",
+            v: "v",
+            o: "o",
+            from: match (&state, &inputs.h0) {
+                (Some(_), _) => StateSource::InPlace,
+                (None, Some(_)) => StateSource::H0("h0"),
+                (None, None) => StateSource::Nothing,
+            },
+            to: state.map(|_| "state").or(ht.map(|_| "ht")),
+            snapshots: snapshots.map(|_| "snapshots"),
+            states: "states",
+            kept: false,
+            causal: self.causal,
+            segment: segment_tokens(self.chunk.unwrap_or(CHUNK)),
+            frame: inputs.frame(self),
+        };
+        let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
+        let packed = inputs.cu_seqlens.is_some();
+        let (algorithm, why) = self.choose(caps, &walk, &chunking, (inputs.q.shape()[2], packed))?;
+        walk.add(&mut builder, algorithm, &chunking, packed)?;
+        builder.finish(words(&walk, algorithm, &chunking, &why))
     }
 
-    /// How the tokens are gone through.
-    pub fn way(&self) -> LinearWay {
-        self.way
-    }
-
-    /// The whole WGSL text of each kernel that runs, in their order, with its name.
-    pub fn wgsl(&self) -> Vec<(&str, String)> {
-        self.steps.wgsl()
+    /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
+    /// it.
+    fn choose(
+        &self,
+        caps: &Caps,
+        walk: &Walk,
+        chunking: &Chunking,
+        (tokens, packed): (usize, bool),
+    ) -> Result<(LinearAlgorithm, String)> {
+        if walk.snapshots.is_some() {
+            let fits = matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent)) && self.chunk.is_none();
+            let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
+            require(fits, "algorithm", format!("{:?}, chunk {:?}", self.algorithm, self.chunk), bound)?;
+            require(self.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
+            return Ok((LinearAlgorithm::Recurrent, "snapshots are wanted".into()));
+        }
+        let stretch = stretch_tokens(chunking.chunk);
+        if let Some(algorithm) = self.algorithm {
+            let most = match algorithm {
+                LinearAlgorithm::Recurrent => RECURRENT_STRETCH,
+                LinearAlgorithm::OnePass => stretch,
+                LinearAlgorithm::ThreePass => usize::MAX,
+            };
+            let bound = format!("unset or three passes for more than {most} tokens where not causal");
+            require(self.causal || tokens <= most, "algorithm", format!("{algorithm:?}"), bound)?;
+            return match (algorithm, self.chunk) {
+                (LinearAlgorithm::Recurrent, Some(chunk)) => {
+                    Err(Error::argument("chunk", chunk, "unset where the algorithm is recurrent"))
+                }
+                _ => Ok((algorithm, "as asked for".into())),
+            };
+        }
+        if !self.causal && tokens > stretch {
+            return Ok((LinearAlgorithm::ThreePass, "all tokens read one state".into()));
+        }
+        let one_by_one = self.chunk.is_none() && (self.causal || tokens <= RECURRENT_STRETCH);
+        if one_by_one && caps.kind == AdapterKind::Software {
+            return Ok((LinearAlgorithm::Recurrent, "on a processor the least arithmetic wins".into()));
+        }
+        if one_by_one && tokens <= FEW && !packed {
+            return Ok((LinearAlgorithm::Recurrent, format!("{tokens} tokens of {FEW} or fewer")));
+        }
+        let workgroups = walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
+        let wanted = caps.concurrency();
+        let found = format!("{workgroups} workgroups an entry, of {wanted} that keep this device busy");
+        if workgroups >= wanted {
+            return Ok((LinearAlgorithm::OnePass, found));
+        }
+        if tokens <= walk.segment && !packed {
+            return Ok((LinearAlgorithm::OnePass, format!("{tokens} tokens are one segment")));
+        }
+        Ok((LinearAlgorithm::ThreePass, format!("one pass has {found}")))
     }
 }
 
-/// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on it.
-fn choose(
-    caps: &Caps,
-    params: &LinearParams,
-    walk: &Walk,
-    chunking: &Chunking,
-    (tokens, packed): (usize, bool),
-) -> Result<(LinearWay, String)> {
-    if walk.snapshots.is_some() {
-        let fits = matches!(params.way, None | Some(LinearWay::Recurrent)) && params.chunk.is_none();
-        let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
-        require(fits, "way", format!("{:?}, chunk {:?}", params.way, params.chunk), bound)?;
-        require(params.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
-        return Ok((LinearWay::Recurrent, "snapshots are wanted".into()));
-    }
-    let stretch = stretch_tokens(chunking.chunk);
-    if let Some(way) = params.way {
-        let most = match way {
-            LinearWay::Recurrent => RECURRENT_STRETCH,
-            LinearWay::OnePass => stretch,
-            LinearWay::ThreePass => usize::MAX,
-        };
-        let bound = format!("unset or three passes for more than {most} tokens where not causal");
-        require(params.causal || tokens <= most, "way", format!("{way:?}"), bound)?;
-        return match (way, params.chunk) {
-            (LinearWay::Recurrent, Some(chunk)) => {
-                Err(Error::argument("chunk", chunk, "unset where the way is recurrent"))
-            }
-            _ => Ok((way, "as asked for".into())),
-        };
-    }
-    if !params.causal && tokens > stretch {
-        return Ok((LinearWay::ThreePass, "all tokens read one state".into()));
-    }
-    let one_by_one = params.chunk.is_none() && (params.causal || tokens <= RECURRENT_STRETCH);
-    if one_by_one && caps.kind == AdapterKind::Software {
-        return Ok((LinearWay::Recurrent, "on a processor the least arithmetic wins".into()));
-    }
-    if one_by_one && tokens <= FEW && !packed {
-        return Ok((LinearWay::Recurrent, format!("{tokens} tokens of {FEW} or fewer")));
-    }
-    let workgroups = walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
-    let wanted = caps.concurrency();
-    let found = format!("{workgroups} workgroups an entry, of {wanted} that keep this device busy");
-    if workgroups >= wanted {
-        return Ok((LinearWay::OnePass, found));
-    }
-    if tokens <= walk.segment && !packed {
-        return Ok((LinearWay::OnePass, format!("{tokens} tokens are one segment")));
-    }
-    Ok((LinearWay::ThreePass, format!("one pass has {found}")))
-}
-
-fn words(walk: &Walk, way: LinearWay, chunking: &Chunking, why: &str) -> String {
+fn words(walk: &Walk, algorithm: LinearAlgorithm, chunking: &Chunking, why: &str) -> String {
     let Chunking { chunk, cols, threads, .. } = *chunking;
     let state = format!("{threads} threads keep {} × {cols} of a head's state in registers", walk.frame.dims.0);
-    let how = match way {
-        LinearWay::Recurrent => "token by token".into(),
-        LinearWay::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
-        LinearWay::ThreePass => {
+    let how = match algorithm {
+        LinearAlgorithm::Recurrent => "token by token".into(),
+        LinearAlgorithm::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
+        LinearAlgorithm::ThreePass => {
             let tokens = walk.segment;
             let segments = walk.frame.segments(tokens);
             format!(
@@ -120,60 +130,4 @@ fn words(walk: &Walk, way: LinearWay, chunking: &Chunking, why: &str) -> String 
         }
     };
     format!("linear attention, {how}; {why}")
-}
-
-impl fmt::Display for LinearPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.words)
-    }
-}
-
-impl LinearParams {
-    /// The gate of a walk; `by_token` if the inputs have one for each token.
-    pub(super) fn gate(&self, by_token: bool) -> Gate {
-        match (&self.slopes, by_token) {
-            (_, true) => Gate::ByToken,
-            (Some(slopes), false) => Gate::ByHead(slopes.clone()),
-            (None, false) => Gate::None,
-        }
-    }
-}
-
-impl LinearShapes {
-    fn walk(&self, params: &LinearParams) -> Walk {
-        let from = match (self.in_place, &self.h0) {
-            (true, _) => From::InPlace,
-            (false, Some(_)) => From::H0(Part::H0),
-            (false, None) => From::Nothing,
-        };
-        Walk {
-            q: Part::Q,
-            k: Part::K,
-            v: Part::V,
-            o: Part::O,
-            from,
-            to: self.ht.is_some().then_some(Part::Ht),
-            snapshots: self.snapshots.is_some().then_some(Part::Snapshots),
-            states: Part::States,
-            kept: false,
-            causal: params.causal,
-            segment: segment_tokens(params.chunk.unwrap_or(CHUNK)),
-            frame: self.frame(params),
-        }
-    }
-
-    /// Of the forward walk.
-    pub(super) fn frame(&self, params: &LinearParams) -> Frame {
-        let head_dim = self.q.shape[3];
-        Frame {
-            gate: params.gate(self.g.is_some()),
-            heads: self.heads(),
-            dims: (head_dim, self.v.shape[3]),
-            sequences: self.sequences(),
-            reverse: params.reverse,
-            late: false,
-            scale: params.scale_for(head_dim),
-            gain: 1.0,
-        }
-    }
 }

@@ -1,13 +1,9 @@
 //! A kernel of linear attention, from what it reads and writes to a plan.
 
-use super::parts::Part;
-use crate::arguments::Argument;
-use crate::dispatch::Kernel;
-use crate::shader::{AccessKind, Shader, file};
-use crate::slices::cut;
-use crate::softmax::tiles::{float_table, small_table};
-use crate::steps::{Heads, Places, Step};
-use crate::{Caps, Result, Slice};
+use crate::program::shader::{AccessKind, Shader, file};
+use crate::program::{Argument, Builder, Heads, Part, Step, cut};
+use crate::program::{float_table, small_table};
+use crate::{Error, Result};
 use std::ops::Range;
 
 /// The uniform struct of `shaders/linear/shared.wgsl`.
@@ -41,18 +37,18 @@ struct Params {
 
 /// What a state fades by.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Gate {
+pub(super) enum Decay {
     None,
     /// −g of each head.
     ByHead(Vec<f32>),
-    /// [`Part::G`].
+    /// The tensor `g`.
     ByToken,
 }
 
 /// What all kernels of a walk know.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
-    pub gate: Gate,
+    pub decay: Decay,
     pub heads: usize,
     /// Rows and columns of the state.
     pub dims: (usize, usize),
@@ -84,8 +80,8 @@ impl Frame {
 /// Threads of the kernels that keep no state in registers.
 pub(super) const THREADS: usize = 64;
 
-/// A tensor: its name in the shader, which one, how it is reached.
-pub(super) type Access = (&'static str, Part, AccessKind);
+/// A tensor: its name in the shader, which one of the program's, how it is reached.
+pub(super) type Access = (&'static str, &'static str, AccessKind);
 
 /// One kernel before it is planned.
 pub(super) struct Task {
@@ -103,28 +99,32 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub fn plan(self, caps: &Caps, frame: &Frame, places: &Places<Part>) -> Result<Step<Part>> {
+    /// Adds the kernel.
+    pub fn add(self, builder: &mut Builder, frame: &Frame) -> Result<()> {
         let Task { name, files, constants, tensors, segment, work: [entries, heads, tiles], runs, flops } = self;
-        let heads_of = |part: Part| places.layout(part).shape[1].max(1);
-        let argument = |&(name, part, kind): &Access| {
-            let (group, spread) = (heads.div_ceil(heads_of(part)).max(1), heads_of(part).div_ceil(heads.max(1)));
+        let caps = builder.caps;
+        let argument = |&(name, tensor, kind): &Access| {
+            let missing = || Error::argument(tensor, "unset", "set");
+            let operand = builder.operand(tensor).ok_or_else(missing)?;
+            let own = operand.shape()[1].max(1);
             // What goes over all entries at once has them as no dimension of its work.
-            let whole = entries == 1;
-            places.argument(name, part, kind, Heads { group, spread, whole })
+            let (group, spread, whole) = (heads.div_ceil(own).max(1), own.div_ceil(heads.max(1)), entries == 1);
+            Ok(Argument::new(name, &operand, kind, Heads { group, spread, whole }))
         };
-        let arguments: Vec<Argument> = tensors.iter().map(argument).collect();
+        let arguments = tensors.iter().map(argument).collect::<Result<Vec<_>>>()?;
         // One workgroup may go over a whole sequence: a submit has no fewer of them than run side by side.
         let flops = flops.min(caps.submit_flops() / caps.concurrency() as f64);
-        let mut slices = vec![];
-        for run in runs.filter(|_| entries * heads * tiles > 0) {
+        let mut parts = vec![];
+        for run in runs {
             let tiles = run * tiles..(run + 1) * tiles;
-            slices.extend(cut(caps, &arguments, Slice { batches: 0..entries, heads: 0..heads, tiles }, flops)?);
+            parts.extend(cut(caps, &arguments, Part { batches: 0..entries, heads: 0..heads, tiles }, flops)?);
         }
         let group = |name: &str| {
-            let of = tensors.iter().find(|(other, ..)| *other == name);
-            of.map_or(1, |(_, part, _)| frame.heads / heads_of(*part).min(frame.heads).max(1)) as u32
+            let of = arguments.iter().find(|argument| argument.name == name);
+            of.map_or(1, |of| frame.heads / of.layout().shape[1].max(1).min(frame.heads).max(1)) as u32
         };
-        let of_slice = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
+        let groups = ["q", "k", "v"].map(group);
+        let of_part = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
             q: address("q"),
             k: address("k"),
             v: address("v"),
@@ -140,9 +140,9 @@ impl Task {
             dk: address("dk"),
             dg: address("dg"),
             behind: address("behind"),
-            first: slice.first(),
+            first: part.first(),
             heads: frame.heads as u32,
-            groups: ["q", "k", "v"].map(group),
+            groups,
             scale: frame.scale,
             reverse: u32::from(frame.reverse),
             late: u32::from(frame.late),
@@ -150,7 +150,7 @@ impl Task {
             segment: segment as u32,
         };
         let mut tables = vec![small_table("sequences", &frame.sequences)];
-        if let Gate::ByHead(slopes) = &frame.gate {
+        if let Decay::ByHead(slopes) = &frame.decay {
             tables.push(float_table("slopes", slopes));
         }
         let (head_dim, value_dim) = frame.dims;
@@ -158,15 +158,16 @@ impl Task {
         let constants = constants.map(|(name, value)| (name, value as u32)).collect();
         let files = [vec![file::LINEAR_SHARED, file::ROW, file::ELEMENT], files].concat();
         let shader = Shader::of(format!("linear {name}"), constants, files, None);
-        let kernel = Kernel::sliced(caps, shader, arguments, tables, &slices, of_slice)?;
-        Ok(Step { kernel, slices, parts: tensors.into_iter().map(|(_, part, _)| part).collect() })
+        let step = Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)?;
+        builder.add_sliced(&step);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Params;
-    use crate::shader::{file, layout::assert_layout};
+    use crate::program::shader::{file, layout::assert_layout};
 
     #[test]
     fn params_lie_in_memory_as_the_shader_reads_them() {

@@ -1,20 +1,22 @@
 //! The kernels of one walk over the tokens: forward, and, with tensors in other places, each of its gradients.
 
-use super::LinearWay;
+use super::LinearAlgorithm;
 use super::chunking::{Chunking, RECURRENT_STRETCH, of_recurrent, stretch_tokens};
-use super::parts::Part;
-use super::task::{Access, Frame, Gate, THREADS, Task};
-use crate::shader::{AccessKind, file};
-use crate::steps::{Places, Step};
-use crate::{Caps, DType, Layout, Result};
+use super::task::{Access, Decay, Frame, THREADS, Task};
+use crate::program::shader::{AccessKind, file};
+use crate::program::{Builder, Rule, Source};
+use crate::{DType, Layout, Result};
+
+/// The name of a tensor of the program.
+pub(super) type Tensor = &'static str;
 
 /// Where the state comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum StateSource {
     Nothing,
-    H0(Part),
+    H0(Tensor),
     /// Its rows are the columns here.
-    Turned(Part),
+    Turned(Tensor),
     /// Where it goes to.
     InPlace,
 }
@@ -22,15 +24,15 @@ pub(super) enum From {
 /// A walk over tokens: S ← e^g · S + gain · k vᵀ, o = scale · Sᵀ q.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
-    pub q: Part,
-    pub k: Part,
-    pub v: Part,
-    pub o: Part,
-    pub from: From,
-    pub to: Option<Part>,
-    pub snapshots: Option<Part>,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub o: Tensor,
+    pub from: StateSource,
+    pub to: Option<Tensor>,
+    pub snapshots: Option<Tensor>,
     /// What lies between three passes, with room for the last state if that is kept.
-    pub states: Part,
+    pub states: Tensor,
     pub kept: bool,
     pub causal: bool,
     /// Tokens of a segment of three passes, whole chunks.
@@ -39,61 +41,64 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// The kernels, one after another.
+    /// Adds the kernels, one after another, and what lies between them.
     ///
     /// # Errors
     /// [`crate::Error::Limit`] for a device that has too little.
-    pub fn steps(
+    pub fn add(
         &self,
-        caps: &Caps,
-        places: &Places<Part>,
-        way: LinearWay,
+        builder: &mut Builder,
+        algorithm: LinearAlgorithm,
         chunking: &Chunking,
-    ) -> Result<Vec<Step<Part>>> {
-        let tasks = match way {
-            LinearWay::Recurrent => {
+        packed: bool,
+    ) -> Result<()> {
+        self.add_between(builder, algorithm, chunking, packed)?;
+        let tasks = match algorithm {
+            LinearAlgorithm::Recurrent => {
                 let (cols, _) = of_recurrent(self.frame.dims);
                 self.stretches(Self::recurrent, RECURRENT_STRETCH, self.frame.dims.1.div_ceil(cols))
             }
-            LinearWay::OnePass => {
+            LinearAlgorithm::OnePass => {
                 let tiles = self.frame.dims.1.div_ceil(chunking.cols);
                 self.stretches(|walk| walk.one_pass(chunking), stretch_tokens(chunking.chunk), tiles)
             }
-            LinearWay::ThreePass => self.three_passes(chunking),
+            LinearAlgorithm::ThreePass => self.three_passes(chunking),
         };
-        tasks.into_iter().map(|task| task.plan(caps, &self.frame, places)).collect()
+        tasks.into_iter().try_for_each(|task| task.add(builder, &self.frame))
     }
 
-    /// What lies between the kernels, or is reported by them.
-    ///
-    /// # Errors
-    /// [`crate::Error::Limit`] for more than a buffer holds.
-    pub fn between(&self, caps: &Caps, way: LinearWay, chunking: &Chunking) -> Result<Vec<(Part, Layout)>> {
-        let three = way == LinearWay::ThreePass;
-        let segments = self.frame.segments(match way {
-            LinearWay::ThreePass => self.segment,
-            LinearWay::OnePass => stretch_tokens(chunking.chunk),
-            LinearWay::Recurrent => RECURRENT_STRETCH,
+    /// What lies between the kernels, or is reported by them. What tells of segments is the same for each walk of a call.
+    fn add_between(
+        &self,
+        builder: &mut Builder,
+        algorithm: LinearAlgorithm,
+        chunking: &Chunking,
+        packed: bool,
+    ) -> Result<()> {
+        let three = algorithm == LinearAlgorithm::ThreePass;
+        let segments = self.frame.segments(match algorithm {
+            LinearAlgorithm::ThreePass => self.segment,
+            LinearAlgorithm::OnePass => stretch_tokens(chunking.chunk),
+            LinearAlgorithm::Recurrent => RECURRENT_STRETCH,
         });
-        let (entries, (head_dim, value_dim)) = (self.frame.sequences.len(), self.frame.dims);
-        let by_segment = |dtype| Layout::heads_first(dtype, [entries, self.frame.heads, 1, segments]);
-        let mut found = vec![];
-        if self.frame.gate == Gate::ByToken {
-            found.push((Part::Problem, by_segment(DType::U32)));
+        let (entries, heads, (head_dim, value_dim)) = (self.frame.sequences.len(), self.frame.heads, self.frame.dims);
+        let by_segment = || Layout::heads_first(DType::U32, [entries, heads, 1, segments]);
+        let rows = |rows: usize| Layout::heads_first(DType::F32, [entries, heads, rows, value_dim]);
+        if self.frame.decay == Decay::ByToken && builder.operand("problem").is_none() {
+            let problem = builder.scratch("problem", by_segment())?;
+            if let Source::Scratch(scratch) = problem.source {
+                builder.check(scratch, Rule::Gates { heads, segments, packed });
+            }
         }
         if three {
-            let rows = (segments + usize::from(self.kept)) * head_dim;
-            let states = Layout::heads_first(DType::F32, [entries, self.frame.heads, rows, value_dim]);
-            found.extend([(Part::Totals, by_segment(DType::U32)), (self.states, states)]);
+            if builder.operand("totals").is_none() {
+                builder.scratch("totals", by_segment())?;
+            }
+            builder.scratch(self.states, rows((segments + usize::from(self.kept)) * head_dim))?;
         } else if segments > 1 && self.to.is_none() {
-            let state = Layout::heads_first(DType::F32, [entries, self.frame.heads, head_dim, value_dim]);
-            found.push((self.states, state));
+            builder.scratch(self.states, rows(head_dim))?;
         }
-        for (_, layout) in &found {
-            let bytes = layout.byte_span()?.end;
-            caps.within("states of linear attention's segments", "maxBufferSize", bytes, caps.buffer_bytes)?;
-        }
-        Ok(found)
+        Ok(())
     }
 
     fn work(&self, tiles: usize) -> [usize; 3] {
@@ -104,7 +109,7 @@ impl Walk {
     fn stretches(&self, task: impl Fn(&Self) -> Task, stretch: usize, tiles: usize) -> Vec<Task> {
         let count = self.frame.segments(stretch);
         let to = if count > 1 { Some(self.to.unwrap_or(self.states)) } else { self.to };
-        let after = Self { from: From::InPlace, to, ..self.clone() };
+        let after = Self { from: StateSource::InPlace, to, ..self.clone() };
         let of = |walk: &Self, runs| Task { segment: stretch, work: self.work(tiles), runs, ..task(walk) };
         let first = of(&Self { to, ..self.clone() }, 0..1);
         if count == 1 { vec![first] } else { vec![first, of(&after, 1..count)] }
@@ -118,7 +123,7 @@ impl Walk {
         let (cols, threads) = of_recurrent(self.frame.dims);
         let (head_dim, _) = self.frame.dims;
         let (mut files, mut tensors) = self.ends();
-        files.extend([file::LINEAR_WORK, file::LINEAR_RECURRENT, self.gate_file()]);
+        files.extend([file::LINEAR_WORK, file::LINEAR_RECURRENT, self.decays_file()]);
         files.push(if self.snapshots.is_some() { file::LINEAR_SNAPSHOTS } else { file::LINEAR_NO_SNAPSHOTS });
         tensors.extend([
             ("q", self.q, AccessKind::Load4),
@@ -131,7 +136,7 @@ impl Walk {
             name: "token by token",
             files,
             constants: vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()],
-            tensors: self.gated(tensors),
+            tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
             runs: 0..1,
@@ -141,7 +146,13 @@ impl Walk {
 
     fn one_pass(&self, chunking: &Chunking) -> Task {
         let (mut files, mut tensors) = self.ends();
-        files.extend([file::LINEAR_WORK, file::LINEAR_CHUNK, file::LINEAR_WALK, self.gate_file(), self.decay_file()]);
+        files.extend([
+            file::LINEAR_WORK,
+            file::LINEAR_CHUNK,
+            file::LINEAR_WALK,
+            self.decays_file(),
+            self.running_file(),
+        ]);
         tensors.extend([
             ("q", self.q, AccessKind::Load4),
             ("k", self.k, AccessKind::Load4),
@@ -153,7 +164,7 @@ impl Walk {
             files,
             constants: [chunking.constants(), vec![self.causal(), ("ABSORBS_FIRST", usize::from(!self.causal))]]
                 .concat(),
-            tensors: self.gated(tensors),
+            tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
             runs: 0..1,
@@ -174,12 +185,12 @@ impl Walk {
         let (q, o) = (("q", self.q, AccessKind::Load4), ("o", self.o, AccessKind::Store4));
         let (k, v) = (("k", self.k, AccessKind::Load4), ("v", self.v, AccessKind::Load4));
         let states = |kind| ("states", self.states, kind);
-        let totals = |kind| ("totals", Part::Totals, kind);
+        let totals = |kind| ("totals", "totals", kind);
         let of_chunks = |name, files: &[&'static str], constants: &[(&'static str, usize)], tensors| Task {
             name,
-            files: [&[file::LINEAR_WORK, file::LINEAR_CHUNK, self.gate_file(), self.decay_file()], files].concat(),
+            files: [&[file::LINEAR_WORK, file::LINEAR_CHUNK, self.decays_file(), self.running_file()], files].concat(),
             constants: [&chunking.constants(), constants].concat(),
-            tensors: self.gated(tensors),
+            tensors: self.with_decays(tensors),
             segment,
             work: self.work(segments * dims.1.div_ceil(chunking.cols)),
             runs: 0..1,
@@ -216,12 +227,12 @@ impl Walk {
     /// The files that say where the state comes from and goes to, and its tensors.
     fn ends(&self) -> (Vec<&'static str>, Vec<Access>) {
         let from = match self.from {
-            From::Nothing => (file::LINEAR_FROM_NOTHING, None),
-            From::H0(part) => (file::LINEAR_FROM_H0, Some(("h0", part, AccessKind::Load4))),
-            From::Turned(part) => (file::LINEAR_FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
-            From::InPlace => (file::LINEAR_FROM_HT, None),
+            StateSource::Nothing => (file::LINEAR_FROM_NOTHING, None),
+            StateSource::H0(part) => (file::LINEAR_FROM_H0, Some(("h0", part, AccessKind::Load4))),
+            StateSource::Turned(part) => (file::LINEAR_FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
+            StateSource::InPlace => (file::LINEAR_FROM_HT, None),
         };
-        let kind = if self.from == From::InPlace { AccessKind::Update4 } else { AccessKind::Store4 };
+        let kind = if self.from == StateSource::InPlace { AccessKind::Update4 } else { AccessKind::Store4 };
         let to = match self.to {
             Some(part) => (file::LINEAR_TO_HT, Some(("ht", part, kind))),
             None => (file::LINEAR_TO_NOTHING, None),
@@ -229,26 +240,26 @@ impl Walk {
         (vec![from.0, to.0], [from.1, to.1].into_iter().flatten().collect())
     }
 
-    fn gated(&self, mut tensors: Vec<Access>) -> Vec<Access> {
-        if self.frame.gate == Gate::ByToken {
-            tensors.extend([("g", Part::G, AccessKind::Load1), ("problem", Part::Problem, AccessKind::StoreBits)]);
+    fn with_decays(&self, mut tensors: Vec<Access>) -> Vec<Access> {
+        if self.frame.decay == Decay::ByToken {
+            tensors.extend([("g", "g", AccessKind::Load1), ("problem", "problem", AccessKind::StoreBits)]);
         }
         tensors
     }
 
-    fn gate_file(&self) -> &'static str {
-        match self.frame.gate {
-            Gate::None => file::LINEAR_GATES_NONE,
-            Gate::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
-            Gate::ByToken => file::LINEAR_GATES_BY_TOKEN,
+    fn decays_file(&self) -> &'static str {
+        match self.frame.decay {
+            Decay::None => file::LINEAR_GATES_NONE,
+            Decay::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
+            Decay::ByToken => file::LINEAR_GATES_BY_TOKEN,
         }
     }
 
-    fn decay_file(&self) -> &'static str {
-        match self.frame.gate {
-            Gate::None => file::LINEAR_DECAYS_NONE,
-            Gate::ByHead(_) => file::LINEAR_DECAYS_BY_HEAD,
-            Gate::ByToken => file::LINEAR_DECAYS_BY_TOKEN,
+    fn running_file(&self) -> &'static str {
+        match self.frame.decay {
+            Decay::None => file::LINEAR_DECAYS_NONE,
+            Decay::ByHead(_) => file::LINEAR_DECAYS_BY_HEAD,
+            Decay::ByToken => file::LINEAR_DECAYS_BY_TOKEN,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Tiles of a space: which boxes of queries and keys are multiplied with one another.
 
 use super::{NeighborhoodAxis, check};
-use crate::few::Few;
 use crate::packed::Side;
-use crate::shader::{Binding, file};
-use crate::softmax::tiles::{Extent, Tiles, small_table};
+use crate::program::Table;
+use crate::program::shader::{Binding, file};
+use crate::program::small_table;
+use crate::small_map::SmallMap;
+use crate::softmax::visibility::{Extent, Visibility};
 use crate::softmax::{AttentionShapes, Portable};
 use crate::{Caps, Result};
 use std::sync::Mutex;
@@ -19,7 +21,7 @@ pub(super) struct Boxes {
     /// Three, those that there are last.
     padded: [NeighborhoodAxis; 3],
     /// What was chosen for a side, and for tiles of so many rows and columns.
-    chosen: Mutex<Few<(Side, u32, u32), Sizes>>,
+    chosen: Mutex<SmallMap<(Side, u32, u32), Sizes>>,
 }
 
 /// Sizes of the boxes of rows and of columns.
@@ -169,7 +171,7 @@ impl Boxes {
     }
 }
 
-impl Tiles for Boxes {
+impl Visibility for Boxes {
     fn family(&self) -> &'static str {
         "neighborhood"
     }
@@ -194,7 +196,7 @@ impl Tiles for Boxes {
         vec![("AXES", self.axes.len() as u32)]
     }
 
-    fn tables(&self, side: Side, _: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Option<Vec<u8>>)> {
+    fn tables(&self, side: Side, _: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)> {
         let Sizes { rows, cols } = self.sizes(side, engine);
         let of = |value: &dyn Fn(usize) -> usize| [value(0) as u32, value(1) as u32, value(2) as u32, 0];
         let axes = &self.padded;

@@ -1,33 +1,24 @@
 //! Rotary position embedding, row by row.
 
-use crate::{RotaryDirection, RotaryPairs, RotaryParams};
+use crate::RotaryParams;
 
-/// The embedding of rows of `width` elements, or the gradient of one: `positions` has that of each row.
+/// The embedding of rows of `width` elements, or with `backward` the gradient of one: `positions` has that of each row.
 ///
 /// ```
 /// use wgpu_attention::reference::rotary;
-/// use wgpu_attention::{RotaryDirection, RotaryParams};
-/// let turned = rotary(&RotaryParams::default(), &[1.0, 0.0], 2, &[3], RotaryDirection::Forward);
+/// use wgpu_attention::RotaryParams;
+/// let turned = rotary(&RotaryParams::default(), &[1.0, 0.0], 2, &[3], false);
 /// assert!((turned[0] - 3f64.cos()).abs() < 1e-12 && (turned[1] - 3f64.sin()).abs() < 1e-12);
 /// ```
-pub fn rotary(
-    params: &RotaryParams,
-    x: &[f32],
-    width: usize,
-    positions: &[u32],
-    direction: RotaryDirection,
-) -> Vec<f64> {
+pub fn rotary(params: &RotaryParams, x: &[f32], width: usize, positions: &[u32], backward: bool) -> Vec<f64> {
     let dim = params.dim.unwrap_or(width);
     let mut out: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     for ((out, x), &position) in out.chunks_mut(width).zip(x.chunks(width)).zip(positions) {
         for pair in 0..dim / 2 {
-            let (a, b) = match params.pairs {
-                RotaryPairs::HalfSplit => (pair, pair + dim / 2),
-                RotaryPairs::Interleaved => (2 * pair, 2 * pair + 1),
-            };
+            let (a, b) = if params.interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + dim / 2) };
             let frequency = f64::from(params.theta).powf(-((2 * pair) as f64) / dim as f64);
             let angle = f64::from(position) * frequency;
-            let sine = if direction == RotaryDirection::Forward { angle.sin() } else { -angle.sin() };
+            let sine = if backward { -angle.sin() } else { angle.sin() };
             let (first, second) = (f64::from(x[a]), f64::from(x[b]));
             out[a] = first * angle.cos() - second * sine;
             out[b] = second * angle.cos() + first * sine;

@@ -28,7 +28,7 @@ pub fn score_reduction(params: &ScoreReductionParams, p: &FlashProblem, lse: &[f
     };
     let heads = match params.heads {
         HeadGroups::Each => p.heads_q,
-        HeadGroups::OfKeyHead => p.heads_kv,
+        HeadGroups::PerKvHead => p.heads_kv,
         HeadGroups::All => 1,
     };
     let rows = match params.queries {

@@ -1,14 +1,13 @@
 //! What comes behind the kernel that computes probabilities: from keys to segments, and the largest of a row.
 
-use crate::arguments::Argument;
-use crate::dispatch::Kernel;
-use crate::shader::{AccessKind, Binding, Shader, file};
-use crate::slices::cut;
-use crate::{Caps, Layout, Result, Slice};
+use super::results::Results;
+use crate::program::shader::{AccessKind, Binding, Shader, file};
+use crate::program::{Argument, EACH, Operand, Part, Step, Table, cut};
+use crate::{Caps, Result};
 
 /// The uniform struct of `shaders/reduction/shared.wgsl`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     one: [u32; 4],
     one_indices: [u32; 4],
@@ -22,28 +21,11 @@ struct Params {
     pad: [u32; 2],
 }
 
-/// Where a tensor of a step comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// Values, keys, or values of segments that lie between two kernels.
-    Scratch(usize),
-    /// The segment of each key.
-    Segments,
-    Values,
-    Indices,
-}
-
-/// A kernel with its slices and its tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Step {
-    pub kernel: Kernel,
-    /// For each batch entry and head, one or several.
-    pub slices: Vec<Slice>,
-    /// The slices of each batch entry and head.
-    pub parts: Vec<std::ops::Range<usize>>,
-    pub sources: Vec<Source>,
-    /// Whether it reports a problem.
-    pub has_problem: bool,
+/// What lies between the kernels: values of tokens or of groups of keys, the keys that they are of, values of segments.
+pub(super) struct Between {
+    pub tokens: Option<Operand>,
+    pub of_tokens: Option<Operand>,
+    pub segments: Option<Operand>,
 }
 
 /// Threads of a workgroup.
@@ -51,105 +33,89 @@ const THREADS: u32 = 128;
 /// Operations a column.
 const FLOPS: f64 = 40.0;
 
-impl Step {
-    /// Sums, or the largest, of the keys of each segment. `sizes`: rows, keys, segments.
-    pub fn segments(
-        caps: &Caps,
-        places: &[Slice],
-        tensors: &[(Source, &Layout)],
-        [rows, keys, segments]: [usize; 3],
-        adds: bool,
-    ) -> Result<Self> {
-        let with_keys = tensors.iter().any(|(source, _)| *source == Source::Scratch(1));
-        let (cell, write) = match with_keys {
-            true => (file::REDUCTION_CELL_AND_INDEX, file::REDUCTION_VALUE_AND_INDEX),
-            false => (file::REDUCTION_CELL, file::REDUCTION_VALUE),
-        };
-        let files = vec![file::REDUCTION_SEGMENTS, cell, write];
-        let params = Params { cols: keys as u32, to_cols: segments as u32, adds: u32::from(adds), ..Params::zeroed() };
-        Self::plan(caps, ("segments", files), places, tensors, params, rows * segments)
-    }
+/// Tensors as a shader calls them.
+type Tensors<'a> = Vec<(&'static str, Option<&'a Operand>)>;
 
-    /// The largest of each row. `sizes`: rows, columns, how many.
-    pub fn top_k(
-        caps: &Caps,
-        places: &[Slice],
-        tensors: &[(Source, &Layout)],
-        [rows, cols, k]: [usize; 3],
-    ) -> Result<Self> {
-        let params = Params { cols: cols as u32, to_cols: k as u32, ..Params::zeroed() };
-        Self::plan(
-            caps,
-            ("top k", vec![file::REDUCTION_TOP_K, file::LARGEST, file::SCAN]),
-            places,
-            tensors,
-            params,
-            rows,
-        )
+/// Sums, or the largest, of the keys of each segment.
+pub(super) fn segments(
+    caps: &Caps,
+    places: &[Part],
+    between: &Between,
+    results: &Results,
+    of_keys: &Operand,
+    problem: usize,
+    adds: bool,
+) -> Result<Step> {
+    let (cell, write) = match between.of_tokens {
+        Some(_) => (file::REDUCTION_CELL_AND_INDEX, file::REDUCTION_VALUE_AND_INDEX),
+        None => (file::REDUCTION_CELL, file::REDUCTION_VALUE),
+    };
+    let mut tensors: Tensors = vec![("one", between.tokens.as_ref()), ("one_indices", between.of_tokens.as_ref())];
+    tensors.push(("segments", Some(of_keys)));
+    match &between.segments {
+        Some(values) => tensors.push(("values", Some(values))),
+        None => tensors.extend([("values", Some(&results.values)), ("indices", results.indices.as_ref())]),
     }
-
-    fn plan(
-        caps: &Caps,
-        (name, files): (&str, Vec<&'static str>),
-        places: &[Slice],
-        tensors: &[(Source, &Layout)],
-        params: Params,
-        workgroups: usize,
-    ) -> Result<Self> {
-        // Numbers on the GPU may be wrong.
-        let has_problem = tensors.iter().any(|(source, _)| *source == Source::Segments);
-        let arguments: Vec<Argument> = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, &(source, layout))| {
-                let (name, kind) = match source {
-                    Source::Scratch(1) => ("one_indices", AccessKind::LoadBits),
-                    Source::Scratch(_) if i > 0 => ("values", AccessKind::StoreBits),
-                    Source::Scratch(_) => ("one", AccessKind::LoadBits),
-                    Source::Segments => ("segments", AccessKind::LoadBits),
-                    Source::Values => ("values", AccessKind::StoreBits),
-                    Source::Indices => ("indices", AccessKind::StoreBits),
-                };
-                Argument { name, layout: layout.clone(), kind, group: 1, spread: 1, buffer: i, whole: false }
-            })
-            .collect();
-        let (mut slices, mut parts) = (vec![], vec![]);
-        for place in places {
-            let whole = Slice { tiles: 0..workgroups, ..place.clone() };
-            let first = slices.len();
-            slices.extend(cut(caps, &arguments, whole, FLOPS * f64::from(params.cols))?);
-            parts.push(first..slices.len());
-        }
-        let of_slice = |slice: &Slice, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            one: address("one"),
-            one_indices: address("one_indices"),
-            segments: address("segments"),
-            values: address("values"),
-            indices: address("indices"),
-            first: slice.first(),
-            ..params
-        };
-        let table = Binding::Table { name: "problem", ty: "vec2u", length: None, write: true };
-        let tables = has_problem.then_some((table, None)).into_iter().collect();
-        let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
-        let name = format!("score reduction {name}");
-        let shader = Shader::of(name, vec![("WG", THREADS)], files, None);
-        let sources = tensors.iter().map(|&(source, _)| source).collect();
-        let kernel = Kernel::sliced(caps, shader, arguments, tables, &slices, of_slice)?;
-        Ok(Self { kernel, slices, parts, sources, has_problem })
-    }
+    let [_, _, rows, keys] = between.tokens.as_ref().map_or([0; 4], Operand::shape);
+    let count = between.segments.as_ref().unwrap_or(&results.values).shape()[3];
+    let params = Params { cols: keys as u32, to_cols: count as u32, adds: u32::from(adds), ..Params::default() };
+    let table = Binding::Table { name: "problem", ty: "vec2u", length: None, write: true };
+    let tables = vec![(table, Table::Scratch(problem))];
+    step(caps, ("segments", vec![file::REDUCTION_SEGMENTS, cell, write]), places, tensors, tables, params, rows * count)
 }
 
-impl Params {
-    fn zeroed() -> Self {
-        bytemuck::Zeroable::zeroed()
+/// The largest of each row: of so many columns so many.
+pub(super) fn top_k(
+    caps: &Caps,
+    places: &[Part],
+    between: &Between,
+    results: &Results,
+    [cols, k]: [usize; 2],
+) -> Result<Step> {
+    let one = between.segments.as_ref().or(between.tokens.as_ref());
+    let tensors = vec![("one", one), ("values", Some(&results.values)), ("indices", results.indices.as_ref())];
+    let params = Params { cols: cols as u32, to_cols: k as u32, ..Params::default() };
+    let files = vec![file::REDUCTION_TOP_K, file::LARGEST, file::SCAN];
+    step(caps, ("top k", files), places, tensors, vec![], params, results.values.shape()[2])
+}
+
+fn step(
+    caps: &Caps,
+    (name, files): (&str, Vec<&'static str>),
+    places: &[Part],
+    tensors: Tensors,
+    tables: Vec<(Binding, Table)>,
+    params: Params,
+    workgroups: usize,
+) -> Result<Step> {
+    let argument = |(name, operand): (&'static str, Option<&Operand>)| {
+        let kind = if ["values", "indices"].contains(&name) { AccessKind::StoreBits } else { AccessKind::LoadBits };
+        Some(Argument::new(name, operand?, kind, EACH))
+    };
+    let arguments: Vec<Argument> = tensors.into_iter().filter_map(argument).collect();
+    let mut parts = vec![];
+    for place in places {
+        let whole = Part { tiles: 0..workgroups, ..place.clone() };
+        parts.extend(cut(caps, &arguments, whole, FLOPS * f64::from(params.cols))?);
     }
+    let of_part = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
+        one: address("one"),
+        one_indices: address("one_indices"),
+        segments: address("segments"),
+        values: address("values"),
+        indices: address("indices"),
+        first: part.first(),
+        ..params
+    };
+    let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
+    let shader = Shader::of(format!("score reduction {name}"), vec![("WG", THREADS)], files, None);
+    Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)
 }
 
 #[cfg(test)]
 mod tests {
     use super::Params;
-    use crate::shader::{file, layout::assert_layout};
+    use crate::program::shader::{file, layout::assert_layout};
 
     #[test]
     fn params_lie_in_memory_as_the_shader_reads_them() {

@@ -1,269 +1,241 @@
-//! Gradients: what they are of, and what they need.
+//! What runs for gradients: decided without a GPU.
 
-mod calls;
-mod plan;
-mod run;
-
-pub use calls::AttentionSaved;
-pub use plan::BackwardPlan;
-pub use run::BackwardPrepared;
-
-use super::plan::BY_SEQUENCE;
-use super::{AttentionInputs, AttentionOutputs, AttentionShapes, check_shapes};
-use crate::arguments::{Argument, number_buffers};
+use super::Dense;
+use super::plan::{BY_SEQUENCE, NAMES};
+use super::stage::{Pass, Setup, Stage};
+use super::uniforms::{BiasDivision, Division, uniforms};
+use super::visibility::Visibility;
+use super::{AttentionShapes, Outputs, ScoreParams};
+use crate::block_mask::transposition;
 use crate::error::{require, require_set};
 use crate::packed::Side;
-use crate::shader::AccessKind;
-use crate::{BlockGrid, DType, Layout, Result, Tensor};
-use plan::{Names, OF_BIAS, Over};
+use crate::program::shader::{AccessKind, Binding, Shader, file};
+use crate::program::{Argument, Builder, Heads, Operand, Part, Program, Step, Table, cut};
+use crate::{BlockGrid, Caps, DType, Error, Layout, Result, Shapes};
+use std::fmt::Write;
 
-/// What the backward pass reads besides the forward pass's inputs and outputs.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputGradients<'a> {
-    /// Gradient of the output [batch, heads_q, queries, value_dim], of any type.
-    pub dout: &'a Tensor,
-    /// Gradient of the log-sum-exp, f32 [batch, heads_q, queries, 1], where there is one.
-    pub dlse: Option<&'a Tensor>,
-    /// Gradient of q so far, of q's shape, which dq is added to: the share of another part of a merged result.
-    pub dq_so_far: Option<&'a Tensor>,
+/// Tensors of a backward pass, besides those of the forward pass.
+const GRADIENTS: [&str; 9] =
+    ["dout", "dlse", "dq_so_far", "dq", "dk", "dv", "dbias", "d_additional_k", "d_additional_v"];
+
+/// The tensors of a kernel, as its shader calls them.
+type Names = &'static [&'static str];
+
+const OF_DELTA: Names = &["out", "dout", "lse", "dlse"];
+const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask", "blocks", "full_blocks"];
+const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "blocks", "dbias", "full_blocks"];
+const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask", "blocks", "full_blocks"];
+const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask", "blocks", "full_blocks"];
+const OF_VALUES: Names = &["q", "k", "v", "dout", "dv", "bias", "mask", "blocks", "full_blocks"];
+
+/// Threads of the kernel that takes a row of the output each.
+const DELTA_THREADS: u32 = 64;
+
+/// The tensors of a backward pass over one set of keys.
+#[derive(Clone)]
+struct Gradients {
+    forward: AttentionShapes,
+    dout: Operand,
+    dlse: Option<Operand>,
+    dq: Operand,
+    dk: Operand,
+    dv: Operand,
+    dbias: Option<Operand>,
+    dq_so_far: Option<Operand>,
+    /// The chosen and the full blocks seen from the keys.
+    by_keys: [Option<Operand>; 2],
 }
 
-impl<'a> OutputGradients<'a> {
-    /// A gradient of the output, and of nothing else.
-    pub fn new(dout: &'a Tensor) -> Self {
-        Self { dout, dlse: None, dq_so_far: None }
+pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParams, shapes: &Shapes) -> Result<Program> {
+    params.check(caps)?;
+    shapes.check_names(&[NAMES[0], &GRADIENTS].concat(), NAMES[1])?;
+    let mut builder = Builder::new(caps, shapes);
+    let forward = AttentionShapes::new(&mut builder, shapes, Outputs::Read)?;
+    forward.check()?;
+    visibility.check(&forward)?;
+    for (i, hook) in params.score_mod.iter().enumerate() {
+        let what = format!("score_mod[{i}].grad_entry");
+        let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
+        require(hook.grad_entry.is_some(), &what, "unset", bound)?;
     }
+    let (own, additional) = Gradients::new(&mut builder, forward, shapes.wants("dbias"))?;
+    builder.hook_buffers(&params.hooks())?;
+    let [batch, heads, queries, head_dim] = own.forward.q.shape();
+    let widest = head_dim.max(own.forward.v.shape()[3]);
+    let what = format!("{} backward", visibility.family());
+    let caps = &caps.for_attention(own.forward.pairs());
+    let engine = visibility.engine(caps, &what, head_dim, widest)?;
+    let stats_bytes = 8 * (batch * heads * queries) as u64;
+    caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
+    let stats = builder.scratch_bytes("stats", stats_bytes);
+    let mut first: Vec<usize> = vec![];
+    for step in own.transpositions(caps)? {
+        first.extend(builder.add(&step));
+    }
+    let delta = own.delta(caps, params, stats)?;
+    first.extend(builder.add(&delta));
+    let setup = Setup {
+        caps,
+        visibility,
+        params,
+        shapes: &own.forward,
+        engine: &engine,
+        cells: None,
+        splits: 1,
+        stats: Some(stats),
+        prefix: "",
+    };
+    let mut stages = own.stages(&mut builder, &setup)?;
+    if own.dbias.is_some() {
+        let flops = 2.0 * (head_dim + own.forward.v.shape()[3]) as f64;
+        stages.push(Stage::plan(&mut builder, &setup, Pass::Bias, own.bias_arguments(), flops)?);
+    }
+    let heading = setup.heading().replacen(visibility.family(), &what, 1);
+    if let Some(additional) = &additional {
+        let (dense, params) = (Dense::default(), params.without_places());
+        let engine = dense.engine(caps, &what, head_dim, widest)?;
+        let (shapes, prefix) = (&additional.forward, "additional ");
+        let setup = Setup { visibility: &dense, params: &params, shapes, engine: &engine, prefix, ..setup };
+        stages.extend(additional.stages(&mut builder, &setup)?);
+    }
+    stages.iter().for_each(|stage| stage.add_slices(&mut builder, &first));
+    builder.finish(words(heading, &stages))
 }
 
-/// What the backward pass writes.
-#[derive(Clone, Debug)]
-pub struct AttentionGradients {
-    /// Gradient of q, of its shape.
-    pub dq: Tensor,
-    /// Gradient of k: the sum over the query heads that use it.
-    pub dk: Tensor,
-    /// Gradient of v, likewise.
-    pub dv: Tensor,
-    /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that a stride of zero
-    /// repeats, along which it is the sum.
-    pub dbias: Option<Tensor>,
-    /// Gradient of the additional keys where there are such.
-    pub d_additional_k: Option<Tensor>,
-    /// Gradient of the additional values, likewise.
-    pub d_additional_v: Option<Tensor>,
+fn words(mut words: String, stages: &[Stage]) -> String {
+    for stage in stages {
+        let (slices, pass) = (stage.parts.len(), stage.pass.gradients());
+        let _ = write!(words, "; {slices} slice{} for {pass}", if slices == 1 { "" } else { "s" });
+    }
+    if stages.iter().any(|stage| stage.pass == Pass::Keys) {
+        words += "; dk and dv apart: together they need more storage buffers than there are";
+    }
+    if let Some(masks) = stages.iter().find_map(|stage| stage.masks.as_ref()) {
+        let _ = write!(words, "; {masks}");
+    }
+    words
 }
 
-/// Types, shapes and strides of a backward pass.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct BackwardShapes {
-    /// Those of the forward pass.
-    pub forward: AttentionShapes,
-    /// Gradient of the output.
-    pub dout: Layout,
-    /// Gradient of the log-sum-exp.
-    pub dlse: Option<Layout>,
-    /// Gradient of q.
-    pub dq: Layout,
-    /// Gradient of k.
-    pub dk: Layout,
-    /// Gradient of v.
-    pub dv: Layout,
-    /// Gradient of the bias.
-    pub dbias: Option<Layout>,
-    /// Gradient of the additional keys.
-    pub d_additional_k: Option<Layout>,
-    /// Gradient of the additional values.
-    pub d_additional_v: Option<Layout>,
-    /// Gradient of q so far.
-    pub dq_so_far: Option<Layout>,
-    /// Which of q, k, v, out, lse, bias, mask, additional_k, additional_v, the chosen and the full blocks, dout, dlse, dq, dk, dv,
-    /// dbias, d_additional_k, d_additional_v, dq_so_far lie in one buffer: those with the same number.
-    pub buffers: [usize; 20],
-}
-
-/// In the order of [`BackwardShapes::buffers`].
-fn slots<'a>(
-    inputs: &AttentionInputs<'a>,
-    outputs: &AttentionOutputs<'a>,
-    from: &OutputGradients<'a>,
-    to: &'a AttentionGradients,
-) -> [Option<&'a Tensor>; 20] {
-    let mut all = [None; 20];
-    all[..11].copy_from_slice(&super::slots(inputs, outputs));
-    let AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v } = to;
-    all[11..16].copy_from_slice(&[Some(from.dout), from.dlse, Some(dq), Some(dk), Some(dv)]);
-    all[16..].copy_from_slice(&[dbias.as_ref(), d_additional_k.as_ref(), d_additional_v.as_ref(), from.dq_so_far]);
-    all
-}
-
-const NAMES: [&str; 20] = [
-    "q",
-    "k",
-    "v",
-    "out",
-    "lse",
-    "bias",
-    "mask",
-    "additional_k",
-    "additional_v",
-    "blocks",
-    "full_blocks",
-    "dout",
-    "dlse",
-    "dq",
-    "dk",
-    "dv",
-    "dbias",
-    "d_additional_k",
-    "d_additional_v",
-    "dq_so_far",
-];
-/// The blocks as they are seen from the keys: tensors of our own.
-const BLOCKS_BY_KEYS: [&str; 2] = ["blocks by keys", "full blocks by keys"];
-/// The share of dq that the keys of the tokens have, where there are additional ones: a tensor of our own.
-const SHARE_OF_DQ: &str = "share of dq";
-
-impl BackwardShapes {
-    /// As the tensors are.
-    pub fn of(
-        inputs: &AttentionInputs,
-        outputs: &AttentionOutputs,
-        from: &OutputGradients,
-        to: &AttentionGradients,
-    ) -> Self {
-        let layout = |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.layout().clone());
-        Self {
-            forward: AttentionShapes::of(inputs, outputs),
-            dout: from.dout.layout().clone(),
-            dlse: layout(from.dlse),
-            dq: to.dq.layout().clone(),
-            dk: to.dk.layout().clone(),
-            dv: to.dv.layout().clone(),
-            dbias: layout(to.dbias.as_ref()),
-            d_additional_k: layout(to.d_additional_k.as_ref()),
-            d_additional_v: layout(to.d_additional_v.as_ref()),
-            dq_so_far: layout(from.dq_so_far),
-            buffers: number_buffers(slots(inputs, outputs, from, to)),
+impl Gradients {
+    /// Those over the tokens' own keys, and those over the additional ones.
+    fn new(builder: &mut Builder, forward: AttentionShapes, bias: bool) -> Result<(Self, Option<Self>)> {
+        let dout = builder.input("dout")?;
+        let (dlse, dq_so_far) = (builder.tensor("dlse"), builder.tensor("dq_so_far"));
+        let mut like = |name: &'static str, like: &Operand| {
+            builder.output(name, Layout::heads_first(like.layout.dtype, like.shape()))
+        };
+        let (dq, dk, dv) = (like("dq", &forward.q), like("dk", &forward.k), like("dv", &forward.v));
+        let additional =
+            forward.additional.as_ref().map(|[k, v]| [like("d_additional_k", k), like("d_additional_v", v)]);
+        for name in ["d_additional_k", "d_additional_v"] {
+            let given = builder.tensor(name).is_some();
+            require_set(name, given, forward.additional.is_some(), "as the additional keys are")?;
         }
-    }
-
-    fn layout(&self, name: &str) -> Option<Layout> {
-        let AttentionShapes { q, k, v, out, lse, bias, mask, additional_k, additional_v, .. } = &self.forward;
-        match name {
-            "q" => Some(q.clone()),
-            "k" => Some(k.clone()),
-            "v" => Some(v.clone()),
-            "out" => Some(out.clone()),
-            "lse" => Some(lse.clone()),
-            "bias" => bias.clone(),
-            "mask" => mask.clone(),
-            "additional_k" => additional_k.clone(),
-            "additional_v" => additional_v.clone(),
-            "dout" => Some(self.dout.clone()),
-            "dlse" => self.dlse.clone(),
-            "dq" => Some(self.dq.clone()),
-            "dk" => Some(self.dk.clone()),
-            "dv" => Some(self.dv.clone()),
-            "dbias" => self.dbias.clone(),
-            "d_additional_k" => self.d_additional_k.clone(),
-            "d_additional_v" => self.d_additional_v.clone(),
-            "dq_so_far" => self.dq_so_far.clone(),
-            "blocks" => self.forward.block_layouts()[0].cloned(),
-            "full_blocks" => self.forward.block_layouts()[1].cloned(),
-            "blocks by keys" => self.blocks_by_keys()?.1[0].clone(),
-            "full blocks by keys" => self.blocks_by_keys()?.1[1].clone(),
-            _ => self.share_of_dq(),
+        let of_bias = Layout::heads_first(DType::F32, forward.bias_shape());
+        require(forward.bias.is_some() || !bias, "dbias", "set", "unset without a bias")?;
+        let dbias = bias.then(|| builder.output("dbias", of_bias));
+        let by_keys = [None, None];
+        let mut own = Self { forward, dout, dlse, dq, dk, dv, dbias, dq_so_far, by_keys };
+        own.check(builder.caps, additional.as_ref())?;
+        if let Some(grid) = own.block_grid() {
+            let turned = Layout::heads_first(DType::U32, grid.transposed().shape());
+            for (i, name) in ["blocks by keys", "full blocks by keys"].into_iter().enumerate() {
+                if own.forward.blocks()[i].is_some() {
+                    own.by_keys[i] = Some(builder.scratch(name, turned.clone())?);
+                }
+            }
         }
+        let Some((part, [dk, dv])) = own.forward.additional_part().zip(additional) else { return Ok((own, None)) };
+        // dq comes in two passes: the share of the tokens' own keys, then that of the additional ones.
+        let share = builder.scratch("share of dq", Layout::heads_first(DType::F32, own.dq.shape()))?;
+        let (dq_so_far, dbias, by_keys) = (Some(share.clone()), None, [None, None]);
+        let additional = Self { forward: part, dk, dv, dq_so_far, dbias, by_keys, ..own.clone() };
+        own.dq = share;
+        Ok((own, Some(additional)))
     }
 
-    /// The grid of the block mask's lists, and its chosen and full blocks seen from the keys.
-    fn blocks_by_keys(&self) -> Option<(BlockGrid, [Option<Layout>; 2])> {
-        let mask = self.forward.block_mask.as_ref()?;
-        let [batch, heads, ..] = mask.chosen.as_ref()?.shape;
-        let [_, _, queries, keys] = self.forward.pairs();
-        let grid = BlockGrid { batch, heads, queries, keys, block: mask.block };
-        let layout =
-            |of: &Option<Layout>| of.as_ref().map(|_| Layout::heads_first(DType::U32, grid.transposed().shape()));
-        Some((grid, [layout(&mask.chosen), layout(&mask.full)]))
-    }
-
-    /// Where there are additional keys.
-    fn share_of_dq(&self) -> Option<Layout> {
-        self.forward.additional_k.as_ref().map(|_| Layout::heads_first(DType::F32, self.dq.shape))
-    }
-
-    fn check(&self) -> Result<()> {
-        check_shapes(&self.forward)?;
-        let AttentionShapes { q, k, v, out, lse, .. } = &self.forward;
-        let mut alike = vec![("dout", out), ("dlse", lse), ("dq", q), ("dk", k), ("dv", v), ("dq_so_far", q)];
-        for (name, like, of) in [
-            ("d_additional_k", &self.forward.additional_k, &self.d_additional_k),
-            ("d_additional_v", &self.forward.additional_v, &self.d_additional_v),
-        ] {
-            require_set(name, of.is_some(), like.is_some(), "as the additional keys are")?;
-            alike.extend(like.as_ref().map(|like| (name, like)));
-        }
-        for (name, like) in alike {
-            let Some(layout) = self.layout(name) else { continue };
-            let bound = format!("{:?}", like.shape);
-            require(layout.shape == like.shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+    fn check(&self, caps: &Caps, additional: Option<&[Operand; 2]>) -> Result<()> {
+        let AttentionShapes { q, k, v, out, lse, additional: keys, .. } = &self.forward;
+        let out = out.as_ref().unwrap_or(lse);
+        let of = |i: usize| Some((&additional?[i], &keys.as_ref()?[i]));
+        let alike = [
+            ("dout", Some((&self.dout, out))),
+            ("dlse", self.dlse.as_ref().map(|dlse| (dlse, lse))),
+            ("dq_so_far", self.dq_so_far.as_ref().map(|so_far| (so_far, q))),
+            ("dq", Some((&self.dq, q))),
+            ("dk", Some((&self.dk, k))),
+            ("dv", Some((&self.dv, v))),
+            ("d_additional_k", of(0)),
+            ("d_additional_v", of(1)),
+        ];
+        for (name, operand, like) in alike.into_iter().filter_map(|(name, pair)| pair.map(|(a, b)| (name, a, b))) {
+            let (layout, bound) = (&operand.layout, format!("{:?}", like.shape()));
+            require(layout.shape == like.shape(), &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
             require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
-            layout.byte_span()?;
+            let end = layout.byte_span()?.end;
+            if !["dout", "dlse", "dq_so_far"].contains(&name) {
+                layout.check_output(name)?;
+                caps.within(name, "maxBufferSize", end, caps.buffer_bytes)?;
+            }
         }
-        if let Some(dbias) = &self.dbias {
+        if let Some(Operand { layout, .. }) = &self.dbias {
             let shape = self.forward.bias_shape();
             let bound = format!("{shape:?}: the bias, with 1 where a stride of zero repeats it");
-            require(self.forward.bias.is_some(), "dbias", "set", "unset without a bias")?;
-            require(dbias.shape == shape, "dbias.shape", format!("{:?}", dbias.shape), bound)?;
-            require(dbias.dtype == DType::F32, "dbias.dtype", dbias.dtype, "f32")?;
-            dbias.byte_span()?;
-            dbias.check_output("dbias")?;
+            require(layout.shape == shape, "dbias.shape", format!("{:?}", layout.shape), bound)?;
+            require(layout.dtype == DType::F32, "dbias.dtype", layout.dtype, "f32")?;
+            layout.byte_span()?;
+            layout.check_output("dbias")?;
         }
-        let dlse = self.dlse.as_ref().map_or(DType::F32, |dlse| dlse.dtype);
-        require(dlse == DType::F32, "dlse.dtype", dlse, "f32")?;
-        for name in ["dq", "dk", "dv", "d_additional_k", "d_additional_v"] {
-            self.layout(name).map_or(Ok(()), |layout| layout.check_output(name))?;
-        }
-        Ok(())
+        let dlse = self.dlse.as_ref().map_or(DType::F32, |dlse| dlse.layout.dtype);
+        require(dlse == DType::F32, "dlse.dtype", dlse, "f32")
     }
 
-    /// The tensors of the gradient of the bias. Work goes by the bias's own batch entries and heads, each of which may stand
-    /// for all.
-    fn bias_arguments(&self) -> Vec<Argument> {
-        let (pairs, bias) = (self.forward.pairs(), self.forward.bias_shape());
-        let mut arguments = self.arguments(Side::Queries, OF_BIAS, Over::Own);
-        for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
-            argument.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
-            // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
-            let tokens = !BY_SEQUENCE.contains(&argument.name);
-            argument.whole = bias[0] != pairs[0] || (tokens && self.forward.packed().is_some());
-        }
-        arguments
+    /// The grid of the block mask's lists.
+    fn block_grid(&self) -> Option<BlockGrid> {
+        let mask = self.forward.block_mask.as_ref()?;
+        let [batch, heads, ..] = mask.chosen.as_ref()?.shape();
+        let [_, _, queries, keys] = self.forward.pairs();
+        Some(BlockGrid { batch, heads, queries, keys, block: mask.block })
     }
 
-    /// What we call the tensor that a shader calls so, where it has one.
-    fn tensor_of(&self, name: &'static str, side: Side, over: Over) -> Option<&'static str> {
-        Some(match (over, name) {
-            (Over::Additional, "bias" | "mask" | "blocks" | "full_blocks") => return None,
-            (Over::Own, "blocks") if side == Side::Keys => BLOCKS_BY_KEYS[0],
-            (Over::Own, "full_blocks") if side == Side::Keys => BLOCKS_BY_KEYS[1],
-            // Where there are additional keys, dq comes in two passes.
-            (Over::Own, "dq") if self.forward.additional_k.is_some() => SHARE_OF_DQ,
-            (Over::Own, name) => name,
-            (Over::Additional, "k") => "additional_k",
-            (Over::Additional, "v") => "additional_v",
-            (Over::Additional, "dk") => "d_additional_k",
-            (Over::Additional, "dv") => "d_additional_v",
-            (Over::Additional, "dq_so_far") => SHARE_OF_DQ,
-            (Over::Additional, name) => name,
-        })
+    /// The block mask seen from the keys.
+    fn transpositions(&self, caps: &Caps) -> Result<Vec<Step>> {
+        let Some(grid) = self.block_grid() else { return Ok(vec![]) };
+        let pairs = self.forward.blocks().into_iter().zip(&self.by_keys);
+        pairs.filter_map(|(from, to)| Some(transposition(caps, &grid, [from?, to.as_ref()?]))).collect()
+    }
+
+    /// The tensor that a shader over rows of a side calls so.
+    fn operand(&self, name: &str, side: Side) -> Option<&Operand> {
+        let Self { forward, .. } = self;
+        let [blocks, full_blocks] = match side {
+            Side::Queries => forward.blocks(),
+            Side::Keys => self.by_keys.each_ref().map(Option::as_ref),
+        };
+        match name {
+            "q" => Some(&forward.q),
+            "k" => Some(&forward.k),
+            "v" => Some(&forward.v),
+            "out" => forward.out.as_ref(),
+            "lse" => Some(&forward.lse),
+            "bias" => forward.bias.as_ref(),
+            "mask" => forward.mask.as_ref(),
+            "blocks" => blocks,
+            "full_blocks" => full_blocks,
+            "dout" => Some(&self.dout),
+            "dlse" => self.dlse.as_ref(),
+            "dq" => Some(&self.dq),
+            "dk" => Some(&self.dk),
+            "dv" => Some(&self.dv),
+            "dbias" => self.dbias.as_ref(),
+            _ => self.dq_so_far.as_ref(),
+        }
     }
 
     /// The tensors of a kernel over the rows of one side.
-    fn arguments(&self, side: Side, names: Names, over: Over) -> Vec<Argument> {
-        let group = self.forward.q.shape[1] / self.forward.k.shape[1];
+    fn arguments(&self, side: Side, names: Names) -> Vec<Argument> {
+        let group = self.forward.q.shape()[1] / self.forward.k.shape()[1];
         let argument = |&name: &&'static str| {
-            let tensor = self.tensor_of(name, side, over)?;
             let of_blocks = ["blocks", "full_blocks"].contains(&name) && self.forward.block_group() == group;
             let of_keys = ["k", "v", "dk", "dv"].contains(&name) || of_blocks;
             let (group, spread) = match side {
@@ -277,12 +249,65 @@ impl BackwardShapes {
                 "dbias" => AccessKind::StoreBits,
                 _ => AccessKind::Load4,
             };
-            // No tensor of the caller's lies in a buffer of our own, and no two of ours in one.
-            let own = NAMES.len() + BLOCKS_BY_KEYS.iter().position(|other| *other == tensor).map_or(0, |i| i + 1);
-            let buffer = NAMES.iter().position(|other| *other == tensor).map_or(own, |i| self.buffers[i]);
-            let whole = self.forward.packed().is_some() && BY_SEQUENCE.contains(&name);
-            Some(Argument { name, layout: self.layout(tensor)?, kind, group, spread, buffer, whole })
+            let whole = self.forward.packed.is_some() && BY_SEQUENCE.contains(&name);
+            Some(Argument::new(name, self.operand(name, side)?, kind, Heads { group, spread, whole }))
         };
         names.iter().filter_map(argument).collect()
+    }
+
+    /// The tensors of the gradient of the bias. Work goes by the bias's own batch entries and heads, each of which may stand
+    /// for all.
+    fn bias_arguments(&self) -> Vec<Argument> {
+        let (pairs, bias) = (self.forward.pairs(), self.forward.bias_shape());
+        let mut arguments = self.arguments(Side::Queries, OF_BIAS);
+        for argument in arguments.iter_mut().filter(|argument| argument.name != "dbias") {
+            argument.heads.spread = if bias[1] == pairs[1] { 1 } else { pairs[1] };
+            // Tokens of packed sequences lie in one batch entry; bias and mask have one for each sequence.
+            let tokens = !BY_SEQUENCE.contains(&argument.name);
+            argument.heads.whole = bias[0] != pairs[0] || (tokens && self.forward.packed.is_some());
+        }
+        arguments
+    }
+
+    /// The passes for queries, and for keys and values.
+    fn stages(&self, builder: &mut Builder, setup: &Setup) -> Result<Vec<Stage>> {
+        let (head_dim, value_dim) = (self.forward.q.shape()[3], self.forward.v.shape()[3]);
+        let stage = |builder: &mut Builder, pass: Pass, names: Names, flops: usize| {
+            Stage::plan(builder, setup, pass, self.arguments(pass.side(), names), 2.0 * flops as f64)
+        };
+        let mut stages = vec![stage(builder, Pass::Queries, OF_QUERIES, 2 * head_dim + value_dim)?];
+        // Where a device binds too few buffers for both gradients, each comes alone.
+        let before = builder.clone();
+        match stage(builder, Pass::KeysAndValues, OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {
+            Err(Error::Limit { limit: "maxStorageBuffersPerShaderStage", .. }) => {
+                *builder = before;
+                stages.push(stage(builder, Pass::Keys, OF_KEYS, 2 * head_dim + value_dim)?);
+                stages.push(stage(builder, Pass::Values, OF_VALUES, head_dim + 2 * value_dim)?);
+            }
+            both => stages.push(both?),
+        }
+        Ok(stages)
+    }
+
+    /// What the gradients know of every row.
+    fn delta(&self, caps: &Caps, params: &ScoreParams, stats: usize) -> Result<Step> {
+        let [batch, heads, queries, _] = self.forward.q.shape();
+        let value_dim = self.forward.v.shape()[3];
+        let arguments = self.arguments(Side::Queries, OF_DELTA);
+        let tiles = queries.div_ceil(DELTA_THREADS as usize);
+        let flops = 2.0 * f64::from(DELTA_THREADS) * value_dim as f64;
+        let parts = cut(caps, &arguments, Part::whole([batch, heads, tiles]), flops)?;
+        let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
+        let width = value_dim as u32;
+        let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4)), ("SPLITS", 1)];
+        let mut files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ROW, file::ELEMENT];
+        files.extend(self.dlse.is_none().then_some(file::NO_DLSE));
+        let (side, bias) = (Side::Queries, BiasDivision::default());
+        let division = Division { tiles, sequences: 0, map: [0; 2], scored: false, side, bias };
+        let shapes = &self.forward;
+        let uniforms =
+            |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| uniforms(params, shapes, division, part, address);
+        let shader = Shader::of("delta", constants, files, None);
+        Step::new(caps, shader, arguments, vec![(table, Table::Scratch(stats))], parts, uniforms).fit(caps)
     }
 }

@@ -1,16 +1,13 @@
 //! What a family's params come to: how scores are made, and who sees whom.
 
-use super::tiles::Tiles;
+use super::visibility::Visibility;
 use crate::error::require;
-use crate::{Caps, Hook, Result, hook};
-use std::fmt::Debug;
+use crate::program::hook::{self, Placed};
+use crate::{Caps, Hook, Result};
 use std::sync::Arc;
 
-/// The params of a kernel family that is softmax attention.
-pub trait AttentionParams: Clone + Debug + PartialEq + Sees {}
-
-/// What the engine needs of them.
-pub trait Sees {
+/// What the engine needs of a family's params.
+pub trait SoftmaxParams {
     /// How scores are made.
     fn scores(&self) -> ScoreParams;
 
@@ -18,12 +15,12 @@ pub trait Sees {
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for a param that is out of range.
-    fn tiles(&self) -> Result<Order>;
+    fn visibility(&self) -> Result<AnyVisibility>;
 }
 
 /// Who sees whom, whatever the family.
 #[derive(Clone, Debug)]
-pub struct Order(pub(crate) Arc<dyn Tiles>);
+pub struct AnyVisibility(pub(crate) Arc<dyn Visibility>);
 
 /// How scores are made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +34,7 @@ pub struct ScoreParams {
 
 impl ScoreParams {
     pub(crate) fn check(&self, caps: &Caps) -> Result<()> {
-        hook::check(caps, &hook::place(&self.score_mod, &self.mask_mod))?;
+        hook::check(caps, &self.hooks())?;
         if let Some(scale) = self.scale {
             let bound = "finite, and below f32's maximum / log2(e)";
             require((scale * std::f32::consts::LOG2_E).is_finite(), "scale", scale, bound)?;
@@ -49,5 +46,15 @@ impl ScoreParams {
             require(slope.is_finite(), &format!("alibi_slopes[{i}]"), slope, "finite")?;
         }
         Ok(())
+    }
+
+    /// The caller's functions in their places.
+    pub(crate) fn hooks(&self) -> Vec<Placed> {
+        hook::place(&self.score_mod, &self.mask_mod)
+    }
+
+    /// What holds for keys that have no place.
+    pub(super) fn without_places(&self) -> Self {
+        Self { scale: self.scale, softcap: self.softcap, ..Self::default() }
     }
 }

@@ -1,143 +1,215 @@
-//! What will run for given params and shapes: decided without a GPU.
+//! What runs for given params and shapes: decided without a GPU.
 
-use super::additional::AdditionalPlan;
-use super::decode::{Few, SplitPlan};
+use super::Dense;
+use super::few_queries::FewQueries;
 use super::portable::Portable;
 use super::stage::{Pass, Setup, Stage};
-use super::tiles::Tiles;
-use super::{AttentionParams, AttentionShapes, ScoreParams, check_shapes};
-use crate::arguments::Argument;
-use crate::shader::AccessKind;
-use crate::{Caps, Layout, Result, Slice};
-use std::fmt;
+use super::visibility::Visibility;
+use super::{AttentionShapes, Outputs, ScoreParams};
+use crate::merge::{Partial, merge_pairs, merge_splits};
+use crate::program::shader::AccessKind;
+use crate::program::{Argument, Builder, EACH, Heads, Operand, Program};
+use crate::{Caps, DType, Layout, Result, Shapes};
+use std::fmt::Write;
 
-/// What runs and why. Print it to read it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AttentionPlan {
-    pub(super) stage: Stage,
-    pub(super) few: Option<Few>,
-    pub(super) split: Option<SplitPlan>,
-    pub(super) additional: Option<AdditionalPlan>,
-    slices: Vec<Slice>,
+/// Tensors and numbers of a forward pass.
+pub(crate) const NAMES: [&[&str]; 2] = [
+    &[
+        "q",
+        "k",
+        "v",
+        "out",
+        "lse",
+        "bias",
+        "mask",
+        "additional_k",
+        "additional_v",
+        "block_mask.chosen",
+        "block_mask.full",
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "buffers.*",
+    ],
+    &[
+        "seqlens_q",
+        "seqlens_k",
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "max_seqlen_q",
+        "max_seqlen_k",
+        "block_mask.block",
+        "block_mask.blocks",
+        "block_mask.heads",
+    ],
+];
+
+/// Chooses variant, tile sizes and slices.
+pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, scores: &ScoreParams, shapes: &Shapes) -> Result<Program> {
+    scores.check(caps)?;
+    shapes.check_names(NAMES[0], NAMES[1])?;
+    let mut builder = Builder::new(caps, shapes);
+    let shapes = AttentionShapes::new(&mut builder, shapes, Outputs::Written)?;
+    shapes.check()?;
+    for (name, operand) in [("out", shapes.out.as_ref()), ("lse", Some(&shapes.lse))] {
+        operand.map_or(Ok(()), |operand| operand.layout.check_output(name))?;
+    }
+    visibility.check(&shapes)?;
+    builder.hook_buffers(&scores.hooks())?;
+    let caps = &caps.for_attention(shapes.pairs());
+    let end = shapes.out.as_ref().map_or(Ok(0..0), |out| out.layout.byte_span())?.end;
+    caps.within("out", "maxBufferSize", end, caps.buffer_bytes)?;
+    let Some(additional) = shapes.additional_part() else {
+        let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes, "")?;
+        let words = plan.words(builder.slices(), None);
+        return builder.finish(words);
+    };
+    // A second attention, dense, over keys that every query sees; merged by log-sum-exp.
+    let own = partial(&mut builder, &shapes, "own")?;
+    let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes.with_outputs(&own), "own ")?;
+    let before = builder.slices();
+    let other = partial(&mut builder, &shapes, "additional")?;
+    let (dense, scores, additional) = (Dense::default(), scores.without_places(), additional.with_outputs(&other));
+    let second = PartPlan::new(&mut builder, caps, &dense, &scores, &additional, "additional ")?;
+    let second = second.words(builder.slices() - before, None);
+    if let Some(out) = &shapes.out {
+        merge_pairs(&mut builder, &[own, other], [out.clone(), shapes.lse.clone()])?;
+    }
+    let words = plan.words(builder.slices(), Some(&second));
+    builder.finish(words)
+}
+
+/// Out and LSE of a part, f32.
+fn partial(builder: &mut Builder, shapes: &AttentionShapes, name: &str) -> Result<Partial> {
+    let out = shapes.out.as_ref().unwrap_or(&shapes.lse);
+    let mut like = |what: &str, operand: &Operand| {
+        builder.scratch(format!("{name} {what}"), Layout::heads_first(DType::F32, operand.shape()))
+    };
+    Ok([like("out", out)?, like("lse", &shapes.lse)?])
+}
+
+impl AttentionShapes {
+    /// The same with results elsewhere.
+    fn with_outputs(&self, [out, lse]: &Partial) -> Self {
+        Self { out: Some(out.clone()), lse: lse.clone(), additional: None, ..self.clone() }
+    }
+}
+
+/// Attention over one set of keys, its kernels and slices added.
+struct PartPlan {
+    stage: Stage,
     heading: String,
 }
 
-impl AttentionPlan {
-    /// Chooses variant, tile sizes and slices.
-    ///
-    /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device
-    /// that has too little.
-    pub fn new(caps: &Caps, params: &impl AttentionParams, shapes: &AttentionShapes) -> Result<Self> {
-        Self::of(caps, &*params.tiles()?.0, &params.scores(), shapes)
-    }
-
-    pub(super) fn of(caps: &Caps, tiles: &dyn Tiles, scores: &ScoreParams, shapes: &AttentionShapes) -> Result<Self> {
-        scores.check(caps)?;
-        check_shapes(shapes)?;
-        tiles.check(shapes)?;
-        let caps = &caps.for_attention(shapes.pairs());
-        let additional = AdditionalPlan::new(caps, scores, shapes)?;
-        let shapes = &shapes.own_part();
-        let (head_dim, value_dim) = (shapes.q.shape[3], shapes.v.shape[3]);
-        caps.within("out", "maxBufferSize", shapes.out.byte_span()?.end, caps.buffer_bytes)?;
-        let few = Few::of(tiles, scores, shapes);
-        let as_rows = few.filter(|few| few.grouped).and_then(|_| Some((tiles.grouped(shapes)?, shapes.grouped())));
-        let (tiles, shapes) = as_rows.as_ref().map_or((tiles, shapes), |(tiles, shapes)| (&**tiles, shapes));
+impl PartPlan {
+    fn new(
+        builder: &mut Builder,
+        caps: &Caps,
+        visibility: &dyn Visibility,
+        scores: &ScoreParams,
+        shapes: &AttentionShapes,
+        prefix: &'static str,
+    ) -> Result<Self> {
+        let (head_dim, value_dim) = (shapes.q.shape()[3], shapes.v.shape()[3]);
+        let few = FewQueries::of(visibility, scores, shapes);
+        let as_rows = few.filter(|few| few.grouped);
+        let as_rows = as_rows.and_then(|_| Some((visibility.grouped(shapes)?, shapes.grouped())));
+        let (visibility, shapes) =
+            as_rows.as_ref().map_or((visibility, shapes), |(visibility, shapes)| (&**visibility, shapes));
         let engine = match few {
-            Some(Few { rows, .. }) => Portable::few(caps, tiles.family(), [head_dim, value_dim], rows)?,
-            None => tiles.engine(caps, tiles.family(), head_dim, value_dim)?,
+            Some(FewQueries { rows, .. }) => Portable::few(caps, visibility.family(), [head_dim, value_dim], rows)?,
+            None => visibility.engine(caps, visibility.family(), head_dim, value_dim)?,
         };
         let splits = few.map_or(1, |few| few.splits);
-        let split = if splits > 1 { Some(SplitPlan::new(caps, splits, shapes)?) } else { None };
-        let setup = Setup { caps, tiles, params: scores, shapes, engine: &engine, cells: None, splits };
+        let to = [shapes.out.clone().unwrap_or(shapes.lse.clone()), shapes.lse.clone()];
+        let parts = if splits > 1 { Some(split(builder, prefix, splits, &to)?) } else { None };
+        let setup = Setup {
+            caps,
+            visibility,
+            params: scores,
+            shapes,
+            engine: &engine,
+            cells: None,
+            splits,
+            stats: None,
+            prefix,
+        };
         let flops = 2.0 * (head_dim + value_dim) as f64 / splits as f64;
-        let stage = Stage::plan(&setup, Pass::Forward, arguments(shapes, splits, split.as_ref()), flops)?;
-        let mut slices = stage.slices.clone();
-        slices.extend(split.iter().flat_map(|split| split.slices.clone()));
-        slices.extend(additional.iter().flat_map(AdditionalPlan::slices));
+        let arguments = arguments(shapes, splits, parts.as_ref().unwrap_or(&to));
+        let stage = Stage::plan(builder, &setup, Pass::Forward, arguments, flops)?;
+        stage.add_slices(builder, &[]);
+        if let Some(parts) = &parts {
+            let merge = merge_splits(caps, splits, parts, &to)?;
+            builder.add_sliced(&merge);
+        }
         let heading = setup.heading() + &few.map_or(String::new(), |few| few.describe());
-        Ok(Self { heading, stage, few, split, additional, slices })
+        Ok(Self { stage, heading })
     }
 
-    /// The boxes of work that are dispatched one after another. None of them takes long.
-    pub fn slices(&self) -> &[Slice] {
-        &self.slices
+    /// What runs and why.
+    fn words(&self, slices: usize, additional: Option<&str>) -> String {
+        let shader = &self.stage.main.shader;
+        let mut words = format!("{}; {slices} slice{}", self.heading, if slices == 1 { "" } else { "s" });
+        if let Some(note) = &self.stage.masks {
+            let _ = write!(words, "; {note}");
+        }
+        if !shader.is_trusted() {
+            words += "; bounds checks stay on, because of the caller's functions";
+        }
+        if let Some(additional) = additional {
+            let _ = write!(words, "; additional keys by {additional}, merged");
+        }
+        for (argument, access) in self.stage.main.arguments.iter().zip(&shader.accesses) {
+            let Layout { shape, strides, offset, .. } = argument.layout();
+            let name = argument.name;
+            if !access.wide && matches!(access.kind, AccessKind::Load4 | AccessKind::Store4) {
+                let _ = write!(
+                    words,
+                    "; {name} moves one element at a time: width {}, strides {strides:?} and offset {offset} are not all \
+                     multiples of 4",
+                    shape[3]
+                );
+            }
+            let first = shader.accesses.iter().find(|other| other.binding == access.binding);
+            if let Some(first) = first.filter(|first| first.name != name) {
+                let _ =
+                    write!(words, "; {name} lies so near {} in one buffer that both are bound as words", first.name);
+            }
+        }
+        words
     }
+}
 
-    /// The whole WGSL text of each kernel that runs, in their order, with its name.
-    pub fn wgsl(&self) -> Vec<(&str, String)> {
-        let kernels = self.stage.kernels().map(|kernel| (kernel.shader.name.as_str(), kernel.shader.source()));
-        let merge = self.split.iter().map(|split| (split.merge.shader.name.as_str(), split.merge.shader.source()));
-        kernels.chain(merge).chain(self.additional.iter().flat_map(|additional| additional.plan.wgsl())).collect()
-    }
+/// Where parts of the result go, one after another along the heads.
+fn split(builder: &mut Builder, prefix: &str, splits: usize, to: &Partial) -> Result<Partial> {
+    let mut part = |what: &str, operand: &Operand| {
+        let [batch, heads, rows, width] = operand.shape();
+        let layout = Layout::heads_first(DType::F32, [batch, heads * splits, rows, width]);
+        builder.scratch(format!("{prefix}parts: {what}"), layout)
+    };
+    Ok([part("out", &to[0])?, part("lse", &to[1])?])
 }
 
 /// The tensors that have an entry for each packed sequence.
 pub(super) const BY_SEQUENCE: [&str; 4] = ["bias", "mask", "blocks", "full_blocks"];
 
-/// The tensors, where each head is the work of so many workgroups a tile, which write parts of the result.
-fn arguments(shapes: &AttentionShapes, splits: usize, split: Option<&SplitPlan>) -> Vec<Argument> {
-    let group = shapes.q.shape[1] / shapes.k.shape[1];
-    let [blocks, full_blocks] = shapes.block_layouts();
-    let of_blocks = shapes.block_group();
-    let [out, lse] = split.map_or([&shapes.out, &shapes.lse], |split| split.partial.each_ref());
+/// The tensors, where each head is the work of so many workgroups a tile.
+fn arguments(shapes: &AttentionShapes, splits: usize, [out, lse]: &Partial) -> Vec<Argument> {
+    let group = shapes.q.shape()[1] / shapes.k.shape()[1];
+    let ([blocks, full_blocks], of_blocks) = (shapes.blocks(), shapes.block_group());
     let all = [
-        ("q", Some(&shapes.q), AccessKind::Load4, 1),
-        ("k", Some(&shapes.k), AccessKind::Load4, group),
-        ("v", Some(&shapes.v), AccessKind::Load4, group),
+        ("q", Some(&shapes.q), AccessKind::Load4, splits),
+        ("k", Some(&shapes.k), AccessKind::Load4, group * splits),
+        ("v", Some(&shapes.v), AccessKind::Load4, group * splits),
         ("out", Some(out), AccessKind::Store4, 1),
         ("lse", Some(lse), AccessKind::StoreBits, 1),
-        ("bias", shapes.bias.as_ref(), AccessKind::Load1, 1),
-        ("mask", shapes.mask.as_ref(), AccessKind::Load1, 1),
-        ("additional_k", None, AccessKind::Load4, 1),
-        ("additional_v", None, AccessKind::Load4, 1),
-        ("blocks", blocks, AccessKind::LoadBits, of_blocks),
-        ("full_blocks", full_blocks, AccessKind::LoadBits, of_blocks),
+        ("bias", shapes.bias.as_ref(), AccessKind::Load1, splits),
+        ("mask", shapes.mask.as_ref(), AccessKind::Load1, splits),
+        ("blocks", blocks, AccessKind::LoadBits, of_blocks * splits),
+        ("full_blocks", full_blocks, AccessKind::LoadBits, of_blocks * splits),
     ];
-    all.into_iter()
-        .zip(shapes.buffers)
-        .filter_map(|((name, layout, kind, group), buffer)| {
-            let whole = shapes.packed().is_some() && BY_SEQUENCE.contains(&name);
-            let written = ["out", "lse"].contains(&name);
-            // Parts go to buffers of our own.
-            let buffer =
-                if written && split.is_some() { shapes.buffers.len() + usize::from(name == "lse") } else { buffer };
-            let group = if written { 1 } else { group * splits };
-            Some(Argument { name, layout: layout?.clone(), kind, group, spread: 1, buffer, whole })
-        })
-        .collect()
-}
-
-impl fmt::Display for AttentionPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.heading)?;
-        write!(f, "; {} slice{}", self.slices().len(), if self.slices().len() == 1 { "" } else { "s" })?;
-        if let Some(note) = &self.stage.masks {
-            write!(f, "; {note}")?;
-        }
-        if !self.stage.main.shader.is_trusted() {
-            write!(f, "; bounds checks stay on, because of the caller's functions")?;
-        }
-        if let Some(additional) = &self.additional {
-            write!(f, "; additional keys by {}, merged", additional.plan)?;
-        }
-        for (argument, access) in self.stage.main.arguments.iter().zip(&self.stage.main.shader.accesses) {
-            let Layout { shape, strides, offset, .. } = &argument.layout;
-            let name = argument.name;
-            if !access.wide && matches!(access.kind, AccessKind::Load4 | AccessKind::Store4) {
-                write!(
-                    f,
-                    "; {name} moves one element at a time: width {}, strides {strides:?} and offset {offset} are not all \
-                     multiples of 4",
-                    shape[3]
-                )?;
-            }
-            let first = self.stage.main.shader.accesses.iter().find(|other| other.binding == access.binding);
-            if let Some(first) = first.filter(|first| first.name != name) {
-                write!(f, "; {name} lies so near {} in one buffer that both are bound as words", first.name)?;
-            }
-        }
-        Ok(())
-    }
+    let argument = |(name, operand, kind, group): (&'static str, Option<&Operand>, AccessKind, usize)| {
+        let whole = shapes.packed.is_some() && BY_SEQUENCE.contains(&name);
+        Some(Argument::new(name, operand?, kind, Heads { group, whole, ..EACH }))
+    };
+    all.into_iter().filter_map(argument).collect()
 }

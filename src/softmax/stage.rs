@@ -3,19 +3,16 @@
 
 mod parts;
 
-use super::tiles::Tiles;
+use super::visibility::Visibility;
 use super::{AttentionShapes, Portable, ScoreParams};
-use crate::arguments::{Argument, is_written};
-use crate::dispatch::{Kernel, Launch, Scratch, scratch};
 use crate::error::require;
-use crate::packed::{ONE, Schedule, ScheduleTable, Side, judge};
-use crate::shader::file;
-use crate::slices::cut;
-use crate::tensor::Verdict;
-use crate::{Caps, CuSeqlensShape, Gpu, Result, Slice, Tensor};
-use parts::{Parts, Work, slopes};
+use crate::packed::Schedule;
+use crate::packed::Side;
+use crate::program::shader::file;
+use crate::program::{Argument, Builder, Part, Step, cut, is_written};
+use crate::{Caps, Result};
+use parts::{Parts, TileMap, Work, slopes};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// What a stage computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +94,7 @@ pub(crate) struct Cells {
     pub together: [usize; 3],
     /// `MODE_…` of the shader, and the bits of its bound.
     pub mode: (u32, u32),
-    /// Whether each batch entry and head is a slice or several of its own.
+    /// Whether each batch entry and head is a part or several of its own.
     pub apart: bool,
 }
 
@@ -105,7 +102,7 @@ pub(crate) struct Cells {
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'a> {
     pub caps: &'a Caps,
-    pub tiles: &'a dyn Tiles,
+    pub visibility: &'a dyn Visibility,
     pub params: &'a ScoreParams,
     pub shapes: &'a AttentionShapes,
     pub engine: &'a Portable,
@@ -113,30 +110,30 @@ pub(crate) struct Setup<'a> {
     pub cells: Option<Cells>,
     /// Parts of what a tile visits, each a workgroup's.
     pub splits: usize,
+    /// What the rows' statistics for gradients are in.
+    pub stats: Option<usize>,
+    /// Names of scratch buffers begin with this.
+    pub prefix: &'static str,
 }
 
 impl Setup<'_> {
     /// Family, tiles and engine in words.
     pub fn heading(&self) -> String {
-        let tiles = self.tiles.describe(self.shapes, self.engine).map_or(String::new(), |tiles| format!("{tiles}; "));
-        format!("{}, {tiles}{}", self.tiles.family(), self.engine)
+        let tiles = self.visibility.describe(self.shapes, self.engine);
+        let tiles = tiles.map_or(String::new(), |tiles| format!("{tiles}; "));
+        format!("{}, {tiles}{}", self.visibility.family(), self.engine)
     }
 }
 
-/// A stage as planned.
-#[derive(Clone, Debug, PartialEq)]
+/// A stage as planned, its kernels added.
+#[derive(Debug)]
 pub(crate) struct Stage {
     pub pass: Pass,
-    pub main: Kernel,
-    /// Finds out which tiles the masks leave anything of.
-    pub map: Option<Kernel>,
-    /// Makes the table of packed sequences, where their offsets are on the GPU.
-    pub schedule: Option<Kernel>,
-    /// Tables that kernels write for one another: names and sizes in bytes.
-    pub scratch: Vec<(&'static str, u64)>,
-    pub slices: Vec<Slice>,
-    /// The slices for which the map is made: the same, or with one head each.
-    pub map_slices: Vec<Slice>,
+    pub main: Step,
+    pub parts: Vec<Part>,
+    /// The dispatches of the main kernel, one for each part, and what goes before each.
+    pub work: Range<usize>,
+    pub first: Vec<Vec<usize>>,
     /// Why tiles are skipped or not, where masks are asked.
     pub masks: Option<String>,
 }
@@ -148,48 +145,61 @@ const TILES_PER_WORD: usize = 16;
 /// quarter of that besides.
 fn check_rounds(setup: &Setup, pass: Pass, columns: usize) -> Result<()> {
     let Some(available) = setup.caps.loop_rounds() else { return Ok(()) };
-    let by_width = match setup.shapes.q.shape[3].max(setup.shapes.v.shape[3]) {
+    let by_width = match setup.shapes.q.shape()[3].max(setup.shapes.v.shape()[3]) {
         1..=16 => 80,
         17..=64 => 160,
         _ => 320,
     };
     let by_tile = if pass.has_stats() { 2 * by_width } else { by_width };
-    let what = format!("{} attention over {columns} tokens in one loop", setup.tiles.family());
+    let what = format!("{} attention over {columns} tokens in one loop", setup.visibility.family());
     setup.caps.within(&what, "rounds of llvmpipe's loops", (columns.div_ceil(64) * by_tile) as u64, available)
 }
 
 impl Stage {
     /// Plans a pass. A pair of a row and a column costs `flops_per_pair`. Full blocks come last among the arguments: they are
     /// left out where no mask is asked.
-    pub fn plan(setup: &Setup, pass: Pass, mut arguments: Vec<Argument>, flops_per_pair: f64) -> Result<Self> {
-        let Setup { caps, params, shapes, engine, .. } = *setup;
-        let [_, heads_q, queries, _] = shapes.q.shape;
-        let keys = shapes.k.shape[2];
+    pub fn plan(
+        builder: &mut Builder,
+        setup: &Setup,
+        pass: Pass,
+        mut arguments: Vec<Argument>,
+        flops_per_pair: f64,
+    ) -> Result<Self> {
+        let Setup { caps, params, shapes, engine, visibility, .. } = *setup;
+        let heads_q = shapes.q.shape()[1];
         let slopes = slopes(params, heads_q)?;
         let side = pass.side();
-        let packed =
-            shapes.packed().map(|sides| Schedule::plan(caps, sides, [queries, keys], side, engine.rows as usize));
-        let mut parts = Parts { setup: *setup, pass, slopes, packed: packed.transpose()?, map: None };
+        let name = format!("{}{}", setup.prefix, pass.name());
+        let packed = match &shapes.packed {
+            Some(sides) => {
+                let rows = [Side::Queries, Side::Keys].map(|side| shapes.rows(side));
+                // All passes look at the same offsets.
+                let checked = matches!(pass, Pass::Forward | Pass::Queries | Pass::Reduction);
+                Some(Schedule::plan(builder, &name, sides, rows, side, engine.rows as usize, checked)?)
+            }
+            None => None,
+        };
+        let mut parts = Parts { setup: *setup, pass, slopes, packed, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
         arguments.retain(|argument| argument.name != "full_blocks" || parts.chain().masks_hide());
         check_rounds(setup, pass, cols.max(visited * engine.cols as usize) * group / setup.splits)?;
-        let whole = Slice { batches: 0..batches, heads: 0..heads, tiles: 0..tiles };
         let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
         for name in ["blocks", "full_blocks"] {
             // What loops are bounded by must be the same for a whole workgroup: a compiler sees that of what is only read.
-            let written = arguments.iter().find(|a| a.name == name).is_some_and(|a| is_written(&arguments, a.buffer));
+            let found = arguments.iter().find(|a| a.name == name);
+            let written = found.is_some_and(|a| is_written(&arguments, a.operand.buffer));
             let bound = "in another buffer than what is written";
             require(!written, "block_mask", format!("its {name} in the buffer of an output"), bound)?;
         }
         let wholes = match setup.cells {
             Some(Cells { apart: true, .. }) => {
                 let each = (0..batches).flat_map(|b| (0..heads).map(move |h| (b, h)));
-                each.map(|(b, h)| Slice { batches: b..b + 1, heads: h..h + 1, tiles: 0..tiles }).collect()
+                each.map(|(b, h)| Part { batches: b..b + 1, heads: h..h + 1, tiles: 0..tiles }).collect()
             }
-            _ => vec![whole],
+            _ => vec![Part::whole([batches, heads, tiles])],
         };
         let mut slices = vec![];
-        for whole in wholes.into_iter().filter(|whole| !whole.sizes().contains(&0)) {
+        for whole in wholes {
             slices.extend(cut(caps, &arguments, whole, tile_flops)?);
         }
 
@@ -197,10 +207,10 @@ impl Stage {
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
         let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
-        let chosen = setup.tiles.choice(side, &arguments).is_some();
+        let chosen = visibility.choice(side, &arguments).is_some();
         let masks = (parts.chain().masks_hide() && !chosen && !pass.by_keys_of_all()).then(|| {
-            parts.map = Some(strides);
-            let buffers = parts.main(arguments.clone(), &slices).shader.storage_buffers();
+            parts.map = Some(TileMap { strides, scratch: 0 });
+            let buffers = parts.main(arguments.clone(), &[]).shader.storage_buffers();
             if buffers > u64::from(caps.storage_buffers) || map_bytes > caps.binding_bytes {
                 parts.map = None;
                 return format!(
@@ -212,121 +222,41 @@ impl Stage {
             let once = if by_head { "for each head" } else { "once for all heads" };
             format!("masks are asked first, {once}, and tiles that they hide are skipped")
         });
+        if let Some(map) = &mut parts.map {
+            map.scratch = builder.scratch_bytes(format!("{name}: tile map"), map_bytes);
+        }
         let main = parts.main(arguments, &slices);
         let buffers = main.shader.storage_buffers();
-        caps.within(setup.tiles.family(), "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+        caps.within(visibility.family(), "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
+
+        let schedule = parts.packed.as_ref().and_then(|packed| packed.kernel.as_ref());
+        let schedule: Vec<usize> = schedule.into_iter().flat_map(|kernel| builder.add(kernel)).collect();
         let splits = setup.splits;
-        let heads_of = |s: &Slice| match by_head {
-            true => s.heads.start / splits * group..s.heads.end.div_ceil(splits) * group,
+        let heads_of = |part: &Part| match by_head {
+            true => part.heads.start / splits * group..part.heads.end.div_ceil(splits) * group,
             false => 0..1,
         };
-        let map_slices: Vec<Slice> = slices.iter().map(|s| Slice { heads: heads_of(s), ..s.clone() }).collect();
-        let map = parts.map.map(|_| parts.map(&map_slices));
-        let mut scratch = vec![];
-        scratch.extend(map.is_some().then_some(("tile_map", map_bytes)));
-        let mut schedule = None;
-        if let Some(packed) = parts.packed
-            && let entries = packed.entries()
-            && let ScheduleTable::Gpu(kernel) = packed.table
-        {
-            schedule = Some(*kernel);
-            scratch.extend([("sequences", 16 * entries as u64), ("problem", 16)]);
-        }
-        Ok(Self { pass, main, map, schedule, scratch, slices, map_slices, masks })
-    }
-
-    /// The kernels in the order in which they run.
-    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
-        self.schedule.iter().chain(&self.map).chain([&self.main])
-    }
-}
-
-/// A stage compiled.
-#[derive(Debug)]
-pub(crate) struct StagePrepared {
-    main: Launch,
-    map: Option<Launch>,
-    map_slices: Vec<Slice>,
-    /// With the words that say what was wrong.
-    schedule: Option<(Launch, wgpu::Buffer)>,
-}
-
-impl StagePrepared {
-    /// `shared` are tables that other stages use too.
-    pub async fn new(gpu: &Gpu, stage: &Stage, shared: &Scratch) -> Result<Self> {
-        let mut tables = scratch(gpu, &stage.scratch).await?;
-        tables.extend(shared.iter().map(|(name, buffer)| (*name, buffer.clone())));
-        let launch = async |kernel, slices: &[Slice]| Launch::prepare(gpu, kernel, slices, &tables).await;
-        let main = launch(&stage.main, &stage.slices).await?;
-        let map = match &stage.map {
-            Some(map) => Some(launch(map, &stage.map_slices).await?),
-            None => None,
+        // Parts that differ by their heads only may share a map.
+        let mut mapped: Vec<Part> = vec![];
+        let mut map_of = |part: &Part| {
+            let part = Part { heads: heads_of(part), ..part.clone() };
+            mapped.iter().position(|other| *other == part).unwrap_or_else(|| {
+                mapped.push(part);
+                mapped.len() - 1
+            })
         };
-        let schedule = match &stage.schedule {
-            Some(kernel) => Some((launch(kernel, &[ONE]).await?, tables[&"problem"].clone())),
-            None => None,
-        };
-        Ok(Self { main, map, map_slices: stage.map_slices.clone(), schedule })
+        let places: Vec<usize> = slices.iter().map(&mut map_of).collect();
+        let map = parts.map.is_some().then(|| builder.add(&parts.map_kernel(&mapped)));
+        let before = |place: usize| schedule.iter().copied().chain(map.as_ref().map(|map| map.start + place)).collect();
+        let first = places.into_iter().map(before).collect();
+        let work = builder.add(&main);
+        Ok(Self { pass, main, parts: slices, work, first, masks })
     }
 
-    pub fn gpu(&self) -> &Gpu {
-        self.main.gpu()
-    }
-
-    pub fn slices(&self) -> &[Slice] {
-        self.main.slices()
-    }
-
-    /// Checks that the tensors are as prepared, and that the slices are there.
-    pub fn check(&self, tensors: &[&Tensor], which: &Range<usize>) -> Result<()> {
-        self.main.check(self.used(tensors), which).map(|_| ())
-    }
-
-    /// Without the full blocks where they are left out.
-    fn used<'a, 'b>(&self, tensors: &'a [&'b Tensor]) -> &'a [&'b Tensor] {
-        &tensors[..self.main.arguments().min(tensors.len())]
-    }
-
-    /// Records a copy of what was found wrong in offsets on the GPU, which later work does not change.
-    pub async fn verdict(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        shapes: &AttentionShapes,
-    ) -> Result<Option<Verdict>> {
-        let (Some((schedule, problem)), Some(sides)) = (&self.schedule, shapes.packed()) else { return Ok(None) };
-        if self.slices().is_empty() {
-            return Ok(None);
+    /// Makes each part a slice; `before` goes before them all.
+    pub fn add_slices(&self, builder: &mut Builder, before: &[usize]) {
+        for (i, first) in self.work.clone().zip(&self.first) {
+            builder.slice([before, first].concat(), i..i + 1);
         }
-        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let words = schedule.gpu().buffer("problem", problem.size(), usage, &[]).await?;
-        encoder.copy_buffer_to_buffer(problem, 0, &words, 0, problem.size());
-        let sides = sides.map(CuSeqlensShape::clone);
-        let rows = [shapes.q.shape[2], shapes.k.shape[2]];
-        Ok(Some(Verdict { words, judge: Arc::new(move |words| judge(words, [&sides[0], &sides[1]], rows)) }))
-    }
-
-    /// Records the slices `which`. `offsets` are those of packed sequences on the GPU.
-    pub fn encode(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        tensors: &[&Tensor],
-        mask: Option<&Tensor>,
-        offsets: &[&Tensor],
-        which: Range<usize>,
-    ) -> Result<()> {
-        self.check(tensors, &which)?;
-        if let Some((schedule, _)) = self.schedule.as_ref().filter(|_| !which.is_empty()) {
-            schedule.encode(pass, offsets, 0..1)?;
-        }
-        if let Some(map) = &self.map {
-            let mask: Vec<&Tensor> = mask.into_iter().collect();
-            // Slices that differ by their heads only may share a map. It is made anew in every command buffer, because
-            // others may use it in between.
-            let slices = &self.map_slices;
-            for i in which.clone().filter(|&i| !slices[which.start..i].contains(&slices[i])) {
-                map.encode(pass, &mask, i..i + 1)?;
-            }
-        }
-        self.main.encode(pass, self.used(tensors), which)
     }
 }

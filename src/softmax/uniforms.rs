@@ -1,9 +1,8 @@
 //! What the host tells the shaders of the softmax engine.
 
 use super::{AttentionShapes, ScoreParams};
-use crate::arguments::{Argument, address_of};
 use crate::packed::Side;
-use crate::{Caps, Slice};
+use crate::program::Part;
 
 /// The uniform struct of `shaders/softmax/params.wgsl`.
 #[repr(C)]
@@ -49,7 +48,7 @@ pub(super) struct Params {
     pub pad: [u32; 2],
 }
 
-/// How the work is divided: the same for every slice.
+/// How the work is divided: the same for every part of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Division {
     /// Tiles of rows of a batch entry.
@@ -75,23 +74,21 @@ pub(super) struct BiasDivision {
     pub together: [usize; 3],
 }
 
-/// The uniform struct of a slice, for a kernel with these arguments.
+/// The uniform struct of a part of the work.
 pub(super) fn uniforms(
-    caps: &Caps,
     params: &ScoreParams,
     shapes: &AttentionShapes,
     division: Division,
-    arguments: &[Argument],
-    slice: &Slice,
-) -> Vec<u8> {
-    let [batch, heads, queries, head_dim] = shapes.q.shape;
-    let [_, heads_kv, keys, _] = shapes.k.shape;
-    let address = |name: &str| address_of(caps, arguments, name, slice);
+    part: &Part,
+    address: &dyn Fn(&str) -> [u32; 4],
+) -> Params {
+    let [batch, heads, queries, head_dim] = shapes.q.shape();
+    let [_, heads_kv, keys, _] = shapes.k.shape();
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     let group = (heads / heads_kv) as u32;
     let pairs = shapes.pairs();
     let by_keys = division.side == Side::Keys;
-    let params = Params {
+    Params {
         q: address("q"),
         k: address("k"),
         v: address("v"),
@@ -111,13 +108,13 @@ pub(super) fn uniforms(
         values: address("values"),
         indices: address("indices"),
         stats: [0, if batch > 1 { (heads * queries) as u32 } else { 0 }, queries as u32, 1],
-        first: [slice.batches.start as u32, slice.heads.start as u32, slice.tiles.start as u32],
+        first: part.first(),
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
         keys: keys as u32,
         group: if by_keys { 1 } else { group },
         q_factor: if division.scored { scale } else { scale * std::f32::consts::LOG2_E },
-        last_tile: slice.tiles.end as u32 - 1,
+        last_tile: part.tiles.end as u32 - 1,
         tiles: division.tiles as u32,
         sequences: division.sequences as u32,
         map_tile: division.map[0] as u32,
@@ -130,14 +127,13 @@ pub(super) fn uniforms(
         bias_rows: shapes.bias_shape()[2] as u32,
         bias_cols: pairs[3] as u32,
         pad: [0; 2],
-    };
-    bytemuck::bytes_of(&params).to_vec()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Params;
-    use crate::shader::{file, layout::assert_layout};
+    use crate::program::shader::{file, layout::assert_layout};
 
     #[test]
     fn params_lie_in_memory_as_the_shader_reads_them() {

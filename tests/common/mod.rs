@@ -8,7 +8,7 @@ pub mod golden;
 use std::ops::Range;
 use std::sync::OnceLock;
 use wgpu_attention::catalogue::{Case, normal};
-use wgpu_attention::{Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
+use wgpu_attention::{Call, Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
 
 pub const BOTTOM_RIGHT: FlashParams = FlashParams {
     causal: Some(Causal::BottomRight),
@@ -57,6 +57,11 @@ pub fn tokens(values: &[f32], [batch, heads, n, d]: [usize; 4], which: Range<usi
 
 pub fn read(tensor: &Tensor) -> Vec<f32> {
     pollster::block_on(tensor.read()).expect("a readable tensor")
+}
+
+/// A tensor of a call, by its name.
+pub fn named<'a>(call: &'a impl Call, name: &str) -> &'a Tensor {
+    call.tensors().into_iter().find(|(other, _)| other == name).expect(name).1
 }
 
 /// [batch, tokens, heads, width] as [batch, heads, tokens, width].

@@ -91,26 +91,24 @@ fn all_tests() -> Vec<Command> {
     ["--all-targets", "--doc"].map(|what| cargo(&["test", CLI, what, "--", "--nocapture"])).into()
 }
 
-/// The test programs that use a GPU.
-const GPU_TESTS: [&str; 17] = [
-    "--test=flash",
-    "--test=neighborhood",
-    "--test=block_sparse",
-    "--test=block_masks",
-    "--test=score_reduction",
-    "--test=rotary",
-    "--test=gate",
-    "--test=gate_decode",
-    "--test=linear",
-    "--test=linear_golden",
-    "--test=backward",
-    "--test=hooks",
-    "--test=packed",
-    "--test=merge",
-    "--test=promises",
-    "--test=embedding",
-    "--test=errors",
-];
+/// The test programs that use no GPU, or go by themselves.
+const HOST_TESTS: [&str; 5] = ["cli", "floors", "memory", "run", "shaders"];
+
+/// All others, as arguments.
+fn gpu_tests() -> Result<Vec<String>> {
+    let mut found = vec![];
+    let folder = root().join("tests");
+    let unreadable = |e: std::io::Error| format!("{}: {e}", folder.display());
+    for entry in std::fs::read_dir(&folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.extension().is_some_and(|extension| extension == "rs") && !HOST_TESTS.contains(&name) {
+            found.push(format!("--test={name}"));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
 
 fn matrix() -> Result<()> {
     let lavapipe = drivers::lavapipe()?;
@@ -120,6 +118,8 @@ fn matrix() -> Result<()> {
     web_target()?;
     run(cargo(&["test", CLI, "--all-targets", "--no-run"]))?;
     run(cargo(&["build", BROWSER]))?;
+    let tests = gpu_tests()?;
+    let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
     let gpu = |tests: &[&str], mode: &str, on: &dyn Fn(&mut Command)| {
         let mut command = cargo(&["test", CLI]);
         command.args(tests).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
@@ -141,13 +141,13 @@ fn matrix() -> Result<()> {
     let together = vec![
         Stage::new("every shader through a browser's compiler", browser_compiles()?),
         Stage::new("lavapipe, all tests, trusted shaders", all),
-        Stage::new("lavapipe, checked shaders", gpu(&GPU_TESTS, "checked", &on(&lavapipe))),
-        Stage::new("Mesa's lavapipe with cooperative matrices", gpu(&GPU_TESTS, "", &on_cooperative)),
-        Stage::new("lavapipe, core WebGPU features and default limits", gpu(&GPU_TESTS, "core", &on(&lavapipe))),
-        Stage::new("SwiftShader, trusted shaders", gpu(&GPU_TESTS, "", &on(&swiftshader))),
+        Stage::new("lavapipe, checked shaders", gpu(&tests, "checked", &on(&lavapipe))),
+        Stage::new("Mesa's lavapipe with cooperative matrices", gpu(&tests, "", &on_cooperative)),
+        Stage::new("lavapipe, core WebGPU features and default limits", gpu(&tests, "core", &on(&lavapipe))),
+        Stage::new("SwiftShader, trusted shaders", gpu(&tests, "", &on(&swiftshader))),
         Stage::new(
             "SwiftShader, checked shaders, core features and limits",
-            gpu(&GPU_TESTS, "checked,core", &on(&swiftshader)),
+            gpu(&tests, "checked,core", &on(&swiftshader)),
         ),
         Stage::new("the library and its JavaScript API as WebAssembly", wasm()),
     ];

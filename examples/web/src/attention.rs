@@ -2,14 +2,14 @@
 
 use crate::error::Result;
 use crate::gate::BlockMask;
-use crate::gpu::{Gpu, Tensor, times};
+use crate::gpu::{Gpu, Tensor, seconds, times};
 use crate::params::{BlockSparseParams, FlashParams, NeighborhoodParams, params};
 use crate::promise;
 use js_sys::Promise;
 use std::rc::Rc;
 use tsify::Ts;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::{AttentionInputs, AttentionOutputs, AttentionPrepared, AttentionShapes};
+use wgpu_attention::{AttentionInputs, Prepared, Shapes};
 
 /// Output and log-sum-exp.
 #[wasm_bindgen]
@@ -63,7 +63,7 @@ impl Call {
         Ok(AttentionResult { out, lse })
     }
 
-    async fn prepare(&self, shapes: &AttentionShapes) -> Result<AttentionPrepared> {
+    async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
         Ok(match &*self.kernel {
             Kernel::Flash(attention) => attention.prepare(shapes).await?,
             Kernel::Neighborhood(attention) => attention.prepare(shapes).await?,
@@ -72,18 +72,15 @@ impl Call {
     }
 
     async fn time(self, repeat: Option<u32>) -> Result<f64> {
-        let (repeat, inputs) = (times(repeat)?, self.inputs());
-        let shapes = AttentionShapes::of_inputs(&inputs);
-        let prepared = self.prepare(&shapes).await?;
-        let out = wgpu_attention::Tensor::empty(&self.gpu, shapes.out).await?;
-        let lse = wgpu_attention::Tensor::empty(&self.gpu, shapes.lse).await?;
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
-        let time = self.gpu.time(|pass| (0..repeat).try_for_each(|_| prepared.encode_in(pass, &inputs, &outputs)));
-        Ok(time.await?.seconds / f64::from(repeat))
+        let repeat = times(repeat)?;
+        let inputs: &dyn wgpu_attention::Call = &self.inputs();
+        let prepared = self.prepare(&Shapes::of(inputs)).await?;
+        seconds(&self.gpu, &prepared, inputs, repeat).await
     }
 
     fn plan(&self) -> Result<String> {
-        let shapes = AttentionShapes::of_inputs(&self.inputs());
+        let inputs: &dyn wgpu_attention::Call = &self.inputs();
+        let shapes = Shapes::of(inputs);
         let plan = match &*self.kernel {
             Kernel::Flash(attention) => attention.plan(&shapes)?,
             Kernel::Neighborhood(attention) => attention.plan(&shapes)?,

@@ -4,7 +4,8 @@ use crate::error::{Failure, Result};
 use crate::promise;
 use js_sys::{Float32Array, Promise};
 use wasm_bindgen::prelude::*;
-use wgpu_attention::DType;
+use wgpu_attention::program::Name;
+use wgpu_attention::{Call, DType, Prepared};
 
 #[wasm_bindgen]
 extern "C" {
@@ -63,6 +64,22 @@ pub fn times(repeat: Option<u32>) -> Result<u32> {
         0 => Err(Failure::argument("repeat", "0".into(), "at least 1")),
         repeat => Ok(repeat),
     }
+}
+
+/// Seconds that the GPU takes for a call: the mean of so many runs, one after another in one go. Its outputs are allocated.
+pub async fn seconds(gpu: &wgpu_attention::Gpu, prepared: &Prepared, inputs: &dyn Call, repeat: u32) -> Result<f64> {
+    let given = inputs.tensors();
+    let mut outputs = vec![];
+    for spec in &prepared.plan().tensors {
+        if given.iter().all(|(name, _)| *name != spec.name) {
+            let tensor = wgpu_attention::Tensor::empty(gpu, spec.layout.clone()).await?;
+            outputs.push((spec.name.clone(), tensor));
+        }
+    }
+    let outputs: Vec<(Name, &wgpu_attention::Tensor)> = outputs.iter().map(|(name, to)| (name.clone(), to)).collect();
+    let call = (inputs, outputs);
+    let time = gpu.time(|pass| (0..repeat).try_for_each(|_| prepared.encode_in(pass, &call))).await?;
+    Ok(time.seconds / f64::from(repeat))
 }
 
 fn dtype_of(name: Option<&str>) -> Result<DType> {

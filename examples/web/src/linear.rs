@@ -1,13 +1,13 @@
 //! Linear attention.
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Tensor, times};
+use crate::gpu::{Gpu, Tensor, seconds, times};
 use crate::params::{LinearParams, params};
 use crate::promise;
 use js_sys::Promise;
 use tsify::Ts;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::{LinearInputs, LinearOutputs, LinearShapes, LinearState};
+use wgpu_attention::{LinearInputs, Shapes};
 
 /// Linear attention: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`.
 #[wasm_bindgen]
@@ -52,8 +52,8 @@ impl LinearAttention {
 
     /// What runs for such tensors, in words.
     pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<String> {
-        let shapes = LinearShapes::of_inputs(&LinearInputs::new(&q.0, &k.0, &v.0), false);
-        Ok(self.attention.plan(&shapes)?.to_string())
+        let inputs: &dyn wgpu_attention::Call = &LinearInputs::new(&q.0, &k.0, &v.0);
+        Ok(self.attention.plan(&Shapes::of(inputs))?.to_string())
     }
 }
 
@@ -89,12 +89,9 @@ impl Call {
     }
 
     async fn time(self, repeat: Option<u32>) -> Result<f64> {
-        let (repeat, inputs) = (times(repeat)?, self.inputs());
-        let shapes = LinearShapes::of_inputs(&inputs, false);
-        let prepared = self.attention.prepare(&shapes).await?;
-        let o = wgpu_attention::Tensor::empty(&self.gpu, shapes.o).await?;
-        let to = LinearOutputs { o: &o, state: LinearState::Unwanted, snapshots: None };
-        let time = self.gpu.time(|pass| (0..repeat).try_for_each(|_| prepared.encode_in(pass, &inputs, &to)));
-        Ok(time.await?.seconds / f64::from(repeat))
+        let repeat = times(repeat)?;
+        let inputs: &dyn wgpu_attention::Call = &self.inputs();
+        let prepared = self.attention.prepare(&Shapes::of(inputs)).await?;
+        seconds(&self.gpu, &prepared, inputs, repeat).await
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use wgpu_attention::catalogue::FAMILIES;
 use wgpu_attention::{Error, Gpu, GpuOptions, Result};
 
-pub fn info(options: &GpuOptions) -> Result<ExitCode> {
+pub fn info(options: &GpuOptions, json: bool) -> Result<ExitCode> {
     let all = pollster::block_on(Gpu::request_all(options));
     if all.is_empty() {
         return Err(super::no_adapter(options));
@@ -14,10 +14,14 @@ pub fn info(options: &GpuOptions) -> Result<ExitCode> {
         let gpu = match gpu {
             Ok(gpu) => gpu,
             Err(e) => {
-                println!("{e}");
+                eprintln!("{e}");
                 continue;
             }
         };
+        if json {
+            println!("{}", serde_json::to_string(gpu.caps()).expect("limits are plain data"));
+            continue;
+        }
         println!("{}", gpu.caps());
         for family in FAMILIES {
             for plan in (family.variants)(gpu.caps()) {

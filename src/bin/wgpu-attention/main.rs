@@ -2,6 +2,7 @@
 
 mod check;
 mod info;
+mod plan;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -22,7 +23,12 @@ enum Command {
     Info {
         #[command(flatten)]
         device: Device,
+        /// What planning looks at of each adapter, as JSON: a file for `plan --caps`, where there is one adapter.
+        #[arg(long)]
+        json: bool,
     },
+    /// Say what would run for shapes and limits, in words or as JSON that any WebGPU program can run. No GPU is needed.
+    Plan(plan::Options),
     /// Run every kernel against its float64 reference on every adapter present. Exits with 1 if a case fails.
     Check(check::Options),
     /// Run a kernel on the tensors of a file.
@@ -70,7 +76,8 @@ fn main() -> ExitCode {
         Err(e) => e.exit(),
     };
     let result = match cli.command {
-        Command::Info { device } => info::info(&device.options()),
+        Command::Info { device, json } => info::info(&device.options(), json),
+        Command::Plan(options) => plan::plan(&options),
         Command::Check(options) => check::check(&options),
         Command::Shaders { folder } => info::shaders(&folder),
         Command::Run(options) => run::run(&options),

@@ -1,16 +1,16 @@
 //! What the kernels of a stage are made of: tables, files, the chain of functions that change a score.
 
 use super::{Cells, Pass, Setup};
-use crate::arguments::Argument;
-use crate::dispatch::Kernel;
+use crate::Result;
 use crate::error::require;
-use crate::hook;
-use crate::packed::{Schedule, ScheduleTable, Side};
-use crate::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
+use crate::packed::Schedule;
+use crate::packed::Side;
+use crate::program::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
+use crate::program::{Argument, EACH, Heads, Part, Step, Table};
+use crate::program::{float_table, small_table};
 use crate::softmax::ScoreParams;
-use crate::softmax::tiles::{Extent, float_table, small_table};
 use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
-use crate::{Result, Slice};
+use crate::softmax::visibility::Extent;
 
 /// ALiBi's slopes.
 pub(super) fn slopes(params: &ScoreParams, heads: usize) -> Result<Option<Vec<f32>>> {
@@ -33,26 +33,35 @@ pub(super) struct Work {
     pub visited: usize,
 }
 
+/// The map of what masks hide.
+#[derive(Clone, Copy)]
+pub(super) struct TileMap {
+    /// Words from one tile of rows to the next, and from one head to the next.
+    pub strides: [usize; 2],
+    pub scratch: usize,
+}
+
 /// What the kernels are made of.
 pub(super) struct Parts<'a> {
     pub setup: Setup<'a>,
     pub pass: Pass,
     pub slopes: Option<Vec<f32>>,
     pub packed: Option<Schedule>,
-    /// Words of the tile map from one tile of rows to the next, and from one head to the next.
-    pub map: Option<[usize; 2]>,
+    pub map: Option<TileMap>,
 }
+
+/// Tables with what they hold.
+type Tables = Vec<(Binding, Table)>;
 
 impl Parts<'_> {
     pub fn chain(&self) -> Chain {
-        let ScoreParams { softcap, score_mod, mask_mod, .. } = self.setup.params;
-        let softcap = softcap.map(|_| "softcap");
+        let softcap = self.setup.params.softcap.map(|_| "softcap");
         let alibi = self.slopes.as_ref().map(|_| "alibi");
         let bias = self.setup.shapes.bias.as_ref().map(|_| "bias");
         Chain {
             scores: softcap.into_iter().chain(alibi).chain(bias).collect(),
             masks: self.setup.shapes.mask.iter().map(|_| "mask").collect(),
-            hooks: hook::place(score_mod, mask_mod),
+            hooks: self.setup.params.hooks(),
             gradient: match self.pass {
                 Pass::Forward => None,
                 Pass::Bias => Some(Gradient::Bias),
@@ -63,8 +72,9 @@ impl Parts<'_> {
 
     /// Whether a mask may hide something else from one head than from another.
     pub fn masks_differ_by_head(&self) -> bool {
-        let mask = self.setup.shapes.mask.as_ref().is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1);
-        mask || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
+        let mask = self.setup.shapes.mask.as_ref().map(|mask| &mask.layout);
+        mask.is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1)
+            || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
     }
 
     /// The files behind the chain.
@@ -78,14 +88,12 @@ impl Parts<'_> {
     }
 
     /// The table of sequences, and the file that reads it.
-    fn sequences(&self) -> ((Binding, Option<Vec<u8>>), &'static str) {
-        let storage = |contents| {
-            let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
-            ((binding, contents), file::WORKGROUPS_PACKED)
-        };
-        match self.packed.as_ref().map(|schedule| &schedule.table) {
-            Some(ScheduleTable::Host(rows)) => storage(Some(bytemuck::cast_slice(rows).to_vec())),
-            Some(ScheduleTable::Gpu(_)) => storage(None),
+    fn sequences(&self) -> ((Binding, Table), &'static str) {
+        match &self.packed {
+            Some(schedule) => {
+                let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
+                ((binding, schedule.table.clone()), file::WORKGROUPS_PACKED)
+            }
             None => (small_table("sequences", &self.setup.shapes.padded()), file::WORKGROUPS_PADDED),
         }
     }
@@ -94,34 +102,31 @@ impl Parts<'_> {
         &self,
         (name, splits): (&str, usize),
         arguments: Vec<Argument>,
-        tables: Vec<(Binding, Option<Vec<u8>>)>,
+        tables: Tables,
         files: Vec<&'static str>,
         chain: Chain,
-        slices: &[Slice],
-    ) -> Kernel {
-        let [batch, _, _, head_dim] = self.setup.shapes.q.shape;
+        parts: &[Part],
+    ) -> Step {
+        let Setup { caps, shapes, engine, visibility, params, .. } = self.setup;
+        let [batch, _, _, head_dim] = shapes.q.shape();
         let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
         let division = Division {
             tiles: self.extent().tiles,
             sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
-            map: self.map.unwrap_or_default(),
+            map: self.map.map_or([0; 2], |map| map.strides),
             scored: self.chain().scores_change(),
             side: self.pass.side(),
             bias: self.bias_division(),
         };
-        let uniforms = slices
-            .iter()
-            .map(|slice| uniforms(self.setup.caps, self.setup.params, self.setup.shapes, division, &arguments, slice))
-            .collect();
-        let Setup { shapes, engine, tiles, .. } = self.setup;
-        let mut constants = engine.constants(head_dim, shapes.v.shape[3]);
-        constants.extend(tiles.constants(self.pass.side(), shapes, engine));
+        let mut constants = engine.constants(head_dim, shapes.v.shape()[3]);
+        constants.extend(visibility.constants(self.pass.side(), shapes, engine));
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         constants.push(("SPLITS", splits as u32));
-        let name = format!("{} {name}", tiles.family());
-        let unrolled = self.setup.caps.wants_unrolled();
-        let shader = Shader { unrolled, ..Shader::of(name, constants, files, Some(chain)) };
-        Kernel::new(self.setup.caps, shader, arguments, tables, uniforms)
+        let name = format!("{} {name}", visibility.family());
+        let shader = Shader { unrolled: caps.wants_unrolled(), ..Shader::of(name, constants, files, Some(chain)) };
+        let params =
+            |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| uniforms(params, shapes, division, part, address);
+        Step::new(caps, shader, arguments, tables, parts.to_vec(), params)
     }
 
     /// What the gradient of a bias adds up, and its tiles.
@@ -137,18 +142,18 @@ impl Parts<'_> {
 
     /// The work on one batch entry and head, sequences in full length.
     fn extent(&self) -> Extent {
-        let (queries, keys) = (self.setup.shapes.q.shape[2], self.setup.shapes.k.shape[2]);
+        let (queries, keys) = (self.setup.shapes.rows(Side::Queries), self.setup.shapes.rows(Side::Keys));
         let (rows, cols) = match self.pass.side() {
             Side::Queries => (queries, keys),
             Side::Keys => (keys, queries),
         };
-        self.setup.tiles.extent(self.pass.side(), rows, cols, self.setup.engine)
+        self.setup.visibility.extent(self.pass.side(), rows, cols, self.setup.engine)
     }
 
     /// The work of the pass.
     pub fn work(&self) -> Work {
         let Setup { shapes, engine, .. } = self.setup;
-        let (batches, heads_q, heads_kv) = (shapes.q.shape[0], shapes.q.shape[1], shapes.k.shape[1]);
+        let (batches, heads_q, heads_kv) = (shapes.q.shape()[0], shapes.q.shape()[1], shapes.k.shape()[1]);
         let Extent { tiles, cols, visited } = self.extent();
         let [_, _, longest_queries, longest_keys] = shapes.pairs();
         let (heads, group, longest) = match self.pass.side() {
@@ -159,14 +164,8 @@ impl Parts<'_> {
             let tile = [engine.rows as usize, engine.cols as usize];
             let parts = |i: usize| groups[i + 1].div_ceil(tile[i] / within[i]);
             let cols = tile[1] * together.iter().product::<usize>();
-            return Work {
-                batches: shapes.pairs()[0],
-                heads: groups[0],
-                group,
-                tiles: parts(0) * parts(1),
-                cols,
-                visited,
-            };
+            let (batches, heads, tiles) = (shapes.pairs()[0], groups[0], parts(0) * parts(1));
+            return Work { batches, heads, group, tiles, cols, visited };
         }
         match &self.packed {
             _ if self.pass == Pass::Bias => {
@@ -184,14 +183,16 @@ impl Parts<'_> {
         }
     }
 
-    pub fn main(&self, arguments: Vec<Argument>, slices: &[Slice]) -> Kernel {
+    pub fn main(&self, arguments: Vec<Argument>, parts: &[Part]) -> Step {
         let (sequences, work) = self.sequences();
         let mut tables = vec![sequences];
         tables.extend(self.own_tables());
         tables.extend(self.slopes.as_ref().map(|slopes| float_table("slopes", slopes)));
-        tables.extend(self.map.map(|_| (tile_map(false), None)));
-        let stats = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
-        tables.extend(self.pass.has_stats().then_some((stats, None)));
+        tables.extend(self.tile_map(false));
+        if let (true, Some(stats)) = (self.pass.has_stats(), self.setup.stats) {
+            let binding = Binding::Table { name: "stats", ty: "vec2f", length: None, write: false };
+            tables.push((binding, Table::Scratch(stats)));
+        }
         tables.extend(self.cells().map(|table| small_table("reduction", &table)));
         let mut files = vec![
             file::PARAMS,
@@ -202,23 +203,22 @@ impl Parts<'_> {
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
-        let (tiles, side) = (self.setup.tiles, self.pass.side());
+        let (visibility, side) = (self.setup.visibility, self.pass.side());
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
-        files.extend(tiles.choice(side, &arguments).unwrap_or(vec![mapped]));
-        files.extend(tiles.files(side));
+        files.extend(visibility.choice(side, &arguments).unwrap_or(vec![mapped]));
+        files.extend(visibility.files(side));
         files.extend(self.pass.files());
-        if self.pass == Pass::Reduction {
-            let indices = arguments.iter().any(|argument| argument.name == "indices");
-            files.push(if indices { file::REDUCTION_VALUE_AND_INDEX } else { file::REDUCTION_VALUE });
+        let has = |name: &str| arguments.iter().any(|argument| argument.name == name);
+        match self.pass {
+            Pass::Reduction if has("indices") => files.push(file::REDUCTION_VALUE_AND_INDEX),
+            Pass::Reduction => files.push(file::REDUCTION_VALUE),
+            Pass::Queries if has("dq_so_far") => files.push(file::DQ_SO_FAR),
+            Pass::Queries => files.push(file::NO_DQ_SO_FAR),
+            Pass::Forward if self.setup.splits > 1 => files.push(file::WORKGROUPS_SPLIT),
+            Pass::Forward => files.push(file::WORKGROUPS_WHOLE),
+            _ => {}
         }
-        if self.pass == Pass::Queries {
-            let adds = arguments.iter().any(|argument| argument.name == "dq_so_far");
-            files.push(if adds { file::DQ_SO_FAR } else { file::NO_DQ_SO_FAR });
-        }
-        if self.pass == Pass::Forward {
-            files.push(if self.setup.splits > 1 { file::WORKGROUPS_SPLIT } else { file::WORKGROUPS_WHOLE });
-        }
-        self.kernel((self.pass.name(), self.setup.splits), arguments, tables, files, self.chain(), slices)
+        self.kernel((self.pass.name(), self.setup.splits), arguments, tables, files, self.chain(), parts)
     }
 
     /// The table of a score reduction.
@@ -234,24 +234,24 @@ impl Parts<'_> {
     }
 
     /// The tables of the family.
-    fn own_tables(&self) -> Vec<(Binding, Option<Vec<u8>>)> {
-        self.setup.tiles.tables(self.pass.side(), self.setup.shapes, self.setup.engine)
+    fn own_tables(&self) -> Tables {
+        self.setup.visibility.tables(self.pass.side(), self.setup.shapes, self.setup.engine)
     }
 
-    pub fn map(&self, slices: &[Slice]) -> Kernel {
+    fn tile_map(&self, write: bool) -> Option<(Binding, Table)> {
+        let binding = Binding::Table { name: "tile_map", ty: "u32", length: None, write };
+        self.map.map(|map| (binding, Table::Scratch(map.scratch)))
+    }
+
+    /// The kernel that makes the map.
+    pub fn map_kernel(&self, parts: &[Part]) -> Step {
         let (sequences, work) = self.sequences();
-        let mut tables = vec![sequences, (tile_map(true), None)];
+        let mut tables = vec![sequences];
+        tables.extend(self.tile_map(true));
         tables.extend(self.own_tables());
-        let mask = self.setup.shapes.mask.as_ref().map(|layout| Argument {
-            name: "mask",
-            layout: layout.clone(),
-            kind: AccessKind::Load1,
-            group: 1,
-            spread: 1,
-            buffer: 0,
-            whole: self.packed.is_some(),
-        });
-        let arguments = mask.into_iter().collect();
+        let heads = Heads { whole: self.packed.is_some(), ..EACH };
+        let mask = self.setup.shapes.mask.as_ref();
+        let arguments = mask.map(|mask| Argument::new("mask", mask, AccessKind::Load1, heads)).into_iter().collect();
         let mut files = vec![
             file::PARAMS,
             file::TILE_MAP,
@@ -262,11 +262,7 @@ impl Parts<'_> {
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
-        files.extend(self.setup.tiles.files(self.pass.side()));
-        self.kernel(("tile map", 1), arguments, tables, files, self.chain().of_masks(), slices)
+        files.extend(self.setup.visibility.files(self.pass.side()));
+        self.kernel(("tile map", 1), arguments, tables, files, self.chain().of_masks(), parts)
     }
-}
-
-fn tile_map(write: bool) -> Binding {
-    Binding::Table { name: "tile_map", ty: "u32", length: None, write }
 }

@@ -1,14 +1,15 @@
 //! `run` of a kernel that is softmax attention.
 
+use super::call::{Named, Uploaded};
 use super::file::{Floats, Inputs, Output, error};
+use super::sequences::longest;
 use super::{Backend, Options};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use wgpu_attention::reference::{self, At, FlashProblem};
 use wgpu_attention::{
-    Attention, AttentionInputs, AttentionOutputs, AttentionParams, AttentionPlan, AttentionShapes, BlockGrid,
-    BlockMask, BlockMaskShape, CuSeqlens, CuSeqlensShape, DType, FlashParams, Gpu, GpuOptions, Layout, Result, Tensor,
+    Attention, AttentionParams, BlockGrid, BlockMask, Call, Caps, DType, FlashParams, Gpu, GpuOptions, Result, Shapes,
     wgpu,
 };
 
@@ -19,12 +20,8 @@ pub struct Problem<P> {
     pub known: FlashParams,
     pub sees: Box<dyn Fn(At) -> bool>,
     pub blocks: Option<Blocks>,
-    pub q: Floats,
-    pub k: Floats,
-    pub v: Floats,
-    pub bias: Option<Floats>,
-    pub mask: Option<Floats>,
-    pub additional: [Option<Floats>; 2],
+    /// By the names of a call.
+    pub tensors: Named,
     pub seqlens: [Option<Vec<usize>>; 2],
     pub cu_seqlens: Option<[Vec<u32>; 2]>,
 }
@@ -37,12 +34,6 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    fn shape(&self) -> BlockMaskShape {
-        let Self { grid, .. } = self;
-        let chosen = Some(Layout::heads_first(DType::U32, grid.shape()));
-        BlockMaskShape { block: grid.block, blocks: grid.blocks(), chosen, full: None, heads: vec![] }
-    }
-
     async fn upload(&self, gpu: &Gpu) -> Result<BlockMask> {
         let (heads, [rows, cols]) = (self.grid.heads, self.grid.blocks());
         BlockMask::from_fn(gpu, self.grid, |b, h, i, j| self.chosen[((b * heads + h) * rows + i) * cols + j]).await
@@ -58,19 +49,19 @@ pub fn params<T: DeserializeOwned>(options: &Options) -> Result<T> {
 impl<P: AttentionParams> Problem<P> {
     /// Keys and values of all tokens, and the additional ones.
     pub fn read(inputs: &Inputs, params: P, known: FlashParams, packed: bool) -> Result<Self> {
-        let tokens = |name: &str| inputs.tokens(name, packed);
-        let some = |name: &str| if inputs.has(name) { inputs.tokens(name, false).map(Some) } else { Ok(None) };
+        let mut tensors = Named::new();
+        for name in ["q", "k", "v"] {
+            tensors.insert(name, inputs.tokens(name, packed)?);
+        }
+        for name in ["additional_k", "additional_v"].into_iter().filter(|name| inputs.has(name)) {
+            tensors.insert(name, inputs.tokens(name, false)?);
+        }
         Ok(Self {
             params,
             known,
             sees: Box::new(|_| true),
             blocks: None,
-            q: tokens("q")?,
-            k: tokens("k")?,
-            v: tokens("v")?,
-            bias: None,
-            mask: None,
-            additional: [some("additional_k")?, some("additional_v")?],
+            tensors,
             seqlens: [None, None],
             cu_seqlens: None,
         })
@@ -85,127 +76,110 @@ impl<P: AttentionParams> Problem<P> {
             Backend::Gpu => pollster::block_on(self.on_gpu(options.adapter.as_deref()))?,
             Backend::Reference => self.on_cpu()?,
         };
-        let [b, h, n, d] = [self.q.shape[0], self.q.shape[1], self.q.shape[2], self.v.shape[3]];
-        let out = inputs.output("out", Floats { dtype: self.q.dtype, shape: [b, h, n, d], values: out }, packed);
+        let rows @ [b, h, n, _] = self.rows();
+        let out = Floats { dtype: self.tensors["q"].dtype, shape: rows, values: out };
+        let out = inputs.output("out", out, packed);
         let shape = if packed { vec![h, n] } else { vec![b, h, n] };
         Ok(vec![out, Output { name: "lse", dtype: DType::F32, shape, values: lse }])
     }
 
+    /// The shape of the output.
+    pub(super) fn rows(&self) -> [usize; 4] {
+        let [batch, heads, queries, _] = self.tensors["q"].shape;
+        [batch, heads, queries, self.tensors["v"].shape[3]]
+    }
+
     /// [batch or sequences, heads, longest queries, longest keys] of bias and mask.
     pub fn pairs(&self) -> [usize; 4] {
-        let heads = self.q.shape[1];
+        let [batch, heads, queries, _] = self.tensors["q"].shape;
         match &self.cu_seqlens {
-            None => [self.q.shape[0], heads, self.q.shape[2], self.k.shape[2]],
-            Some(sides) => {
-                let [q, k] = sides.each_ref().map(|side| CuSeqlensShape::Host(side.clone()));
-                [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()]
-            }
+            None => [batch, heads, queries, self.tensors["k"].shape[2]],
+            Some([q, k]) => [q.len().saturating_sub(1), heads, longest(q), longest(k)],
         }
     }
 
-    /// Layouts, for the checks that need no GPU.
-    pub(super) fn shapes(&self) -> Result<AttentionShapes> {
-        let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
-        let pair = |name: &str, floats: &Option<Floats>| -> Result<Option<Layout>> {
-            let Some(floats) = floats else { return Ok(None) };
-            let expanded = layout(floats).expand(self.pairs());
-            let bound = format!("{:?}, or 1 in place of the first three", self.pairs());
-            expanded.map(Some).map_err(|_| error(format!("{name}.shape"), format!("{:?}", floats.shape), bound))
-        };
-        let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlensShape::Host(sides[i].clone()));
-        let [seqlens_q, seqlens_k] = self.seqlens.clone();
-        Ok(AttentionShapes {
-            seqlens_q,
-            seqlens_k,
-            cu_seqlens_q: side(0),
-            cu_seqlens_k: side(1),
-            bias: pair("bias", &self.bias)?,
-            mask: pair("mask", &self.mask)?,
-            additional_k: self.additional[0].as_ref().map(layout),
-            additional_v: self.additional[1].as_ref().map(layout),
-            block_mask: self.blocks.as_ref().map(Blocks::shape),
-            ..AttentionShapes::new(layout(&self.q), layout(&self.k), layout(&self.v))
+    /// Layouts and lengths, for the checks that need no GPU.
+    pub(super) fn shapes(&self) -> Result<Shapes> {
+        let mut shapes = self.with_lengths(Shapes::default());
+        for (&name, floats) in &self.tensors {
+            let layout = match name {
+                "bias" | "mask" => floats.layout().expand(self.pairs()).map_err(|_| {
+                    let bound = format!("{:?}, or 1 in place of the first three", self.pairs());
+                    error(format!("{name}.shape"), format!("{:?}", floats.shape), bound)
+                })?,
+                _ => floats.layout(),
+            };
+            shapes = shapes.tensor(name, layout);
+        }
+        Ok(match &self.blocks {
+            Some(blocks) => shapes.block_mask(&blocks.grid, false, &[]),
+            None => shapes,
         })
+    }
+
+    /// The same shapes with the lengths and offsets of sequences.
+    pub fn with_lengths(&self, mut shapes: Shapes) -> Shapes {
+        let names = [("seqlens_q", "cu_seqlens_q"), ("seqlens_k", "cu_seqlens_k")];
+        for (i, (lengths, offsets)) in names.into_iter().enumerate() {
+            let side = self.cu_seqlens.as_ref().map(|sides| sides[i].iter().map(|&n| n as usize).collect::<Vec<_>>());
+            shapes = shapes.numbers_if(lengths, self.seqlens[i].clone()).numbers_if(offsets, side);
+        }
+        shapes
     }
 
     async fn on_gpu(&self, adapter: Option<&str>) -> Result<(Vec<f32>, Vec<f32>)> {
         let gpu = request(adapter).await?;
         let shapes = self.shapes()?;
         let prepared = Attention::new(&gpu, self.params.clone())?.prepare(&shapes).await?;
-        let uploaded = self.upload(&gpu, &shapes).await?;
-        let inputs = self.inputs(&uploaded);
-        let (out, lse) =
-            (Tensor::empty(&gpu, shapes.out.clone()).await?, Tensor::empty(&gpu, shapes.lse.clone()).await?);
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
+        let mut call = self.upload(&gpu, &shapes).await?;
+        call.complete(&prepared).await?;
         println!("{}", gpu.caps());
         println!("{}", prepared.plan());
         let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {elapsed}").expect("a valid template");
-        let bar = ProgressBar::new(prepared.plan().slices().len() as u64).with_style(style);
-        for slice in 0..prepared.plan().slices().len() {
+        let bar = ProgressBar::new(prepared.slices() as u64).with_style(style);
+        for slice in 0..prepared.slices() {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            prepared.encode_slice(&mut encoder, slice, &inputs, &outputs)?;
+            prepared.encode_slice(&mut encoder, slice, &call)?;
             gpu.queue().submit([encoder.finish()]);
             // A lost device shows when the result is read.
             let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
             bar.inc(1);
         }
         bar.finish_and_clear();
-        Ok((out.read().await?, lse.read().await?))
+        Ok((call.tensors["out"].read().await?, call.tensors["lse"].read().await?))
     }
 
-    pub(super) async fn upload(&self, gpu: &Gpu, shapes: &AttentionShapes) -> Result<Uploaded> {
-        let pair = async |floats: &Option<Floats>, layout: &Option<Layout>| match (floats, layout) {
-            (Some(floats), Some(layout)) => up(gpu, floats).await?.view(layout.clone()).map(Some),
-            _ => Ok(None),
-        };
-        let some = async |floats: &Option<Floats>| match floats {
-            Some(floats) => up(gpu, floats).await.map(Some),
-            None => Ok(None),
-        };
-        Ok(Uploaded {
-            tokens: [up(gpu, &self.q).await?, up(gpu, &self.k).await?, up(gpu, &self.v).await?],
-            bias: pair(&self.bias, &shapes.bias).await?,
-            mask: pair(&self.mask, &shapes.mask).await?,
-            additional: [some(&self.additional[0]).await?, some(&self.additional[1]).await?],
-            block_mask: match &self.blocks {
-                Some(blocks) => Some(blocks.upload(gpu).await?),
-                None => None,
-            },
-        })
-    }
-
-    pub(super) fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> AttentionInputs<'a> {
-        let side = |i: usize| self.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]));
-        let [q, k, v] = &uploaded.tokens;
-        AttentionInputs {
-            seqlens_q: self.seqlens[0].as_deref(),
-            seqlens_k: self.seqlens[1].as_deref(),
-            cu_seqlens_q: side(0),
-            cu_seqlens_k: side(1),
-            bias: uploaded.bias.as_ref(),
-            mask: uploaded.mask.as_ref(),
-            additional_k: uploaded.additional[0].as_ref(),
-            additional_v: uploaded.additional[1].as_ref(),
-            block_mask: uploaded.block_mask.as_ref(),
-            ..AttentionInputs::new(q, k, v)
+    /// All tensors, laid out as the shapes say.
+    pub(super) async fn upload(&self, gpu: &Gpu, shapes: &Shapes) -> Result<Uploaded> {
+        let mut call = Uploaded::new(gpu, &self.tensors).await?;
+        // Repeats a bias or a mask.
+        for (name, tensor) in &mut call.tensors {
+            if let Some(layout) = shapes.layout(name) {
+                *tensor = tensor.view(layout.clone())?;
+            }
         }
+        if let Some(blocks) = &self.blocks {
+            let mask = blocks.upload(gpu).await?;
+            call.tensors.extend(mask.tensors().into_iter().map(|(name, tensor)| (name, tensor.clone())));
+        }
+        Ok(call)
     }
 
     pub(super) fn on_cpu(&self) -> Result<(Vec<f32>, Vec<f32>)> {
         // The reference takes what fits together; what does not is told by planning.
-        AttentionPlan::new(&wgpu_attention::Caps::unlimited(), &self.params, &self.shapes()?)?;
+        self.params.plan(&Caps::unlimited(), &self.shapes()?)?;
         let result = self.by_reference(|problem| reference::flash(&self.known, problem));
-        let round = |x: &f64| self.q.dtype.round(*x as f32);
+        let dtype = self.tensors["q"].dtype;
+        let round = |&x: &f64| dtype.round(x as f32);
         Ok((result.out.iter().map(round).collect(), result.lse.iter().map(|&x| x as f32).collect()))
     }
 
     /// Calls `run` with the problem for the reference, and shows that time passes.
     pub(super) fn by_reference<R>(&self, run: impl FnOnce(&FlashProblem) -> R) -> R {
-        let whole = |floats: &Option<Floats>| floats.as_ref().map(|floats| repeat(floats, self.pairs()));
-        let (bias, mask) = (whole(&self.bias), whole(&self.mask));
-        let [additional_k, additional_v] =
-            self.additional.each_ref().map(|floats| floats.as_ref().map_or(&[][..], |floats| &floats.values));
-        let tokens = [&self.q, &self.k, &self.v];
+        let whole = |name: &str| self.tensors.get(name).map(|floats| repeat(floats, self.pairs()));
+        let (bias, mask) = (whole("bias"), whole("mask"));
+        let values = |name: &str| self.tensors.get(name).map_or(&[][..], |floats| &floats.values);
+        let tokens = ["q", "k", "v"];
         let problem = FlashProblem {
             seqlens_q: self.seqlens[0].as_deref(),
             seqlens_k: self.seqlens[1].as_deref(),
@@ -213,9 +187,9 @@ impl<P: AttentionParams> Problem<P> {
             bias: bias.as_deref(),
             mask: mask.as_deref(),
             mask_mod: Some(&*self.sees),
-            additional_k,
-            additional_v,
-            ..FlashProblem::new(tokens.map(|floats| &floats.values[..]), tokens.map(|floats| floats.shape))
+            additional_k: values("additional_k"),
+            additional_v: values("additional_v"),
+            ..FlashProblem::new(tokens.map(values), tokens.map(|name| self.tensors[name].shape))
         };
         let spinner = spinner();
         let result = run(&problem);
@@ -224,22 +198,9 @@ impl<P: AttentionParams> Problem<P> {
     }
 }
 
-/// The tensors on the GPU.
-pub(super) struct Uploaded {
-    tokens: [Tensor; 3],
-    bias: Option<Tensor>,
-    mask: Option<Tensor>,
-    additional: [Option<Tensor>; 2],
-    block_mask: Option<BlockMask>,
-}
-
 pub(super) async fn request(adapter: Option<&str>) -> Result<Gpu> {
     let options = GpuOptions { adapter: adapter.map(Into::into), ..GpuOptions::default() };
     Gpu::request_with(&options).await.map_err(|e| crate::no_gpu(&options, e))
-}
-
-pub(super) async fn up(gpu: &Gpu, floats: &Floats) -> Result<Tensor> {
-    Tensor::upload(gpu, floats.shape, floats.dtype, &floats.values).await
 }
 
 fn spinner() -> ProgressBar {

@@ -47,7 +47,7 @@ fn choose(problem: &mut Problem<BlockSparseParams>, block: [usize; 2], mask: Flo
         return Err(error("mask.shape", format!("{:?}", mask.shape), bound));
     }
     let chosen: Vec<bool> = mask.values.iter().map(|&x| x != 0.0).collect();
-    let (of_reference, shape, group) = (chosen.clone(), mask.shape, problem.q.shape[1] / heads.max(1));
+    let (of_reference, shape, group) = (chosen.clone(), mask.shape, problem.tensors["q"].shape[1] / heads.max(1));
     problem.sees = Box::new(move |at| ChosenBlocks { block, shape, chosen: &of_reference, group, heads: &[] }.sees(at));
     problem.blocks = Some(Blocks { grid, chosen });
     Ok(())

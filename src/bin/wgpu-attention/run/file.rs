@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use wgpu_attention::{DType, Error, Result};
+use wgpu_attention::{DType, Error, Layout, Result};
 
 /// The order of dimensions in a file. In memory it is always [batch, heads, sequence, head_dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -20,6 +20,13 @@ pub struct Floats {
     pub dtype: DType,
     pub shape: [usize; 4],
     pub values: Vec<f32>,
+}
+
+impl Floats {
+    /// As it lies in a buffer of its own.
+    pub fn layout(&self) -> Layout {
+        Layout::heads_first(self.dtype, self.shape)
+    }
 }
 
 /// A result, in the order in which it is written.

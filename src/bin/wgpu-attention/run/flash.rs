@@ -5,7 +5,7 @@ use super::attention::{Problem, params};
 use super::file::{Inputs, error};
 use super::sequences;
 use serde::Deserialize;
-use wgpu_attention::{Causal, CuSeqlensShape, FlashParams, Result, Window};
+use wgpu_attention::{Causal, FlashParams, Result, Window};
 
 /// The fields of `FlashParams` that are numbers or names; unset where null.
 #[derive(Default, Deserialize)]
@@ -37,7 +37,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
     let cu_seqlens = sequences::offsets(inputs)?;
     let sides = [("q", params.max_seqlen_q), ("k", params.max_seqlen_k)];
     for (i, (side, most)) in sides.into_iter().enumerate() {
-        let longest = cu_seqlens.as_ref().map(|sides| CuSeqlensShape::Host(sides[i].clone()).max_seqlen());
+        let longest = cu_seqlens.as_ref().map(|sides| sequences::longest(&sides[i]));
         if let (Some(most), Some(longest)) = (most, longest.filter(|&longest| most.is_some_and(|most| longest > most)))
         {
             let what = inputs.what(&format!("cu_seqlens_{side}: longest sequence"));
@@ -60,11 +60,8 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
         alibi_slopes: inputs.vector("alibi_slopes")?,
         ..FlashParams::default()
     };
-    Ok(Problem {
-        bias: inputs.bias("bias")?,
-        mask: inputs.mask("mask")?,
-        seqlens: sequences::lengths(inputs)?,
-        cu_seqlens,
-        ..Problem::read(inputs, params.clone(), params, packed)?
-    })
+    let mut problem = Problem::read(inputs, params.clone(), params, packed)?;
+    problem.tensors.extend(inputs.bias("bias")?.map(|bias| ("bias", bias)));
+    problem.tensors.extend(inputs.mask("mask")?.map(|mask| ("mask", mask)));
+    Ok(Problem { seqlens: sequences::lengths(inputs)?, cu_seqlens, ..problem })
 }

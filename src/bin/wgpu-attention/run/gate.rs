@@ -4,13 +4,14 @@ mod decode;
 mod prefill;
 
 use super::Options;
-use super::attention::{Problem, up};
+use super::attention::Problem;
+use super::call::{Named, Uploaded};
 use super::file::{Floats, Inputs, Output, error};
 use serde::Deserialize;
 use wgpu_attention::reference;
 use wgpu_attention::{
-    AttentionInputs, AttentionPlan, BlockSparseParams, Caps, Causal, CuSeqlens, DType, FlashAttention, FlashParams,
-    Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams, SeerGateOutput,
+    AttentionInputs, AttentionParams, BlockMask, BlockSparseParams, Caps, Causal, CuSeqlens, DType, FlashAttention,
+    FlashParams, Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams,
     SeerGateParams, Selector, Tensor,
 };
 
@@ -73,17 +74,6 @@ pub struct Gated {
     pub block: [usize; 2],
     pub mask: Floats,
     pub outputs: Vec<Output>,
-}
-
-/// The gate's tensors.
-struct Tensors {
-    q: Floats,
-    k: Floats,
-    wq: Option<Floats>,
-    wk: Floats,
-    norms: [Option<Floats>; 2],
-    /// Whether the map of queries joins the heads that share a key head.
-    decodes: bool,
 }
 
 impl Params {
@@ -166,24 +156,23 @@ pub fn run(
         params.check_without_gate(inputs)?;
         return Ok(None);
     }
-    AttentionPlan::new(&Caps::unlimited(), &flash(params), &problem.shapes()?)?;
+    flash(params).plan(&Caps::unlimited(), &problem.shapes()?)?;
     let packed = problem.cu_seqlens.is_some();
     let wq = inputs.weights("gate_wq", 3)?;
-    let tensors = Tensors {
-        q: inputs.tokens("q_pre", packed)?,
-        k: inputs.tokens("k_pre", packed)?,
-        wk: inputs.weights("gate_wk", 2)?.ok_or_else(|| error(inputs.what("gate_wk"), "missing", "in the file"))?.0,
-        norms: [inputs.weights("gate_qnorm", 0)?, inputs.weights("gate_knorm", 0)?].map(|norm| Some(norm?.0)),
-        decodes: wq.as_ref().is_some_and(|(_, rank)| *rank == 4),
-        wq: wq.map(|(weights, _)| weights),
-    };
-    for (name, pre, token) in [("q_pre", &tensors.q, &problem.q), ("k_pre", &tensors.k, &problem.k)] {
-        let bound = format!("{:?}, as {}", token.shape, &name[..1]);
-        if pre.shape != token.shape {
-            return Err(error(format!("{name}.shape"), format!("{:?}", pre.shape), bound));
+    // A map of four dimensions joins the heads that share a key head.
+    let decodes = wq.as_ref().is_some_and(|(_, rank)| *rank == 4);
+    let mut tensors = Named::from([("q", inputs.tokens("q_pre", packed)?), ("k", inputs.tokens("k_pre", packed)?)]);
+    let wk = inputs.weights("gate_wk", 2)?.ok_or_else(|| error(inputs.what("gate_wk"), "missing", "in the file"))?;
+    let [norm_q, norm_k] = [inputs.weights("gate_qnorm", 0)?, inputs.weights("gate_knorm", 0)?];
+    let weights = [("wq", wq), ("wk", Some(wk)), ("norm_q", norm_q), ("norm_k", norm_k)];
+    tensors.extend(weights.into_iter().filter_map(|(name, weights)| Some((name, weights?.0))));
+    for name in ["q", "k"] {
+        let (shape, wanted) = (tensors[name].shape, problem.tensors[name].shape);
+        if shape != wanted {
+            return Err(error(format!("{name}_pre.shape"), format!("{shape:?}"), format!("{wanted:?}, as {name}")));
         }
     }
-    let (shape, [chosen, logits, scores], target) = match tensors.decodes {
+    let (shape, [chosen, logits, scores], target) = match decodes {
         false => prefill::run(options, params, &tensors, problem)?,
         true => decode::run(options, inputs, params, &tensors, problem)?,
     };
@@ -194,7 +183,7 @@ pub fn run(
         output("gate_scores", DType::F32, scores),
     ];
     outputs.extend(target.map(|target| output("target", DType::F32, target)));
-    let block = if tensors.decodes { [1, params.decode().block] } else { params.prefill().block };
+    let block = if decodes { [1, params.decode().block] } else { params.prefill().block };
     Ok(Some(Gated { block, mask: Floats { dtype: DType::U8, shape, values: chosen }, outputs }))
 }
 
@@ -212,15 +201,14 @@ fn bits(chosen: Vec<bool>) -> Vec<f32> {
 
 /// The dense attention whose blocks are chosen.
 struct Dense {
-    tokens: [Tensor; 3],
+    tokens: Uploaded,
     lse: Tensor,
 }
 
 impl Dense {
     async fn new(gpu: &Gpu, params: &Params, problem: &Problem<BlockSparseParams>) -> Result<Self> {
-        let tokens = [up(gpu, &problem.q).await?, up(gpu, &problem.k).await?, up(gpu, &problem.v).await?];
-        let inputs = inputs(problem, &tokens);
-        let (_, lse) = FlashAttention::new(gpu, flash(params))?.forward_with_lse(&inputs).await?;
+        let tokens = Uploaded::new(gpu, &problem.tensors).await?;
+        let (_, lse) = FlashAttention::new(gpu, flash(params))?.forward_with_lse(&inputs(problem, &tokens)).await?;
         Ok(Self { tokens, lse })
     }
 }
@@ -229,7 +217,8 @@ fn side(problem: &Problem<BlockSparseParams>, i: usize) -> Option<CuSeqlens<'_>>
     problem.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]))
 }
 
-fn inputs<'a>(problem: &'a Problem<BlockSparseParams>, [q, k, v]: &'a [Tensor; 3]) -> AttentionInputs<'a> {
+fn inputs<'a>(problem: &'a Problem<BlockSparseParams>, tokens: &'a Uploaded) -> AttentionInputs<'a> {
+    let [q, k, v] = ["q", "k", "v"].map(|name| &tokens.tensors[name]);
     AttentionInputs {
         seqlens_q: problem.seqlens[0].as_deref(),
         seqlens_k: problem.seqlens[1].as_deref(),
@@ -240,20 +229,13 @@ fn inputs<'a>(problem: &'a Problem<BlockSparseParams>, [q, k, v]: &'a [Tensor; 3
 }
 
 /// What a gate on the GPU has found.
-async fn read(found: SeerGateOutput, target: Option<Tensor>) -> Result<Found> {
+async fn read((mask, logits, scores): (BlockMask, Tensor, Tensor), target: Option<Tensor>) -> Result<Found> {
     let target = match target {
         Some(target) => Some(target.read().await?),
         None => None,
     };
-    let all = [bits(found.mask.read().await?), found.logits.read().await?, found.scores.read().await?];
-    Ok((found.logits.shape(), all, target))
-}
-
-async fn up_some(gpu: &Gpu, floats: &Option<Floats>) -> Result<Option<Tensor>> {
-    match floats {
-        Some(floats) => up(gpu, floats).await.map(Some),
-        None => Ok(None),
-    }
+    let all = [bits(mask.read().await?), logits.read().await?, scores.read().await?];
+    Ok((logits.shape(), all, target))
 }
 
 fn f32s(values: &[f64]) -> Vec<f32> {

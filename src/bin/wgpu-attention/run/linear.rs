@@ -1,20 +1,19 @@
 //! `run linear`: linear attention on the tensors of a file.
 
-use super::attention::{params, request, up};
+use super::attention::{params, request};
+use super::call::{Named, Uploaded};
 use super::file::{Floats, Inputs, Output, error};
 use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::reference::{self, LinearProblem};
-use wgpu_attention::{
-    Caps, DType, Gpu, Layout, LinearAttention, LinearBackwardPlan, LinearBackwardShapes, LinearInputs,
-    LinearOutputGradients, LinearParams, LinearPlan, LinearShapes, LinearWay, Result, Tensor,
-};
+use wgpu_attention::{Caps, Layout, LinearAlgorithm, LinearAttention, LinearParams, Program, Result, Shapes};
 
 /// The fields of `LinearParams` that are numbers.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Params {
     rule: Rule,
+    #[serde(alias = "algorithm")]
     way: Way,
     scale: Option<f32>,
     causal: bool,
@@ -46,12 +45,17 @@ enum Way {
 /// Tensors that would change the result, and that this version cannot take.
 const LATER: [&str; 3] = ["beta", "z0", "dzt"];
 
+/// Results, in the order in which they are written.
+const RESULTS: [&str; 8] = ["o", "ht", "dq", "dk", "dv", "dg", "dslopes", "dh0"];
+
+/// Results by name.
+type Found = Vec<(&'static str, Vec<f32>)>;
+
 /// All that the file holds for linear attention.
 struct Problem {
     params: LinearParams,
-    tokens: [Floats; 3],
-    g: Option<Floats>,
-    h0: Option<Floats>,
+    /// By the names of a call.
+    tensors: Named,
     cu_seqlens: Option<Vec<u32>>,
 }
 
@@ -60,191 +64,114 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
     }
     let Params { rule: Rule::Linear, way, scale, causal, reverse, chunk } = params(options)?;
-    let way = match way {
+    let algorithm = match way {
         Way::Auto => None,
-        Way::Recurrent => Some(LinearWay::Recurrent),
-        Way::OnePass => Some(LinearWay::OnePass),
-        Way::ThreePass => Some(LinearWay::ThreePass),
+        Way::Recurrent => Some(LinearAlgorithm::Recurrent),
+        Way::OnePass => Some(LinearAlgorithm::OnePass),
+        Way::ThreePass => Some(LinearAlgorithm::ThreePass),
     };
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
-    let problem = Problem {
-        params: LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")?, way, chunk },
-        tokens: [inputs.tokens("q", packed)?, inputs.tokens("k", packed)?, inputs.tokens("v", packed)?],
-        g: inputs.gates("g", packed)?,
-        h0: inputs.state("h0")?,
-        cu_seqlens,
-    };
-    problem.check_gates()?;
-    let shapes = problem.shapes();
-    LinearPlan::new(&Caps::unlimited(), &problem.params, &shapes)?;
-    if options.backward {
-        return problem.gradients(options, inputs);
+    let params = LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")?, algorithm, chunk };
+    let mut tensors = Named::new();
+    for name in ["q", "k", "v"] {
+        tensors.insert(name, inputs.tokens(name, packed)?);
     }
-    let (o, ht) = match options.backend {
-        Backend::Gpu => pollster::block_on(problem.on_gpu(options.adapter.as_deref()))?,
-        Backend::Reference => problem.on_cpu(&shapes),
+    tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
+    tensors.extend(inputs.state("h0")?.map(|h0| ("h0", h0)));
+    let mut problem = Problem { params, tensors, cu_seqlens };
+    problem.check_gates()?;
+    let mut shapes = problem.shapes().wanted("ht");
+    let mut program = problem.params.plan(&Caps::unlimited(), &shapes)?;
+    if options.backward {
+        problem.tensors.insert("dout", inputs.tokens("do", packed)?);
+        problem.tensors.extend(inputs.state("dht")?.map(|dht| ("dht", dht)));
+        shapes = problem.shapes();
+        program = problem.params.plan_backward(&Caps::unlimited(), &shapes)?;
+    }
+    let found = match options.backend {
+        Backend::Gpu => pollster::block_on(problem.on_gpu(options, &shapes))?,
+        Backend::Reference => problem.on_cpu(options.backward, &program),
     };
-    let of_o = Floats { dtype: shapes.o.dtype, shape: shapes.o.shape, values: o };
-    let state = shapes.ht.expect("asked for").shape.to_vec();
-    Ok(vec![inputs.output("o", of_o, packed), Output { name: "ht", dtype: DType::F32, shape: state, values: ht }])
-}
-
-/// What gradients come in, and what is found.
-struct From {
-    dout: Floats,
-    dht: Option<Floats>,
-}
-
-struct Found {
-    tokens: [Vec<f32>; 3],
-    dg: Option<Vec<f32>>,
-    dslopes: Option<Vec<f32>>,
-    dh0: Option<Vec<f32>>,
+    let output = |(name, values): (&'static str, Vec<f32>)| {
+        let Layout { dtype, shape, .. } = program.tensor(name).expect("a result of the program").layout;
+        match name {
+            "ht" | "dh0" => Output { name, dtype, shape: shape.into(), values },
+            "dslopes" => Output { name, dtype, shape: vec![values.len()], values },
+            "dg" => {
+                let mut output = inputs.output(name, Floats { dtype, shape, values }, packed);
+                output.shape.pop();
+                output
+            }
+            _ => inputs.output(name, Floats { dtype, shape, values }, packed),
+        }
+    };
+    Ok(found.into_iter().map(output).collect())
 }
 
 impl Problem {
-    fn shapes(&self) -> LinearShapes {
-        let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
-        let [q, k, v] = self.tokens.each_ref().map(layout);
-        let (g, h0) = (self.g.as_ref().map(layout), self.h0.as_ref().map(layout));
-        let cu_seqlens = self.cu_seqlens.clone();
-        LinearShapes { g, h0, cu_seqlens, ..LinearShapes::new(q, k, v, true) }.with_outputs(true)
+    fn shapes(&self) -> Shapes {
+        let offsets = self.cu_seqlens.as_ref().map(|all| all.iter().map(|&n| n as usize).collect::<Vec<_>>());
+        let tensors = self.tensors.iter().map(|(&name, floats)| (name, floats.layout()));
+        Shapes::new(tensors).numbers_if("cu_seqlens", offsets)
     }
 
     /// Log-space gates are at most 0.
     fn check_gates(&self) -> Result<()> {
-        let Some(Floats { shape: [_, heads, rows, _], values, .. }) = &self.g else { return Ok(()) };
+        let Some(Floats { shape: [_, heads, rows, _], values, .. }) = self.tensors.get("g") else {
+            return Ok(());
+        };
         let Some(n) = values.iter().position(|&x| x.is_nan() || x > 0.0) else { return Ok(()) };
         let what = format!("g[{}][{}][{}]", n / rows / heads, n / rows % heads, n % rows);
         Err(error(what, values[n], "at most 0: the natural logarithm of what stays"))
     }
 
-    /// dq dk dv, and those of gates, slopes and the initial state, where there are some.
-    fn gradients(&self, options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
-        let packed = self.cu_seqlens.is_some();
-        let from = From { dout: inputs.tokens("do", packed)?, dht: inputs.state("dht")? };
-        let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
-        let shapes =
-            LinearBackwardShapes::new(&self.params, self.shapes(), layout(&from.dout), from.dht.as_ref().map(layout));
-        LinearBackwardPlan::new(&Caps::unlimited(), &self.params, &shapes)?;
-        let Found { tokens: [dq, dk, dv], dg, dslopes, dh0 } = match options.backend {
-            Backend::Gpu => pollster::block_on(self.gradients_on_gpu(options.adapter.as_deref(), &from))?,
-            Backend::Reference => self.gradients_on_cpu(&from),
-        };
-        let mut outputs = vec![];
-        for (name, layout, values) in [("dq", &shapes.dq, dq), ("dk", &shapes.dk, dk), ("dv", &shapes.dv, dv)] {
-            let floats = Floats { dtype: layout.dtype, shape: layout.shape, values };
-            outputs.push(inputs.output(name, floats, packed));
-        }
-        if let (Some(values), Some(layout)) = (dg, &shapes.dg) {
-            let floats = Floats { dtype: DType::F32, shape: layout.shape, values };
-            let Output { mut shape, values, .. } = inputs.output("dg", floats, packed);
-            shape.pop();
-            outputs.push(Output { name: "dg", dtype: DType::F32, shape, values });
-        }
-        outputs.extend(dslopes.map(|values| {
-            let shape = vec![values.len()];
-            Output { name: "dslopes", dtype: DType::F32, shape, values }
-        }));
-        if let (Some(values), Some(layout)) = (dh0, &shapes.dh0) {
-            outputs.push(Output { name: "dh0", dtype: DType::F32, shape: layout.shape.to_vec(), values });
-        }
-        Ok(outputs)
-    }
-
-    async fn gradients_on_gpu(&self, adapter: Option<&str>, from: &From) -> Result<Found> {
-        let gpu = request(adapter).await?;
+    async fn on_gpu(&self, options: &Options, shapes: &Shapes) -> Result<Found> {
+        let gpu = request(options.adapter.as_deref()).await?;
         println!("{}", gpu.caps());
-        let uploaded = self.upload(&gpu).await?;
-        let (dout, dht) = (up(&gpu, &from.dout).await?, some(&gpu, &from.dht).await?);
         let attention = LinearAttention::new(&gpu, self.params.clone())?;
-        let from = LinearOutputGradients { dout: &dout, dht: dht.as_ref() };
-        let found = attention.backward(&self.inputs(&uploaded), &from).await?;
-        let read = async |tensor: Option<Tensor>| match tensor {
-            Some(tensor) => tensor.read().await.map(Some),
-            None => Ok(None),
+        let prepared = if options.backward {
+            attention.prepare_backward(shapes).await?
+        } else {
+            println!("{}", attention.plan(shapes)?);
+            attention.prepare(shapes).await?
         };
-        Ok(Found {
-            tokens: [found.dq.read().await?, found.dk.read().await?, found.dv.read().await?],
-            dg: read(found.dg).await?,
-            dslopes: read(found.dslopes).await?,
-            dh0: read(found.dh0).await?,
-        })
-    }
-
-    fn gradients_on_cpu(&self, from: &From) -> Found {
-        let dht = from.dht.as_ref().map(|dht| &dht.values[..]);
-        let found = self.by_reference(|p| reference::linear_backward(&self.params, p, &from.dout.values, dht));
-        let single = |values: Vec<f64>| values.into_iter().map(|x| x as f32).collect::<Vec<_>>();
-        let mut tokens = found.tokens.map(single);
-        for (values, of) in tokens.iter_mut().zip(&self.tokens) {
-            values.iter_mut().for_each(|x| *x = of.dtype.round(*x));
+        let mut call = Uploaded::new(&gpu, &self.tensors).await?;
+        call.run(&prepared).await?;
+        let mut found = vec![];
+        for name in RESULTS.into_iter().filter(|name| call.tensors.contains_key(*name)) {
+            found.push((name, call.tensors[name].read().await?));
         }
-        Found {
-            tokens,
-            dg: self.g.as_ref().map(|_| single(found.dg)),
-            dslopes: self.params.slopes.as_ref().map(|_| single(found.dslopes)),
-            dh0: self.h0.as_ref().map(|_| single(found.dh0)),
-        }
+        Ok(found)
     }
 
-    async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
-        let [q, k, v] = &self.tokens;
-        Ok(Uploaded {
-            tokens: [up(gpu, q).await?, up(gpu, k).await?, up(gpu, v).await?],
-            g: some(gpu, &self.g).await?,
-            h0: some(gpu, &self.h0).await?,
-        })
-    }
-
-    fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> LinearInputs<'a> {
-        let Uploaded { tokens: [q, k, v], g, h0 } = uploaded;
-        let cu_seqlens = self.cu_seqlens.as_deref();
-        LinearInputs { g: g.as_ref(), h0: h0.as_ref(), cu_seqlens, ..LinearInputs::new(q, k, v) }
-    }
-
-    async fn on_gpu(&self, adapter: Option<&str>) -> Result<(Vec<f32>, Vec<f32>)> {
-        let gpu = request(adapter).await?;
-        let uploaded = self.upload(&gpu).await?;
-        let attention = LinearAttention::new(&gpu, self.params.clone())?;
-        println!("{}", gpu.caps());
-        println!("{}", attention.plan(&self.shapes())?);
-        let (o, ht) = attention.forward_with_state(&self.inputs(&uploaded)).await?;
-        Ok((o.read().await?, ht.read().await?))
+    fn on_cpu(&self, backward: bool, program: &Program) -> Found {
+        let all = if backward {
+            let dht = self.tensors.get("dht").map(|dht| &dht.values[..]);
+            let dout = &self.tensors["dout"].values;
+            let found = self.by_reference(|problem| reference::linear_backward(&self.params, problem, dout, dht));
+            let [dq, dk, dv] = found.tokens;
+            vec![("dq", dq), ("dk", dk), ("dv", dv), ("dg", found.dg), ("dslopes", found.dslopes), ("dh0", found.dh0)]
+        } else {
+            let found = self.by_reference(|problem| reference::linear(&self.params, problem));
+            vec![("o", found.o), ("ht", found.ht)]
+        };
+        let rounded = |(name, values): (&'static str, Vec<f64>)| {
+            let dtype = program.tensor(name)?.layout.dtype;
+            Some((name, values.into_iter().map(|x| dtype.round(x as f32)).collect()))
+        };
+        all.into_iter().filter_map(rounded).collect()
     }
 
     fn by_reference<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
-        let [batch, _, rows, _] = self.tokens[0].shape;
+        let (names, some) = (["q", "k", "v"], |name: &str| self.tensors.get(name).map(|floats| &floats.values[..]));
+        let shapes = names.map(|name| self.tensors[name].shape);
+        let [batch, _, rows, _] = shapes[0];
         let sequences: Vec<[usize; 3]> = match &self.cu_seqlens {
             None => (0..batch).map(|b| [b, 0, rows]).collect(),
             Some(offsets) => offsets.windows(2).map(|w| [0, w[0] as usize, (w[1] - w[0]) as usize]).collect(),
         };
-        solve(&LinearProblem {
-            tokens: self.tokens.each_ref().map(|floats| &floats.values[..]),
-            shapes: self.tokens.each_ref().map(|floats| floats.shape),
-            g: self.g.as_ref().map(|floats| &floats.values[..]),
-            h0: self.h0.as_ref().map(|floats| &floats.values[..]),
-            sequences: &sequences,
-        })
-    }
-
-    fn on_cpu(&self, shapes: &LinearShapes) -> (Vec<f32>, Vec<f32>) {
-        let found = self.by_reference(|problem| reference::linear(&self.params, problem));
-        let o = found.o.iter().map(|&x| shapes.o.dtype.round(x as f32)).collect();
-        (o, found.ht.iter().map(|&x| x as f32).collect())
-    }
-}
-
-struct Uploaded {
-    tokens: [Tensor; 3],
-    g: Option<Tensor>,
-    h0: Option<Tensor>,
-}
-
-async fn some(gpu: &Gpu, floats: &Option<Floats>) -> Result<Option<Tensor>> {
-    match floats {
-        Some(floats) => up(gpu, floats).await.map(Some),
-        None => Ok(None),
+        let tokens = names.map(|name| &self.tensors[name].values[..]);
+        solve(&LinearProblem { tokens, shapes, g: some("g"), h0: some("h0"), sequences: &sequences })
     }
 }

@@ -23,3 +23,8 @@ pub fn offsets(inputs: &Inputs) -> Result<Option<[Vec<u32>; 2]>> {
         }
     }
 }
+
+/// The longest of the sequences with these offsets.
+pub fn longest(offsets: &[u32]) -> usize {
+    offsets.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or(0) as usize
+}

@@ -1,21 +1,14 @@
 //! The gate for prompts.
 
-use super::{Dense, Found, Params, Tensors, bits, f32s, flash, inputs, probabilities, read, side, up_some};
-use crate::run::attention::{Problem, request, up};
-use crate::run::file::Floats;
+use super::{Dense, Found, Params, bits, f32s, flash, inputs, probabilities, read, side};
+use crate::run::attention::{Problem, request};
+use crate::run::call::{Named, Uploaded};
 use crate::run::{Backend, Options};
 use wgpu_attention::reference::{self, SeerGateProblem};
-use wgpu_attention::{
-    BlockSparseParams, Caps, HeadGroups, Layout, Result, SeerGate, SeerGateInputs, SeerGatePlan, SeerGateShapes,
-};
+use wgpu_attention::{BlockSparseParams, Caps, HeadGroups, Result, SeerGate, SeerGateInputs, Shapes};
 
 /// Blocks of queries choose, head by head.
-pub fn run(
-    options: &Options,
-    params: &Params,
-    tensors: &Tensors,
-    problem: &Problem<BlockSparseParams>,
-) -> Result<Found> {
+pub fn run(options: &Options, params: &Params, tensors: &Named, problem: &Problem<BlockSparseParams>) -> Result<Found> {
     match options.backend {
         Backend::Gpu => pollster::block_on(on_gpu(options, params, tensors, problem)),
         Backend::Reference => on_cpu(params, tensors, problem),
@@ -25,20 +18,19 @@ pub fn run(
 async fn on_gpu(
     options: &Options,
     params: &Params,
-    tensors: &Tensors,
+    tensors: &Named,
     problem: &Problem<BlockSparseParams>,
 ) -> Result<Found> {
     let gpu = request(options.adapter.as_deref()).await?;
     let gate = SeerGate::new(&gpu, params.prefill())?;
-    let (q, k, wk) = (up(&gpu, &tensors.q).await?, up(&gpu, &tensors.k).await?, up(&gpu, &tensors.wk).await?);
-    let wq = up_some(&gpu, &tensors.wq).await?;
+    let uploaded = Uploaded::new(&gpu, tensors).await?.tensors;
     let gated = SeerGateInputs {
-        wq: wq.as_ref(),
+        wq: uploaded.get("wq"),
         seqlens_q: problem.seqlens[0].as_deref(),
         seqlens_k: problem.seqlens[1].as_deref(),
         cu_seqlens_q: side(problem, 0),
         cu_seqlens_k: side(problem, 1),
-        ..SeerGateInputs::new(&q, &k, &wk)
+        ..SeerGateInputs::new(&uploaded["q"], &uploaded["k"], &uploaded["wk"])
     };
     let found = gate.forward_with_scores(&gated).await?;
     let target = if params.target {
@@ -50,20 +42,11 @@ async fn on_gpu(
     read(found, target).await
 }
 
-fn on_cpu(params: &Params, tensors: &Tensors, problem: &Problem<BlockSparseParams>) -> Result<Found> {
+fn on_cpu(params: &Params, tensors: &Named, problem: &Problem<BlockSparseParams>) -> Result<Found> {
     let gate = params.prefill();
     // The reference takes what fits together; what does not is told by planning.
-    let layout = |floats: &Floats| Layout::heads_first(floats.dtype, floats.shape);
-    let (q, k, wk, wq) = (layout(&tensors.q), layout(&tensors.k), layout(&tensors.wk), tensors.wq.as_ref().map(layout));
-    let attention = problem.shapes()?;
-    let shapes = SeerGateShapes {
-        seqlens_q: attention.seqlens_q,
-        seqlens_k: attention.seqlens_k,
-        cu_seqlens_q: attention.cu_seqlens_q,
-        cu_seqlens_k: attention.cu_seqlens_k,
-        ..SeerGateShapes::new(&gate, q, k, wq, wk, false)
-    };
-    SeerGatePlan::new(&Caps::unlimited(), &gate, &shapes.with_outputs(&gate, false))?;
+    let layouts = ["q", "k", "wq", "wk"].into_iter().filter_map(|name| Some((name, tensors.get(name)?.layout())));
+    gate.plan(&Caps::unlimited(), &problem.with_lengths(Shapes::new(layouts)))?;
     let length = |i: usize, b: usize, all: usize| problem.seqlens[i].as_ref().map_or(all, |lengths| lengths[b]);
     let [batch, _, queries, keys] = problem.pairs();
     let sequences: Vec<[usize; 5]> = match &problem.cu_seqlens {
@@ -74,14 +57,14 @@ fn on_cpu(params: &Params, tensors: &Tensors, problem: &Problem<BlockSparseParam
         }
     };
     let gated = SeerGateProblem {
-        q: &tensors.q.values,
-        q_shape: tensors.q.shape,
-        k: &tensors.k.values,
-        k_shape: tensors.k.shape,
-        wq: tensors.wq.as_ref().map(|wq| &wq.values[..]),
-        wk: &tensors.wk.values,
-        wk_heads: tensors.wk.shape[1],
-        gate_dim: tensors.wk.shape[3],
+        q: &tensors["q"].values,
+        q_shape: tensors["q"].shape,
+        k: &tensors["k"].values,
+        k_shape: tensors["k"].shape,
+        wq: tensors.get("wq").map(|wq| &wq.values[..]),
+        wk: &tensors["wk"].values,
+        wk_heads: tensors["wk"].shape[1],
+        gate_dim: tensors["wk"].shape[3],
         sequences: &sequences,
     };
     let found = reference::seer_gate(&gate, &gated);

@@ -1,0 +1,90 @@
+//! Sizes of block masks.
+
+use super::HeadBlocks;
+#[cfg(doc)]
+use crate::Error;
+use crate::error::require;
+use crate::layout::MAX_SEQUENCE;
+use crate::{DType, Layout, Result, Shapes};
+use std::ops::Range;
+
+/// What a block mask lies over: queries and keys in blocks, the last of which may be short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct BlockGrid {
+    /// Batch entries (of packed sequences: sequences), or 1 for a mask that holds for all.
+    pub batch: usize,
+    /// Query heads, or key heads where those that share one choose together, or 1 for a mask that holds for all.
+    pub heads: usize,
+    /// Queries of a batch entry.
+    pub queries: usize,
+    /// Its keys.
+    pub keys: usize,
+    /// Queries and keys of a block: powers of two. Blocks of 64 × 64 or larger cost little besides; smaller ones are computed
+    /// by the tile of 64 × 64 that holds any of them.
+    pub block: [usize; 2],
+}
+
+impl BlockGrid {
+    /// Blocks along the queries and along the keys.
+    pub fn blocks(&self) -> [usize; 2] {
+        [self.queries.div_ceil(self.block[0]), self.keys.div_ceil(self.block[1])]
+    }
+
+    /// [batch, heads, blocks of queries, words] of the bitmap: bit j % 32 of word j / 32 is block j of the keys.
+    pub fn shape(&self) -> [usize; 4] {
+        let [rows, cols] = self.blocks();
+        [self.batch, self.heads, rows, cols.div_ceil(32)]
+    }
+
+    /// The same with queries and keys exchanged.
+    pub(crate) fn transposed(&self) -> Self {
+        Self { queries: self.keys, keys: self.queries, block: [self.block[1], self.block[0]], ..*self }
+    }
+
+    /// The blocks of keys that hold the own positions of a block of queries: from that of the first query to that of the last.
+    /// Empty where they stand before the first key.
+    pub fn own(&self, row: usize) -> Range<usize> {
+        let place = |query: usize| (query + self.keys).checked_sub(self.queries);
+        let last = ((row + 1) * self.block[0]).min(self.queries) - 1;
+        let first = place(row * self.block[0]).unwrap_or(0) / self.block[1];
+        place(last).map_or(0..0, |last| first..last / self.block[1] + 1)
+    }
+
+    /// # Errors
+    /// [`Error::Argument`] for a size of blocks that is no power of two, or a sequence that is too long.
+    pub fn check(&self) -> Result<()> {
+        check_block(self.block)?;
+        for (name, length) in [("grid.queries", self.queries), ("grid.keys", self.keys)] {
+            require(length <= MAX_SEQUENCE, name, length, format!("at most {MAX_SEQUENCE}"))?;
+        }
+        Layout::heads_first(DType::U32, self.shape()).byte_span().map(|_| ())
+    }
+}
+
+pub(super) fn check_block(block: [usize; 2]) -> Result<()> {
+    for (i, size) in block.into_iter().enumerate() {
+        let bound =
+            format!("a power of two, at most {MAX_SEQUENCE}: tiles are, and hold whole blocks or lie within one");
+        require(size.is_power_of_two() && size <= MAX_SEQUENCE, &format!("block[{i}]"), size, bound)?;
+    }
+    Ok(())
+}
+
+impl Shapes {
+    /// The same with a block mask over a grid: its chosen blocks, and the full ones if they are known. `heads` says what each query
+    /// head sees; if it is empty, all see the chosen blocks.
+    pub fn block_mask(self, grid: &BlockGrid, full: bool, heads: &[HeadBlocks]) -> Self {
+        let layout = Layout::heads_first(DType::U32, grid.shape());
+        self.tensor("block_mask.chosen", layout.clone())
+            .tensor_if("block_mask.full", full.then_some(layout))
+            .numbers("block_mask.block", grid.block)
+            .numbers("block_mask.blocks", grid.blocks())
+            .heads(heads)
+    }
+
+    /// The same with no blocks: every head sees all keys, or the first and the last ones.
+    pub fn heads(self, heads: &[HeadBlocks]) -> Self {
+        self.numbers_if("block_mask.heads", (!heads.is_empty()).then(|| HeadBlocks::numbers(heads)))
+    }
+}

@@ -1,0 +1,104 @@
+//! Masks by name. Where a block of queries stands is counted from the bottom right: query i at i + keys − queries, as under a
+//! causal mask. "Up to its own" means up to the block of keys that holds the last query of the block.
+
+use super::BlockMask;
+use super::random::SplitMix;
+use crate::error::require;
+use crate::{BlockGrid, Gpu, Result};
+
+impl BlockMask {
+    /// Every block that a causal mask leaves anything of.
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`].
+    pub async fn causal(gpu: &Gpu, grid: BlockGrid) -> Result<Self> {
+        Self::from_rows(gpu, grid, |_, _, i| (0..grid.own(i).end).collect()).await
+    }
+
+    /// The first `sink` blocks of keys and the `local` ones up to its own: LongGen's window (arXiv 2410.01485).
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`].
+    pub async fn sliding_window(gpu: &Gpu, grid: BlockGrid, sink: usize, local: usize) -> Result<Self> {
+        Self::from_rows(gpu, grid, |_, _, i| near(&grid, i, sink, local).collect()).await
+    }
+
+    /// The first `sink` blocks, every `stride`-th one counted back from its own, and its own: LongGen's strided blocks (arXiv
+    /// 2410.01485). Staggered by head: head h takes the blocks that are h mod `stride` farther back.
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a stride of 0.
+    pub async fn long_gen(gpu: &Gpu, grid: BlockGrid, sink: usize, stride: usize) -> Result<Self> {
+        require(stride > 0, "stride", stride, "at least 1")?;
+        let row = |_, h: usize, i| {
+            let own = grid.own(i);
+            let strided = |j: usize| own.contains(&j) || j < sink || (own.end - 1 - j) % stride == h % stride;
+            (0..own.end).filter(|&j| strided(j)).collect()
+        };
+        Self::from_rows(gpu, grid, row).await
+    }
+
+    /// S2-Attention (arXiv 2407.17678): the `local` blocks up to its own, and of those before every `stride`-th, each head another
+    /// shard: block j where (j + h · max(1, ⌊stride / heads⌋) + 1) mod stride = 0.
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a stride of 0.
+    pub async fn s2_attention(gpu: &Gpu, grid: BlockGrid, local: usize, stride: usize) -> Result<Self> {
+        require(stride > 0, "stride", stride, "at least 1")?;
+        let step = (stride / grid.heads.max(1)).max(1);
+        let row = |_, h: usize, i| {
+            let near: Vec<usize> = near(&grid, i, 0, local).collect();
+            (0..grid.own(i).end).filter(|&j| near.contains(&j) || (j + h * step + 1).is_multiple_of(stride)).collect()
+        };
+        Self::from_rows(gpu, grid, row).await
+    }
+
+    /// BigBird (arXiv 2007.14062): the first `global` blocks of queries see all and are seen by all; besides, each block sees
+    /// `window` blocks to either side of its own and `random` others, the same for the same seed.
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`].
+    pub async fn big_bird(
+        gpu: &Gpu,
+        grid: BlockGrid,
+        global: usize,
+        window: usize,
+        random: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let cols = grid.blocks()[1];
+        let row = |b, h, i| {
+            let own = grid.own(i);
+            let near = own.start.saturating_sub(window)..(own.end + window).min(cols);
+            let known = |j: &usize| i < global || *j < global || near.contains(j);
+            let rest: Vec<usize> = (0..cols).filter(|j| !known(j)).collect();
+            let others = SplitMix::new(seed, [b, h, i]).sample(random, rest.len());
+            (0..cols).filter(known).chain(others.into_iter().map(|n| rest[n])).collect()
+        };
+        Self::from_rows(gpu, grid, row).await
+    }
+
+    /// Of the blocks up to its own (`causal`) or of all, the part `density`, rounded down but at least one; none at all for a
+    /// density of 0. The same for the same seed.
+    ///
+    /// # Errors
+    /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a density outside of [0, 1].
+    pub async fn random(gpu: &Gpu, grid: BlockGrid, density: f32, causal: bool, seed: u64) -> Result<Self> {
+        require((0.0..=1.0).contains(&density), "density", density, "within 0..=1")?;
+        let row = |b, h, i| {
+            let cols = if causal { grid.own(i).end } else { grid.blocks()[1] };
+            let count = ((f64::from(density) * cols as f64) as usize).max(usize::from(density > 0.0));
+            SplitMix::new(seed, [b, h, i]).sample(count, cols)
+        };
+        Self::from_rows(gpu, grid, row).await
+    }
+}
+
+/// The first `sink` blocks and the `local` ones up to its own.
+fn near(grid: &BlockGrid, row: usize, sink: usize, local: usize) -> impl Iterator<Item = usize> {
+    let own = grid.own(row);
+    // The last `local` blocks of the first query, too.
+    let first = (own.start + 1).saturating_sub(local.max(1));
+    let from = if local == 0 { own.end } else { first };
+    (0..own.end).filter(move |&j| j < sink || j >= from)
+}

@@ -1,0 +1,262 @@
+//! Linear attention on a device.
+
+use crate::error::require;
+use crate::gpu::call::{Call, present};
+use crate::gpu::forward::{Cache, Found, Planner};
+use crate::program::{Name, Program};
+#[cfg(doc)]
+use crate::{Error, LinearAlgorithm};
+use crate::{Gpu, Layout, LinearParams, Prepared, Result, Shapes, Tensor};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// What linear attention reads. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that
+/// (grouped queries, grouped values).
+#[derive(Clone, Copy, Debug)]
+pub struct LinearInputs<'a> {
+    /// Queries [batch, heads of its own, tokens, head_dim].
+    pub q: &'a Tensor,
+    /// Keys [batch, heads of its own, tokens, head_dim].
+    pub k: &'a Tensor,
+    /// Values [batch, heads of its own, tokens, value_dim].
+    pub v: &'a Tensor,
+    /// A gate for each token, the natural logarithm of what stays: at most 0, [batch, heads, tokens, 1]. A positive gate or a NaN
+    /// counts as 0, and makes reading a result an error.
+    pub g: Option<&'a Tensor>,
+    /// The state to begin with, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
+    pub h0: Option<&'a Tensor>,
+    /// Tokens of each batch entry; the rest is padding, and its output is left alone.
+    pub seqlens: Option<&'a [usize]>,
+    /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])`, and a state of its own.
+    pub cu_seqlens: Option<&'a [u32]>,
+}
+
+impl<'a> LinearInputs<'a> {
+    /// Without gates, from an empty state, in full length.
+    pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
+        Self { q, k, v, g: None, h0: None, seqlens: None, cu_seqlens: None }
+    }
+}
+
+impl Call for LinearInputs<'_> {
+    fn tensors(&self) -> Vec<(Name, &Tensor)> {
+        present([("q", Some(self.q)), ("k", Some(self.k)), ("v", Some(self.v)), ("g", self.g), ("h0", self.h0)])
+    }
+
+    fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
+        let lengths = self.seqlens.map(|lengths| ("seqlens".into(), lengths.into()));
+        let offsets = self.cu_seqlens.map(|offsets| {
+            let offsets: Vec<usize> = offsets.iter().map(|&n| n as usize).collect();
+            ("cu_seqlens".into(), offsets.into())
+        });
+        lengths.into_iter().chain(offsets).collect()
+    }
+}
+
+/// The gradients that are found.
+#[derive(Clone, Debug)]
+pub struct LinearGradients {
+    /// Of q, of its shape: the sum over the heads that use it.
+    pub dq: Tensor,
+    /// Of k, likewise.
+    pub dk: Tensor,
+    /// Of v, likewise.
+    pub dv: Tensor,
+    /// Of the gates, f32 [batch, heads, tokens, 1], where tokens have some.
+    pub dg: Option<Tensor>,
+    /// Of the slopes, f32 [1, heads, 1, 1], where heads have some: the sum over batch entries and tokens.
+    pub dslopes: Option<Tensor>,
+    /// Of the initial state, of its shape, where there is one.
+    pub dh0: Option<Tensor>,
+}
+
+impl Call for LinearGradients {
+    fn tensors(&self) -> Vec<(Name, &Tensor)> {
+        present([
+            ("dq", Some(&self.dq)),
+            ("dk", Some(&self.dk)),
+            ("dv", Some(&self.dv)),
+            ("dg", self.dg.as_ref()),
+            ("dslopes", self.dslopes.as_ref()),
+            ("dh0", self.dh0.as_ref()),
+        ])
+    }
+}
+
+/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each
+/// head. Gates g ≤ 0 are none, a constant of each head ([`LinearParams::slopes`]), or one for each token. Tokens are gone through one
+/// by one or in chunks ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
+///
+/// The state can begin with another and come out at the end, go on in place, as decoding does, or be kept after every token. The
+/// same row gets the same bits whatever the batch is. [`LinearAttention::backward`] has the gradients of all inputs.
+///
+/// | there | here |
+/// |---|---|
+/// | Lightning Attention's `s` | `slopes`, `scale: Some(1.0)` |
+/// | RetNet's decay | [`LinearParams::retnet_slopes`] |
+/// | flash-linear-attention's `initial_state`, `output_final_state`, `cu_seqlens`, `head_first=False` | `h0`, [`LinearAttention::forward_with_state`], `cu_seqlens`, [`crate::Layout::heads_last`] |
+/// | simple GLA's `g`, `g_gamma` | `g`, `slopes` = −`g_gamma` |
+/// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
+/// | its gradients | dC = dq, dB = dk, dx = dt · dv + D · dy, ddt = Σ x · dv + A · dg, dA = Σ dt · dg |
+///
+/// ONNX's `LinearAttention` (opset 27):
+///
+/// | there | here |
+/// |---|---|
+/// | `update_rule` "linear", "gated" | without and with `g` |
+/// | `query`, `key`, `value` [B, T, H · D] | a view [B, H, T, D] of it, [`crate::Layout::heads_last`] |
+/// | `decay` [B, T, H], `scale` 0.0 | `g` [B, H, T, 1], `scale: None` |
+/// | `past_state`, `present_state` [B, H, d_k, d_v] | `h0`, `ht`; where query heads share a state, each has its own, all alike |
+/// | `chunk_size` | [`LinearParams::chunk`] |
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{DType, Gpu, LinearAttention, LinearInputs, LinearParams, Tensor};
+/// let gpu = Gpu::request().await?;
+/// let up = async |x: &[f32]| Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, x).await;
+/// let (q, k, v, g) = (up(&[1.0, 1.0]).await?, up(&[1.0, 2.0]).await?, up(&[3.0, 5.0]).await?, up(&[0.0, -1.0]).await?);
+/// let attention = LinearAttention::new(&gpu, LinearParams::default())?;
+/// let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&q, &k, &v) };
+/// let (o, state) = attention.forward_with_state(&inputs).await?;
+/// let last = 3.0 * (-1f32).exp() + 10.0;
+/// assert!((o.read().await?[1] - last).abs() < 1e-5 && (state.read().await?[0] - last).abs() < 1e-5);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct LinearAttention {
+    gpu: Gpu,
+    params: LinearParams,
+    cache: Arc<Cache>,
+}
+
+impl LinearAttention {
+    /// Checks the params; nothing is compiled yet.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes without causality, and a
+    /// chunk that is no multiple of 32 up to 256.
+    pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
+        params.check()?;
+        Ok(Self { gpu: gpu.clone(), params, cache: Arc::default() })
+    }
+
+    /// The params.
+    pub fn params(&self) -> &LinearParams {
+        &self.params
+    }
+
+    /// What would run for these shapes.
+    ///
+    /// # Errors
+    /// Those of [`LinearParams::plan`].
+    pub fn plan(&self, shapes: &Shapes) -> Result<Program> {
+        self.params.plan(self.gpu.caps(), shapes)
+    }
+
+    /// The same for gradients.
+    ///
+    /// # Errors
+    /// Those of [`LinearParams::plan_backward`].
+    pub fn plan_backward(&self, shapes: &Shapes) -> Result<Program> {
+        self.params.plan_backward(self.gpu.caps(), shapes)
+    }
+
+    /// Compiles and allocates all that these shapes need. A call is `(inputs, [("o", &o)])`, with `("ht", …)` where the last state is
+    /// wanted, `("state", …)` where it goes on in place, `("snapshots", …)` where it is kept after every token: see
+    /// [`LinearParams::plan`].
+    ///
+    /// # Errors
+    /// Those of [`LinearParams::plan`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(shapes)?, &[]).await
+    }
+
+    /// The same for gradients. A call is `(inputs, [("dout", &dout)], gradients)`, with `("dht", …)` where the last state has a gradient.
+    ///
+    /// # Errors
+    /// Those of [`LinearParams::plan_backward`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn prepare_backward(&self, shapes: &Shapes) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan_backward(shapes)?, &[]).await
+    }
+
+    /// Attention in one call: allocates the output ([batch, heads, tokens, value_dim], of v's type) and submits. What was prepared
+    /// for the shapes is kept.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::prepare`]; [`Error::OtherDevice`].
+    pub async fn forward(&self, inputs: &LinearInputs<'_>) -> Result<Tensor> {
+        Ok(self.submit(inputs, &[]).await?.take("o"))
+    }
+
+    /// The same with the last state, f32 [batch or sequences, heads, head_dim, value_dim].
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_with_state(&self, inputs: &LinearInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let mut found = self.submit(inputs, &["ht"]).await?;
+        Ok((found.take("o"), found.take("ht")))
+    }
+
+    /// The same with a state that goes on in place, as decoding does: f32 [batch or sequences, heads, head_dim, value_dim].
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_in_place(&self, inputs: &LinearInputs<'_>, state: &Tensor) -> Result<Tensor> {
+        Ok(self.submit(&(inputs, [("state", state)]), &[]).await?.take("o"))
+    }
+
+    /// The same with the state after every token, for speculative decoding: f32 [batch or sequences, heads, tokens · head_dim,
+    /// value_dim]. [`LinearAttention::state_after`] is one of them.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_with_snapshots(&self, inputs: &LinearInputs<'_>) -> Result<(Tensor, Tensor)> {
+        let mut found = self.submit(inputs, &["snapshots"]).await?;
+        Ok((found.take("o"), found.take("snapshots")))
+    }
+
+    async fn submit(&self, call: &dyn Call, wanted: &[&'static str]) -> Result<Found> {
+        let plan: Planner = &|caps, shapes| self.params.plan(caps, shapes);
+        self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state"], wanted).await
+    }
+
+    /// The state after the first `tokens` (at least 1) of those that `snapshots` were taken of: a view, to go on from as
+    /// [`LinearInputs::h0`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for rows that are no states of `head_dim` rows, or a token that is none of them.
+    pub fn state_after(snapshots: &Tensor, head_dim: usize, tokens: usize) -> Result<Tensor> {
+        let layout = snapshots.layout();
+        let [entries, heads, rows, value_dim] = layout.shape;
+        let bound = format!("a divisor of {rows}, the rows of the snapshots");
+        require(head_dim > 0 && rows.is_multiple_of(head_dim), "head_dim", head_dim, bound)?;
+        let all = rows / head_dim;
+        require((1..=all).contains(&tokens), "tokens", tokens, format!("within 1..={all}"))?;
+        let offset = layout.offset + (tokens - 1) * head_dim * layout.strides[2];
+        snapshots.view(Layout { shape: [entries, heads, head_dim, value_dim], offset, ..layout.clone() })
+    }
+
+    /// The gradients in one call, from that of the output and, where there is one, that of the last state: allocates them and submits.
+    /// Nothing of the forward pass is needed but its inputs. What was prepared for the shapes is kept.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::prepare_backward`]; [`Error::OtherDevice`].
+    pub async fn backward(
+        &self,
+        inputs: &LinearInputs<'_>,
+        dout: &Tensor,
+        dht: Option<&Tensor>,
+    ) -> Result<LinearGradients> {
+        let plan: Planner = &|caps, shapes| self.params.plan_backward(caps, shapes);
+        let call = (inputs, present([("dout", Some(dout)), ("dht", dht)]));
+        let mut found = self.gpu.forward(&self.cache, "backward", plan, &[], &call, &[], &[]).await?;
+        Ok(LinearGradients {
+            dq: found.take("dq"),
+            dk: found.take("dk"),
+            dv: found.take("dv"),
+            dg: found.take_if("dg"),
+            dslopes: found.take_if("dslopes"),
+            dh0: found.take_if("dh0"),
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! Calls in one go: what is prepared is kept.
+
+use super::call::Call;
+use super::prepared::{Prepared, check_device};
+use crate::program::{Name, Program};
+use crate::{Caps, Gpu, Result, Shapes, Tensor};
+use std::sync::{Arc, Mutex};
+
+/// How many shapes are kept prepared.
+const PREPARED: usize = 32;
+
+/// What was prepared for the last few shapes, the oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Cache(Mutex<Vec<(&'static str, Shapes, Arc<Kept>)>>);
+
+/// Calls on one set of scratch buffers go one after another.
+#[derive(Debug)]
+struct Kept {
+    prepared: Prepared,
+    busy: futures::lock::Mutex<()>,
+}
+
+/// The results of a call, by name.
+#[derive(Debug)]
+pub(crate) struct Found(Vec<(Name, Tensor)>);
+
+impl Found {
+    /// A result that the program has.
+    pub fn take(&mut self, name: &str) -> Tensor {
+        self.take_if(name).expect("a result of the program")
+    }
+
+    pub fn into_all(self) -> Vec<(Name, Tensor)> {
+        self.0
+    }
+
+    pub fn take_if(&mut self, name: &str) -> Option<Tensor> {
+        let i = self.0.iter().position(|(other, _)| other == name)?;
+        Some(self.0.swap_remove(i).1)
+    }
+}
+
+/// How a call is planned.
+pub(crate) type Planner<'a> = &'a dyn Fn(&Caps, &Shapes) -> Result<Program>;
+
+impl Gpu {
+    /// Runs a call: allocates what it does not bring, submits, and has the results checked once they are read.
+    /// `pass` tells programs of one cache apart; `written` are tensors that the call brings and that are written, `wanted` outputs
+    /// that may be left out.
+    #[allow(clippy::too_many_arguments)] // each call says all of it
+    pub(crate) fn forward<'a>(
+        &'a self,
+        cache: &'a Cache,
+        pass: &'static str,
+        plan: Planner<'_>,
+        defaults: &'a [(Name, Tensor)],
+        call: &'a dyn Call,
+        written: &[&str],
+        wanted: &[&'static str],
+    ) -> impl Future<Output = Result<Found>> + use<'a> {
+        let shapes = wanted.iter().fold(self.key(call, written), |shapes, &name| shapes.wanted(name));
+        // Planning is done at once: the planner need not go to another thread.
+        let kept =
+            cache.get(pass, &shapes).map_or_else(|| self.planned(call, plan, &shapes).map(Err), |kept| Ok(Ok(kept)));
+        async move {
+            let kept = match kept? {
+                Ok(kept) => kept,
+                Err(program) => cache.keep(pass, shapes, Prepared::new(self, program, defaults).await?),
+            };
+            self.run_kept(&kept, defaults, call).await
+        }
+    }
+
+    /// The same where nothing is kept.
+    pub(crate) fn run_once<'a>(
+        &'a self,
+        plan: Planner<'_>,
+        defaults: &'a [(Name, Tensor)],
+        call: &'a dyn Call,
+    ) -> impl Future<Output = Result<Found>> + use<'a> {
+        let program = self.planned(call, plan, &self.key(call, &[]));
+        async move {
+            let kept =
+                Kept { prepared: Prepared::new(self, program?, defaults).await?, busy: futures::lock::Mutex::new(()) };
+            self.run_kept(&kept, defaults, call).await
+        }
+    }
+
+    fn planned(&self, call: &dyn Call, plan: Planner<'_>, shapes: &Shapes) -> Result<Program> {
+        self.alive()?;
+        call.tensors().iter().try_for_each(|(name, tensor)| check_device(name, tensor, self))?;
+        plan(self.caps(), shapes)
+    }
+
+    async fn run_kept(&self, kept: &Kept, defaults: &[(Name, Tensor)], call: &dyn Call) -> Result<Found> {
+        let (given, prepared) = (call.tensors(), &kept.prepared);
+        let mut made = vec![];
+        for spec in &prepared.plan().tensors {
+            let known = given.iter().map(|(name, _)| name).chain(defaults.iter().map(|(name, _)| name));
+            if !known.into_iter().any(|name| *name == spec.name) {
+                made.push((spec.name.clone(), Tensor::empty(self, spec.layout.clone()).await?));
+            }
+        }
+        let all = given.iter().map(|(name, tensor)| (name.clone(), *tensor));
+        let all = all.chain(made.iter().map(|(name, tensor)| (name.clone(), tensor))).collect();
+        let busy = kept.busy.lock().await;
+        let checks = prepared.submit_checked(all, call.numbers(), true).await?;
+        drop(busy);
+        // What was found wrong with what came in holds for all that comes of it.
+        let checked = |tensor: Tensor| {
+            let tensor = checks.iter().cloned().fold(tensor, Tensor::with_check);
+            given.iter().fold(tensor, |tensor, (_, from)| tensor.with_checks_of(from))
+        };
+        Ok(Found(made.into_iter().map(|(name, tensor)| (name, checked(tensor))).collect()))
+    }
+
+    /// What a prepared call is kept under: whatever the buffers are, offsets count modulo the alignment of bindings. In a buffer that
+    /// is written, distances count too.
+    fn key(&self, call: &dyn Call, written: &[&str]) -> Shapes {
+        let (given, mut shapes) = (call.tensors(), Shapes::default());
+        let is_written = |tensor: &Tensor| {
+            let own = |(name, other): &(Name, &Tensor)| written.contains(&&**name) && other.buffer() == tensor.buffer();
+            given.iter().any(own)
+        };
+        for (i, (name, tensor)) in given.iter().enumerate() {
+            let (mut layout, mut first) = (tensor.layout().clone(), i);
+            if is_written(tensor) {
+                let shares = |(_, other): &(Name, &Tensor)| other.buffer() == tensor.buffer();
+                first = given[..i].iter().position(shares).unwrap_or(i);
+            } else {
+                layout.offset %= (self.caps().binding_alignment() / layout.dtype.bytes()) as usize;
+            }
+            shapes.push(name.clone(), layout, first);
+        }
+        call.numbers().into_iter().for_each(|(name, numbers)| shapes.push_numbers(name, numbers.into_owned()));
+        shapes
+    }
+}
+
+impl Cache {
+    fn get(&self, pass: &str, shapes: &Shapes) -> Option<Arc<Kept>> {
+        let all = self.0.lock().expect("no panic under this lock");
+        all.iter().find(|(other, key, _)| *other == pass && key == shapes).map(|(.., kept)| kept.clone())
+    }
+
+    fn keep(&self, pass: &'static str, shapes: Shapes, prepared: Prepared) -> Arc<Kept> {
+        let kept = Arc::new(Kept { prepared, busy: futures::lock::Mutex::new(()) });
+        let mut all = self.0.lock().expect("no panic under this lock");
+        if all.len() == PREPARED {
+            all.remove(0);
+        }
+        all.push((pass, shapes, kept.clone()));
+        kept
+    }
+}

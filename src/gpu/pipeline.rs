@@ -1,0 +1,119 @@
+//! From the text of a kernel to a pipeline.
+
+use crate::program::{BindingAccess, Guards, Kernel};
+use crate::{Error, Gpu, Result};
+use std::sync::Arc;
+
+/// A compiled shader and the layouts of its bind groups.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub compute: wgpu::ComputePipeline,
+    pub layouts: Vec<wgpu::BindGroupLayout>,
+}
+
+impl Gpu {
+    /// The pipeline of a kernel: built once for each text, kept for the device's life.
+    pub(crate) async fn pipeline_of(&self, kernel: &Kernel) -> Result<Arc<Pipeline>> {
+        self.alive()?;
+        if let Some(found) = self.kept_pipelines().lock().expect("no panic under this lock").get(&kernel.wgsl) {
+            return Ok(found.clone());
+        }
+        let (module, popped) = self.scoped(|device| module(device, kernel, self.checks_shaders()));
+        if let Err(e) = self.refused("shader", popped.await).await {
+            return Err(match e {
+                Error::Internal { message, .. } => complaint(kernel, &module, message).await,
+                other => other,
+            });
+        }
+        let (pipeline, popped) = self.scoped(|device| Pipeline::build(device, kernel, &module));
+        self.refused("pipeline", popped.await).await.map_err(|e| match e {
+            Error::Internal { message, .. } => Error::Shader { shader: kernel.name.clone(), message },
+            other => other,
+        })?;
+        let pipeline = Arc::new(pipeline);
+        let mut kept = self.kept_pipelines().lock().expect("no panic under this lock");
+        kept.insert(kernel.wgsl.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+}
+
+/// Compiles a kernel's text to a module. Errors go to the scopes around the call.
+fn module(device: &wgpu::Device, kernel: &Kernel, checked: bool) -> wgpu::ShaderModule {
+    let source = wgpu::ShaderSource::Wgsl((&*kernel.wgsl).into());
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&kernel.name), source };
+    let checks = match kernel.guards {
+        _ if checked => return device.create_shader_module(descriptor),
+        Guards::All => return device.create_shader_module(descriptor),
+        Guards::None => wgpu::ShaderRuntimeChecks::unchecked(),
+        Guards::Bounds => {
+            wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() }
+        }
+    };
+    // SAFETY: without bounds checks the text is this crate's own. Tensor indices come from layouts that `Tensor::wrap` and
+    // planning have checked against the bound range, and tokens are clamped to it. Without loop bounding every loop is this
+    // crate's own, and ends after a bounded count: a caller's text with a loop, or anything like it, went the other way.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
+}
+
+/// Why a module was rejected, by the compiler's first error.
+async fn complaint(kernel: &Kernel, module: &wgpu::ShaderModule, message: String) -> Error {
+    let info = module.get_compilation_info().await;
+    let error = info.messages.into_iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
+    let (line, message) = match error {
+        Some(e) => (e.location.map_or(0, |at| at.line_number), e.message),
+        None => (0, message),
+    };
+    match kernel.hooks.iter().find(|hook| hook.lines.contains(&line)) {
+        Some(hook) => {
+            let line = hook.is_source.then(|| line - hook.lines.start + 1);
+            Error::Hook { hook: hook.hook.clone(), line, message }
+        }
+        None => Error::Shader { shader: kernel.name.clone(), message },
+    }
+}
+
+impl Pipeline {
+    /// The pipeline of a kernel's module. Errors go to the scopes around the call.
+    fn build(device: &wgpu::Device, kernel: &Kernel, module: &wgpu::ShaderModule) -> Self {
+        let label = Some(&*kernel.name);
+        let groups = kernel.bindings.iter().map(|binding| binding.group + 1).max().unwrap_or(1);
+        let group = |group: u32| {
+            let own = kernel.bindings.iter().filter(|binding| binding.group == group);
+            let entries: Vec<_> = own.map(|binding| layout_entry(binding.access, binding.binding)).collect();
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries })
+        };
+        let layouts: Vec<_> = (0..groups).map(group).collect();
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &layouts.iter().map(Some).collect::<Vec<_>>(),
+            ..Default::default()
+        });
+        let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&pipeline_layout),
+            module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Every shader writes its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Self { compute, layouts }
+    }
+}
+
+fn layout_entry(access: BindingAccess, binding: u32) -> wgpu::BindGroupLayoutEntry {
+    let ty = match access {
+        BindingAccess::Uniform => wgpu::BufferBindingType::Uniform,
+        BindingAccess::Read => wgpu::BufferBindingType::Storage { read_only: true },
+        BindingAccess::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}

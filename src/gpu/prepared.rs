@@ -1,0 +1,442 @@
+//! The one executor: makes pipelines and buffers of a program, and records its dispatches.
+
+use super::call::Call;
+use super::pipeline::Pipeline;
+use super::tensor::DeferredCheck;
+use crate::error::require;
+use crate::program::{Binding, BindingAccess, Contents, Kernel, Name, Program, Source, TensorSpec};
+use crate::{Caps, Error, Gpu, Layout, Result, Tensor};
+use futures::FutureExt;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// How many sets of tensors a prepared call keeps bind groups for.
+const BIND_GROUP_SETS: usize = 8;
+
+/// A call compiled for certain shapes: records into the caller's encoders, as often as wanted, with any tensors of these shapes.
+///
+/// Work that is recorded from one of them into several command buffers shares its scratch buffers: slices of one call go one after
+/// another, and no other call goes between them.
+#[derive(Debug)]
+pub struct Prepared {
+    gpu: Gpu,
+    program: Program,
+    /// For each kernel.
+    pipelines: Vec<Arc<Pipeline>>,
+    uniforms: wgpu::Buffer,
+    uniform_stride: u64,
+    tables: Vec<wgpu::Buffer>,
+    scratch: Vec<wgpu::Buffer>,
+    /// For tensors without elements: one to read, one to write.
+    empty: [wgpu::Buffer; 2],
+    /// What stands for a tensor that a call does not bring.
+    defaults: Vec<Option<Tensor>>,
+    relations: Vec<Relation>,
+    bound: Mutex<Vec<Bound>>,
+}
+
+/// What must hold between two tensors, at least one of which lies in a buffer that is written; the first is written if one is.
+#[derive(Clone, Copy, Debug)]
+struct Relation {
+    tensors: [usize; 2],
+    /// Whether they lie in one buffer.
+    shares: bool,
+    /// Whether a kernel binds them as one: they keep their distance.
+    tied: bool,
+    /// Whether a kernel that writes one of them binds them one by one: bindings of one buffer do not overlap.
+    parted: bool,
+}
+
+/// The bind groups of one set of tensors: of each dispatch, one for each group.
+#[derive(Debug)]
+struct Bound {
+    key: Vec<(wgpu::Buffer, u64)>,
+    groups: Arc<Vec<Vec<wgpu::BindGroup>>>,
+}
+
+/// A call's tensors in the order of the program's, and how far each lies from where it was planned, in bytes.
+struct Resolved<'a> {
+    tensors: Vec<&'a Tensor>,
+    shifts: Vec<u64>,
+}
+
+impl Prepared {
+    /// Builds pipelines, uploads constants, allocates scratch. `defaults` stand for tensors that a call does not bring.
+    pub(crate) async fn new(gpu: &Gpu, program: Program, defaults: &[(Name, Tensor)]) -> Result<Self> {
+        use wgpu::BufferUsages as Usage;
+        gpu.alive()?;
+        let mut pipelines = vec![];
+        for kernel in &program.kernels {
+            pipelines.push(gpu.pipeline_of(kernel).await?);
+        }
+        let largest = program.dispatches.iter().map(|dispatch| dispatch.uniform.len() as u64).max().unwrap_or(0);
+        let uniform_stride = largest.next_multiple_of(u64::from(gpu.caps().uniform_alignment)).max(1);
+        let mut bytes = vec![0; program.dispatches.len() * uniform_stride as usize];
+        for (dispatch, at) in program.dispatches.iter().zip(bytes.chunks_exact_mut(uniform_stride as usize)) {
+            at[..dispatch.uniform.len()].copy_from_slice(&dispatch.uniform);
+        }
+        let uniforms = gpu.buffer("parameters", bytes.len() as u64, Usage::UNIFORM | Usage::COPY_DST, &bytes).await?;
+        let mut tables = vec![];
+        for contents in &program.tables {
+            tables.push(gpu.constants(contents).await?);
+        }
+        let mut scratch = vec![];
+        for one in &program.scratch {
+            let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+            scratch.push(gpu.buffer(&one.name, one.bytes, usage, &[]).await?);
+        }
+        let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;
+        let default = |spec: &TensorSpec| defaults.iter().find(|(name, _)| *name == spec.name).map(|(_, t)| t.clone());
+        Ok(Self {
+            gpu: gpu.clone(),
+            pipelines,
+            uniforms,
+            uniform_stride,
+            tables,
+            scratch,
+            empty: [empty().await?, empty().await?],
+            defaults: program.tensors.iter().map(default).collect(),
+            relations: relations(&program),
+            bound: Mutex::default(),
+            program,
+        })
+    }
+
+    /// What runs.
+    pub fn plan(&self) -> &Program {
+        &self.program
+    }
+
+    /// How many slices there are: see [`Prepared::encode_slice`].
+    pub fn slices(&self) -> usize {
+        self.program.slices.len()
+    }
+
+    /// Records the whole work. The caller submits; for long work see [`Prepared::encode_slice`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for. Nothing is recorded then.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, call: impl Call) -> Result<()> {
+        self.record(encoder, 0..self.slices(), call.tensors(), call.numbers())
+    }
+
+    /// Records one slice of the work, so that the caller can submit long work in parts of 50 to 100 ms, one after another.
+    ///
+    /// # Errors
+    /// Those of [`Prepared::encode`]; [`Error::Argument`] for a slice that is not there.
+    pub fn encode_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: usize, call: impl Call) -> Result<()> {
+        let known = self.slices();
+        let bound = format!("within 0..{known}");
+        require(slice < known, "slice", format!("{slice}..{}", slice.saturating_add(1)), bound)?;
+        self.record(encoder, slice..slice + 1, call.tensors(), call.numbers())
+    }
+
+    /// Records the whole work into a pass of the caller's.
+    ///
+    /// # Errors
+    /// Those of [`Prepared::encode`].
+    pub fn encode_in(&self, pass: &mut wgpu::ComputePass<'_>, call: impl Call) -> Result<()> {
+        self.record_in(pass, 0..self.slices(), &self.resolve(call.tensors(), call.numbers())?)
+    }
+
+    /// Records each slice into an encoder of its own and submits it.
+    ///
+    /// # Errors
+    /// Those of [`Prepared::encode`]; [`Error::DeviceLost`].
+    pub async fn submit(&self, call: impl Call) -> Result<()> {
+        self.submit_checked(call.tensors(), call.numbers(), false).await.map(|_| ())
+    }
+
+    /// Whether what only the GPU has seen was in order and in range (offsets of packed sequences, numbers of segments, gates), in the
+    /// work that was recorded last, once it was submitted. Results of `forward` say so when they are read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names what was wrong; [`Error::DeviceLost`].
+    pub async fn check(&self) -> Result<()> {
+        for check in self.program.checks.iter().filter(|_| self.slices() > 0) {
+            let words = self.scratch[check.scratch].clone();
+            DeferredCheck { words, rule: check.rule.clone() }.ask(&self.gpu).await?;
+        }
+        Ok(())
+    }
+
+    /// The same as [`Prepared::submit`]; what is to be checked later is copied by the command buffer that wrote it.
+    pub(crate) async fn submit_checked(
+        &self,
+        tensors: Vec<(Name, &Tensor)>,
+        numbers: Vec<(Name, Cow<'_, [usize]>)>,
+        checked: bool,
+    ) -> Result<Vec<DeferredCheck>> {
+        let resolved = self.resolve(tensors, numbers)?;
+        let mut checks = vec![];
+        for slice in 0..self.slices() {
+            let mut encoder = self.gpu.encoder();
+            self.record_in(&mut self.pass(&mut encoder), slice..slice + 1, &resolved)?;
+            if checked && slice + 1 == self.slices() {
+                checks = self.copied(&mut encoder).await?;
+            }
+            self.gpu.submit(encoder).await?;
+        }
+        Ok(checks)
+    }
+
+    /// Copies of the words that tell what was wrong, which later work does not change.
+    async fn copied(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Vec<DeferredCheck>> {
+        let mut checks = vec![];
+        for check in &self.program.checks {
+            let from = &self.scratch[check.scratch];
+            let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+            let words = self.gpu.buffer("problem", from.size(), usage, &[]).await?;
+            encoder.copy_buffer_to_buffer(from, 0, &words, 0, from.size());
+            checks.push(DeferredCheck { words, rule: check.rule.clone() });
+        }
+        Ok(checks)
+    }
+
+    fn pass<'e>(&self, encoder: &'e mut wgpu::CommandEncoder) -> wgpu::ComputePass<'e> {
+        let label = self.program.kernels.last().map(|kernel| &*kernel.name);
+        encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None })
+    }
+
+    fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        slices: Range<usize>,
+        tensors: Vec<(Name, &Tensor)>,
+        numbers: Vec<(Name, Cow<'_, [usize]>)>,
+    ) -> Result<()> {
+        let resolved = self.resolve(tensors, numbers)?;
+        self.record_in(&mut self.pass(encoder), slices, &resolved)
+    }
+
+    fn record_in(&self, pass: &mut wgpu::ComputePass<'_>, slices: Range<usize>, resolved: &Resolved) -> Result<()> {
+        let slices = &self.program.slices[slices];
+        if slices.is_empty() {
+            return Ok(());
+        }
+        let groups = self.groups(resolved)?;
+        let mut last = None;
+        let mut dispatch = |i: usize| {
+            let one = &self.program.dispatches[i];
+            if last != Some(one.kernel) {
+                pass.set_pipeline(&self.pipelines[one.kernel].compute);
+                last = Some(one.kernel);
+            }
+            for (group, bound) in (0..).zip(&groups[i]) {
+                pass.set_bind_group(group, bound, &[]);
+            }
+            let [x, y, z] = one.workgroups;
+            pass.dispatch_workgroups(x, y, z);
+        };
+        // Each of them once, before all work.
+        let first = slices.iter().enumerate().flat_map(|(n, slice)| slice.first.iter().map(move |&i| (n, i)));
+        first.filter(|(n, i)| slices[..*n].iter().all(|slice| !slice.first.contains(i))).for_each(|(_, i)| dispatch(i));
+        slices.iter().flat_map(|slice| slice.work.clone()).for_each(&mut dispatch);
+        Ok(())
+    }
+
+    /// Checks that tensors and numbers are as prepared, but for buffers, and for offsets that differ by whole alignments.
+    fn resolve<'a>(
+        &'a self,
+        given: Vec<(Name, &'a Tensor)>,
+        numbers: Vec<(Name, Cow<'_, [usize]>)>,
+    ) -> Result<Resolved<'a>> {
+        self.gpu.alive()?;
+        self.check_numbers(&numbers)?;
+        let caps = self.gpu.caps();
+        let (mut tensors, mut shifts) = (Vec::with_capacity(given.len()), Vec::with_capacity(given.len()));
+        let mut used = 0;
+        for (i, (spec, default)) in self.program.tensors.iter().zip(&self.defaults).enumerate() {
+            let same = |(name, _): &&(Name, &Tensor)| *name == spec.name;
+            let found = given.get(i).filter(same).or_else(|| given.iter().find(same)).map(|(_, tensor)| *tensor);
+            used += usize::from(found.is_some());
+            let Some(tensor) = found.or(default.as_ref()) else {
+                return Err(Error::argument(&spec.name, "None", format!("set, as prepared: {:?}", spec.layout)));
+            };
+            tensors.push(tensor);
+            shifts.push(shift(&self.gpu, caps, spec, tensor)?);
+        }
+        if used < given.len() {
+            let unknown = |(name, _): &&(Name, &Tensor)| self.program.tensor(name).is_none();
+            if let Some((name, tensor)) = given.iter().find(unknown) {
+                return Err(Error::argument(name, format!("{:?}", tensor.layout()), "unset, as prepared: None"));
+            }
+        }
+        let resolved = Resolved { tensors, shifts };
+        self.relations.iter().try_for_each(|relation| self.check_relation(relation, &resolved))?;
+        Ok(resolved)
+    }
+
+    fn check_numbers(&self, given: &[(Name, Cow<'_, [usize]>)]) -> Result<()> {
+        let planned = &self.program.numbers;
+        let of = |name: &Name| planned.iter().find(|(other, _)| other == name).map(|(_, numbers)| numbers);
+        for (name, numbers) in given {
+            if of(name).is_none_or(|planned| **planned != **numbers) {
+                let bound = format!("as prepared: {:?}", of(name));
+                return Err(Error::argument(name, format!("{numbers:?}"), bound));
+            }
+        }
+        match planned.iter().find(|(name, _)| given.iter().all(|(other, _)| other != name)) {
+            Some((name, numbers)) => Err(Error::argument(name, "None", format!("as prepared: {numbers:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share buffers as
+    /// they were prepared for.
+    fn check_relation(&self, relation: &Relation, resolved: &Resolved) -> Result<()> {
+        let &Relation { tensors: [i, j], shares, tied, parted } = relation;
+        let [a, b] = [i, j].map(|i| resolved.tensors[i]);
+        let found = a.buffer() == b.buffer();
+        if !shares && !found {
+            return Ok(());
+        }
+        let caps = self.gpu.caps();
+        let [one, other] = [i, j].map(|i| &self.program.tensors[i]);
+        let [of_one, of_other] = [a.layout().byte_span()?, b.layout().byte_span()?];
+        let bytes = format!("bytes {of_one:?}");
+        if found && one.written && overlap(&of_one, &of_other) {
+            let bound = format!("apart from {}, which has bytes {of_other:?} of the same buffer", other.name);
+            return Err(Error::argument(&one.name, bytes, bound));
+        }
+        if found != shares && (tied || parted) {
+            let found = if found { "in one buffer" } else { "in buffers of their own" };
+            let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
+            return Err(Error::argument(format!("{} and {}", one.name, other.name), found, bound));
+        }
+        if tied && resolved.shifts[i] != resolved.shifts[j] {
+            let bound = format!("as far from {}'s as it was prepared: both share a binding", other.name);
+            return Err(Error::argument(format!("{}.offset", one.name), a.layout().offset, bound));
+        }
+        let start = |range: &Range<u64>| range.start - range.start % caps.binding_alignment();
+        let whole = |range: &Range<u64>| start(range)..range.end.next_multiple_of(4);
+        if found && parted && overlap(&whole(&of_one), &whole(&of_other)) {
+            let alignment = caps.binding_alignment();
+            let bound = format!("{alignment} bytes or more from {}, as prepared: bindings are aligned", other.name);
+            return Err(Error::argument(&one.name, bytes, bound));
+        }
+        Ok(())
+    }
+
+    fn groups(&self, resolved: &Resolved) -> Result<Arc<Vec<Vec<wgpu::BindGroup>>>> {
+        let same = |bound: &&Bound| {
+            let pairs = bound.key.iter().zip(resolved.tensors.iter().zip(&resolved.shifts));
+            pairs.into_iter().all(|((buffer, shift), (tensor, other))| shift == other && buffer == tensor.buffer())
+        };
+        let mut all = self.bound.lock().expect("no panic under this lock");
+        if let Some(found) = all.iter().find(same) {
+            return Ok(found.groups.clone());
+        }
+        let make = |_: &wgpu::Device| (0..self.program.dispatches.len()).map(|i| self.groups_of(i, resolved)).collect();
+        let (groups, popped) = self.gpu.scoped(make);
+        // On native the answer is there at once; in a browser it comes with the submit.
+        let refused = async { self.gpu.refused("bind groups", popped.await).await };
+        refused.now_or_never().unwrap_or(Ok(()))?;
+        let groups = Arc::new(groups);
+        if all.len() == BIND_GROUP_SETS {
+            all.remove(0);
+        }
+        let tensors = resolved.tensors.iter().zip(&resolved.shifts);
+        let key = tensors.map(|(tensor, &shift)| (tensor.buffer().clone(), shift)).collect();
+        all.push(Bound { key, groups: Arc::clone(&groups) });
+        Ok(groups)
+    }
+
+    /// The bind groups of a dispatch.
+    fn groups_of(&self, index: usize, resolved: &Resolved) -> Vec<wgpu::BindGroup> {
+        let dispatch = &self.program.dispatches[index];
+        let (kernel, pipeline) = (&self.program.kernels[dispatch.kernel], &self.pipelines[dispatch.kernel]);
+        let mut entries: Vec<Vec<wgpu::BindGroupEntry>> = pipeline.layouts.iter().map(|_| vec![]).collect();
+        for (binding, range) in kernel.bindings.iter().zip(&dispatch.ranges) {
+            let (buffer, shift) = match binding.source {
+                Source::Uniform => (&self.uniforms, index as u64 * self.uniform_stride),
+                Source::Table(i) => (&self.tables[i], 0),
+                Source::Scratch(i) => (&self.scratch[i], 0),
+                Source::Tensor(i) => (resolved.tensors[i].buffer(), resolved.shifts[i]),
+            };
+            let (buffer, offset, size) = match range.end - range.start {
+                0 => (&self.empty[usize::from(binding.access == BindingAccess::ReadWrite)], 0, 16),
+                bytes => (buffer, range.start.wrapping_add(shift), bytes),
+            };
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(size),
+            });
+            entries[binding.group as usize].push(wgpu::BindGroupEntry { binding: binding.binding, resource });
+        }
+        let groups = pipeline.layouts.iter().zip(&entries);
+        let group = |(layout, entries): (&wgpu::BindGroupLayout, &Vec<wgpu::BindGroupEntry>)| {
+            let descriptor = wgpu::BindGroupDescriptor { label: Some(&kernel.name), layout, entries };
+            self.gpu.device().create_bind_group(&descriptor)
+        };
+        groups.map(group).collect()
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// How far a tensor lies from where it was planned, in bytes.
+fn shift(gpu: &Gpu, caps: &Caps, spec: &TensorSpec, tensor: &Tensor) -> Result<u64> {
+    check_device(&spec.name, tensor, gpu)?;
+    let (wanted, given) = (&spec.layout, tensor.layout());
+    let (bytes, alignment) = (wanted.dtype.bytes(), caps.binding_alignment());
+    let (from, to) = (wanted.offset as u64 * bytes, given.offset as u64 * bytes);
+    let Layout { dtype, shape, strides, .. } = given;
+    let same = (dtype, shape, strides) == (&wanted.dtype, &wanted.shape, &wanted.strides);
+    if !same || from % alignment != to % alignment {
+        let bound = format!("as prepared: {wanted:?} (the offset may differ by multiples of {alignment} bytes)");
+        return Err(Error::argument(&spec.name, format!("{given:?}"), bound));
+    }
+    Ok(to.wrapping_sub(from))
+}
+
+pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()> {
+    if tensor.gpu() == gpu {
+        return Ok(());
+    }
+    let (theirs, ours) = (tensor.gpu().caps().adapter.clone(), gpu.caps().adapter.clone());
+    Err(Error::OtherDevice { argument: name.into(), theirs, ours })
+}
+
+/// What must hold between the tensors of a program.
+fn relations(program: &Program) -> Vec<Relation> {
+    let tensors = &program.tensors;
+    let is_written = |i: usize| tensors.iter().any(|other| other.buffer == tensors[i].buffer && other.written);
+    let bindings = || program.kernels.iter().flat_map(|kernel| &kernel.bindings);
+    let pairs = (0..tensors.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+    let relation = |(i, j): (usize, usize)| {
+        // The output first, where one of them is.
+        let pair = if tensors[i].written { [i, j] } else { [j, i] };
+        let tied = bindings().any(|binding| pair.iter().all(|i| binding.together.contains(i)));
+        let of = |kernel: &Kernel, i: usize| {
+            let holds = |binding: &&Binding| binding.source == Source::Tensor(i) || binding.together.contains(&i);
+            kernel.bindings.iter().find(holds).map(|binding| (binding.binding, binding.access))
+        };
+        let parted = program.kernels.iter().any(|kernel| match pair.map(|i| of(kernel, i)) {
+            [Some((one, access)), Some((other, its))] => {
+                one != other && [access, its].contains(&BindingAccess::ReadWrite)
+            }
+            _ => false,
+        });
+        Relation { tensors: pair, shares: tensors[i].buffer == tensors[j].buffer, tied, parted }
+    };
+    pairs.filter(|&(i, j)| is_written(i) || is_written(j)).map(relation).collect()
+}
+
+impl Gpu {
+    /// A table of constants: those of rotary angles are made once, and kept for the device's life.
+    async fn constants(&self, contents: &Contents) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        match *contents {
+            Contents::Bytes(ref bytes) => self.buffer("table", bytes.len() as u64, usage, bytes).await,
+            Contents::RotaryAngles { theta, dim } => {
+                let key = ("angles", [u64::from(theta.to_bits()), dim as u64]);
+                self.table(key, || contents.bytes().into_owned()).await
+            }
+        }
+    }
+}

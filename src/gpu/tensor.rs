@@ -1,0 +1,225 @@
+//! Tensors: a GPU buffer with a layout.
+
+use crate::error::require;
+use crate::program::Rule;
+use crate::{DType, Error, Gpu, Layout, Result};
+
+/// A tensor on the GPU. It shares its buffer with whoever else holds that buffer; cloning copies no data.
+#[derive(Clone)]
+pub struct Tensor {
+    gpu: Gpu,
+    buffer: wgpu::Buffer,
+    layout: Layout,
+    checks: Vec<DeferredCheck>,
+}
+
+/// What the kernel that wrote a tensor found wrong in indices that only the GPU has seen: asked about when the tensor is read.
+#[derive(Clone)]
+pub(crate) struct DeferredCheck {
+    /// Its words.
+    pub words: wgpu::Buffer,
+    /// What they mean.
+    pub rule: Rule,
+}
+
+impl DeferredCheck {
+    pub async fn ask(&self, gpu: &Gpu) -> Result<()> {
+        let bytes = gpu.read(&self.words, 0, self.words.size()).await?;
+        self.rule.judge(&bytemuck::pod_collect_to_vec::<u8, u32>(&bytes))
+    }
+}
+
+impl Tensor {
+    /// Uploads `values` ([batch, heads, sequence, head_dim], last index fastest), rounded to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not as many values as the shape says; [`Error::OutOfMemory`], [`Error::Limit`].
+    pub async fn upload(gpu: &Gpu, shape: [usize; 4], dtype: DType, values: &[f32]) -> Result<Self> {
+        let tensor = Self::empty(gpu, Layout::heads_first(dtype, shape)).await?;
+        tensor.write(values).await?;
+        Ok(tensor)
+    }
+
+    /// A tensor with a buffer of its own, zero until something is written.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layout that leaves 2^64; [`Error::OutOfMemory`], [`Error::Limit`].
+    pub async fn empty(gpu: &Gpu, layout: Layout) -> Result<Self> {
+        let bytes = layout.byte_span()?.end;
+        Self::of_bytes(gpu, layout, bytes, &[]).await
+    }
+
+    /// A tensor in a buffer of so many bytes, which begins with these.
+    pub(crate) async fn of_bytes(gpu: &Gpu, layout: Layout, size: u64, bytes: &[u8]) -> Result<Self> {
+        use wgpu::BufferUsages as Usage;
+        let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+        Self::wrap(gpu, &gpu.buffer("tensor", size, usage, bytes).await?, layout)
+    }
+
+    /// A view of a buffer that the caller made on `gpu`'s device; no data is touched.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the layout leaves the buffer, if the buffer's size is not a multiple of 4, or if it lacks
+    /// the usage `STORAGE`.
+    pub fn wrap(gpu: &Gpu, buffer: &wgpu::Buffer, layout: Layout) -> Result<Self> {
+        let span = layout.byte_span()?;
+        require(
+            buffer.usage().contains(wgpu::BufferUsages::STORAGE),
+            "buffer.usage",
+            format!("{:?}", buffer.usage()),
+            "STORAGE, with others as needed",
+        )?;
+        let size = buffer.size();
+        require(size.is_multiple_of(4), "buffer.size", size, "a multiple of 4")?;
+        if span.end.next_multiple_of(4) > size && !layout.is_empty() {
+            let Layout { shape, strides, offset, .. } = layout;
+            let needed = format!("at least {} for shape {shape:?}, strides {strides:?}, offset {offset}", span.end);
+            return Err(Error::argument("buffer.size", size, needed));
+        }
+        Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout, checks: vec![] })
+    }
+
+    /// Uploads indices or offsets as [1, 1, 1, values.len()] of type u32.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Limit`].
+    pub async fn upload_u32(gpu: &Gpu, values: &[u32]) -> Result<Self> {
+        let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
+        let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
+        gpu.refused("write", popped.await).await?;
+        Ok(tensor)
+    }
+
+    /// The same tensor, which cannot be read if the check fails.
+    pub(crate) fn with_check(mut self, check: DeferredCheck) -> Self {
+        self.checks.push(check);
+        self
+    }
+
+    /// The same with all checks of what it was made from.
+    pub(crate) fn with_checks_of(mut self, from: &Tensor) -> Self {
+        self.checks.extend_from_slice(&from.checks);
+        self
+    }
+
+    /// Another view of the same buffer.
+    ///
+    /// # Errors
+    /// Those of [`Tensor::wrap`].
+    pub fn view(&self, layout: Layout) -> Result<Self> {
+        Ok(Self::wrap(&self.gpu, &self.buffer, layout)?.with_checks_of(self))
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// Type, shape, strides and offset.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// [batch, heads, sequence, head_dim].
+    pub fn shape(&self) -> [usize; 4] {
+        self.layout.shape
+    }
+
+    /// The device that it lives on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Writes `values` (last index fastest) where the layout puts them, rounded to the tensor's type. What lies between
+    /// the rows keeps its contents, but for the one element that pads an odd row of 16-bit elements.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not as many values as elements, if rows overlap or do not start on whole words, or
+    /// if the buffer lacks the usage `COPY_DST`; [`Error::DeviceLost`].
+    pub async fn write(&self, values: &[f32]) -> Result<()> {
+        self.gpu.alive()?;
+        self.layout.check_output("tensor")?;
+        let count = if self.layout.is_empty() { 0 } else { self.layout.shape.iter().product() };
+        require(values.len() == count, "values.len()", values.len(), format!("{count} for {:?}", self.layout.shape))?;
+        let usage = self.buffer.usage();
+        let needed = wgpu::BufferUsages::COPY_DST;
+        require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_DST, to be written")?;
+        let ((), popped) = self.gpu.scoped(|_| self.write_rows(values));
+        self.gpu.refused("write", popped.await).await
+    }
+
+    fn write_rows(&self, values: &[f32]) {
+        // Rows that follow one another go in one write.
+        let mut run: (usize, Vec<u8>) = (0, Vec::new());
+        for (values, start) in values.chunks_exact(self.layout.shape[3].max(1)).zip(self.row_starts(0)) {
+            if start != run.0 + run.1.len() {
+                self.gpu.queue().write_buffer(&self.buffer, run.0 as u64, &run.1);
+                run = (start, Vec::new());
+            }
+            run.1.extend(self.layout.dtype.encode(values));
+            run.1.resize(run.1.len().next_multiple_of(4), 0);
+        }
+        self.gpu.queue().write_buffer(&self.buffer, run.0 as u64, &run.1);
+    }
+
+    /// The values, last index fastest, once all work submitted so far is done. On native this blocks the thread while the
+    /// GPU works.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the buffer lacks the usage `COPY_SRC`, or if the kernel that wrote the tensor met indices on
+    /// the GPU that were out of order or range; [`Error::DeviceLost`], [`Error::Timeout`], [`Error::OutOfMemory`].
+    pub async fn read(&self) -> Result<Vec<f32>> {
+        let usage = self.buffer.usage();
+        let needed = wgpu::BufferUsages::COPY_SRC;
+        require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_SRC, to be read")?;
+        if self.layout.is_empty() {
+            return Ok(Vec::new());
+        }
+        for check in &self.checks {
+            check.ask(&self.gpu).await?;
+        }
+        let span = self.layout.byte_span()?;
+        let start = span.start - span.start % 4;
+        let bytes = self.gpu.read(&self.buffer, start, span.end.next_multiple_of(4)).await?;
+        let size = self.layout.dtype.bytes() as usize;
+        let row = self.layout.shape[3] * size;
+        let rows = self.row_starts(start).flat_map(|at| bytes[at..at + row].chunks_exact(size));
+        Ok(rows.map(|element| self.layout.dtype.decode(element)).collect())
+    }
+
+    /// The values of a u32 tensor, as they are: [`Tensor::read`] gives the nearest floats.
+    ///
+    /// # Errors
+    /// Those of [`Tensor::read`]; [`Error::Argument`] for another type.
+    pub async fn read_u32(&self) -> Result<Vec<u32>> {
+        let dtype = self.layout.dtype;
+        require(dtype == DType::U32, "tensor.dtype", dtype, "u32")?;
+        // Words are read as floats of the same bits.
+        let words = Self { layout: Layout { dtype: DType::F32, ..self.layout.clone() }, ..self.clone() };
+        Ok(words.read().await?.into_iter().map(f32::to_bits).collect())
+    }
+
+    /// Where each row starts, in bytes from `start`.
+    fn row_starts(&self, start: u64) -> impl Iterator<Item = usize> {
+        let Layout { dtype, shape, strides, offset } = self.layout.clone();
+        let rows =
+            (0..shape[0]).flat_map(move |b| (0..shape[1]).flat_map(move |h| (0..shape[2]).map(move |n| [b, h, n])));
+        rows.map(move |[b, h, n]| {
+            let element = offset + b * strides[0] + h * strides[1] + n * strides[2];
+            (element as u64 * dtype.bytes() - start) as usize
+        })
+    }
+}
+
+/// Two are equal if they are the same elements of the same buffer.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.gpu == other.gpu && self.buffer == other.buffer && self.layout == other.layout
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tensor").field("layout", &self.layout).field("buffer", &self.buffer).finish()
+    }
+}

@@ -1,0 +1,142 @@
+//! What only the GPU has seen, and what is wrong with it.
+
+use crate::{Error, Result};
+
+/// Words that tell whether something was wrong.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Check {
+    /// The scratch buffer that holds them.
+    pub scratch: usize,
+    /// What they mean.
+    pub rule: Rule,
+}
+
+/// What the words of a [`Check`] mean.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+pub enum Rule {
+    /// Offsets of packed sequences ascend, within the rows and the longest sequence. Three words: which is wrong (`u32::MAX`: none),
+    /// its value, the one before it.
+    Offsets {
+        /// The arguments' names.
+        names: [&'static str; 2],
+        /// Rows of the tensors.
+        rows: [usize; 2],
+        /// Longest sequences.
+        max_seqlen: [usize; 2],
+    },
+    /// Numbers of segments are below `count`. Two words for each batch entry: `u32::MAX` less the key (0: none), its number.
+    Segments {
+        /// Batch entries.
+        batch: usize,
+        /// How many segments there are.
+        count: usize,
+    },
+    /// Gates are at most 0. A word for each segment of each head of each entry: the token of a wrong one, from 1 (0: none).
+    Gates {
+        /// Heads.
+        heads: usize,
+        /// Segments of an entry.
+        segments: usize,
+        /// Whether entries are packed sequences, which lie in one batch entry.
+        packed: bool,
+    },
+    /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` less four times the place and the
+    /// rule (0: none), the value, the one before it.
+    BlockList {
+        /// The argument's name.
+        name: &'static str,
+        /// Blocks of keys.
+        cols: usize,
+        /// Indices.
+        count: usize,
+    },
+    /// Lists of blocks are no longer than their capacity. One word: how long they are, if they are longer.
+    Capacity {
+        /// What the blocks are.
+        name: &'static str,
+        /// How many there may be.
+        capacity: usize,
+    },
+}
+
+impl Rule {
+    /// What is wrong, by the words.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names the argument, the value and the bound.
+    pub fn judge(&self, words: &[u32]) -> Result<()> {
+        match *self {
+            Self::Offsets { names, rows, max_seqlen } => match *words {
+                [number, value, before, ..] if number != u32::MAX => {
+                    let side = (number / 4 % 2) as usize;
+                    let rule = OffsetRule::ALL[(number % 4) as usize];
+                    Err(rule.error(names[side], (number / 8) as usize, value, before, rows[side], max_seqlen[side]))
+                }
+                _ => Ok(()),
+            },
+            Self::Segments { batch, count } => {
+                let found = words.chunks_exact(2).enumerate().take(batch).find(|(_, words)| words[0] != 0);
+                let Some((b, words)) = found else { return Ok(()) };
+                let what = format!("segments[{b}][{}]", u32::MAX - words[0]);
+                Err(Error::argument(what, words[1], format!("below {count}, the number of segments")))
+            }
+            Self::Gates { heads, segments, packed } => {
+                let Some(n) = words.iter().position(|&row| row != 0) else { return Ok(()) };
+                let batch = if packed { 0 } else { n / segments / heads };
+                let what = format!("g[{batch}][{}][{}]", n / segments % heads, words[n] - 1);
+                Err(Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays"))
+            }
+            Self::BlockList { name, cols, count } => match *words {
+                [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),
+                _ => Ok(()),
+            },
+            Self::Capacity { name, capacity } => match words.first() {
+                Some(&found) if found != 0 => {
+                    Err(Error::argument("capacity", capacity, format!("at least {found}: the mask's {name} blocks")))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+/// Rules of offsets, by their number in `shaders/workgroups/schedule.wgsl`.
+#[derive(Clone, Copy)]
+pub(crate) enum OffsetRule {
+    Start,
+    Order,
+    End,
+    Length,
+}
+
+impl OffsetRule {
+    const ALL: [Self; 4] = [Self::Start, Self::Order, Self::End, Self::Length];
+
+    /// The error of an offset that breaks it.
+    pub fn error(self, name: &str, index: usize, value: u32, before: u32, rows: usize, longest: usize) -> Error {
+        let bound = match self {
+            Self::Start => "0".to_string(),
+            Self::Order => format!("at least the offset before it, {before}"),
+            Self::End => format!("at most {rows}, the tensor's rows"),
+            Self::Length => {
+                format!("at most {longest} above the offset before it, {before}: the longest sequence as stated")
+            }
+        };
+        Error::argument(format!("{name}[{index}]"), value, bound)
+    }
+}
+
+/// What `shaders/blocks/from_lists.wgsl` found wrong.
+fn list_error(name: &str, found: u32, value: u32, before: u32, cols: usize, count: usize) -> Error {
+    let (place, rule) = ((u32::MAX - found) / 4, (u32::MAX - found) % 4);
+    let (part, bound) = match rule {
+        0 if place == 0 => ("offsets", "0".to_string()),
+        0 => ("offsets", format!("at least the offset before it, {before}")),
+        1 => ("offsets", format!("at most {count}, the number of indices")),
+        2 => ("indices", format!("above the index before it in its row, {before}: indices ascend")),
+        _ => ("indices", format!("below {cols}, the blocks of keys")),
+    };
+    Error::argument(format!("{name}.{part}[{place}]"), value, bound)
+}

@@ -1,0 +1,243 @@
+//! Functions of the caller's own that change a score or hide a key, as FlexAttention has them.
+
+use crate::error::require;
+use crate::program::Name;
+use crate::{Caps, DType, Error, Layout, Result};
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// A WGSL function of the caller's, with the buffers that it reads.
+///
+/// A `score_mod` is `fn NAME(score: f32, at: Position) -> f32`, in natural units; a `mask_mod` is
+/// `fn NAME(at: Position) -> bool`, true where the key is seen. Both must be pure. They get
+///
+/// ```wgsl
+/// struct Position { batch: u32, head: u32, query: u32, key: u32, queries: u32, keys: u32 }
+/// ```
+///
+/// the batch entry (of packed sequences: the sequence), the query head, the query's and the key's places in their
+/// sequence, and the lengths of the two. `source` may hold constants, types and helper functions beside the entry; each
+/// hook's source stands alone, and a text that several share is taken once.
+///
+/// Give variables a value where they are declared: a browser was seen to leave `var sum: f32;` as it was from one call to the next.
+///
+/// Shaders with a hook keep their bounds checks: a read outside of a buffer gives zero or some element of it, and nothing
+/// else of the device's memory. A source without loops costs less than one with: loops of a caller's are guarded against
+/// never ending, and the guard slows all loops of the shader.
+///
+/// A `mask_mod` is asked for every pair of query and key first, for all heads at once if its source does not have the word
+/// `head`; tiles of keys that it hides from a whole tile of queries are then skipped.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{FlashAttention, FlashParams, Gpu, Hook, Tensor, DType};
+/// let gpu = Gpu::request().await?;
+/// // Relative positions: a learned value for each distance, as in T5.
+/// let distances = Tensor::upload(&gpu, [1, 1, 1, 5], DType::F32, &[0.5, 0.2, 0.1, 0.0, -0.1]).await?;
+/// let relative = Hook::new("relative", "
+///     fn relative(score: f32, at: Position) -> f32 {
+///         let distance = max(at.query, at.key) - min(at.query, at.key);
+///         return score + distances[min(distance, 4u)];
+///     }").with_buffer("distances", &distances);
+/// let params = FlashParams { score_mod: vec![relative], ..Default::default() };
+/// let x = Tensor::upload(&gpu, [1, 1, 6, 8], DType::F32, &[0.0; 48]).await?;
+/// let (_, lse) = FlashAttention::new(&gpu, params)?.forward_with_lse(&wgpu_attention::AttentionInputs::new(&x, &x, &x)).await?;
+/// let first: f32 = [0.5f32, 0.2, 0.1, 0.0, -0.1, -0.1].iter().map(|x| x.exp()).sum();
+/// assert!((lse.read().await?[0] - first.ln()).abs() < 1e-5);
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct Hook {
+    /// WGSL text that defines the functions.
+    pub source: String,
+    /// The function's name.
+    pub entry: String,
+    /// For a `score_mod`, its gradient: `fn NAME(score: f32, at: Position, d_out: f32) -> f32`, what the gradient of its
+    /// result (`d_out`) makes of its argument's.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub grad_entry: Option<String>,
+    /// What the source reads, by name: `array<f32>` for an f32 tensor, `array<u32>` for any other (16-bit and 8-bit
+    /// elements as words), from the tensor's first element on. A call brings them as `buffers.NAME`.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub buffers: Vec<(String, Layout)>,
+    /// Tensors for calls that bring none, by those names.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(crate) carried: Vec<(String, Carried)>,
+}
+
+/// A tensor on a device, of which planning knows nothing.
+pub(crate) trait Carry: Any + fmt::Debug + Portable {
+    fn is_same(&self, other: &dyn Any) -> bool;
+}
+
+/// Goes from thread to thread where there are threads.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) trait Portable: Send + Sync {}
+#[cfg(not(target_arch = "wasm32"))]
+impl<T: Send + Sync> Portable for T {}
+#[cfg(target_arch = "wasm32")]
+pub(crate) trait Portable {}
+#[cfg(target_arch = "wasm32")]
+impl<T> Portable for T {}
+
+/// What stands for a hook's buffer where a call brings none.
+#[derive(Clone, Debug)]
+pub(crate) struct Carried(pub Arc<dyn Carry>);
+
+impl PartialEq for Carried {
+    fn eq(&self, other: &Self) -> bool {
+        let other: &dyn Any = &*other.0;
+        self.0.is_same(other)
+    }
+}
+
+impl Hook {
+    /// The function `entry` of `source`, with no gradient and no buffers.
+    pub fn new(entry: impl Into<String>, source: impl Into<String>) -> Self {
+        Self { source: source.into(), entry: entry.into(), grad_entry: None, buffers: vec![], carried: vec![] }
+    }
+
+    /// The same with a gradient.
+    pub fn with_gradient(self, entry: impl Into<String>) -> Self {
+        Self { grad_entry: Some(entry.into()), ..self }
+    }
+
+    /// The same with one more buffer, which the source reads by this name, and which calls bring.
+    pub fn declaring(mut self, name: impl Into<String>, layout: Layout) -> Self {
+        self.buffers.push((name.into(), layout));
+        self
+    }
+}
+
+/// A hook in its place in a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Placed {
+    /// `score_mod[0]` and so on.
+    pub place: String,
+    pub hook: Hook,
+}
+
+impl Placed {
+    /// What the entry must look like.
+    fn signature(&self) -> String {
+        let entry = &self.hook.entry;
+        match self.is_mask() {
+            true => format!("fn {entry}(at: Position) -> bool"),
+            false => format!("fn {entry}(score: f32, at: Position) -> f32"),
+        }
+    }
+
+    /// Its place, and what it defines.
+    pub fn describe(&self) -> String {
+        let gradient = self.hook.grad_entry.as_ref();
+        let gradient =
+            gradient.map_or(String::new(), |e| format!(" and `fn {e}(score: f32, at: Position, d_out: f32) -> f32`"));
+        format!("{} (`{}`{gradient})", self.place, self.signature())
+    }
+
+    /// A function `hook_N` that calls the entry, so that a compiler tells a wrong signature there. A gradient is called
+    /// along, so that an error in it shows at once.
+    pub fn call(&self, number: usize) -> String {
+        let entry = &self.hook.entry;
+        let call = match self.is_mask() {
+            true => format!("fn hook_{number}(at: Position) -> bool {{ return {entry}(at); }}\n"),
+            false => format!("fn hook_{number}(score: f32, at: Position) -> f32 {{ return {entry}(score, at); }}\n"),
+        };
+        let gradient = self.hook.grad_entry.as_ref().map(|entry| {
+            let parameters = "score: f32, at: Position, d_out: f32";
+            format!("fn hook_{number}_grad({parameters}) -> f32 {{ return {entry}(score, at, d_out); }}\n")
+        });
+        call + &gradient.unwrap_or_default()
+    }
+
+    /// Whether its source has this word anywhere, be it in a comment. Without the name of a field it cannot read the field,
+    /// and without a keyword it has no such statement.
+    pub fn says(&self, word: &str) -> bool {
+        self.hook.source.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+    }
+
+    /// Whether its source may have a loop, or anything like it.
+    pub fn may_loop(&self) -> bool {
+        ["for", "while", "loop"].iter().any(|word| self.says(word))
+    }
+
+    /// What it carries for a buffer.
+    pub fn carried(&self, name: &str) -> Option<&Carried> {
+        self.hook.carried.iter().find(|(other, _)| other == name).map(|(_, carried)| carried)
+    }
+
+    pub fn is_mask(&self) -> bool {
+        self.place.starts_with("mask")
+    }
+}
+
+/// Hooks in their order, score hooks first.
+pub(crate) fn place(score_mod: &[Hook], mask_mod: &[Hook]) -> Vec<Placed> {
+    let of = |what: &'static str, hooks: &[Hook]| -> Vec<Placed> {
+        let placed = |(i, hook): (usize, &Hook)| Placed { place: format!("{what}[{i}]"), hook: hook.clone() };
+        hooks.iter().enumerate().map(placed).collect()
+    };
+    [of("score_mod", score_mod), of("mask_mod", mask_mod)].concat()
+}
+
+/// Names that are names, buffers that can be bound, one buffer to a name.
+pub(crate) fn check(caps: &Caps, hooks: &[Placed]) -> Result<()> {
+    for placed @ Placed { place, hook } in hooks {
+        let names = [("entry", Some(&hook.entry)), ("grad_entry", hook.grad_entry.as_ref())];
+        for (what, name) in names.into_iter().filter_map(|(what, name)| Some((what, name?))) {
+            require(is_name(name), &format!("{place}.{what}"), format!("\"{name}\""), "the name of a WGSL function")?;
+        }
+        if let Some(entry) = hook.grad_entry.as_ref().filter(|_| placed.is_mask()) {
+            return Err(Error::argument(format!("{place}.grad_entry"), entry, "unset: a mask has no gradient"));
+        }
+        for (name, layout) in &hook.buffers {
+            let what = format!("{place}.buffers: {name}");
+            require(is_name(name), &what, format!("\"{name}\""), "the name of a WGSL variable")?;
+            let span = layout.byte_span()?;
+            let alignment = caps.binding_alignment();
+            let bound = format!("a multiple of {alignment}: bindings are aligned");
+            require(span.start.is_multiple_of(alignment), &format!("{what}: offset in bytes"), span.start, bound)?;
+            let bytes = (span.end - span.start).next_multiple_of(4);
+            caps.within(&what, "maxStorageBufferBindingSize", bytes, caps.binding_bytes)?;
+        }
+    }
+    let all = || hooks.iter().flat_map(|placed| placed.hook.buffers.iter().map(move |b| (placed, b)));
+    for (i, (placed, (name, layout))) in all().enumerate() {
+        let same = |other: &Placed, theirs: &Layout| theirs == layout && other.carried(name) == placed.carried(name);
+        let other = all().take(i).find(|(other, (known, theirs))| known == name && !same(other, theirs));
+        if let Some((first, _)) = other {
+            let bound = format!("the same tensor as in {}, or of another name", first.place);
+            return Err(Error::argument(format!("{}.buffers: {name}", placed.place), "another tensor", bound));
+        }
+    }
+    Ok(())
+}
+
+/// The buffers of all hooks, each name once.
+pub(crate) fn buffers(hooks: &[Placed]) -> Vec<(&str, &Layout)> {
+    let mut found: Vec<(&str, &Layout)> = Vec::new();
+    for (name, layout) in hooks.iter().flat_map(|placed| &placed.hook.buffers) {
+        if found.iter().all(|(other, _)| other != name) {
+            found.push((name, layout));
+        }
+    }
+    found
+}
+
+/// What a call calls a hook's buffer.
+pub(crate) fn tensor_name(buffer: &str) -> Name {
+    format!("buffers.{buffer}").into()
+}
+
+/// The WGSL type of a buffer's elements.
+pub(crate) fn element(layout: &Layout) -> &'static str {
+    if layout.dtype == DType::F32 { "f32" } else { "u32" }
+}
+
+fn is_name(text: &str) -> bool {
+    let mut letters = text.chars();
+    letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

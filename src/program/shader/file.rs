@@ -1,0 +1,209 @@
+//! The WGSL files, by name.
+
+macro_rules! files {
+    ($($name:ident = $path:literal;)*) => { $(
+        #[cfg(not(target_arch = "wasm32"))]
+        pub(crate) const $name: &str = include_str!(concat!("../../../shaders/", $path));
+        /// What is downloaded has no comments and no indents.
+        #[cfg(target_arch = "wasm32")]
+        pub(crate) const $name: &str = {
+            const TEXT: &[u8] = include_bytes!(concat!("../../../shaders/", $path));
+            const CODE: [u8; code(TEXT, &mut [])] = {
+                let mut code = [0; code(TEXT, &mut [])];
+                self::code(TEXT, &mut code);
+                code
+            };
+            match str::from_utf8(&CODE) {
+                Ok(code) => code,
+                Err(_) => panic!("a comment ends between characters"),
+            }
+        };
+    )* };
+}
+
+/// Where one looks while a WGSL text is gone through.
+#[cfg(any(test, target_arch = "wasm32"))]
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    Indent,
+    Code,
+    Comment,
+}
+
+/// The same after byte `i`.
+#[cfg(any(test, target_arch = "wasm32"))]
+const fn at(before: At, text: &[u8], i: usize) -> At {
+    match (before, text[i]) {
+        (_, b'\n') => At::Indent,
+        (At::Indent | At::Code, b'/') if i + 1 < text.len() && text[i + 1] == b'/' => At::Comment,
+        (At::Indent, b' ') => At::Indent,
+        (At::Comment, _) => At::Comment,
+        _ => At::Code,
+    }
+}
+
+/// The length of a WGSL text without comments and indents; the text itself where `into` has room for it. Lines keep their numbers.
+#[cfg(any(test, target_arch = "wasm32"))]
+const fn code(text: &[u8], into: &mut [u8]) -> usize {
+    let (mut i, mut length, mut now) = (0, 0, At::Indent);
+    while i < text.len() {
+        now = at(now, text, i);
+        if matches!(now, At::Code) || text[i] == b'\n' {
+            if length < into.len() {
+                into[length] = text[i];
+            }
+            length += 1;
+        }
+        i += 1;
+    }
+    length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+
+    #[test]
+    fn code_is_what_is_not_comment() {
+        const TEXT: &[u8] = "// Σ\n  let a = b / c; // d\n\n / e//".as_bytes();
+        let mut found = [0; code(TEXT, &mut [])];
+        code(TEXT, &mut found);
+        assert_eq!(str::from_utf8(&found), Ok("\nlet a = b / c; \n\n/ e"));
+    }
+}
+
+files! {
+    ELEMENT = "lib/element.wgsl";
+    SCAN = "lib/scan.wgsl";
+    SUM = "lib/sum.wgsl";
+    LARGEST = "lib/largest.wgsl";
+    ROW = "lib/row.wgsl";
+    PARAMS = "softmax/params.wgsl";
+    PORTABLE = "softmax/portable.wgsl";
+    SCORE_TILE = "softmax/score_tile.wgsl";
+    ACCUMULATE = "softmax/accumulate.wgsl";
+    SIDES_FORWARD = "sides/forward.wgsl";
+    SIDES_DQ = "sides/dq.wgsl";
+    SIDES_DKV = "sides/dkv.wgsl";
+    GRADIENTS = "softmax/gradients.wgsl";
+    PORTABLE_DQ = "softmax/portable_dq.wgsl";
+    PORTABLE_DKV = "softmax/portable_dkv.wgsl";
+    DK = "softmax/dk.wgsl";
+    DV = "softmax/dv.wgsl";
+    NO_DK = "softmax/no_dk.wgsl";
+    NO_DV = "softmax/no_dv.wgsl";
+    PORTABLE_DBIAS = "softmax/portable_dbias.wgsl";
+    DELTA = "softmax/delta.wgsl";
+    DQ_SO_FAR = "softmax/dq_so_far.wgsl";
+    NO_DQ_SO_FAR = "softmax/no_dq_so_far.wgsl";
+    NO_DLSE = "softmax/no_dlse.wgsl";
+    ROWS_STRIDED_GRADIENTS = "rows/strided_gradients.wgsl";
+    TILE_MAP = "softmax/tile_map.wgsl";
+    MAPPED = "softmax/mapped.wgsl";
+    UNMAPPED = "softmax/unmapped.wgsl";
+    WORKGROUPS_PADDED = "workgroups/padded.wgsl";
+    WORKGROUPS_PACKED = "workgroups/packed.wgsl";
+    WORKGROUPS_WHOLE = "workgroups/whole.wgsl";
+    WORKGROUPS_SPLIT = "workgroups/split.wgsl";
+    WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
+    TILES_RANGES = "tiles/ranges.wgsl";
+    TILES_POSITION = "tiles/position.wgsl";
+    TILES_DENSE = "tiles/dense.wgsl";
+    TILES_BOXES = "tiles/boxes.wgsl";
+    TILES_NEIGHBORHOOD = "tiles/neighborhood.wgsl";
+    TILES_NEIGHBORHOOD_KEYS = "tiles/neighborhood_keys.wgsl";
+    TILES_DENSE_KEYS = "tiles/dense_keys.wgsl";
+    TILES_BLOCKS = "tiles/blocks.wgsl";
+    TILES_NO_BLOCKS = "tiles/no_blocks.wgsl";
+    TILES_NO_FULL_BLOCKS = "tiles/no_full_blocks.wgsl";
+    TILES_STREAMING = "tiles/streaming.wgsl";
+    TILES_STREAMING_KEYS = "tiles/streaming_keys.wgsl";
+    BLOCKS_SHARED = "blocks/shared.wgsl";
+    BLOCKS_TRANSPOSE = "blocks/transpose.wgsl";
+    BLOCKS_FROM_LISTS = "blocks/from_lists.wgsl";
+    BLOCKS_LIST_OFFSETS = "blocks/list_offsets.wgsl";
+    BLOCKS_LIST_INDICES = "blocks/list_indices.wgsl";
+    BLOCKS_LIST_PROBLEM = "blocks/list_problem.wgsl";
+    BLOCKS_LISTED = "blocks/listed.wgsl";
+    BLOCKS_FROM_MASKS = "blocks/from_masks.wgsl";
+    ROWS_STRIDED = "rows/strided.wgsl";
+    SCORE_POSITION = "score/position.wgsl";
+    SCORE_SOFTCAP = "score/softcap.wgsl";
+    SCORE_ALIBI = "score/alibi.wgsl";
+    SCORE_BIAS = "score/bias.wgsl";
+    SCORE_MASK = "score/mask.wgsl";
+    STATE_SOFTMAX = "state/softmax.wgsl";
+    EPILOGUE_FINAL = "epilogue/final.wgsl";
+    SIDES_SCORES = "sides/scores.wgsl";
+    REDUCE_SCORES = "softmax/reduce_scores.wgsl";
+    REDUCTION_VALUE = "reduction/value.wgsl";
+    REDUCTION_VALUE_AND_INDEX = "reduction/value_and_index.wgsl";
+    REDUCTION_SHARED = "reduction/shared.wgsl";
+    REDUCTION_SEGMENTS = "reduction/segments.wgsl";
+    REDUCTION_CELL = "reduction/cell.wgsl";
+    REDUCTION_CELL_AND_INDEX = "reduction/cell_and_index.wgsl";
+    REDUCTION_TOP_K = "reduction/top_k.wgsl";
+    MERGE = "merge.wgsl";
+    MERGE_PAIR = "merge/pair.wgsl";
+    MERGE_SPLITS = "merge/splits.wgsl";
+    ROTARY = "rotary.wgsl";
+    ROTARY_ANGLE = "rotary/angle.wgsl";
+    ROTARY_COUNTED = "rotary/counted.wgsl";
+    ROTARY_GIVEN = "rotary/given.wgsl";
+    LINEAR_SHARED = "linear/shared.wgsl";
+    LINEAR_RECURRENT = "linear/recurrent.wgsl";
+    LINEAR_WORK = "linear/work.wgsl";
+    LINEAR_CHUNK = "linear/chunk.wgsl";
+    LINEAR_WALK = "linear/walk.wgsl";
+    LINEAR_SEGMENT_STATES = "linear/segment_states.wgsl";
+    LINEAR_GATE_GRADIENT = "linear/gate_gradient.wgsl";
+    LINEAR_SLOPE_GRADIENT = "linear/slope_gradient.wgsl";
+    LINEAR_SUM_HEADS = "linear/sum_heads.wgsl";
+    LINEAR_SCAN = "linear/scan.wgsl";
+    LINEAR_GATES_NONE = "linear/gates/none.wgsl";
+    LINEAR_GATES_BY_HEAD = "linear/gates/by_head.wgsl";
+    LINEAR_GATES_BY_TOKEN = "linear/gates/by_token.wgsl";
+    LINEAR_DECAYS_NONE = "linear/decays/none.wgsl";
+    LINEAR_DECAYS_BY_HEAD = "linear/decays/by_head.wgsl";
+    LINEAR_DECAYS_BY_TOKEN = "linear/decays/by_token.wgsl";
+    LINEAR_FROM_NOTHING = "linear/states/from_nothing.wgsl";
+    LINEAR_FROM_H0 = "linear/states/from_h0.wgsl";
+    LINEAR_FROM_H0_TURNED = "linear/states/from_h0_turned.wgsl";
+    LINEAR_FROM_HT = "linear/states/from_ht.wgsl";
+    LINEAR_FROM_SEGMENT = "linear/states/from_segment.wgsl";
+    LINEAR_TO_NOTHING = "linear/states/to_nothing.wgsl";
+    LINEAR_TO_HT = "linear/states/to_ht.wgsl";
+    LINEAR_TO_SEGMENT = "linear/states/to_segment.wgsl";
+    LINEAR_SNAPSHOTS = "linear/states/snapshots.wgsl";
+    LINEAR_NO_SNAPSHOTS = "linear/states/no_snapshots.wgsl";
+    GATE_SHARED = "gate/shared.wgsl";
+    GATE_RULE = "gate/rule.wgsl";
+    GATE_FEATURES = "gate/features.wgsl";
+    GATE_PRODUCT = "gate/product.wgsl";
+    GATE_POOL = "gate/pool.wgsl";
+    GATE_PROJECT = "gate/project.wgsl";
+    GATE_PROJECTED = "gate/projected.wgsl";
+    GATE_WEIGHTED = "gate/weighted.wgsl";
+    GATE_UNWEIGHTED = "gate/unweighted.wgsl";
+    GATE_NORMED = "gate/normed.wgsl";
+    GATE_UNNORMED = "gate/unnormed.wgsl";
+    GATE_TURNED = "gate/turned.wgsl";
+    GATE_STRAIGHT = "gate/straight.wgsl";
+    GATE_LOGITS = "gate/logits.wgsl";
+    GATE_ROW = "gate/row.wgsl";
+    GATE_SELECT = "gate/select.wgsl";
+    GATE_THRESHOLD = "gate/threshold.wgsl";
+    GATE_TOP_K = "gate/top_k.wgsl";
+    GATE_TOP_P = "gate/top_p.wgsl";
+    GATE_SCORES = "gate/scores.wgsl";
+    GATE_NO_SCORES = "gate/no_scores.wgsl";
+    GATE_TARGET = "gate/target.wgsl";
+    GATE_LOSS = "gate/loss.wgsl";
+    GATE_GRADIENT_QUERY = "gate/gradient_query.wgsl";
+    GATE_GRADIENT_KEY = "gate/gradient_key.wgsl";
+    GATE_GRADIENT_WEIGHTS = "gate/gradient_weights.wgsl";
+    GATE_UNPROJECT = "gate/unproject.wgsl";
+    GATE_UNPROJECT_NORMED = "gate/unproject_normed.wgsl";
+    GATE_UNPROJECT_UNNORMED = "gate/unproject_unnormed.wgsl";
+    GATE_SUM_ROWS = "gate/sum_rows.wgsl";
+}

@@ -1,0 +1,113 @@
+//! Everyone sees everyone, but for a causal mask and a window.
+
+use super::visibility::{Extent, Visibility};
+use super::{AttentionShapes, Portable};
+use crate::error::require;
+use crate::layout::MAX_SEQUENCE;
+use crate::packed::Side;
+use crate::program::shader::{Binding, file};
+use crate::program::{Table, small_table};
+use crate::{Caps, Result};
+
+/// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Causal {
+    /// Query i sees key j when j ≤ i + keys − queries: the last query sees every key (FlashAttention).
+    BottomRight,
+    /// Query i sees key j when j ≤ i: the first query sees one key (PyTorch's `is_causal`).
+    TopLeft,
+}
+
+/// Sliding window: query i sees key j when p − left ≤ j ≤ p + right, p = i + keys − queries. Both bounds inclusive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+pub struct Window {
+    /// Keys before the query's own position; unset: all.
+    pub left: Option<usize>,
+    /// Keys after it; unset: all.
+    pub right: Option<usize>,
+}
+
+/// `NONE` of the shaders.
+const NONE: u32 = u32::MAX;
+
+/// Everyone sees everyone, less what a causal mask, a window and the lengths take away.
+#[derive(Debug, Default)]
+pub(crate) struct Dense {
+    pub causal: Option<Causal>,
+    pub window: Window,
+}
+
+impl Visibility for Dense {
+    fn family(&self) -> &'static str {
+        "flash"
+    }
+
+    fn check(&self, shapes: &AttentionShapes) -> Result<()> {
+        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: `BlockSparseAttention` takes one")
+    }
+
+    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
+        Portable::plan(caps, what, head_dim, value_dim, 0)
+    }
+
+    fn takes_few_rows(&self) -> bool {
+        true
+    }
+
+    /// The last query sees every key.
+    fn grouped(&self, _: &AttentionShapes) -> Option<Box<dyn Visibility>> {
+        let open = self.window == Window::default() && self.causal != Some(Causal::TopLeft);
+        open.then(|| Box::new(Self::default()) as _)
+    }
+
+    fn files(&self, side: Side) -> Vec<&'static str> {
+        match side {
+            Side::Queries => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE],
+            Side::Keys => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE_KEYS],
+        }
+    }
+
+    fn constants(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(&'static str, u32)> {
+        vec![]
+    }
+
+    fn tables(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(Binding, Table)> {
+        // A bound as long as any sequence is an open one.
+        let bound = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
+        let Window { left, right } = self.window;
+        vec![small_table("dense", &[[causal_code(self.causal), bound(left), bound(right), 0]])]
+    }
+
+    fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
+        let visited = cols.div_ceil(engine.cols as usize);
+        Extent { tiles: rows.div_ceil(engine.rows as usize), cols, visited }
+    }
+
+    fn describe(&self, _: &AttentionShapes, _: &Portable) -> Option<String> {
+        None
+    }
+}
+
+/// `CAUSAL_…` of the shaders.
+fn causal_code(causal: Option<Causal>) -> u32 {
+    match causal {
+        None => 0,
+        Some(Causal::BottomRight) => 1,
+        Some(Causal::TopLeft) => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Causal, causal_code};
+
+    #[test]
+    fn causal_codes_are_the_shaders() {
+        for (causal, name) in [(Causal::BottomRight, "CAUSAL_BOTTOM_RIGHT"), (Causal::TopLeft, "CAUSAL_TOP_LEFT")] {
+            let line = format!("const {name}: u32 = {}u;", causal_code(Some(causal)));
+            assert!(crate::program::shader::file::TILES_RANGES.contains(&line), "{line}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What the engine is planned for: tensors that fit together.
+
+use crate::block_mask::BlockMaskShape;
+use crate::error::require;
+use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
+use crate::packed::{self, Offsets, Side, check_lengths};
+use crate::program::{Builder, Operand};
+use crate::{DType, Layout, Result, Shapes};
+
+/// The tensors of an attention, and its lengths.
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionShapes {
+    pub q: Operand,
+    pub k: Operand,
+    pub v: Operand,
+    pub out: Option<Operand>,
+    pub lse: Operand,
+    pub bias: Option<Operand>,
+    pub mask: Option<Operand>,
+    pub additional: Option<[Operand; 2]>,
+    pub seqlens_q: Option<Vec<usize>>,
+    pub seqlens_k: Option<Vec<usize>>,
+    /// Packed sequences: both sides.
+    pub packed: Option<[Offsets; 2]>,
+    pub block_mask: Option<BlockMaskShape>,
+}
+
+/// What becomes of out and lse.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Outputs {
+    Written,
+    Read,
+    /// The log-sum-exp is read, the output is not there.
+    LseRead,
+}
+
+impl AttentionShapes {
+    /// Those of a call. Nothing is checked yet but whether they are there.
+    pub fn new(builder: &mut Builder, shapes: &Shapes, outputs: Outputs) -> Result<Self> {
+        let [q, k, v] = [builder.input("q")?, builder.input("k")?, builder.input("v")?];
+        let [batch, heads, queries, _] = q.shape();
+        let (out, lse) = match outputs {
+            Outputs::Written => {
+                let of_out = Layout::heads_first(q.layout.dtype, [batch, heads, queries, v.shape()[3]]);
+                let of_lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
+                (Some(builder.output("out", of_out)), builder.output("lse", of_lse))
+            }
+            Outputs::Read => (Some(builder.input("out")?), builder.input("lse")?),
+            Outputs::LseRead => (None, builder.input("lse")?),
+        };
+        let (additional_k, additional_v) = (builder.tensor("additional_k"), builder.tensor("additional_v"));
+        for (name, given, other) in [
+            ("additional_k", additional_k.is_some(), "additional_v"),
+            ("additional_v", additional_v.is_some(), "additional_k"),
+        ] {
+            let fits = given || (additional_k.is_none() && additional_v.is_none());
+            require(fits, name, "unset", format!("set, as {other} is"))?;
+        }
+        let lengths = |name: &str| shapes.get_numbers(name).map(<[usize]>::to_vec);
+        Ok(Self {
+            seqlens_q: lengths("seqlens_q"),
+            seqlens_k: lengths("seqlens_k"),
+            packed: packed::offsets(builder, shapes, [q.shape()[2], k.shape()[2]])?,
+            bias: builder.tensor("bias"),
+            mask: builder.tensor("mask"),
+            additional: additional_k.zip(additional_v).map(|(k, v)| [k, v]),
+            block_mask: BlockMaskShape::new(builder, shapes)?,
+            q,
+            k,
+            v,
+            out,
+            lse,
+        })
+    }
+
+    /// Queries and keys alone.
+    pub fn of_tokens(q: &Operand, k: &Operand, [seqlens_q, seqlens_k]: [Option<Vec<usize>>; 2]) -> Self {
+        let [batch, heads, queries, _] = q.shape();
+        Self {
+            lse: q.view(Layout::heads_first(DType::F32, [batch, heads, queries, 1])),
+            q: q.clone(),
+            k: k.clone(),
+            v: k.clone(),
+            out: None,
+            bias: None,
+            mask: None,
+            additional: None,
+            seqlens_q,
+            seqlens_k,
+            packed: None,
+            block_mask: None,
+        }
+    }
+
+    /// (0, queries, 0, keys) of each batch entry, where they are not packed.
+    pub fn padded(&self) -> Vec<[u32; 4]> {
+        let [batch, _, queries, _] = self.q.shape();
+        padded_sequences([batch, queries, self.k.shape()[2]], [&self.seqlens_q, &self.seqlens_k])
+    }
+
+    /// The shape of the bias without what is only repeated: that of its gradient.
+    pub fn bias_shape(&self) -> [usize; 4] {
+        let pairs = self.pairs();
+        let once = |i: usize, bias: &Layout| if i < 3 && bias.strides[i] == 0 { pairs[i].min(1) } else { pairs[i] };
+        self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, &bias.layout)))
+    }
+
+    /// The chosen and the full blocks.
+    pub fn blocks(&self) -> [Option<&Operand>; 2] {
+        self.block_mask.as_ref().map_or([None, None], |mask| [mask.chosen.as_ref(), mask.full.as_ref()])
+    }
+
+    /// Query heads to a head of the block mask.
+    pub fn block_group(&self) -> usize {
+        self.block_mask.as_ref().map_or(1, |mask| mask.group(self.q.shape()[1]))
+    }
+
+    /// [batch, heads_q, queries, keys] of a bias or mask.
+    pub fn pairs(&self) -> [usize; 4] {
+        let [batch, heads, queries, _] = self.q.shape();
+        match &self.packed {
+            None => [batch, heads, queries, self.k.shape()[2]],
+            Some([q, k]) => [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()],
+        }
+    }
+
+    /// Rows of a side.
+    pub fn rows(&self, side: Side) -> usize {
+        match side {
+            Side::Queries => self.q.shape()[2],
+            Side::Keys => self.k.shape()[2],
+        }
+    }
+
+    /// Shapes that fit together, lengths within the tensors, outputs that can be written.
+    pub fn check(&self) -> Result<()> {
+        let Self { q, k, v, lse, .. } = self;
+        let [batch, heads_q, queries, head_dim] = q.shape();
+        let [_, heads_kv, keys, _] = k.shape();
+        let same = |what: &str, value: usize, with: &str, expected: usize| {
+            require(value == expected, what, value, format!("{expected}, as in {with}"))
+        };
+        for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", v.shape()[3])] {
+            require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
+        }
+        for (what, value) in [("q.shape[2] (queries)", queries), ("k.shape[2] (keys)", keys)] {
+            require(value <= MAX_SEQUENCE, what, value, format!("at most {MAX_SEQUENCE}"))?;
+        }
+        require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
+        let multiple = format!("a multiple of heads_kv = {heads_kv}, at least once");
+        require(heads_q > 0 && heads_q.is_multiple_of(heads_kv), "q.shape[1] (heads_q)", heads_q, multiple)?;
+        same("k.shape[0] (batch)", k.shape()[0], "q", batch)?;
+        same("k.shape[3] (head_dim)", k.shape()[3], "q", head_dim)?;
+        same("v.shape[0] (batch)", v.shape()[0], "q", batch)?;
+        same("v.shape[1] (heads_kv)", v.shape()[1], "k", heads_kv)?;
+        same("v.shape[2] (keys)", v.shape()[2], "k", keys)?;
+        if let Some(out) = &self.out {
+            let rows = [batch, heads_q, queries, v.shape()[3]];
+            let bound = format!("{rows:?}, by q and v");
+            require(out.shape() == rows, "out.shape", format!("{:?}", out.shape()), bound)?;
+        }
+        let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
+        require(lse.shape() == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape()), rows)?;
+        require(lse.layout.dtype == DType::F32, "lse.dtype", lse.layout.dtype, "f32")?;
+        self.check_packed()?;
+        check_lengths("seqlens_q", self.seqlens_q.as_deref(), batch, queries)?;
+        check_lengths("seqlens_k", self.seqlens_k.as_deref(), batch, keys)?;
+        let floats = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("out", self.out.as_ref())];
+        for (name, operand) in floats.into_iter().chain([("bias", self.bias.as_ref())]) {
+            let dtype = operand.map_or(DType::F32, |operand| operand.layout.dtype);
+            require(dtype.is_float(), &format!("{name}.dtype"), dtype, "f32, f16 or bf16")?;
+        }
+        let pairs = self.pairs();
+        for (name, operand) in [("bias", &self.bias), ("mask", &self.mask)] {
+            let shape = operand.as_ref().map_or(pairs, Operand::shape);
+            let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
+            require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
+        }
+        let mask = self.mask.as_ref().map_or(DType::U8, |mask| mask.layout.dtype);
+        require(mask == DType::U8, "mask.dtype", mask, "u8")?;
+        self.check_additional()?;
+        let more = [&self.bias, &self.mask, &self.out].into_iter().flatten().chain(self.additional.iter().flatten());
+        for operand in [q, k, v, lse].into_iter().chain(more) {
+            operand.layout.byte_span()?;
+        }
+        Ok(())
+    }
+
+    fn check_packed(&self) -> Result<()> {
+        let Some(sides) = &self.packed else { return Ok(()) };
+        for (name, lengths) in [("seqlens_q", &self.seqlens_q), ("seqlens_k", &self.seqlens_k)] {
+            require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k, which say the lengths")?;
+        }
+        let batch = self.q.shape()[0];
+        require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
+        packed::check(sides, [self.q.shape()[2], self.k.shape()[2]])
+    }
+
+    fn check_additional(&self) -> Result<()> {
+        let Some([k, v]) = &self.additional else { return Ok(()) };
+        require(self.packed.is_none(), "additional_k", "set", "unset with packed sequences")?;
+        for (name, operand, like) in [("additional_k", k, &self.k), ("additional_v", v, &self.v)] {
+            let [batch, heads, _, width] = like.shape();
+            let (count, found) = (k.shape()[2], operand.shape());
+            let bound = format!("[{batch}, {heads}, {count}, {width}], by k and v");
+            let fits = found == [batch, heads, count, width];
+            require(fits, &format!("{name}.shape"), format!("{found:?}"), bound)?;
+            let dtype = operand.layout.dtype;
+            require(dtype.is_float(), &format!("{name}.dtype"), dtype, "f32, f16 or bf16")?;
+        }
+        Ok(())
+    }
+
+    /// The additional keys, seen by every query, with the same outputs.
+    pub fn additional_part(&self) -> Option<Self> {
+        let [k, v] = self.additional.clone()?;
+        Some(Self {
+            k,
+            v,
+            bias: None,
+            mask: None,
+            additional: None,
+            seqlens_k: None,
+            packed: None,
+            block_mask: None,
+            ..self.clone()
+        })
+    }
+}
+
+/// (0, queries, 0, keys) of each batch entry.
+pub(crate) fn padded_sequences(
+    [batch, queries, keys]: [usize; 3],
+    [seqlens_q, seqlens_k]: [&Option<Vec<usize>>; 2],
+) -> Vec<[u32; 4]> {
+    let length = |lengths: &Option<Vec<usize>>, b: usize, all: usize| lengths.as_ref().map_or(all, |l| l[b]) as u32;
+    (0..batch).map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, keys)]).collect()
+}

@@ -1,0 +1,68 @@
+//! Who sees whom: what a family brings to the softmax engine beside its file in `shaders/tiles/`.
+
+use super::{AttentionShapes, Portable};
+use crate::packed::Side;
+use crate::program::shader::Binding;
+use crate::program::{Argument, Table};
+use crate::{Caps, Result};
+
+/// Who sees whom, and how tiles of rows and columns are visited.
+pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
+    /// The family's name, as users know it.
+    fn family(&self) -> &'static str;
+
+    /// Whether it goes with these shapes, which fit together otherwise.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for what the family does not take.
+    fn check(&self, _shapes: &AttentionShapes) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tile sizes of the engine, for one pass.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
+    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable>;
+
+    /// Whether the engine for few rows serves it too: its tiles may have any number of rows.
+    fn takes_few_rows(&self) -> bool {
+        false
+    }
+
+    /// The same for one query each of the heads that share a key head, as rows of one sequence, where that sees the same keys.
+    fn grouped(&self, _shapes: &AttentionShapes) -> Option<Box<dyn Visibility>> {
+        None
+    }
+
+    /// The files behind the seam, where the rows of a tile are tokens of this side.
+    fn files(&self, side: Side) -> Vec<&'static str>;
+
+    /// The files that say which of the visit's tiles are computed, where that is the family's to say.
+    fn choice(&self, _side: Side, _arguments: &[Argument]) -> Option<Vec<&'static str>> {
+        None
+    }
+
+    /// Constants of those files.
+    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)>;
+
+    /// Tables that those files read.
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)>;
+
+    /// The work on one batch entry and head of so many rows and columns.
+    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Portable) -> Extent;
+
+    /// What is special about a plan, in words.
+    fn describe(&self, shapes: &AttentionShapes, engine: &Portable) -> Option<String>;
+}
+
+/// The work on one batch entry and head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Tiles of rows.
+    pub tiles: usize,
+    /// Columns that one of them visits, on average.
+    pub cols: usize,
+    /// Tiles of columns that one of them visits, at most.
+    pub visited: usize,
+}
