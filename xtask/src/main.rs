@@ -149,7 +149,7 @@ fn matrix() -> Result<()> {
             "SwiftShader, checked shaders, core features and limits",
             gpu(&tests, "checked,core", &on(&swiftshader)),
         ),
-        Stage::new("the library and its JavaScript API as WebAssembly", wasm()),
+        Stage::new("planning without wgpu; the library and its JavaScript API as WebAssembly", wasm()),
     ];
     let mut done = stages::two_at_a_time(together);
     // Others would use the memory that the one counts, and the time that the other takes.
@@ -161,10 +161,14 @@ fn matrix() -> Result<()> {
     done.into_iter().try_for_each(|done| done.result)
 }
 
-/// The library for browsers, checked by the compiler.
+/// The library for browsers, and planning without wgpu, checked by the compiler.
 fn wasm() -> Vec<Command> {
+    let planning = ["clippy", "--no-default-features", "--features=serde"];
+    let denied = ["--", "--deny=warnings"];
     let web = ["--target=wasm32-unknown-unknown", "--package=wgpu-attention-web", "--features=catalogue"];
     vec![
+        cargo(&[&planning[..], &denied].concat()),
+        cargo(&[&planning[..], &["--target=wasm32-unknown-unknown"], &denied].concat()),
         cargo(&["check", "--target=wasm32-unknown-unknown", "--features=catalogue"]),
         cargo(
             &[&["clippy"], web.as_slice(), &["--", "--deny=warnings", "--allow=clippy::arc_with_non_send_sync"]]
