@@ -25,6 +25,11 @@ struct Params {
     backward: u32,
 }
 
+fn position_of(batch: u32, row: u32) -> u32 {
+    if (HAS_POSITIONS) { return load_positions(row_of(params.positions, batch, 0u, 0u) + row); }
+    return params.start + row * params.step;
+}
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let batch = params.first.x + workgroup.z;

@@ -2,8 +2,8 @@
 
 use crate::block_mask::BlockMaskShape;
 use crate::packed::Side;
-use crate::program::shader::{Binding, file};
-use crate::program::{Argument, Table, table};
+use crate::program::shader::{AccessKind, Binding, file};
+use crate::program::{Table, table};
 use crate::softmax::visibility::{Extent, Visibility};
 use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, Dense, Portable, ScoreParams, SoftmaxParams};
 use crate::{Caps, Causal, Error, HeadBlocks, Hook, Result, Window};
@@ -74,16 +74,17 @@ impl Visibility for Blocks {
         self.0.files(side)
     }
 
-    fn choice(&self, side: Side, arguments: &[Argument]) -> Option<Vec<&'static str>> {
+    fn choice(&self, side: Side) -> Option<Vec<&'static str>> {
         let mut files = vec![file::TILES_BLOCKS];
         files.push(match side {
             Side::Queries => file::TILES_STREAMING,
             Side::Keys => file::TILES_STREAMING_KEYS,
         });
-        for (name, without) in [("blocks", file::TILES_NO_BLOCKS), ("full_blocks", file::TILES_NO_FULL_BLOCKS)] {
-            files.extend((!arguments.iter().any(|argument| argument.name == name)).then_some(without));
-        }
         Some(files)
+    }
+
+    fn optional(&self) -> Vec<(&'static str, AccessKind)> {
+        ["blocks", "full_blocks"].map(|name| (name, AccessKind::LoadBits)).to_vec()
     }
 
     fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)> {

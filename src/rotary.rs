@@ -103,9 +103,9 @@ impl RotaryParams {
         };
         let constants =
             vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
-        let of_positions = if positions.is_some() { file::ROTARY_GIVEN } else { file::ROTARY_COUNTED };
-        let files = vec![file::ROTARY, of_positions, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
-        let shader = Shader::of("rotary", constants, files, None);
+        let files = vec![file::ROTARY, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
+        let optional = vec![("positions", AccessKind::LoadBits)];
+        let shader = Shader { optional, ..Shader::of("rotary", constants, files, None) };
         let tables = vec![angles(self.theta, dim)];
         builder.add_sliced(&Step::new(caps, shader, arguments, tables, parts, params).fit(caps)?);
         builder.finish("rotary, four elements a thread, angles from a table made in float64")

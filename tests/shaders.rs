@@ -5,7 +5,9 @@ use naga::back::{glsl, hlsl, msl, spv};
 use naga::proc::BoundsCheckPolicies;
 use naga::valid::{ModuleInfo, ValidationFlags};
 use naga::{Module, ShaderStage};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use wgpu_attention::catalogue::FAMILIES;
 
@@ -126,4 +128,64 @@ fn open_gl() {
         writer.and_then(|mut w| w.write()).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(text.contains("void main"), "{name}: no entry point");
     });
+}
+
+/// The paths and first lines of all WGSL files, by which they are known in a text.
+fn files(folder: &Path, found: &mut Vec<(String, String)>) {
+    for entry in std::fs::read_dir(folder).expect("the shaders") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "wgsl") {
+            let text = std::fs::read_to_string(&path).expect("readable");
+            let name = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")).expect("a shader");
+            let name = name.with_extension("").to_str().expect("a plain path").replace('\\', "/");
+            found.push((name, format!("\n{}\n", text.lines().next().expect("a first line"))));
+        }
+    }
+}
+
+/// Whether files are those of a row of the list, in its order.
+fn fits(row: &[&str], found: &[&str]) -> bool {
+    let Some((token, rest)) = row.split_first() else { return found.is_empty() };
+    if let Some(file) = token.strip_suffix('?') {
+        return fits(rest, found) || (found.first() == Some(&file) && fits(rest, &found[1..]));
+    }
+    token.split('|').any(|all| {
+        let all: Vec<&str> = all.split('+').collect();
+        found.starts_with(&all) && fits(rest, &found[all.len()..])
+    })
+}
+
+/// `shaders/README.md` says which files make which kernel, and every file is in one.
+#[test]
+fn files_of_kernels_are_as_listed() {
+    let (mut all, readme) = (vec![], include_str!("../shaders/README.md"));
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), &mut all);
+    let rows: Vec<(String, Vec<&str>)> = readme
+        .split("```text\n")
+        .nth(1)
+        .expect("the list")
+        .lines()
+        .take_while(|line| *line != "```")
+        .map(|line| line.split_once(": ").expect("a kernel and its files"))
+        .map(|(kernel, files)| (kernel.replace(' ', "_"), files.split(' ').collect()))
+        .collect();
+    let (mut used, mut met) = (BTreeSet::new(), BTreeSet::new());
+    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
+        let mut found: Vec<(usize, &str)> =
+            all.iter().filter_map(|(file, line)| Some((text.find(line)?, file.as_str()))).collect();
+        found.sort_unstable();
+        let found: Vec<&str> = found.into_iter().map(|(_, file)| file).collect();
+        used.extend(found.iter().copied());
+        // Without the number that tells texts of one name apart.
+        let plain = name.rsplit_once('_').filter(|(_, n)| n.parse::<u32>().is_ok()).map_or(&*name, |(plain, _)| plain);
+        let of_name = rows.iter().filter(|(kernel, _)| plain == kernel || plain.ends_with(&format!("_{kernel}")));
+        let (kernel, row) =
+            of_name.max_by_key(|(kernel, _)| kernel.len()).unwrap_or_else(|| panic!("{name} is not listed"));
+        assert!(fits(row, &found), "{name} is {found:?}");
+        met.insert(kernel);
+    }
+    rows.iter().for_each(|(kernel, _)| assert!(met.contains(kernel), "no plan has {kernel}"));
+    all.iter().for_each(|(file, _)| assert!(used.contains(file.as_str()), "no plan has {file}"));
 }

@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var key = thread; key < keys; key += WG) {
         let bit = 1u << (key / params.key_block);
         for (var query = 0u; query < queries; query++) {
-            let seen = unveiled(Row(first_query + query), Col(first_key + key), w);
+            let seen = mask_allows(Row(first_query + query), Col(first_key + key), w);
             if (seen) { atomicOr(&shown, bit); } else { atomicOr(&hidden, bit); }
         }
     }

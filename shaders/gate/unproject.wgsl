@@ -10,7 +10,7 @@ var<workgroup> straight: array<vec4f, ROWS * WIDTH4>;
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let p = place_of(workgroup);
-    if (NORMED) {
+    if (HAS_NORM) {
         project(p, thread);
         share_projected(thread);
     }
@@ -40,4 +40,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let r = row_of_part(thread, i);
         if (r != NONE && p.row0 + r < params.rows) { write_straight(p, r, column); }
     }
+}
+
+// Through the norm, if there is one.
+fn write_straight(p: Place, r: u32, column: u32) {
+    if (!HAS_NORM) {
+        let d = 4u * column;
+        store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, straight[r * WIDTH4 + column]);
+        return;
+    }
+    let factor = norm_factor(r);
+    let d = 4u * column;
+    var mean = 0.0;
+    for (var e = 0u; e < GATE_DIM; e++) { mean = fma(straight[r * WIDTH4 + e / 4u][e % 4u] * norm_weight(e), element(r, e), mean); }
+    mean = mean / f32(GATE_DIM) * factor * factor;
+    let u = straight[r * WIDTH4 + column];
+    let y = projected[r * WIDTH4 + column];
+    let norm = vec4f(norm_weight(d), norm_weight(d + 1u), norm_weight(d + 2u), norm_weight(d + 3u));
+    store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * (u * norm - y * mean));
+    store_shares4(row_of(params.shares, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * u * y);
 }

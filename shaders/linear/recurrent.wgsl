@@ -30,6 +30,12 @@ fn absorb(w: Work, t: Token, lane: u32, column: u32) {
     }
 }
 
+// The state after a token: rows [n · HEAD_DIM, (n + 1) · HEAD_DIM) for token n.
+fn snapshot(w: Work, n: u32, row: u32, column: u32, x: vec4f) {
+    let at = row_of(params.snapshots, w.batch, w.head, n * HEAD_DIM + row) + column;
+    store_snapshots4(at, HEAD_DIM_V - column, x);
+}
+
 // This thread's part of a token's result.
 fn read_out(t: Token, lane: u32) -> vec4f {
     let at = row_of_q(t);
@@ -67,7 +73,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             for (var i = 0u; i < PART; i++) {
                 for (var e = 0u; e < 4u; e++) {
                     let d = 4u * (lane + LANES * i) + e;
-                    if (d < HEAD_DIM && column < HEAD_DIM_V) { snapshot(w, w.place * params.segment + base + n, d, column, state[i][e]); }
+                    if (HAS_SNAPSHOTS && d < HEAD_DIM && column < HEAD_DIM_V) { snapshot(w, w.place * params.segment + base + n, d, column, state[i][e]); }
                 }
             }
         }

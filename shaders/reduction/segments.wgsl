@@ -6,6 +6,13 @@
 var<workgroup> parts: array<vec2u, WG>;
 var<workgroup> first_problem: atomic<u32>;
 
+// What is read at a column: its value, and the key that it is of.
+fn cell(batch: u32, head: u32, row: u32, col: u32) -> vec2u {
+    var key = col;
+    if (HAS_ONE_INDICES) { key = load_one_indices(row_of(params.one_indices, batch, head, row) + col); }
+    return vec2u(load_one(row_of(params.one, batch, head, row) + col), key);
+}
+
 fn joined(a: vec2u, b: vec2u) -> vec2u {
     if (params.adds == 1u) { return vec2u(bitcast<u32>(bitcast<f32>(a.x) + bitcast<f32>(b.x)), NONE); }
     return select(a, b, b.x > a.x || (b.x == a.x && b.y < a.y));

@@ -1,15 +1,19 @@
-// dk += dsᵀ · q
+// dk += dsᵀ · q, where it is not found in a pass of its own (HAS_DK).
 
 var<private> dk: Sums;
 
-fn reset_dk() { reset_sums(&dk); }
+fn reset_dk() {
+    if (HAS_DK) { reset_sums(&dk); }
+}
 
 // Leaves the gradients in place of the weights.
 fn add_dk(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    give_gradients();
-    accumulate(OF_KEYS, &dk, w, visit, tile, thread);
+    if (HAS_DK) {
+        give_gradients();
+        accumulate(OF_KEYS, &dk, w, visit, tile, thread);
+    }
 }
 
 fn write_dk(w: Work, token: u32, d: u32, i: u32, c: u32, none: bool) {
-    store_dk4(dk_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none));
+    if (HAS_DK) { store_dk4(dk_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none)); }
 }

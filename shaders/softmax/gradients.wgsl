@@ -57,7 +57,7 @@ fn masked_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
             let raw = s[i][j];
             let x = score(raw, row, col, w);
             var seen = visible(row, col) & (bitcast<u32>(x) != MINUS_INFINITY_BITS);
-            if (tile.kind == BORDER) { seen = seen & chosen(row, col, w) & unveiled(row, col, w); }
+            if (tile.kind == BORDER) { seen = seen & chosen(row, col, w) & mask_allows(row, col, w); }
             let p = exp2(x - known.x);
             let gradient = score_gradient(raw, p * (t[i][j] - known.y), row, col, w);
             s[i][j] = select(0.0, p, seen);

@@ -22,7 +22,7 @@ fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {
 }
 
 // What the masks make of tile number i, which someone sees.
-fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
+fn masked_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     return select(FULL, BORDER, (map_bits(w, i) & 3u) == 3u);
 }
 

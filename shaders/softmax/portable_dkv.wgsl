@@ -4,7 +4,7 @@
 //
 // A workgroup owns BR keys of one (batch, key head) and visits, head by head, the tiles of queries that see them; the
 // division among threads and the workgroup memory are those of portable.wgsl. No atomics: the same bits every time. Where a
-// device has too few storage buffers, dk and dv come in two passes: no_dk.wgsl or no_dv.wgsl stands for the other.
+// device has too few storage buffers, dk and dv come in two passes, each without the other (HAS_DK, HAS_DV).
 
 var<private> col_stats: array<vec2f, CT>;
 

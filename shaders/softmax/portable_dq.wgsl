@@ -9,6 +9,12 @@ var<private> row_stats: array<vec2f, RT>;
 
 fn pair_stats(i: u32, j: u32) -> vec2f { return row_stats[i]; }
 
+// What dq is added to: the part of another pass over other keys.
+fn so_far(w: Work, token: u32, d: u32) -> vec4f {
+    if (!HAS_DQ_SO_FAR) { return vec4f(); }
+    return load_dq_so_far4(row_of(params.dq_so_far, w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d);
+}
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = work_of(workgroup);

@@ -15,7 +15,7 @@ var<private> s: array<array<f32, CT>, RT>;
 // Tile number i of the visit, with what the masks make of it.
 fn nth_tile(w: Work, visit: Visit, i: u32) -> Tile {
     var tile = tile_at(visit, i);
-    tile.kind = veiled_kind(w, visit, i, tile.kind);
+    tile.kind = masked_kind(w, visit, i, tile.kind);
     return tile;
 }
 
@@ -93,7 +93,7 @@ fn hide_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
         let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < CT; j++) {
             let col = col_state(w, visit, tile, tc + TC * j);
-            let seen = visible(row, col) & chosen(row, col, w) & unveiled(row, col, w)
+            let seen = visible(row, col) & chosen(row, col, w) & mask_allows(row, col, w)
                 & (bitcast<u32>(s[i][j]) != MINUS_INFINITY_BITS);
             s[i][j] = select(MASKED, s[i][j], seen);
         }

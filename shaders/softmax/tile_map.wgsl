@@ -43,7 +43,7 @@ fn row_bits(w: Work, row: Row, visit: Visit, tile: Tile, first: u32) -> u32 {
     var bits = 0u;
     for (var c = first; c < BC; c += max(WG / BR, 1u)) {
         let col = col_state(w, visit, tile, c);
-        let seen = visible(row, col) & unveiled(row, col, w);
+        let seen = visible(row, col) & mask_allows(row, col, w);
         bits |= select(2u, 1u, seen);
     }
     return bits;

@@ -4,8 +4,8 @@ fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {
     return i;
 }
 
-fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
-    return select(kind, BORDER, VEILED);
+fn masked_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
+    return select(kind, BORDER, HAS_MASK);
 }
 
 fn chosen(r: Row, c: Col, w: Work) -> bool {

@@ -62,16 +62,16 @@ fn next_streamed(w: Work, visit: Visit, tile: u32, head: vec4u) -> u32 {
 var<private> tile_word: u32;
 
 // What the mask and the caller's masks make of tile number i, which someone sees.
-fn veiled_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
+fn masked_kind(w: Work, visit: Visit, i: u32, kind: u32) -> u32 {
     let head = block_mask[1u + w.head];
     let base = (visit.first_tile + i) * BC;
     tile_word = (base >> block_mask[0].y) / 32u;
     var whole = kind == FULL;
     if (head.x == LISTED) {
         // A tile within one block is visited only where that is chosen.
-        if (VEILED || SEVERAL == 1u) { whole = whole && all_chosen(w, visit, base); }
+        if (HAS_MASK || SEVERAL == 1u) { whole = whole && all_chosen(w, visit, base); }
     } else {
-        if (VEILED) { whole = false; }
+        if (HAS_MASK) { whole = false; }
         if (head.x == STREAMING) { whole = whole && all_streamed(w, visit, base, head.y, head.z); }
     }
     return select(BORDER, FULL, whole);
@@ -89,7 +89,7 @@ fn all_chosen(w: Work, visit: Visit, base: u32) -> bool {
             let end_bit = min(last, 32u * word + 31u) % 32u;
             let wanted = (NONE << start) & (NONE >> (31u - end_bit));
             var found = load_blocks(block_row(w, row) + word);
-            if (VEILED) { found &= load_full_blocks(full_block_row(w, row) + word); }
+            if (HAS_MASK) { found &= load_full_blocks(full_block_row(w, row) + word); }
             all = all && (found & wanted) == wanted;
         }
     }

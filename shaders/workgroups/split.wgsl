@@ -1,5 +1,7 @@
-// A workgroup visits one of SPLITS parts, as equal as can be, of the tiles that are not passed over: tiles [x, y).
+// A workgroup visits all that its tile does, or one of SPLITS parts, as equal as can be, of the tiles that are not passed over:
+// tiles [x, y).
 fn part_of_visit(w: Work, visit: Visit, count: u32) -> vec2u {
+    if (SPLITS == 1u) { return vec2u(0u, count); }
     var all = 0u;
     for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) { all += 1u; }
     let first = all * w.split / SPLITS;

@@ -66,9 +66,8 @@ impl Frame {
 
     pub fn unproject(&self, side: Side) -> Task {
         let (of, tensors_of) = (self.side(side), SideTensors::of(side));
-        let (turns, tables) = self.turns(side);
-        let mut files = [vec![file::GATE_UNPROJECT], self.projection(side), turns].concat();
-        files.push(if of.normed { file::GATE_UNPROJECT_NORMED } else { file::GATE_UNPROJECT_UNNORMED });
+        let (turns, tables) = self.turns();
+        let files = [vec![file::GATE_UNPROJECT], self.projection(), turns].concat();
         let mut tensors = vec![("x", tensors_of.features(of), AccessKind::Load1, of.heads_of_x())];
         tensors.extend(self.learned(side));
         tensors.push(("gradient", tensors_of.vectors_gradient, AccessKind::Load1, EACH));

@@ -118,13 +118,13 @@ impl Frame {
     }
 
     /// Files, tables and constants of the norm and of the rotary embedding.
-    pub(super) fn turns(&self, side: Side) -> (Vec<&'static str>, Tables) {
-        let normed = if self.side(side).normed { file::GATE_NORMED } else { file::GATE_UNNORMED };
+    pub(super) fn turns(&self) -> (Vec<&'static str>, Tables) {
         match self.theta {
-            None => (vec![normed, file::GATE_STRAIGHT], vec![]),
-            Some(theta) => {
-                (vec![normed, file::GATE_TURNED, file::ROTARY_ANGLE], vec![rotary::angles(theta, self.gate_dim)])
-            }
+            None => (vec![file::GATE_NORM, file::GATE_STRAIGHT], vec![]),
+            Some(theta) => (
+                vec![file::GATE_NORM, file::GATE_TURNED, file::ROTARY_ANGLE],
+                vec![rotary::angles(theta, self.gate_dim)],
+            ),
         }
     }
 
@@ -136,20 +136,19 @@ impl Frame {
         weights.into_iter().chain(norm).collect()
     }
 
-    pub(super) fn projection(&self, side: Side) -> Vec<&'static str> {
-        let weighted = if self.side(side).weighted { file::GATE_WEIGHTED } else { file::GATE_UNWEIGHTED };
-        vec![file::GATE_PRODUCT, file::GATE_PROJECTED, file::GATE_FEATURES, weighted]
+    pub(super) fn projection(&self) -> Vec<&'static str> {
+        vec![file::GATE_PRODUCT, file::GATE_PROJECTED, file::GATE_FEATURES, file::GATE_WEIGHTS]
     }
 
     pub fn project(&self, side: Side) -> Task {
         let (of, tensors_of) = (self.side(side), SideTensors::of(side));
-        let (turns, tables) = self.turns(side);
+        let (turns, tables) = self.turns();
         let mut tensors = vec![("x", tensors_of.features(of), AccessKind::Load1, of.heads_of_x())];
         tensors.extend(self.learned(side));
         tensors.push(("to", of.vectors, AccessKind::Store4, EACH));
         Task {
             name: "project",
-            files: [vec![file::GATE_PROJECT], self.projection(side), turns].concat(),
+            files: [vec![file::GATE_PROJECT], self.projection(), turns].concat(),
             constants: [self.product(), self.features(side), vec![("DIM", self.gate_dim as u32)]].concat(),
             tensors,
             tables,
@@ -215,7 +214,7 @@ impl Frame {
             Selector::Density(_) | Selector::Budget(_) => vec![file::GATE_TOP_K, file::LARGEST],
         };
         let files = vec![file::GATE_SELECT, file::GATE_ROW, file::SCAN];
-        let files = [files, vec![if scores { file::GATE_SCORES } else { file::GATE_NO_SCORES }], selector].concat();
+        let files = [files, selector].concat();
         let mut tensors = vec![("logits", "logits", AccessKind::LoadBits, EACH)];
         tensors.extend(scores.then_some(("scores", "scores", AccessKind::StoreBits, EACH)));
         tensors.push(("chosen", "chosen", AccessKind::StoreBits, EACH));

@@ -97,7 +97,13 @@ impl Task {
         tables.insert(0, rows);
         let files = [vec![file::GATE_SHARED, file::ROW, file::ELEMENT], files].concat();
         let constants = [vec![("WG", THREADS)], constants].concat();
-        let shader = Shader::of(format!("gate {name}"), constants, files, None);
+        let optional = vec![
+            ("weights", AccessKind::Load4),
+            ("norm", AccessKind::Load1),
+            ("scores", AccessKind::StoreBits),
+            ("shares", AccessKind::Store4),
+        ];
+        let shader = Shader { optional, ..Shader::of(format!("gate {name}"), constants, files, None) };
         let step = Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)?;
         builder.add_sliced(&step);
         Ok(())

@@ -157,7 +157,20 @@ impl Task {
         let constants = constants.into_iter().chain([("HEAD_DIM", head_dim), ("HEAD_DIM_V", value_dim)]);
         let constants = constants.map(|(name, value)| (name, value as u32)).collect();
         let files = [vec![file::LINEAR_SHARED, file::ROW, file::ELEMENT], files].concat();
-        let shader = Shader::of(format!("linear {name}"), constants, files, None);
+        let optional = vec![
+            ("h0", AccessKind::Load4),
+            ("h0", AccessKind::Load1),
+            ("ht", AccessKind::Load4),
+            ("ht", AccessKind::Store4),
+            ("states", AccessKind::Load4),
+            ("states", AccessKind::Store4),
+            ("snapshots", AccessKind::Store4),
+        ];
+        let shader = Shader {
+            optional,
+            optional_tables: vec![("slopes", "vec4f")],
+            ..Shader::of(format!("linear {name}"), constants, files, None)
+        };
         let step = Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)?;
         builder.add_sliced(&step);
         Ok(())

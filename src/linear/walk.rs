@@ -21,6 +21,16 @@ pub(super) enum StateSource {
     InPlace,
 }
 
+/// `FROM` and `TO` of `shaders/linear/states.wgsl`.
+const FROM_NOTHING: usize = 0;
+const FROM_H0: usize = 1;
+const FROM_H0_TURNED: usize = 2;
+const FROM_HT: usize = 3;
+const FROM_SEGMENT: usize = 4;
+const TO_NOTHING: usize = 0;
+const TO_HT: usize = 1;
+const TO_SEGMENT: usize = 2;
+
 /// A walk over tokens: S ← e^g · S + gain · k vᵀ, o = scale · Sᵀ q.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
@@ -122,9 +132,7 @@ impl Walk {
     fn recurrent(&self) -> Task {
         let (cols, threads) = of_recurrent(self.frame.dims);
         let (head_dim, _) = self.frame.dims;
-        let (mut files, mut tensors) = self.ends();
-        files.extend([file::LINEAR_WORK, file::LINEAR_RECURRENT, self.decays_file()]);
-        files.push(if self.snapshots.is_some() { file::LINEAR_SNAPSHOTS } else { file::LINEAR_NO_SNAPSHOTS });
+        let (ends, mut tensors) = self.ends();
         tensors.extend([
             ("q", self.q, AccessKind::Load4),
             ("k", self.k, AccessKind::Load4),
@@ -134,8 +142,9 @@ impl Walk {
         tensors.push(("o", self.o, AccessKind::Store4));
         Task {
             name: "token by token",
-            files,
-            constants: vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()],
+            files: vec![file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_RECURRENT, self.decays_file()],
+            constants: [&[("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()], &ends[..]]
+                .concat(),
             tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
@@ -145,14 +154,15 @@ impl Walk {
     }
 
     fn one_pass(&self, chunking: &Chunking) -> Task {
-        let (mut files, mut tensors) = self.ends();
-        files.extend([
+        let (ends, mut tensors) = self.ends();
+        let files = vec![
+            file::LINEAR_STATES,
             file::LINEAR_WORK,
             file::LINEAR_CHUNK,
             file::LINEAR_WALK,
             self.decays_file(),
             self.running_file(),
-        ]);
+        ];
         tensors.extend([
             ("q", self.q, AccessKind::Load4),
             ("k", self.k, AccessKind::Load4),
@@ -162,8 +172,12 @@ impl Walk {
         Task {
             name: "one pass",
             files,
-            constants: [chunking.constants(), vec![self.causal(), ("ABSORBS_FIRST", usize::from(!self.causal))]]
-                .concat(),
+            constants: [
+                &chunking.constants()[..],
+                &[self.causal(), ("ABSORBS_FIRST", usize::from(!self.causal))],
+                &ends,
+            ]
+            .concat(),
             tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
@@ -198,23 +212,22 @@ impl Walk {
         };
         let locals = of_chunks(
             "states of segments",
-            &[file::LINEAR_SEGMENT_STATES, file::LINEAR_FROM_NOTHING, file::LINEAR_TO_SEGMENT],
-            &[whole],
+            &[file::LINEAR_SEGMENT_STATES, file::LINEAR_STATES],
+            &[whole, ("FROM", FROM_NOTHING), ("TO", TO_SEGMENT)],
             vec![k, v, states(AccessKind::Store4), totals(AccessKind::StoreBits)],
         );
         let outputs = of_chunks(
             "outputs of segments",
-            &[file::LINEAR_WALK, file::LINEAR_FROM_SEGMENT, file::LINEAR_TO_NOTHING],
-            &[self.causal(), ("ABSORBS_FIRST", 0)],
+            &[file::LINEAR_WALK, file::LINEAR_STATES],
+            &[self.causal(), ("ABSORBS_FIRST", 0), ("FROM", FROM_SEGMENT), ("TO", TO_NOTHING)],
             vec![q, k, v, o, states(AccessKind::Load4)],
         );
-        let (mut files, mut tensors) = self.ends();
-        files.push(file::LINEAR_SCAN);
+        let (ends, mut tensors) = self.ends();
         tensors.extend([states(AccessKind::Update4), totals(AccessKind::LoadBits)]);
         let scan = Task {
             name: "scan of segments",
-            files,
-            constants: vec![("WG", THREADS), whole, ("KEPT", usize::from(self.kept)), self.causal()],
+            files: vec![file::LINEAR_STATES, file::LINEAR_SCAN],
+            constants: [&[("WG", THREADS), whole, ("KEPT", usize::from(self.kept)), self.causal()], &ends[..]].concat(),
             tensors,
             segment,
             work: self.work((dims.0 * dims.1.div_ceil(4)).div_ceil(THREADS)),
@@ -224,20 +237,18 @@ impl Walk {
         vec![locals, scan, outputs]
     }
 
-    /// The files that say where the state comes from and goes to, and its tensors.
-    fn ends(&self) -> (Vec<&'static str>, Vec<Access>) {
-        let from = match self.from {
-            StateSource::Nothing => (file::LINEAR_FROM_NOTHING, None),
-            StateSource::H0(part) => (file::LINEAR_FROM_H0, Some(("h0", part, AccessKind::Load4))),
-            StateSource::Turned(part) => (file::LINEAR_FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
-            StateSource::InPlace => (file::LINEAR_FROM_HT, None),
+    /// Where the state comes from and goes to, and its tensors.
+    fn ends(&self) -> ([(&'static str, usize); 2], Vec<Access>) {
+        let (from, initial) = match self.from {
+            StateSource::Nothing => (FROM_NOTHING, None),
+            StateSource::H0(part) => (FROM_H0, Some(("h0", part, AccessKind::Load4))),
+            StateSource::Turned(part) => (FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
+            StateSource::InPlace => (FROM_HT, None),
         };
         let kind = if self.from == StateSource::InPlace { AccessKind::Update4 } else { AccessKind::Store4 };
-        let to = match self.to {
-            Some(part) => (file::LINEAR_TO_HT, Some(("ht", part, kind))),
-            None => (file::LINEAR_TO_NOTHING, None),
-        };
-        (vec![from.0, to.0], [from.1, to.1].into_iter().flatten().collect())
+        let last = self.to.map(|part| ("ht", part, kind));
+        let to = if last.is_some() { TO_HT } else { TO_NOTHING };
+        ([("FROM", from), ("TO", to)], initial.into_iter().chain(last).collect())
     }
 
     fn with_decays(&self, mut tensors: Vec<Access>) -> Vec<Access> {
@@ -249,16 +260,14 @@ impl Walk {
 
     fn decays_file(&self) -> &'static str {
         match self.frame.decay {
-            Decay::None => file::LINEAR_GATES_NONE,
-            Decay::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
+            Decay::None | Decay::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
             Decay::ByToken => file::LINEAR_GATES_BY_TOKEN,
         }
     }
 
     fn running_file(&self) -> &'static str {
         match self.frame.decay {
-            Decay::None => file::LINEAR_DECAYS_NONE,
-            Decay::ByHead(_) => file::LINEAR_DECAYS_BY_HEAD,
+            Decay::None | Decay::ByHead(_) => file::LINEAR_DECAYS_BY_HEAD,
             Decay::ByToken => file::LINEAR_DECAYS_BY_TOKEN,
         }
     }

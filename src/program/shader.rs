@@ -13,7 +13,7 @@ pub(crate) use chain::{Chain, Gradient};
 use crate::DType;
 use crate::program::hook::{self, Placed};
 use crate::program::{BindingAccess, HookLines};
-use accessor::accessor;
+use accessor::{accessor, neutral};
 use std::fmt::Write;
 
 /// One binding of group 0, at its place in the list.
@@ -65,6 +65,13 @@ pub(crate) enum AccessKind {
     Update4,
 }
 
+impl AccessKind {
+    /// Whether its functions are those of another, among others.
+    fn serves(self, other: Self) -> bool {
+        self == other || (self == Self::Update4 && matches!(other, Self::Load4 | Self::Store4))
+    }
+}
+
 /// A shader before assembly.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Shader {
@@ -75,6 +82,10 @@ pub(crate) struct Shader {
     pub accesses: Vec<Access>,
     pub chain: Option<Chain>,
     pub files: Vec<&'static str>,
+    /// Tensors that may not be there: their functions are written all the same then, load 0 and store nothing.
+    pub optional: Vec<(&'static str, AccessKind)>,
+    /// Tables that may not be there, with their types: nothing reads them then.
+    pub optional_tables: Vec<(&'static str, &'static str)>,
     /// Whether loops over what a thread holds in registers are written out.
     pub unrolled: bool,
 }
@@ -135,7 +146,17 @@ impl Shader {
         files: Vec<&'static str>,
         chain: Option<Chain>,
     ) -> Self {
-        Self { name: name.into(), constants, bindings: vec![], accesses: vec![], chain, files, unrolled: false }
+        Self {
+            name: name.into(),
+            constants,
+            bindings: vec![],
+            accesses: vec![],
+            chain,
+            files,
+            optional: vec![],
+            optional_tables: vec![],
+            unrolled: false,
+        }
     }
 
     /// Holds only code of this crate, whose every index is in bounds.
@@ -204,6 +225,23 @@ impl Shader {
         }
         for access in &self.accesses {
             text += &accessor(access, &self.bindings[access.binding]);
+        }
+        for (table, ty) in &self.optional_tables {
+            let is_there =
+                self.bindings.iter().any(|binding| matches!(binding, Binding::Table { name, .. } if name == table));
+            let _ = writeln!(text, "const HAS_{}: bool = {is_there};", table.to_uppercase());
+            if !is_there {
+                let _ = writeln!(text, "var<private> {table}: array<{ty}, 1>;");
+            }
+        }
+        for (i, &(name, kind)) in self.optional.iter().enumerate() {
+            let own = || self.accesses.iter().filter(|access| access.name == name);
+            if self.optional[..i].iter().all(|(other, _)| *other != name) {
+                let _ = writeln!(text, "const HAS_{}: bool = {};", name.to_uppercase(), own().next().is_some());
+            }
+            if !own().any(|access| access.kind.serves(kind)) {
+                text += neutral(name, kind).as_str();
+            }
         }
         text + &self.chain.as_ref().map_or(String::new(), Chain::wgsl)
     }

@@ -46,10 +46,6 @@ pub(super) fn segments(
     problem: usize,
     adds: bool,
 ) -> Result<Step> {
-    let (cell, write) = match between.of_tokens {
-        Some(_) => (file::REDUCTION_CELL_AND_INDEX, file::REDUCTION_VALUE_AND_INDEX),
-        None => (file::REDUCTION_CELL, file::REDUCTION_VALUE),
-    };
     let mut tensors: Tensors = vec![("one", between.tokens.as_ref()), ("one_indices", between.of_tokens.as_ref())];
     tensors.push(("segments", Some(of_keys)));
     match &between.segments {
@@ -61,7 +57,15 @@ pub(super) fn segments(
     let params = Params { cols: keys as u32, to_cols: count as u32, adds: u32::from(adds), ..Params::default() };
     let table = Binding::Table { name: "problem", ty: "vec2u", length: None, write: true };
     let tables = vec![(table, Table::Scratch(problem))];
-    step(caps, ("segments", vec![file::REDUCTION_SEGMENTS, cell, write]), places, tensors, tables, params, rows * count)
+    step(
+        caps,
+        ("segments", vec![file::REDUCTION_SEGMENTS, file::REDUCTION_VALUE]),
+        places,
+        tensors,
+        tables,
+        params,
+        rows * count,
+    )
 }
 
 /// The largest of each row: of so many columns so many.
@@ -108,7 +112,9 @@ fn step(
         ..params
     };
     let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
-    let shader = Shader::of(format!("score reduction {name}"), vec![("WG", THREADS)], files, None);
+    let optional = vec![("one_indices", AccessKind::LoadBits), ("indices", AccessKind::StoreBits)];
+    let shader =
+        Shader { optional, ..Shader::of(format!("score reduction {name}"), vec![("WG", THREADS)], files, None) };
     Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)
 }
 

@@ -8,7 +8,7 @@ use super::{AttentionShapes, Portable, ScoreParams};
 use crate::error::require;
 use crate::packed::Schedule;
 use crate::packed::Side;
-use crate::program::shader::file;
+use crate::program::shader::{AccessKind, file};
 use crate::program::{Argument, Builder, Part, Step, cut, is_written};
 use crate::{Caps, Result};
 use parts::{Parts, TileMap, Work, slopes};
@@ -57,18 +57,31 @@ impl Pass {
     }
 
     fn files(self) -> Vec<&'static str> {
-        let gradients = [file::ACCUMULATE, file::GRADIENTS, file::ROWS_STRIDED_GRADIENTS];
-        let keys = [&gradients[..], &[file::PORTABLE_DKV, file::SIDES_DKV]].concat();
+        let gradients = [file::ACCUMULATE, file::GRADIENTS];
         match self {
             Pass::Forward => {
-                vec![file::PORTABLE, file::SIDES_FORWARD, file::ACCUMULATE, file::STATE_SOFTMAX, file::EPILOGUE_FINAL]
+                let workgroups = [file::WORKGROUPS_SPLIT, file::ACCUMULATE];
+                [&[file::PORTABLE, file::SIDES_FORWARD], &workgroups[..], &[file::STATE_SOFTMAX, file::EPILOGUE_FINAL]]
+                    .concat()
             }
             Pass::Queries => [&gradients[..], &[file::PORTABLE_DQ, file::SIDES_DQ]].concat(),
-            Pass::KeysAndValues => [&keys[..], &[file::DK, file::DV]].concat(),
-            Pass::Keys => [&keys[..], &[file::DK, file::NO_DV]].concat(),
-            Pass::Values => [&keys[..], &[file::NO_DK, file::DV]].concat(),
+            Pass::KeysAndValues | Pass::Keys | Pass::Values => {
+                [&gradients[..], &[file::PORTABLE_DKV, file::SIDES_DKV, file::DK, file::DV]].concat()
+            }
             Pass::Bias => [&gradients[..], &[file::PORTABLE_DBIAS, file::SIDES_DQ]].concat(),
-            Pass::Reduction => vec![file::REDUCE_SCORES, file::SIDES_SCORES],
+            Pass::Reduction => vec![file::REDUCE_SCORES, file::SIDES_SCORES, file::REDUCTION_VALUE],
+        }
+    }
+
+    /// Tensors that may not be there.
+    fn optional(self) -> Vec<(&'static str, AccessKind)> {
+        match self {
+            Pass::Queries => vec![("dq_so_far", AccessKind::Load4)],
+            Pass::KeysAndValues | Pass::Keys | Pass::Values => {
+                vec![("dk", AccessKind::Store4), ("dv", AccessKind::Store4)]
+            }
+            Pass::Reduction => vec![("indices", AccessKind::StoreBits)],
+            Pass::Forward | Pass::Bias => vec![],
         }
     }
 
@@ -207,7 +220,7 @@ impl Stage {
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
         let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
-        let chosen = visibility.choice(side, &arguments).is_some();
+        let chosen = visibility.choice(side).is_some();
         let masks = (parts.chain().masks_hide() && !chosen && !pass.by_keys_of_all()).then(|| {
             parts.map = Some(TileMap { strides, scratch: 0 });
             let buffers = parts.main(arguments.clone(), &[]).shader.storage_buffers();

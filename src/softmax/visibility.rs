@@ -2,8 +2,8 @@
 
 use super::{AttentionShapes, Portable};
 use crate::packed::Side;
-use crate::program::shader::Binding;
-use crate::program::{Argument, Table};
+use crate::program::Table;
+use crate::program::shader::{AccessKind, Binding};
 use crate::{Caps, Result};
 
 /// Who sees whom, and how tiles of rows and columns are visited.
@@ -39,8 +39,13 @@ pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
     fn files(&self, side: Side) -> Vec<&'static str>;
 
     /// The files that say which of the visit's tiles are computed, where that is the family's to say.
-    fn choice(&self, _side: Side, _arguments: &[Argument]) -> Option<Vec<&'static str>> {
+    fn choice(&self, _side: Side) -> Option<Vec<&'static str>> {
         None
+    }
+
+    /// Tensors of those files that may not be there.
+    fn optional(&self) -> Vec<(&'static str, AccessKind)> {
+        vec![]
     }
 
     /// Constants of those files.

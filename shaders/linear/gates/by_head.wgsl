@@ -1,3 +1,6 @@
-// A head fades at the same rate throughout: the table `slopes` has −g of each, four a row.
-fn gate_of(t: Token) -> f32 { return -slopes[t.head / 4u][t.head % 4u]; }
+// A head fades at the same rate throughout: the table `slopes` has −g of each, four a row. Without it nothing fades.
+fn gate_of(t: Token) -> f32 {
+    if (HAS_SLOPES) { return -slopes[t.head / 4u][t.head % 4u]; }
+    return 0.0;
+}
 fn report(w: Work, thread: u32) {}

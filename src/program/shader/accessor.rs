@@ -26,6 +26,18 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
     }
 }
 
+/// The accessor of a tensor that is not there.
+pub fn neutral(name: &str, kind: AccessKind) -> String {
+    match kind {
+        AccessKind::Load4 => format!("fn load_{name}4(i: u32, n: u32) -> vec4f {{ return vec4f(); }}\n"),
+        AccessKind::Load1 => format!("fn load_{name}(i: u32) -> f32 {{ return 0.0; }}\n"),
+        AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return 0u; }}\n"),
+        AccessKind::Store4 => format!("fn store_{name}4(i: u32, n: u32, x: vec4f) {{}}\n"),
+        AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{}}\n"),
+        AccessKind::Update4 => [AccessKind::Load4, AccessKind::Store4].map(|kind| neutral(name, kind)).concat(),
+    }
+}
+
 fn load_wide(name: &str, data: &str, words: Words, dtype: DType) -> String {
     let value = match (words, dtype) {
         (Words::F32x4, _) => format!("{data}[i / 4u]"),

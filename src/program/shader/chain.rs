@@ -89,10 +89,10 @@ impl Chain {
         }
         format!(
             "const SCORED: bool = {};
-const VEILED: bool = {};
+const HAS_MASK: bool = {};
 fn score(s: f32, r: Row, c: Col, w: Work) -> f32 {{
 {score}}}
-fn unveiled(r: Row, c: Col, w: Work) -> bool {{
+fn mask_allows(r: Row, c: Col, w: Work) -> bool {{
 {masks}}}
 {}",
             self.scores_change(),

@@ -123,7 +123,9 @@ impl Parts<'_> {
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         constants.push(("SPLITS", splits as u32));
         let name = format!("{} {name}", visibility.family());
-        let shader = Shader { unrolled: caps.wants_unrolled(), ..Shader::of(name, constants, files, Some(chain)) };
+        let optional = [self.pass.optional(), visibility.optional()].concat();
+        let shader =
+            Shader { unrolled: caps.wants_unrolled(), optional, ..Shader::of(name, constants, files, Some(chain)) };
         let params =
             |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| uniforms(params, shapes, division, part, address);
         Step::new(caps, shader, arguments, tables, parts.to_vec(), params)
@@ -205,19 +207,9 @@ impl Parts<'_> {
         ];
         let (visibility, side) = (self.setup.visibility, self.pass.side());
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
-        files.extend(visibility.choice(side, &arguments).unwrap_or(vec![mapped]));
+        files.extend(visibility.choice(side).unwrap_or(vec![mapped]));
         files.extend(visibility.files(side));
         files.extend(self.pass.files());
-        let has = |name: &str| arguments.iter().any(|argument| argument.name == name);
-        match self.pass {
-            Pass::Reduction if has("indices") => files.push(file::REDUCTION_VALUE_AND_INDEX),
-            Pass::Reduction => files.push(file::REDUCTION_VALUE),
-            Pass::Queries if has("dq_so_far") => files.push(file::DQ_SO_FAR),
-            Pass::Queries => files.push(file::NO_DQ_SO_FAR),
-            Pass::Forward if self.setup.splits > 1 => files.push(file::WORKGROUPS_SPLIT),
-            Pass::Forward => files.push(file::WORKGROUPS_WHOLE),
-            _ => {}
-        }
         self.kernel((self.pass.name(), self.setup.splits), arguments, tables, files, self.chain(), parts)
     }
 

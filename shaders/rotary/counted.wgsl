@@ -1,2 +1,0 @@
-// Positions are counted.
-fn position_of(batch: u32, row: u32) -> u32 { return params.start + row * params.step; }
