@@ -23,7 +23,7 @@ pub enum DType {
     Bf16,
     /// One byte: for masks, where zero is false.
     U8,
-    /// 32-bit unsigned integers: offsets and indices.
+    /// 32-bit unsigned integers: offsets and indices, and masks, where zero is false.
     U32,
 }
 

@@ -117,7 +117,7 @@ fn near_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }";
     let to = AttentionGradients { dq, dk, dv, dbias: None, d_additional_k: None, d_additional_v: None };
     let call = (inputs, AttentionOutputs { out: &out, lse: &lse }, OutputGradients::new(&dout), &to);
     let program = planned("flash", &serde_json::to_string(&params).unwrap(), &call, true);
-    let prepared = block_on(attention.prepare_backward(&Shapes::of(&call))).unwrap();
+    let prepared = block_on(attention.prepare_backward(&Shapes::of(call))).unwrap();
     same(&prepared, &program, &call, &["dk", "dq", "dv"]);
 }
 
@@ -140,7 +140,7 @@ fn the_keys_with_the_largest_sums() {
         [("values", &values), ("indices", &indices)],
     );
     let program = planned("score-reduction", &serde_json::to_string(&params).unwrap(), &call, false);
-    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&Shapes::of(&call))).unwrap();
+    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&Shapes::of(call))).unwrap();
     same(&prepared, &program, &call, &["indices", "values"]);
 }
 

@@ -73,7 +73,9 @@ impl AttentionCase {
     /// The layouts of bias and mask, before they are repeated.
     pub(super) fn pair_layouts(&self) -> [Option<Layout>; 2] {
         let shape = self.pair_shape();
-        [(self.bias, self.dtypes[1]), (self.mask, DType::U8)].map(|(repeated, dtype)| {
+        // Masks of every third case have words.
+        let of_mask = if self.seed % 3 == 1 { DType::U32 } else { DType::U8 };
+        [(self.bias, self.dtypes[1]), (self.mask, of_mask)].map(|(repeated, dtype)| {
             let repeated = repeated?;
             let one = |i: usize| if i < 3 && repeated[i] { shape[i].min(1) } else { shape[i] };
             Some(Layout::heads_first(dtype, std::array::from_fn(one)))
@@ -91,7 +93,7 @@ impl AttentionCase {
                 .into_iter()
                 .enumerate()
                 .map(|(i, x)| match dtype {
-                    DType::U8 => f32::from(u8::from(x > -1.5 && i / keys.max(1) % 13 != 5)),
+                    DType::U8 | DType::U32 => f32::from(u8::from(x > -1.5 && i / keys.max(1) % 13 != 5)),
                     _ if x < -5.0 || i / keys.max(1) % 17 == 3 => f32::NEG_INFINITY,
                     _ => dtype.round(x),
                 })

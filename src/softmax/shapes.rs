@@ -177,7 +177,7 @@ impl AttentionShapes {
             require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
         }
         let mask = self.mask.as_ref().map_or(DType::U8, |mask| mask.layout.dtype);
-        require(mask == DType::U8, "mask.dtype", mask, "u8")?;
+        require([DType::U8, DType::U32].contains(&mask), "mask.dtype", mask, "u8 or u32")?;
         self.check_additional()?;
         let more = [&self.bias, &self.mask, &self.out].into_iter().flatten().chain(self.additional.iter().flatten());
         for operand in [q, k, v, lse].into_iter().chain(more) {

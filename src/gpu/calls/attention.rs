@@ -33,7 +33,7 @@ pub struct AttentionInputs<'a> {
     /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
     /// queries, longest keys].
     pub bias: Option<&'a Tensor>,
-    /// Which keys are seen, besides all else: u8 [batch, heads_q, queries, keys], zero for not; repeated likewise.
+    /// Which keys are seen, besides all else: u8 or u32 [batch, heads_q, queries, keys], zero for not; repeated likewise.
     pub mask: Option<&'a Tensor>,
     /// Keys that every query sees besides, [batch, heads_kv, any number, head_dim], in the same softmax. Scale and soft cap
     /// hold for them, nothing else. Goes with `additional_v`, and not with packed sequences.

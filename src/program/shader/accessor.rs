@@ -12,6 +12,10 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
     match access.kind {
         AccessKind::Load4 if access.wide => load_wide(name, data, *words, access.dtype),
         AccessKind::Load4 => load_narrow(name, data, access.dtype),
+        // Booleans, as some libraries have them.
+        AccessKind::Load1 if access.dtype == DType::U32 => {
+            format!("fn load_{name}(i: u32) -> f32 {{ return f32({data}[i] != 0u); }}\n")
+        }
         AccessKind::Load1 => {
             format!("fn load_{name}(i: u32) -> f32 {{ return {}; }}\n", element(data, access.dtype))
         }
