@@ -8,7 +8,7 @@ use common::{Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
-use wgpu_attention::catalogue::{AttentionCase, LinearCase, ReadyLinear};
+use wgpu_attention::catalogue::{AttentionCase, LinearCase, Ready};
 use wgpu_attention::{AdapterKind, Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams};
 
 /// Sizes to measure.
@@ -53,13 +53,13 @@ fn case(batch: usize, heads: usize, tokens: usize, dim: usize, algorithm: Option
 }
 
 /// On the GPU, warm.
-fn ready(gpu: &Gpu, case: &LinearCase) -> ReadyLinear {
+fn ready(gpu: &Gpu, case: &LinearCase) -> Ready {
     let ready = block_on(case.ready(gpu)).expect("memory for the tensors");
     seconds(gpu, &ready);
     ready
 }
 
-fn seconds(gpu: &Gpu, ready: &ReadyLinear) -> f64 {
+fn seconds(gpu: &Gpu, ready: &Ready) -> f64 {
     block_on(ready.time(gpu)).expect("a GPU that works").seconds
 }
 

@@ -19,6 +19,7 @@ mod linear_backward;
 mod linear_cases;
 mod merge;
 mod neighborhood_cases;
+mod ready;
 mod rotary;
 mod score_reduction;
 mod score_reduction_cases;
@@ -30,7 +31,7 @@ mod shaders;
 mod tensors;
 
 pub use activations::activations;
-pub use backward::{BackwardCase, BackwardTensors, flash_backward_cases, random_flash_backward_cases};
+pub use backward::{BackwardCase, flash_backward_cases, random_flash_backward_cases};
 pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
@@ -39,15 +40,14 @@ pub use data::{Tolerance, normal, poisoned};
 pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;
-pub use linear::{LinearCase, ReadyLinear};
-pub use linear_backward::{
-    LinearBackwardCase, ReadyLinearBackward, linear_backward_cases, random_linear_backward_cases,
-};
+pub use linear::LinearCase;
+pub use linear_backward::{LinearBackwardCase, linear_backward_cases, random_linear_backward_cases};
 pub use linear_cases::{linear_cases, random_linear_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
+pub use ready::Ready;
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};

@@ -75,20 +75,19 @@ impl Timed {
 
 /// The gradients of a case, ready to be timed.
 pub struct Gradients {
-    case: BackwardCase,
     gpu: Gpu,
-    prepared: wgpu_attention::catalogue::BackwardTensors,
+    ready: wgpu_attention::catalogue::Ready,
 }
 
 impl Gradients {
     pub fn new(gpu: &Gpu, case: AttentionCase) -> Self {
         let case = BackwardCase::of(case);
-        let prepared = pollster::block_on(case.prepare(gpu)).expect("memory for the tensors");
-        Self { case, gpu: gpu.clone(), prepared }
+        let ready = pollster::block_on(case.prepare(gpu)).expect("memory for the tensors");
+        Self { gpu: gpu.clone(), ready }
     }
 
     pub fn seconds(&self) -> f64 {
-        pollster::block_on(self.prepared.time(&self.case, &self.gpu)).expect("a GPU that works").seconds
+        pollster::block_on(self.ready.time(&self.gpu)).expect("a GPU that works").seconds
     }
 }
 

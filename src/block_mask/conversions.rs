@@ -1,10 +1,8 @@
 //! Block masks from one form to another.
 
 use super::BlockGrid;
-use crate::program::hook;
 use crate::program::shader::{AccessKind, Binding, Chain, Shader, file};
-use crate::program::{Argument, Builder, Operand, Part, Program, Rule, Step, Table, cut};
-use crate::program::{EACH, Heads};
+use crate::program::{Argument, Builder, EACH, Heads, Operand, Part, Program, Rule, Step, Table, cut, hook};
 use crate::{Caps, DType, Hook, Layout, Result, Shapes};
 
 /// The uniform struct of `shaders/blocks/shared.wgsl`.

@@ -1,14 +1,9 @@
 //! Cases of the gradients.
 
-use super::{
-    AttentionCase, AttentionTensors, Case, Outcome, Scores, Tolerance, flash_cases, normal, poisoned,
-    random_flash_cases,
-};
+use super::ready::{Owned, Ready};
+use super::{AttentionCase, Case, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases};
 use crate::reference::{Gradients as Expected, flash_backward};
-use crate::{
-    Attention, AttentionGradients, AttentionParams, Caps, DType, Gpu, GpuTime, OutputGradients, Prepared, Program,
-    Result, Shapes, Tensor,
-};
+use crate::{Attention, AttentionParams, Caps, DType, Gpu, GpuTime, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
 
@@ -23,15 +18,8 @@ pub struct BackwardCase {
     pub expected: OnceLock<Expected>,
 }
 
-/// The tensors of a case on the GPU, and the kernels for them.
-#[derive(Debug)]
-pub struct BackwardTensors {
-    tensors: AttentionTensors,
-    dout: Tensor,
-    dlse: Option<Tensor>,
-    to: AttentionGradients,
-    backward: Prepared,
-}
+/// Gradients by name.
+const GRADIENTS: [&str; 6] = ["dq", "dk", "dv", "dbias", "d_additional_k", "d_additional_v"];
 
 impl BackwardCase {
     /// The gradients of this problem.
@@ -67,19 +55,14 @@ impl BackwardCase {
         })
     }
 
-    /// What would run on a device, but for hooks that read buffers.
-    ///
-    /// # Errors
-    /// Those of [`AttentionParams::plan_backward`].
-    pub fn plan(&self, caps: &Caps) -> Result<Program> {
+    fn shapes(&self) -> Shapes {
         let case = &self.forward;
         let [q, k, v] = case.shapes();
         let [tq, tk, to] = case.dtypes;
         let rows = self.rows();
         let [d_additional_k, d_additional_v] =
             case.additional_shapes().map(|shape| (case.additional > 0).then(|| case.layout(3, tk, shape)));
-        let shapes = case
-            .plan_shapes()
+        case.plan_shapes()
             .tensor("dout", case.layout(0, to, rows))
             .tensor_if("dlse", self.dlse.then(|| case.layout(1, DType::F32, [rows[0], rows[1], rows[2], 1])))
             .tensor("dq", case.layout(3, tq, q))
@@ -87,8 +70,15 @@ impl BackwardCase {
             .tensor("dv", case.layout(3, tk, v))
             .tensor_if("dbias", case.bias_layout().map(|bias| case.layout(4, DType::F32, bias.shape)))
             .tensor_if("d_additional_k", d_additional_k)
-            .tensor_if("d_additional_v", d_additional_v);
-        case.in_family(case.params_without_buffers()).plan_backward(caps, &shapes)
+            .tensor_if("d_additional_v", d_additional_v)
+    }
+
+    /// What would run on a device, but for hooks that read buffers.
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan_backward`].
+    pub fn plan(&self, caps: &Caps) -> Result<Program> {
+        self.forward.in_family(self.forward.params_without_buffers()).plan_backward(caps, &self.shapes())
     }
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
@@ -109,55 +99,28 @@ impl BackwardCase {
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn prepare(&self, gpu: &Gpu) -> Result<BackwardTensors> {
-        let case = &self.forward;
+    pub async fn prepare(&self, gpu: &Gpu) -> Result<Ready> {
+        let (case, shapes) = (&self.forward, self.shapes());
         let tensors = case.upload(gpu).await?;
         let (inputs, outputs) = case.arguments(&tensors);
         outputs.out.write(&self.out()).await?;
         let lse: Vec<f32> = case.reference().lse.iter().map(|&x| x as f32).collect();
         outputs.lse.write(&lse).await?;
-        let [b, h, n, width] = self.rows();
-        let seqlens = case.seqlens_q.as_deref();
-        let dout = case.poison(&self.dout(), width, h, n, seqlens);
-        let dout = poisoned(gpu, case.layout(0, case.dtypes[2], [b, h, n, width]), &dout).await?;
-        let dlse = match self.dlse() {
-            None => None,
-            Some(values) => {
-                let values = case.poison(&values, 1, h, n, seqlens);
-                Some(poisoned(gpu, case.layout(1, DType::F32, [b, h, n, 1]), &values).await?)
+        let mut call = Owned::of((&inputs, &outputs));
+        let [_, h, n, width] = self.rows();
+        for (name, values, width) in [("dout", Some(self.dout()), width), ("dlse", self.dlse(), 1)] {
+            let (Some(values), Some(layout)) = (values, shapes.layout(name)) else { continue };
+            let values = case.poison(&values, width, h, n, case.seqlens_q.as_deref());
+            call.push(name, poisoned(gpu, layout.clone(), &values).await?);
+        }
+        for name in GRADIENTS {
+            if let Some(layout) = shapes.layout(name) {
+                call.push(name, Tensor::empty(gpu, layout.clone()).await?);
             }
-        };
-        let [q, k, v] = case.shapes();
-        let [tq, tk, _] = case.dtypes;
-        let like = async |dtype, shape| Tensor::empty(gpu, case.layout(3, dtype, shape)).await;
-        let dbias = match case.bias_layout() {
-            None => None,
-            Some(layout) => Some(Tensor::empty(gpu, case.layout(4, DType::F32, layout.shape)).await?),
-        };
-        let [dq, dk, dv] = [like(tq, q).await?, like(tk, k).await?, like(tk, v).await?];
-        let [ak, av] = case.additional_shapes();
-        let [d_additional_k, d_additional_v] = match case.additional {
-            0 => [None, None],
-            _ => [Some(like(tk, ak).await?), Some(like(tk, av).await?)],
-        };
-        let to = AttentionGradients { dq, dk, dv, dbias, d_additional_k, d_additional_v };
-        let from = OutputGradients { dlse: dlse.as_ref(), ..OutputGradients::new(&dout) };
-        let shapes = Shapes::of((&inputs, &outputs, &from, &to));
-        let params = case.params_on(gpu).await?;
-        let backward = Attention::new(gpu, case.in_family(params))?.prepare_backward(&shapes).await?;
-        Ok(BackwardTensors { tensors, dout, dlse, to, backward })
-    }
-}
-
-impl BackwardTensors {
-    /// Runs the kernels of `case`, which these are the tensors of, and measures them.
-    ///
-    /// # Errors
-    /// A lost device.
-    pub async fn time(&self, case: &BackwardCase, gpu: &Gpu) -> Result<GpuTime> {
-        let (inputs, outputs) = case.forward.arguments(&self.tensors);
-        let from = OutputGradients { dlse: self.dlse.as_ref(), ..OutputGradients::new(&self.dout) };
-        gpu.time(|pass| self.backward.encode_in(pass, (&inputs, &outputs, &from, &self.to))).await
+        }
+        let attention = Attention::new(gpu, case.in_family(case.params_on(gpu).await?))?;
+        let prepared = attention.prepare_backward(&Shapes::of(&call)).await?;
+        Ok(Ready::new(call, prepared))
     }
 }
 
@@ -177,32 +140,23 @@ impl Case for BackwardCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let p = self.prepare(gpu).await?;
-            let (inputs, outputs) = self.forward.arguments(&p.tensors);
-            let from = OutputGradients { dlse: p.dlse.as_ref(), ..OutputGradients::new(&p.dout) };
-            p.backward.submit((&inputs, &outputs, &from, &p.to)).await?;
+            let ready = self.prepare(gpu).await?;
+            ready.run().await?;
             let magnitude = self.forward.reference().magnitude;
-            let expected = self.expected();
+            let Expected { dq, dk, dv, dbias, d_additional_k, d_additional_v, .. } = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            let own = [(&p.to.dq, &expected.dq), (&p.to.dk, &expected.dk), (&p.to.dv, &expected.dv)];
-            let additional =
-                [(&p.to.d_additional_k, &expected.d_additional_k), (&p.to.d_additional_v, &expected.d_additional_v)];
-            let additional = additional.into_iter().filter_map(|(found, expected)| Some((found.as_ref()?, expected)));
-            for (found, expected) in own.into_iter().chain(additional) {
+            for (name, expected) in GRADIENTS.into_iter().zip([dq, dk, dv, dbias, d_additional_k, d_additional_v]) {
+                let Some(found) = ready.tensor(name) else { continue };
                 let tolerance = Tolerance { dtype: found.layout().dtype, unit: 5e-5, magnitude };
-                outcome = outcome.and(tolerance.compare(&found.read().await?, expected));
-            }
-            if let Some(dbias) = &p.to.dbias {
-                let tolerance = Tolerance { dtype: DType::F32, unit: 5e-5, magnitude };
-                let expected = self.reduced(&expected.dbias, dbias.shape());
-                outcome = outcome.and(tolerance.compare(&dbias.read().await?, &expected));
+                let reduced = (name == "dbias").then(|| self.reduced(expected, found.shape()));
+                outcome = outcome.and(tolerance.compare(&found.read().await?, reduced.as_ref().unwrap_or(expected)));
             }
             Ok(outcome)
         })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
-        Box::pin(async move { self.prepare(gpu).await?.time(self, gpu).await })
+        Box::pin(async move { self.prepare(gpu).await?.time(gpu).await })
     }
 }
 

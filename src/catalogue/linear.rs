@@ -1,10 +1,10 @@
 //! Cases of linear attention.
 
+use super::ready::{Owned, Ready};
 use super::{Case, Outcome, normal, poisoned};
 use crate::reference::{self, LinearProblem};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Prepared, Program, Result, Shapes,
-    Tensor,
+    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Program, Result, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -307,48 +307,18 @@ impl LinearCase {
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn ready(&self, gpu: &Gpu) -> Result<ReadyLinear> {
+    pub async fn ready(&self, gpu: &Gpu) -> Result<Ready> {
         let uploaded = self.upload(gpu).await?;
-        let inputs = self.inputs(&uploaded);
-        let [_, _, v] = self.token_shapes();
-        let o = Layout::heads_first(self.dtypes[1], [v[0], self.all_heads(), v[2], v[3]]);
-        let o = Tensor::empty(gpu, o).await?;
-        let ht = match (&uploaded.h0, self.in_place) {
-            (Some(state), true) => state.clone(),
-            _ => Tensor::empty(gpu, Layout::heads_first(DType::F32, self.state_shape())).await?,
-        };
+        let mut call = Owned::of(self.inputs(&uploaded));
         let attention = LinearAttention::new(gpu, self.params.clone())?;
-        let prepared = attention.prepare(&Shapes::of((&inputs, self.outputs(&o, &ht)))).await?;
-        Ok(ReadyLinear { case: self.clone(), uploaded, o, ht, prepared })
-    }
-
-    fn outputs<'a>(&self, o: &'a Tensor, ht: &'a Tensor) -> [(&'static str, &'a Tensor); 2] {
-        [("o", o), (if self.in_place { "state" } else { "ht" }, ht)]
-    }
-}
-
-/// A case on the GPU, ready to be timed.
-#[derive(Debug)]
-pub struct ReadyLinear {
-    case: LinearCase,
-    uploaded: Uploaded,
-    o: Tensor,
-    ht: Tensor,
-    prepared: Prepared,
-}
-
-impl ReadyLinear {
-    /// What runs.
-    pub fn plan(&self) -> &Program {
-        self.prepared.plan()
-    }
-
-    /// Runs it once, and measures.
-    ///
-    /// # Errors
-    /// A lost device.
-    pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
-        let (inputs, to) = (self.case.inputs(&self.uploaded), self.case.outputs(&self.o, &self.ht));
-        gpu.time(|pass| self.prepared.encode_in(pass, (&inputs, to))).await
+        if let (Some(state), true) = (uploaded.h0, self.in_place) {
+            call.push("state", state);
+        }
+        for &name in if self.in_place { &["o"][..] } else { &["o", "ht"] } {
+            let layout = self.plan(gpu.caps())?.tensor(name).expect("a result").layout.clone();
+            call.push(name, Tensor::empty(gpu, layout).await?);
+        }
+        let prepared = attention.prepare(&Shapes::of(&call)).await?;
+        Ok(Ready::new(call, prepared))
     }
 }

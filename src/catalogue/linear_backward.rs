@@ -1,13 +1,10 @@
 //! Cases of the gradients of linear attention.
 
-use super::linear::{Uploaded, compare};
+use super::linear::compare;
+use super::ready::{Owned, Ready};
 use super::{Case, LinearCase, Outcome, linear_cases, normal, poisoned, random_linear_cases};
-use crate::program::Name;
 use crate::reference::{LinearGradientsReference, linear_backward};
-use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearGradients, LinearParams, Prepared, Program, Result,
-    Shapes, Tensor,
-};
+use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearParams, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
 
 /// The gradients of one problem of linear attention.
@@ -19,15 +16,8 @@ pub struct LinearBackwardCase {
     pub dht: bool,
 }
 
-/// A case on the GPU, ready to be timed.
-#[derive(Debug)]
-pub struct ReadyLinearBackward {
-    case: LinearBackwardCase,
-    uploaded: Uploaded,
-    from: (Tensor, Option<Tensor>),
-    to: LinearGradients,
-    prepared: Prepared,
-}
+/// Gradients by name.
+const GRADIENTS: [&str; 6] = ["dq", "dk", "dv", "dg", "dslopes", "dh0"];
 
 /// Allowed of an f32 gradient: its error's root mean square over its own.
 const ALLOWED: f64 = 1e-5;
@@ -83,60 +73,27 @@ impl LinearBackwardCase {
     ///
     /// # Errors
     /// A lack of memory, a lost device.
-    pub async fn ready(&self, gpu: &Gpu) -> Result<ReadyLinearBackward> {
+    pub async fn ready(&self, gpu: &Gpu) -> Result<Ready> {
         let uploaded = self.forward.upload(gpu).await?;
-        let inputs = self.forward.inputs(&uploaded);
+        let mut call = Owned::of(self.forward.inputs(&uploaded));
         let mut dout = self.dout();
         self.forward.pad(&mut dout, self.rows());
-        let dout = poisoned(gpu, self.layout(self.forward.dtypes[1], self.rows()), &dout).await?;
-        let dht = match (self.dht(), self.dht_layout()) {
-            (Some(values), Some(layout)) => Some(poisoned(gpu, layout, &values).await?),
-            _ => None,
-        };
-        let params = &self.forward.params;
+        call.push("dout", poisoned(gpu, self.layout(self.forward.dtypes[1], self.rows()), &dout).await?);
+        if let (Some(values), Some(layout)) = (self.dht(), self.dht_layout()) {
+            call.push("dht", poisoned(gpu, layout, &values).await?);
+        }
         let program = self.plan(gpu.caps())?;
-        let layout = |name: &str| program.tensor(name).map(|tensor| tensor.layout.clone());
-        let like = async |name| {
-            let layout = layout(name).expect("a gradient of every call");
-            Tensor::empty(gpu, self.layout(layout.dtype, layout.shape)).await
-        };
-        let some = async |name| match layout(name) {
-            Some(layout) => Ok::<_, crate::Error>(Some(Tensor::empty(gpu, layout).await?)),
-            None => Ok(None),
-        };
-        let to = LinearGradients {
-            dq: like("dq").await?,
-            dk: like("dk").await?,
-            dv: like("dv").await?,
-            dg: some("dg").await?,
-            dslopes: some("dslopes").await?,
-            dh0: some("dh0").await?,
-        };
-        let shapes = Shapes::of((&inputs, of_outputs(&dout, &dht), &to));
-        let prepared = LinearAttention::new(gpu, params.clone())?.prepare_backward(&shapes).await?;
-        Ok(ReadyLinearBackward { case: self.clone(), uploaded, from: (dout, dht), to, prepared })
-    }
-}
-
-fn of_outputs<'a>(dout: &'a Tensor, dht: &'a Option<Tensor>) -> Vec<(Name, &'a Tensor)> {
-    let dht = dht.iter().map(|dht| ("dht".into(), dht));
-    [("dout".into(), dout)].into_iter().chain(dht).collect()
-}
-
-impl ReadyLinearBackward {
-    /// What runs.
-    pub fn plan(&self) -> &Program {
-        self.prepared.plan()
-    }
-
-    /// Runs it once, and measures.
-    ///
-    /// # Errors
-    /// A lost device.
-    pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
-        let inputs = self.case.forward.inputs(&self.uploaded);
-        let (dout, dht) = &self.from;
-        gpu.time(|pass| self.prepared.encode_in(pass, (&inputs, of_outputs(dout, dht), &self.to))).await
+        for name in GRADIENTS {
+            let Some(Layout { dtype, shape, .. }) = program.tensor(name).map(|tensor| tensor.layout.clone()) else {
+                continue;
+            };
+            let is_token = ["dq", "dk", "dv"].contains(&name);
+            let layout = if is_token { self.layout(dtype, shape) } else { Layout::heads_first(dtype, shape) };
+            call.push(name, Tensor::empty(gpu, layout).await?);
+        }
+        let attention = LinearAttention::new(gpu, self.forward.params.clone())?;
+        let prepared = attention.prepare_backward(&Shapes::of(&call)).await?;
+        Ok(Ready::new(call, prepared))
     }
 }
 
@@ -156,15 +113,12 @@ impl Case for LinearBackwardCase {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             let ready = self.ready(gpu).await?;
-            ready.time(gpu).await?;
-            let (to, expected) = (&ready.to, self.expected());
-            let [dq, dk, dv] = &expected.tokens;
+            ready.run().await?;
+            let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            let optional = [(&to.dg, &expected.dg), (&to.dslopes, &expected.dslopes), (&to.dh0, &expected.dh0)];
-            let optional = optional.into_iter().filter_map(|(found, expected)| Some((found.as_ref()?, expected)));
-            for (found, expected) in [(&to.dq, dq), (&to.dk, dk), (&to.dv, dv)].into_iter().chain(optional) {
-                let dtype = found.layout().dtype;
-                outcome = outcome.and(compare(dtype, ALLOWED, &found.read().await?, expected));
+            for (name, expected) in GRADIENTS.into_iter().zip([dq, dk, dv, dg, dslopes, dh0]) {
+                let Some(found) = ready.tensor(name) else { continue };
+                outcome = outcome.and(compare(found.layout().dtype, ALLOWED, &found.read().await?, &expected));
             }
             Ok(outcome)
         })

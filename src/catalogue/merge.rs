@@ -1,9 +1,10 @@
 //! Cases of merging partial results.
 
 use super::data::DTYPES;
+use super::ready::{Owned, Ready};
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::reference::merge;
-use crate::{AttentionOutputs, Caps, DType, Gpu, GpuTime, Layout, Merge, Prepared, Result, Shapes, Tensor};
+use crate::{Caps, DType, Gpu, GpuTime, Layout, Merge, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -43,20 +44,6 @@ impl Default for MergeCase {
             seed: 1,
             expected: OnceLock::new(),
         }
-    }
-}
-
-struct Ready {
-    parts: Vec<(Tensor, Tensor)>,
-    out: Tensor,
-    lse: Tensor,
-    merge: Prepared,
-}
-
-impl Ready {
-    fn arguments(&self) -> (Vec<AttentionOutputs<'_>>, AttentionOutputs<'_>) {
-        let parts = self.parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
-        (parts, AttentionOutputs { out: &self.out, lse: &self.lse })
     }
 }
 
@@ -107,14 +94,15 @@ impl MergeCase {
 
     async fn prepare(&self, gpu: &Gpu) -> Result<Ready> {
         let ([of_out, of_lse], [out, lse]) = (self.layouts(self.dtypes[0]), self.layouts(self.dtypes[1]));
-        let mut parts = Vec::new();
-        for (values, sums) in self.values() {
-            let out = poisoned(gpu, of_out.clone(), &values).await?;
-            parts.push((out, poisoned(gpu, of_lse.clone(), &sums).await?));
+        let mut call = Owned::default();
+        for (i, (values, sums)) in self.values().iter().enumerate() {
+            call.push(format!("parts[{i}].out"), poisoned(gpu, of_out.clone(), values).await?);
+            call.push(format!("parts[{i}].lse"), poisoned(gpu, of_lse.clone(), sums).await?);
         }
-        let (out, lse) = (Tensor::empty(gpu, out).await?, Tensor::empty(gpu, lse).await?);
-        let merge = Merge::new(gpu).prepare(&self.shapes()).await?;
-        Ok(Ready { parts, out, lse, merge })
+        call.push("out", Tensor::empty(gpu, out).await?);
+        call.push("lse", Tensor::empty(gpu, lse).await?);
+        let prepared = Merge::new(gpu).prepare(&Shapes::of(&call)).await?;
+        Ok(Ready::new(call, prepared))
     }
 }
 
@@ -136,24 +124,20 @@ impl Case for MergeCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let prepared = self.prepare(gpu).await?;
-            let (parts, outputs) = prepared.arguments();
-            let mut encoder = gpu.encoder();
-            prepared.merge.encode(&mut encoder, (&parts[..], &outputs))?;
-            gpu.submit(encoder).await?;
+            let ready = self.prepare(gpu).await?;
+            ready.run().await?;
             let (out, lse) = self.expected();
-            let tolerance = |dtype| Tolerance { dtype, unit: 2e-5, magnitude: 0.0 };
-            let found = tolerance(self.dtypes[1]).compare(&outputs.out.read().await?, out);
-            Ok(found.and(tolerance(DType::F32).compare(&outputs.lse.read().await?, lse)))
+            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
+            for (name, dtype, expected) in [("out", self.dtypes[1], out), ("lse", DType::F32, lse)] {
+                let found = ready.tensor(name).expect("a result").read().await?;
+                outcome = outcome.and(Tolerance { dtype, unit: 2e-5, magnitude: 0.0 }.compare(&found, expected));
+            }
+            Ok(outcome)
         })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
-        Box::pin(async move {
-            let prepared = self.prepare(gpu).await?;
-            let (parts, outputs) = prepared.arguments();
-            gpu.time(|pass| prepared.merge.encode_in(pass, (&parts[..], &outputs))).await
-        })
+        Box::pin(async move { self.prepare(gpu).await?.time(gpu).await })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::frame::{Frame, SideFrame};
 use super::kernels::SideTensors;
-use super::plan::check_output;
+use super::plan::declare_outputs;
 use super::training::Training;
 use super::{Pool, Selector, check_block, check_pools, check_theta};
 use crate::error::require;
@@ -83,21 +83,9 @@ impl SeerDecodeGateParams {
         shapes.check_names(&tensors, &["seqlens_k", "keys"])?;
         let mut builder = Builder::new(caps, shapes);
         let (frame, grid) = self.selection_frame(&builder, shapes)?;
-        let chosen = builder.output("chosen", Layout::heads_first(DType::U32, grid.shape()));
-        let logits = builder.output_if("logits", || frame.logits());
-        let scores = builder.output_if("scores", || frame.logits());
-        for (name, operand, layout) in [
-            ("chosen", Some(&chosen), Layout::heads_first(DType::U32, grid.shape())),
-            ("logits", logits.as_ref(), frame.logits()),
-            ("scores", scores.as_ref(), frame.logits()),
-        ] {
-            check_output(name, operand, &layout, "by q, keys and blocks")?;
-        }
+        let scores = declare_outputs(&mut builder, &frame, &grid, "by q, keys and blocks")?;
         builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
-        if logits.is_none() {
-            builder.scratch("logits", frame.logits())?;
-        }
-        let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores.is_some())];
+        let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores)];
         tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
         let [rows, cols] = frame.pairs();
         let (block, selector) = (self.block, self.selector);

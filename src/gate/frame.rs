@@ -3,9 +3,8 @@
 use super::task::Params;
 use super::{Pool, Selector};
 use crate::packed::Side;
-use crate::program::Table;
 use crate::program::shader::Binding;
-use crate::program::small_table;
+use crate::program::{Table, small_table};
 use crate::{Causal, DType, Layout};
 
 /// One side of the gate: what becomes of queries, or of keys.

@@ -5,8 +5,7 @@ use super::frame::{Frame, SideFrame};
 use super::task::{Access, Params, Task, Tensor};
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, Binding, file};
-use crate::program::small_table;
-use crate::program::{EACH, Heads, SHARED, Table};
+use crate::program::{EACH, Heads, SHARED, Table, small_table};
 use crate::rotary;
 
 /// Rows of the tile of a product: as many as core WebGPU's workgroup memory holds three times, besides what is staged.

@@ -6,8 +6,7 @@ use super::training::Training;
 use super::{Pool, SeerGateParams};
 use crate::error::require;
 use crate::layout::MAX_HEAD_DIM;
-use crate::packed::Side;
-use crate::packed::{self, Offsets, host_sequences};
+use crate::packed::{self, Offsets, Side, host_sequences};
 use crate::program::{Builder, Operand, Program};
 use crate::softmax::AttentionShapes;
 use crate::{BlockGrid, Caps, DType, Error, Layout, Result, Shapes};
@@ -28,24 +27,12 @@ impl SeerGateParams {
         shapes.check_names(&[&INPUTS[..], &["chosen", "logits", "scores"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes);
         let (frame, grid) = self.frame(&builder, shapes)?;
-        let chosen = builder.output("chosen", Layout::heads_first(DType::U32, grid.shape()));
-        let logits = builder.output_if("logits", || frame.logits());
-        let scores = builder.output_if("scores", || frame.logits());
-        for (name, operand, layout) in [
-            ("chosen", Some(&chosen), Layout::heads_first(DType::U32, grid.shape())),
-            ("logits", logits.as_ref(), frame.logits()),
-            ("scores", scores.as_ref(), frame.logits()),
-        ] {
-            check_output(name, operand, &layout, "by q, k and blocks")?;
-        }
+        let scores = declare_outputs(&mut builder, &frame, &grid, "by q, k and blocks")?;
         for side in [Side::Queries, Side::Keys] {
             builder.scratch(SideTensors::of(side).pooled, frame.pooled(side))?;
             builder.scratch(frame.side(side).vectors, frame.vectors(side))?;
         }
-        if logits.is_none() {
-            builder.scratch("logits", frame.logits())?;
-        }
-        let tasks = frame.to_logits().into_iter().chain([frame.select(scores.is_some())]);
+        let tasks = frame.to_logits().into_iter().chain([frame.select(scores)]);
         tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
         let [rows, cols] = frame.pairs();
         builder.finish(format!(
@@ -149,12 +136,26 @@ impl SeerGateParams {
     }
 }
 
-/// Whether an output, if it is there, has the shape and the type of a layout.
-pub(super) fn check_output(name: &str, operand: Option<&Operand>, wanted: &Layout, why: &str) -> Result<()> {
-    let Some(Operand { layout, .. }) = operand else { return Ok(()) };
-    let bound = format!("{:?}, {why}", wanted.shape);
-    require(layout.shape == wanted.shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
-    require(layout.dtype == wanted.dtype, &format!("{name}.dtype"), layout.dtype, wanted.dtype)?;
-    layout.byte_span()?;
-    layout.check_output(name)
+/// What is chosen, and the logits, which may be the program's own. Returns whether scores are wanted.
+pub(super) fn declare_outputs(builder: &mut Builder, frame: &Frame, grid: &BlockGrid, why: &str) -> Result<bool> {
+    let of_chosen = Layout::heads_first(DType::U32, grid.shape());
+    let chosen = builder.output("chosen", of_chosen.clone());
+    let logits = builder.output_if("logits", || frame.logits());
+    let scores = builder.output_if("scores", || frame.logits());
+    if logits.is_none() {
+        builder.scratch("logits", frame.logits())?;
+    }
+    for (name, operand, wanted) in [
+        ("chosen", Some(chosen), of_chosen),
+        ("logits", logits, frame.logits()),
+        ("scores", scores.clone(), frame.logits()),
+    ] {
+        let Some(Operand { layout, .. }) = operand else { continue };
+        let bound = format!("{:?}, {why}", wanted.shape);
+        require(layout.shape == wanted.shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+        require(layout.dtype == wanted.dtype, &format!("{name}.dtype"), layout.dtype, wanted.dtype)?;
+        layout.byte_span()?;
+        layout.check_output(name)?;
+    }
+    Ok(scores.is_some())
 }

@@ -1,8 +1,7 @@
 //! A kernel of linear attention, from what it reads and writes to a plan.
 
 use crate::program::shader::{AccessKind, Shader, file};
-use crate::program::{Argument, Builder, Heads, Part, Step, cut};
-use crate::program::{float_table, small_table};
+use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, small_table};
 use crate::{Error, Result};
 use std::ops::Range;
 

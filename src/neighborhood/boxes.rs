@@ -2,9 +2,8 @@
 
 use super::{NeighborhoodAxis, check};
 use crate::packed::Side;
-use crate::program::Table;
 use crate::program::shader::{Binding, file};
-use crate::program::small_table;
+use crate::program::{Table, small_table};
 use crate::small_map::SmallMap;
 use crate::softmax::visibility::{Extent, Visibility};
 use crate::softmax::{AttentionShapes, Portable};

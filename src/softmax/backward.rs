@@ -1,11 +1,10 @@
 //! What runs for gradients: decided without a GPU.
 
-use super::Dense;
 use super::plan::{BY_SEQUENCE, NAMES};
 use super::stage::{Pass, Setup, Stage};
 use super::uniforms::{BiasDivision, Division, uniforms};
 use super::visibility::Visibility;
-use super::{AttentionShapes, Outputs, ScoreParams};
+use super::{AttentionShapes, Dense, Outputs, ScoreParams};
 use crate::block_mask::transposition;
 use crate::error::{require, require_set};
 use crate::packed::Side;

@@ -1,11 +1,10 @@
 //! What runs for given params and shapes: decided without a GPU.
 
-use super::Dense;
 use super::few_queries::FewQueries;
 use super::portable::Portable;
 use super::stage::{Pass, Setup, Stage};
 use super::visibility::Visibility;
-use super::{AttentionShapes, Outputs, ScoreParams};
+use super::{AttentionShapes, Dense, Outputs, ScoreParams};
 use crate::merge::{Partial, merge_pairs, merge_splits};
 use crate::program::shader::AccessKind;
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Program};

@@ -7,8 +7,7 @@ use crate::error::require;
 use crate::gpu::call::{Call, present};
 use crate::gpu::forward::Planner;
 use crate::gpu::prepared::check_device;
-use crate::program::Name;
-use crate::program::hook;
+use crate::program::{Name, hook};
 use crate::{BlockGrid, DType, Error, Gpu, HeadBlocks, Hook, Layout, Result, Tensor};
 use std::borrow::Cow;
 

@@ -3,11 +3,9 @@
 use super::{Cells, Pass, Setup};
 use crate::Result;
 use crate::error::require;
-use crate::packed::Schedule;
-use crate::packed::Side;
+use crate::packed::{Schedule, Side};
 use crate::program::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
-use crate::program::{Argument, EACH, Heads, Part, Step, Table};
-use crate::program::{float_table, small_table};
+use crate::program::{Argument, EACH, Heads, Part, Step, Table, float_table, small_table};
 use crate::softmax::ScoreParams;
 use crate::softmax::uniforms::{BiasDivision, Division, uniforms};
 use crate::softmax::visibility::Extent;

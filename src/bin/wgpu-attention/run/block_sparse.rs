@@ -1,10 +1,9 @@
 //! `run block-sparse`: its params, and the mask or the gate that chooses one.
 
-use super::Options;
 use super::attention::{Blocks, Problem, params};
 use super::file::{Floats, Inputs, Output, error};
 use super::gate::{self, Gated, Params};
-use super::sequences;
+use super::{Options, sequences};
 use wgpu_attention::reference::ChosenBlocks;
 use wgpu_attention::{BlockGrid, BlockSparseParams, Causal, FlashParams, Result};
 

@@ -1,9 +1,8 @@
 //! `run flash`: its params, and the tensors that only it reads.
 
-use super::Options;
 use super::attention::{Problem, params};
 use super::file::{Inputs, error};
-use super::sequences;
+use super::{Options, sequences};
 use serde::Deserialize;
 use wgpu_attention::{Causal, FlashParams, Result, Window};
 

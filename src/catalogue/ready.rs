@@ -1,0 +1,74 @@
+//! A case on the GPU, ready to be run and timed.
+
+use crate::program::Name;
+use crate::{Call, Gpu, GpuTime, Prepared, Program, Result, Tensor};
+use std::borrow::Cow;
+
+/// Tensors and numbers of a call by name, and what was prepared for them.
+#[derive(Debug)]
+pub struct Ready {
+    call: Owned,
+    prepared: Prepared,
+}
+
+/// A call that owns its tensors.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Owned {
+    pub tensors: Vec<(Name, Tensor)>,
+    pub numbers: Vec<(Name, Vec<usize>)>,
+}
+
+impl Owned {
+    /// The same tensors and numbers.
+    pub fn of(call: impl Call) -> Self {
+        let tensors = call.tensors().into_iter().map(|(name, tensor)| (name, tensor.clone()));
+        let numbers = call.numbers().into_iter().map(|(name, numbers)| (name, numbers.into_owned()));
+        Self { tensors: tensors.collect(), numbers: numbers.collect() }
+    }
+
+    pub fn push(&mut self, name: impl Into<Name>, tensor: Tensor) {
+        self.tensors.push((name.into(), tensor));
+    }
+
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|(other, _)| other == name).map(|(_, tensor)| tensor)
+    }
+}
+
+impl Call for Owned {
+    fn tensors(&self) -> Vec<(Name, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect()
+    }
+
+    fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
+        self.numbers.iter().map(|(name, numbers)| (name.clone(), numbers.into())).collect()
+    }
+}
+
+impl Ready {
+    pub(super) fn new(call: Owned, prepared: Prepared) -> Self {
+        Self { call, prepared }
+    }
+
+    /// What runs.
+    pub fn plan(&self) -> &Program {
+        self.prepared.plan()
+    }
+
+    /// Runs it once, and measures.
+    ///
+    /// # Errors
+    /// A lost device.
+    pub async fn time(&self, gpu: &Gpu) -> Result<GpuTime> {
+        gpu.time(|pass| self.prepared.encode_in(pass, &self.call)).await
+    }
+
+    /// Runs it once.
+    pub(super) async fn run(&self) -> Result<()> {
+        self.prepared.submit(&self.call).await
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.call.tensor(name)
+    }
+}
