@@ -5,6 +5,7 @@ pub(crate) mod calls;
 pub(crate) mod forward;
 pub(crate) mod pipeline;
 pub(crate) mod prepared;
+mod relation;
 pub(crate) mod tensor;
 pub(crate) mod timing;
 

@@ -11,6 +11,8 @@ pub(crate) mod shader;
 mod shapes;
 mod table;
 
+#[cfg(feature = "wgpu")]
+pub(crate) use argument::overlap;
 pub(crate) use argument::{Argument, EACH, Heads, Operand, SHARED, is_written};
 pub(crate) use builder::{Builder, Step};
 pub(crate) use check::OffsetRule;

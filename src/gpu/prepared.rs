@@ -2,9 +2,10 @@
 
 use super::call::Call;
 use super::pipeline::Pipeline;
+use super::relation::Relation;
 use super::tensor::DeferredCheck;
 use crate::error::require;
-use crate::program::{Binding, BindingAccess, Contents, Kernel, Name, Program, Source, TensorSpec};
+use crate::program::{BindingAccess, Contents, Name, Program, Source, TensorSpec};
 use crate::{Caps, Error, Gpu, Layout, Result, Tensor};
 use futures::FutureExt;
 use std::borrow::Cow;
@@ -34,18 +35,6 @@ pub struct Prepared {
     defaults: Vec<Option<Tensor>>,
     relations: Vec<Relation>,
     bound: Mutex<Vec<Bound>>,
-}
-
-/// What must hold between two tensors, at least one of which lies in a buffer that is written; the first is written if one is.
-#[derive(Clone, Copy, Debug)]
-struct Relation {
-    tensors: [usize; 2],
-    /// Whether they lie in one buffer.
-    shares: bool,
-    /// Whether a kernel binds them as one: they keep their distance.
-    tied: bool,
-    /// Whether a kernel that writes one of them binds them one by one: bindings of one buffer do not overlap.
-    parted: bool,
 }
 
 /// The bind groups of one set of tensors: of each dispatch, one for each group.
@@ -97,7 +86,7 @@ impl Prepared {
             scratch,
             empty: [empty().await?, empty().await?],
             defaults: program.tensors.iter().map(default).collect(),
-            relations: relations(&program),
+            relations: Relation::all(&program),
             bound: Mutex::default(),
             program,
         })
@@ -264,7 +253,9 @@ impl Prepared {
             }
         }
         let resolved = Resolved { tensors, shifts };
-        self.relations.iter().try_for_each(|relation| self.check_relation(relation, &resolved))?;
+        let Resolved { tensors, shifts } = &resolved;
+        let specs = &self.program.tensors;
+        self.relations.iter().try_for_each(|relation| relation.check(caps, specs, tensors, shifts))?;
         Ok(resolved)
     }
 
@@ -281,42 +272,6 @@ impl Prepared {
             Some((name, numbers)) => Err(Error::argument(name, "None", format!("as prepared: {numbers:?}"))),
             None => Ok(()),
         }
-    }
-
-    /// Outputs lie apart from everything else, bindings of a buffer that is written do not overlap, and tensors share buffers as
-    /// they were prepared for.
-    fn check_relation(&self, relation: &Relation, resolved: &Resolved) -> Result<()> {
-        let &Relation { tensors: [i, j], shares, tied, parted } = relation;
-        let [a, b] = [i, j].map(|i| resolved.tensors[i]);
-        let found = a.buffer() == b.buffer();
-        if !shares && !found {
-            return Ok(());
-        }
-        let caps = self.gpu.caps();
-        let [one, other] = [i, j].map(|i| &self.program.tensors[i]);
-        let [of_one, of_other] = [a.layout().byte_span()?, b.layout().byte_span()?];
-        let bytes = format!("bytes {of_one:?}");
-        if found && one.written && overlap(&of_one, &of_other) {
-            let bound = format!("apart from {}, which has bytes {of_other:?} of the same buffer", other.name);
-            return Err(Error::argument(&one.name, bytes, bound));
-        }
-        if found != shares && (tied || parted) {
-            let found = if found { "in one buffer" } else { "in buffers of their own" };
-            let bound = "as prepared; make the shapes with `of` from tensors that share buffers in the same way";
-            return Err(Error::argument(format!("{} and {}", one.name, other.name), found, bound));
-        }
-        if tied && resolved.shifts[i] != resolved.shifts[j] {
-            let bound = format!("as far from {}'s as it was prepared: both share a binding", other.name);
-            return Err(Error::argument(format!("{}.offset", one.name), a.layout().offset, bound));
-        }
-        let start = |range: &Range<u64>| range.start - range.start % caps.binding_alignment();
-        let whole = |range: &Range<u64>| start(range)..range.end.next_multiple_of(4);
-        if found && parted && overlap(&whole(&of_one), &whole(&of_other)) {
-            let alignment = caps.binding_alignment();
-            let bound = format!("{alignment} bytes or more from {}, as prepared: bindings are aligned", other.name);
-            return Err(Error::argument(&one.name, bytes, bound));
-        }
-        Ok(())
     }
 
     fn groups(&self, resolved: &Resolved) -> Result<Arc<Vec<Vec<wgpu::BindGroup>>>> {
@@ -375,10 +330,6 @@ impl Prepared {
     }
 }
 
-fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
-}
-
 /// How far a tensor lies from where it was planned, in bytes.
 fn shift(gpu: &Gpu, caps: &Caps, spec: &TensorSpec, tensor: &Tensor) -> Result<u64> {
     check_device(&spec.name, tensor, gpu)?;
@@ -400,31 +351,6 @@ pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()>
     }
     let (theirs, ours) = (tensor.gpu().caps().adapter.clone(), gpu.caps().adapter.clone());
     Err(Error::OtherDevice { argument: name.into(), theirs, ours })
-}
-
-/// What must hold between the tensors of a program.
-fn relations(program: &Program) -> Vec<Relation> {
-    let tensors = &program.tensors;
-    let is_written = |i: usize| tensors.iter().any(|other| other.buffer == tensors[i].buffer && other.written);
-    let bindings = || program.kernels.iter().flat_map(|kernel| &kernel.bindings);
-    let pairs = (0..tensors.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
-    let relation = |(i, j): (usize, usize)| {
-        // The output first, where one of them is.
-        let pair = if tensors[i].written { [i, j] } else { [j, i] };
-        let tied = bindings().any(|binding| pair.iter().all(|i| binding.together.contains(i)));
-        let of = |kernel: &Kernel, i: usize| {
-            let holds = |binding: &&Binding| binding.source == Source::Tensor(i) || binding.together.contains(&i);
-            kernel.bindings.iter().find(holds).map(|binding| (binding.binding, binding.access))
-        };
-        let parted = program.kernels.iter().any(|kernel| match pair.map(|i| of(kernel, i)) {
-            [Some((one, access)), Some((other, its))] => {
-                one != other && [access, its].contains(&BindingAccess::ReadWrite)
-            }
-            _ => false,
-        });
-        Relation { tensors: pair, shares: tensors[i].buffer == tensors[j].buffer, tied, parted }
-    };
-    pairs.filter(|&(i, j)| is_written(i) || is_written(j)).map(relation).collect()
 }
 
 impl Gpu {
