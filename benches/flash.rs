@@ -24,8 +24,8 @@ fn causal() -> FlashParams {
 
 /// Lengths 1, 2, … `longest`, one after another.
 fn packed(heads: usize, longest: usize, d: usize) -> AttentionCase {
-    let offsets: Vec<u32> = (0..=longest as u32).map(|n| n * (n + 1) / 2).collect();
-    let rows = *offsets.last().expect("at least one") as usize;
+    let offsets: Vec<usize> = (0..=longest).map(|n| n * (n + 1) / 2).collect();
+    let rows = *offsets.last().expect("at least one");
     AttentionCase { cu_seqlens: Some([offsets.clone(), offsets]), ..dense(heads, rows, d) }
 }
 

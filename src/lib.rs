@@ -35,8 +35,8 @@ pub use gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};
 pub use gpu::call::Call;
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::attention::{
-    Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionSaved, BlockSparseAttention, CuSeqlens,
-    FlashAttention, NeighborhoodAttention, OutputGradients,
+    Attention, AttentionGradients, AttentionInputs, AttentionOutputs, AttentionSaved, BlockSparseAttention,
+    FlashAttention, NeighborhoodAttention, OutputGradients, Seqlens,
 };
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::block_mask::{BlockList, BlockMask};

@@ -15,7 +15,7 @@ pub(crate) enum Side {
 /// Where packed sequences begin and end.
 #[derive(Clone, Debug)]
 pub(crate) enum Offsets {
-    Host(Vec<u32>),
+    Host(Vec<usize>),
     Gpu {
         /// [1, 1, 1, sequences + 1], u32.
         offsets: Operand,
@@ -36,7 +36,7 @@ impl Offsets {
     /// The longest sequence: measured, or as stated.
     pub fn max_seqlen(&self) -> usize {
         match self {
-            Self::Host(offsets) => offsets.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or(0) as usize,
+            Self::Host(offsets) => offsets.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or(0),
             Self::Gpu { max_seqlen, .. } => *max_seqlen,
         }
     }
@@ -47,18 +47,19 @@ impl Offsets {
 }
 
 const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
+const LONGEST: [&str; 2] = ["max_seqlen_q", "max_seqlen_k"];
 
 /// The offsets of both sides, of tensors with so many rows.
 pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> Result<Option<[Offsets; 2]>> {
     let side = |i: usize| -> Result<Option<Offsets>> {
-        let name = NAMES[i];
+        let (name, of_longest) = (NAMES[i], LONGEST[i]);
+        let stated = shapes.get_numbers(of_longest).and_then(|numbers| numbers.first().copied());
         if let Some(offsets) = builder.tensor(name) {
-            let stated = shapes.get_numbers(["max_seqlen_q", "max_seqlen_k"][i]);
-            let max_seqlen = stated.and_then(|numbers| numbers.first().copied()).unwrap_or(rows[i]);
-            return Ok(Some(Offsets::Gpu { offsets, max_seqlen }));
+            return Ok(Some(Offsets::Gpu { offsets, max_seqlen: stated.unwrap_or(rows[i]) }));
         }
-        let Some(numbers) = shapes.get_numbers(name) else { return Ok(None) };
-        host_offsets(name, numbers).map(|offsets| Some(Offsets::Host(offsets)))
+        let bound = format!("unset but for {name} on the GPU");
+        stated.map_or(Ok(()), |stated| require(false, of_longest, stated, bound))?;
+        Ok(shapes.get_numbers(name).map(|numbers| Offsets::Host(numbers.to_vec())))
     };
     match (side(0)?, side(1)?) {
         (Some(q), Some(k)) => Ok(Some([q, k])),
@@ -70,23 +71,15 @@ pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> R
     }
 }
 
-/// Offsets that are 32-bit numbers.
-pub(crate) fn host_offsets(name: &str, numbers: &[usize]) -> Result<Vec<u32>> {
-    let offset = |(i, &n): (usize, &usize)| {
-        let fits = u32::try_from(n);
-        require(fits.is_ok(), &format!("{name}[{i}]"), n, "below 2^32").map(|()| fits.unwrap_or_default())
-    };
-    numbers.iter().enumerate().map(offset).collect()
-}
-
 /// (first query, queries, first key, keys) of each sequence.
-pub(crate) fn host_sequences(q: &[u32], k: &[u32]) -> Vec<[u32; 4]> {
-    q.windows(2).zip(k.windows(2)).map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect()
+pub(crate) fn host_sequences(q: &[usize], k: &[usize]) -> Vec<[u32; 4]> {
+    let pairs = q.windows(2).zip(k.windows(2));
+    pairs.map(|(q, k)| [q[0], q[1] - q[0], k[0], k[1] - k[0]].map(|n| n as u32)).collect()
 }
 
 /// Both sides' offsets, checked as far as the host sees them. `rows` are those of the queries' and of the keys' tensor.
 pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
-    for ((name, side), rows) in NAMES.into_iter().zip(sides).zip(rows) {
+    for ((name, of_longest), (side, rows)) in NAMES.into_iter().zip(LONGEST).zip(sides.iter().zip(rows)) {
         match side {
             Offsets::Host(offsets) => check_offsets(name, offsets, rows)?,
             Offsets::Gpu { offsets: Operand { layout, .. }, max_seqlen } => {
@@ -95,7 +88,7 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
                 let bound = "[1, 1, 1, sequences + 1]";
                 require(row, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
                 let bound = format!("at most {rows}, the tensor's rows");
-                require(*max_seqlen <= rows, &format!("{name}.max_seqlen"), max_seqlen, bound)?;
+                require(*max_seqlen <= rows, of_longest, max_seqlen, bound)?;
                 layout.byte_span()?;
             }
         }
@@ -107,7 +100,7 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
 }
 
 /// Offsets on the host: they ascend from 0 within the rows.
-pub(crate) fn check_offsets(name: &str, offsets: &[u32], rows: usize) -> Result<()> {
+pub(crate) fn check_offsets(name: &str, offsets: &[usize], rows: usize) -> Result<()> {
     require(!offsets.is_empty(), &format!("{name}.len()"), 0, "at least 1")?;
     let broken = |rule: OffsetRule, i: usize| Err(rule.error(name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
     if offsets[0] != 0 {
@@ -117,7 +110,7 @@ pub(crate) fn check_offsets(name: &str, offsets: &[u32], rows: usize) -> Result<
         if offsets[i] < offsets[i - 1] {
             return broken(OffsetRule::Order, i);
         }
-        if offsets[i] as usize > rows {
+        if offsets[i] > rows {
             return broken(OffsetRule::End, i);
         }
     }
@@ -208,7 +201,7 @@ impl Schedule {
         Ok(Self { sequences, items, cols: longest[other], table: Table::Scratch(table), kernel: Some(kernel) })
     }
 
-    fn on_host(q: &[u32], k: &[u32], side: Side, tile: usize) -> Self {
+    fn on_host(q: &[usize], k: &[usize], side: Side, tile: usize) -> Self {
         // Of a sequence's entry, its rows and its columns.
         let (own, other) = (1 + 2 * side as usize, 3 - 2 * side as usize);
         let mut table = host_sequences(q, k);

@@ -6,7 +6,7 @@ use common::{gpu, options, says, tensor};
 use pollster::block_on;
 use wgpu_attention::{
     AttentionInputs, AttentionOutputs, AttentionParams, Caps, DType, Error, FlashAttention, FlashParams, Gpu,
-    GpuOptions, Layout, Shapes, Tensor,
+    GpuOptions, Layout, Seqlens, Shapes, Tensor,
 };
 
 fn attention() -> FlashAttention {
@@ -210,12 +210,10 @@ fn odd_strides_and_offsets_of_16_bit_outputs() {
 #[test]
 fn lengths_beyond_the_tensor() {
     let x = zeros([2, 1, 8, 16]);
-    let run = |seqlens_q, seqlens_k| {
-        block_on(attention().forward_with_lse(&AttentionInputs {
-            seqlens_q,
-            seqlens_k,
-            ..AttentionInputs::new(&x, &x, &x)
-        }))
+    let run = |q: Option<&[usize]>, k: Option<&[usize]>| {
+        let (seqlens_q, seqlens_k) = (q.map(Seqlens::Host), k.map(Seqlens::Host));
+        let inputs = AttentionInputs { seqlens_q, seqlens_k, ..AttentionInputs::new(&x, &x, &x) };
+        block_on(attention().forward_with_lse(&inputs))
     };
     common::read(&run(Some(&[8, 0]), Some(&[0, 8])).expect("lengths within the tensor").0);
     says(run(Some(&[8, 9]), None), &["seqlens_q[1]", "9", "at most 8"]);
@@ -245,7 +243,7 @@ fn tensors_that_are_not_as_prepared() {
         |inputs: &AttentionInputs, outputs: &AttentionOutputs| prepared.encode(&mut encoder, (inputs, outputs));
     says(encode(&AttentionInputs { k: &longer, ..inputs }, &outputs), &["k", "9", "as prepared"]);
     says(
-        encode(&AttentionInputs { seqlens_k: Some(&[3]), ..inputs }, &outputs),
+        encode(&AttentionInputs { seqlens_k: Some(Seqlens::Host(&[3])), ..inputs }, &outputs),
         &["seqlens_k", "[3]", "as prepared: None"],
     );
     let arena = zeros([1, 1, 3, 8 * 16]);

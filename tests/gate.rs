@@ -125,9 +125,12 @@ fn bad_tensors() {
         &["q.shape[1] (heads_q) is 4", "multiple of heads_kv"],
     );
     says(run(SeerGateInputs { k: &zeros([1, 2, 50, 4]), ..inputs }), &["k.shape[3] (head_dim) is 4", "8, as in q"]);
-    says(run(SeerGateInputs { seqlens_k: Some(&[51]), ..inputs }), &["seqlens_k[0] is 51", "at most 50"]);
+    says(
+        run(SeerGateInputs { seqlens_k: Some(Seqlens::Host(&[51])), ..inputs }),
+        &["seqlens_k[0] is 51", "at most 50"],
+    );
     let offsets = block_on(Tensor::upload_u32(gpu(), &[0, 40])).unwrap();
-    let on_gpu = CuSeqlens::Gpu { offsets: &offsets, max_seqlen: 40 };
+    let on_gpu = Seqlens::Gpu(&offsets);
     let packed = SeerGateInputs { cu_seqlens_q: Some(on_gpu), cu_seqlens_k: Some(on_gpu), ..inputs };
     says(run(packed), &["cu_seqlens_q is on the GPU", "on the host"]);
     let numbers = block_on(Tensor::upload_u32(gpu(), &[0; 768])).unwrap();
@@ -154,7 +157,7 @@ fn bad_tensors() {
         prepared.encode(&mut encoder, (&inputs, to, [("logits", &logits)])),
         &["logits is Layout", "unset, as prepared"],
     );
-    let padded = SeerGateInputs { seqlens_q: Some(&[3]), ..inputs };
+    let padded = SeerGateInputs { seqlens_q: Some(Seqlens::Host(&[3])), ..inputs };
     says(prepared.encode(&mut encoder, (&padded, to)), &["seqlens_q is [3]", "as prepared: None"]);
     let mapped = SeerGateInputs { wq: Some(&wk), ..inputs };
     says(prepared.encode(&mut encoder, (&mapped, to)), &["wq is Layout", "unset, as prepared"]);

@@ -12,8 +12,8 @@ use wgpu_attention::catalogue::{
 };
 use wgpu_attention::reference::{At, FlashProblem, Neighborhoods, flash, flash_backward};
 use wgpu_attention::{
-    AttentionInputs, Causal, CuSeqlens, DType, FlashAttention, FlashParams, NeighborhoodAttention, NeighborhoodAxis,
-    NeighborhoodParams, Result, Tensor,
+    AttentionInputs, Causal, DType, FlashAttention, FlashParams, NeighborhoodAttention, NeighborhoodAxis,
+    NeighborhoodParams, Result, Seqlens, Tensor,
 };
 
 #[test]
@@ -215,13 +215,13 @@ fn bad_input() {
     says(block_on(attention.forward(&x, &y, &y)), &["k.shape[2]", "35", "36"]);
     let run = |inputs: AttentionInputs| block_on(attention.forward_with_lse(&inputs)).map(|_| ());
     let plain = AttentionInputs::new(&x, &x, &x);
-    says(run(AttentionInputs { seqlens_k: Some(&[3]), ..plain }), &["seqlens_k", "set", "unset"]);
+    says(run(AttentionInputs { seqlens_k: Some(Seqlens::Host(&[3])), ..plain }), &["seqlens_k", "set", "unset"]);
     let pairs = tensor([1, 1, 36, 36], &[0.0; 36 * 36]);
     says(run(AttentionInputs { bias: Some(&pairs), ..plain }), &["bias", "set", "unset"]);
     says(run(AttentionInputs { additional_k: Some(&x), ..plain }), &["additional_v", "unset", "additional_k"]);
     let packed = AttentionInputs {
-        cu_seqlens_q: Some(CuSeqlens::Host(&[0, 36])),
-        cu_seqlens_k: Some(CuSeqlens::Host(&[0, 36])),
+        cu_seqlens_q: Some(Seqlens::Host(&[0, 36])),
+        cu_seqlens_k: Some(Seqlens::Host(&[0, 36])),
         additional_k: Some(&x),
         additional_v: Some(&x),
         ..plain

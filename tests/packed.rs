@@ -4,7 +4,7 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{AttentionInputs, AttentionOutputs, CuSeqlens, DType, FlashAttention, Layout, Shapes, Tensor};
+use wgpu_attention::{AttentionInputs, AttentionOutputs, DType, FlashAttention, Layout, Seqlens, Shapes, Tensor};
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params")
@@ -21,14 +21,19 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
     let (h, n, d) = (2, 300, 16);
     let x = tensor([1, h, n, d], &random(120, h * n * d));
     // Twenty rows at the end belong to no sequence.
-    let offsets = [0u32, 3, 3, 130, 194, 280];
-    let on_gpu = block_on(Tensor::upload_u32(gpu(), &offsets)).unwrap();
-    let host = CuSeqlens::Host(&offsets);
-    let device = CuSeqlens::Gpu { offsets: &on_gpu, max_seqlen: 127 };
+    let offsets = [0, 3, 3, 130, 194, 280];
+    let on_gpu = block_on(Tensor::upload_u32(gpu(), &offsets.map(|n| n as u32))).unwrap();
+    let host = Seqlens::Host(&offsets);
+    let device = Seqlens::Gpu(&on_gpu);
     let mut found = vec![];
-    for side in [host, device] {
-        let inputs =
-            AttentionInputs { cu_seqlens_q: Some(side), cu_seqlens_k: Some(side), ..AttentionInputs::new(&x, &x, &x) };
+    for (side, longest) in [(host, None), (device, Some(127)), (device, None)] {
+        let inputs = AttentionInputs {
+            cu_seqlens_q: Some(side),
+            cu_seqlens_k: Some(side),
+            max_seqlen_q: longest,
+            max_seqlen_k: longest,
+            ..AttentionInputs::new(&x, &x, &x)
+        };
         let out = tensor([1, h, n, d], &vec![9.0; h * n * d]);
         let lse = tensor([1, h, n, 1], &vec![9.0; h * n]);
         let outputs = AttentionOutputs { out: &out, lse: &lse };
@@ -36,7 +41,7 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
         block_on(prepared.submit((&inputs, &outputs))).unwrap();
         block_on(prepared.check()).unwrap();
         for pair in offsets.windows(2) {
-            let (first, count) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
+            let (first, count) = (pair[0], pair[1] - pair[0]);
             let part = rows(&x, first, count);
             let (alone, alone_lse) =
                 block_on(attention().forward_with_lse(&AttentionInputs::new(&part, &part, &part))).unwrap();
@@ -46,14 +51,14 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
         assert!(read(&rows(&out, 280, 20)).iter().chain(&read(&rows(&lse, 280, 20))).all(|&x| x == 9.0));
         found.push(bits(&read(&out)));
     }
-    assert_eq!(found[0], found[1]);
+    assert!(found.iter().all(|other| *other == found[0]));
 }
 
 #[test]
 fn offsets_on_the_host_that_are_wrong() {
     let x = tensor([1, 1, 10, 4], &[0.5; 40]);
-    let run = |q: &[u32], k: &[u32]| {
-        let (q, k) = (Some(CuSeqlens::Host(q)), Some(CuSeqlens::Host(k)));
+    let run = |q: &[usize], k: &[usize]| {
+        let (q, k) = (Some(Seqlens::Host(q)), Some(Seqlens::Host(k)));
         let inputs = AttentionInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..AttentionInputs::new(&x, &x, &x) };
         block_on(attention().forward_with_lse(&inputs))
     };
@@ -71,34 +76,37 @@ fn packed_sequences_with_what_does_not_go_with_them() {
     let x = tensor([1, 1, 10, 4], &[0.5; 40]);
     let two = tensor([2, 1, 10, 4], &[0.5; 80]);
     let offsets = block_on(Tensor::upload_u32(gpu(), &[0, 10])).unwrap();
-    let host = Some(CuSeqlens::Host(&[0, 10]));
-    let device = |offsets, max_seqlen| Some(CuSeqlens::Gpu { offsets, max_seqlen });
+    let host = Some(Seqlens::Host(&[0, 10]));
+    let device = |offsets| Some(Seqlens::Gpu(offsets));
     let run = |inputs: AttentionInputs| block_on(attention().forward_with_lse(&inputs));
     let plain = AttentionInputs::new(&x, &x, &x);
     let both = AttentionInputs { cu_seqlens_q: host, cu_seqlens_k: host, ..plain };
     says(run(AttentionInputs { cu_seqlens_k: None, ..both }), &["cu_seqlens_k", "unset", "as cu_seqlens_q is"]);
     says(run(AttentionInputs { cu_seqlens_q: None, ..both }), &["cu_seqlens_q", "unset", "as cu_seqlens_k is"]);
-    says(run(AttentionInputs { seqlens_k: Some(&[3]), ..both }), &["seqlens_k", "unset with cu_seqlens_q"]);
+    says(
+        run(AttentionInputs { seqlens_k: Some(Seqlens::Host(&[3])), ..both }),
+        &["seqlens_k", "unset with cu_seqlens_q"],
+    );
     says(run(AttentionInputs { q: &two, k: &two, v: &two, ..both }), &["q.shape[0] (batch)", "2", "1 with packed"]);
     says(
-        run(AttentionInputs { cu_seqlens_q: device(&offsets, 10), ..both }),
+        run(AttentionInputs { cu_seqlens_q: device(&offsets), ..both }),
         &["cu_seqlens_k", "on the host", "on the GPU"],
     );
     let on_gpu = |q, k| AttentionInputs { cu_seqlens_q: q, cu_seqlens_k: k, ..plain };
-    read(&run(on_gpu(device(&offsets, 10), device(&offsets, 10))).expect("offsets in order").0);
-    says(run(on_gpu(device(&offsets, 11), device(&offsets, 10))), &["cu_seqlens_q.max_seqlen", "11", "at most 10"]);
-    says(run(on_gpu(device(&x, 10), device(&offsets, 10))), &["cu_seqlens_q.dtype", "f32", "u32"]);
+    let fits = on_gpu(device(&offsets), device(&offsets));
+    read(&run(fits).expect("offsets in order").0);
+    says(run(AttentionInputs { max_seqlen_q: Some(11), ..fits }), &["max_seqlen_q", "11", "at most 10"]);
+    says(run(AttentionInputs { max_seqlen_k: Some(9), ..both }), &["max_seqlen_k", "9", "unset", "on the GPU"]);
+    says(run(AttentionInputs { max_seqlen_q: Some(9), ..plain }), &["max_seqlen_q", "9", "unset", "on the GPU"]);
+    says(run(on_gpu(device(&x), device(&offsets))), &["cu_seqlens_q.dtype", "f32", "u32"]);
     let column = offsets.view(Layout::heads_first(DType::U32, [1, 1, 2, 1])).unwrap();
-    says(
-        run(on_gpu(device(&offsets, 10), device(&column, 10))),
-        &["cu_seqlens_k.shape", "[1, 1, 2, 1]", "sequences + 1"],
-    );
+    says(run(on_gpu(device(&offsets), device(&column))), &["cu_seqlens_k.shape", "[1, 1, 2, 1]", "sequences + 1"]);
     let mask = block_on(Tensor::upload(gpu(), [1, 1, 10, 9], DType::U8, &[1.0; 90])).unwrap();
     says(run(AttentionInputs { mask: Some(&mask), ..both }), &["mask.shape", "[1, 1, 10, 9]", "[1, 1, 10, 10]"]);
     let prepared = block_on(attention().prepare(&Shapes::of(both))).unwrap();
     let (out, lse) = (tensor([1, 1, 10, 4], &[0.0; 40]), tensor([1, 1, 10, 1], &[0.0; 10]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    let other = AttentionInputs { cu_seqlens_k: Some(CuSeqlens::Host(&[0, 9])), ..both };
+    let other = AttentionInputs { cu_seqlens_k: Some(Seqlens::Host(&[0, 9])), ..both };
     let encoded = prepared.encode(&mut encoder, (&other, AttentionOutputs { out: &out, lse: &lse }));
     says(encoded, &["cu_seqlens_k", "[0, 9]", "as prepared"]);
 }
@@ -107,13 +115,16 @@ fn packed_sequences_with_what_does_not_go_with_them() {
 fn offsets_on_the_gpu_that_are_wrong_are_clamped_and_told_when_a_result_is_read() {
     let n = 200;
     let x = tensor([1, 1, n, 4], &random(130, n * 4));
-    let (good, longest) = ([0u32, 90, 200], 150);
+    const LONGEST: Option<usize> = Some(150);
+    let good = [0u32, 90, 200];
     let attention = attention();
+    fn stated<'a>(inputs: AttentionInputs<'a>, q: &'a Tensor, k: &'a Tensor) -> AttentionInputs<'a> {
+        let (cu_seqlens_q, cu_seqlens_k) = (Some(Seqlens::Gpu(q)), Some(Seqlens::Gpu(k)));
+        AttentionInputs { cu_seqlens_q, cu_seqlens_k, max_seqlen_q: LONGEST, max_seqlen_k: LONGEST, ..inputs }
+    }
     let run = |q: &[u32], k: &[u32]| {
         let [q, k] = [q, k].map(|offsets| block_on(Tensor::upload_u32(gpu(), offsets)).unwrap());
-        let side = |offsets| Some(CuSeqlens::Gpu { offsets, max_seqlen: longest });
-        let inputs =
-            AttentionInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..AttentionInputs::new(&x, &x, &x) };
+        let inputs = stated(AttentionInputs::new(&x, &x, &x), &q, &k);
         block_on(attention.forward_with_lse(&inputs)).expect("what lies on the GPU is not looked at")
     };
     for (bad, words) in [
@@ -135,8 +146,7 @@ fn offsets_on_the_gpu_that_are_wrong_are_clamped_and_told_when_a_result_is_read(
     }
     // Gradients say so too.
     let [q, k] = [[0, 90, 200], [0, 90, 60]].map(|offsets| block_on(Tensor::upload_u32(gpu(), &offsets)).unwrap());
-    let side = |offsets| Some(CuSeqlens::Gpu { offsets, max_seqlen: longest });
-    let inputs = AttentionInputs { cu_seqlens_q: side(&q), cu_seqlens_k: side(&k), ..AttentionInputs::new(&x, &x, &x) };
+    let inputs = stated(AttentionInputs::new(&x, &x, &x), &q, &k);
     let (_, saved) = block_on(attention.forward_for_training(&inputs)).unwrap();
     let gradients = block_on(attention.backward(&saved, &x)).expect("what lies on the GPU is not looked at");
     for gradient in [gradients.dq, gradients.dk, gradients.dv] {

@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use wgpu_attention::program::Name;
 use wgpu_attention::{
-    AttentionGradients, AttentionInputs, AttentionOutputs, Call, Causal, CuSeqlens, DType, FlashAttention, FlashParams,
-    Gpu, GpuOptions, Hook, KeyGroups, Layout, OutputGradients, Prepared, QueryGroups, Reduction, ScoreReduction,
-    ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor,
+    AttentionGradients, AttentionInputs, AttentionOutputs, Call, Causal, DType, FlashAttention, FlashParams, Gpu,
+    GpuOptions, Hook, KeyGroups, Layout, OutputGradients, Prepared, QueryGroups, Reduction, ScoreReduction,
+    ScoreReductionInputs, ScoreReductionParams, Seqlens, Shapes, Tensor,
 };
 
 /// Plain wgpu has checks in its shaders.
@@ -104,7 +104,7 @@ fn gradients_of_packed_sequences_with_a_hook() {
 fn near_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }";
     let hook = Hook::new("near", source).with_gradient("near_grad").declaring("table", table.layout().clone());
     let params = FlashParams { score_mod: vec![hook], ..FlashParams::default() };
-    let (side, buffers) = (Some(CuSeqlens::Host(&offsets)), [("table", &table)]);
+    let (side, buffers) = (Some(Seqlens::Host(&offsets)), [("table", &table)]);
     let inputs = AttentionInputs {
         cu_seqlens_q: side,
         cu_seqlens_k: side,

@@ -49,7 +49,7 @@ pub struct AttentionCase {
     /// Keys that every query sees besides.
     pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
-    pub cu_seqlens: Option<[Vec<u32>; 2]>,
+    pub cu_seqlens: Option<[Vec<usize>; 2]>,
     /// Those offsets on the GPU.
     pub on_gpu: bool,
     /// Functions of the caller's.

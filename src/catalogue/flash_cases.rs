@@ -317,7 +317,7 @@ fn packed() -> Vec<AttentionCase> {
             cases.push(AttentionCase {
                 label: "packed",
                 heads: (4, 2),
-                lengths: (q[q.len() - 1] as usize, k[k.len() - 1] as usize),
+                lengths: (q[q.len() - 1], k[k.len() - 1]),
                 cu_seqlens: Some([q.clone(), k.clone()]),
                 on_gpu,
                 params: FlashParams { causal, window, alibi_slopes: slopes, ..FlashParams::default() },

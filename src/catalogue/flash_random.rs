@@ -43,8 +43,8 @@ fn random_case(seed: u64) -> AttentionCase {
     let cu_seqlens = (r.random_range(0..4) == 0).then(|| {
         let sequences = r.random_range(1..8);
         [queries, keys].map(|rows| {
-            let mut offsets: Vec<u32> = (1..sequences).map(|_| r.random_range(0..=rows as u32)).collect();
-            offsets.extend([0, rows as u32]);
+            let mut offsets: Vec<usize> = (1..sequences).map(|_| r.random_range(0..=rows)).collect();
+            offsets.extend([0, rows]);
             offsets.sort_unstable();
             offsets
         })

@@ -128,8 +128,8 @@ impl LinearCase {
         self.sequences.iter().enumerate().map(place).collect()
     }
 
-    fn offsets(&self) -> Vec<u32> {
-        let ends = self.places().into_iter().map(|[_, first, count]| (first + count) as u32);
+    fn offsets(&self) -> Vec<usize> {
+        let ends = self.places().into_iter().map(|[_, first, count]| first + count);
         std::iter::once(0).chain(ends).collect()
     }
 
@@ -165,10 +165,7 @@ impl LinearCase {
             .tensor_if("g", self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())))
             .tensor_if("h0", self.h0.then(|| Layout::heads_first(DType::F32, self.state_shape())))
             .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
-            .numbers_if(
-                "cu_seqlens",
-                self.packed.then(|| self.offsets().iter().map(|&n| n as usize).collect::<Vec<_>>()),
-            )
+            .numbers_if("cu_seqlens", self.packed.then(|| self.offsets()))
     }
 
     /// What would run on a device.
@@ -229,7 +226,7 @@ pub(super) struct Uploaded {
     tokens: Vec<Tensor>,
     g: Option<Tensor>,
     h0: Option<Tensor>,
-    offsets: Vec<u32>,
+    offsets: Vec<usize>,
 }
 
 /// Allowed of an f32 result.

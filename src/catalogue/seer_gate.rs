@@ -3,7 +3,7 @@
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::reference::{self, SeerGateProblem, SeerGateReference};
 use crate::{
-    Caps, CuSeqlens, DType, Gpu, GpuTime, Layout, Program, Result, SeerGate, SeerGateInputs, SeerGateParams, Shapes,
+    Caps, DType, Gpu, GpuTime, Layout, Program, Result, SeerGate, SeerGateInputs, SeerGateParams, Seqlens, Shapes,
     Tensor,
 };
 use futures::future::LocalBoxFuture;
@@ -140,11 +140,11 @@ impl SeerGateCase {
         })
     }
 
-    fn cu_seqlens(&self) -> [Vec<u32>; 2] {
+    fn cu_seqlens(&self) -> [Vec<usize>; 2] {
         let ends = |i: usize| {
             let mut end = 0;
             let next = self.sequences.iter().map(move |s| {
-                end += s[i] as u32;
+                end += s[i];
                 end
             });
             std::iter::once(0).chain(next).collect()
@@ -159,7 +159,6 @@ impl SeerGateCase {
         let mut shapes = Shapes::new([("q", q), ("k", k), ("wk", wk)]).tensor_if("wq", self.wq.then_some(wq));
         for (i, (side, offsets)) in ["q", "k"].into_iter().zip(self.cu_seqlens()).enumerate() {
             if self.packed {
-                let offsets: Vec<usize> = offsets.iter().map(|&n| n as usize).collect();
                 shapes = shapes.numbers(format!("cu_seqlens_{side}"), offsets);
             } else if !self.sequences.is_empty() {
                 let lengths: Vec<usize> = self.sequences.iter().map(|s| s[i]).collect();
@@ -219,10 +218,14 @@ impl SeerGateCase {
         let inputs = SeerGateInputs { wq: wq.as_ref(), ..SeerGateInputs::new(q, k, wk) };
         match (self.sequences.is_empty(), self.packed) {
             (true, _) => inputs,
-            (false, false) => SeerGateInputs { seqlens_q: Some(&lengths[0]), seqlens_k: Some(&lengths[1]), ..inputs },
+            (false, false) => SeerGateInputs {
+                seqlens_q: Some(Seqlens::Host(&lengths[0])),
+                seqlens_k: Some(Seqlens::Host(&lengths[1])),
+                ..inputs
+            },
             (false, true) => SeerGateInputs {
-                cu_seqlens_q: Some(CuSeqlens::Host(&offsets[0])),
-                cu_seqlens_k: Some(CuSeqlens::Host(&offsets[1])),
+                cu_seqlens_q: Some(Seqlens::Host(&offsets[0])),
+                cu_seqlens_k: Some(Seqlens::Host(&offsets[1])),
                 ..inputs
             },
         }
@@ -297,7 +300,7 @@ struct Uploaded {
     wq: Option<Tensor>,
     wk: Tensor,
     lengths: [Vec<usize>; 2],
-    offsets: [Vec<u32>; 2],
+    offsets: [Vec<usize>; 2],
 }
 
 impl Case for SeerGateCase {

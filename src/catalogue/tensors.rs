@@ -2,7 +2,7 @@
 
 use super::{AttentionCase, poisoned};
 use crate::{
-    Attention, AttentionInputs, AttentionOutputs, BlockMask, CuSeqlens, DType, Gpu, Layout, Prepared, Result, Shapes,
+    Attention, AttentionInputs, AttentionOutputs, BlockMask, DType, Gpu, Layout, Prepared, Result, Seqlens, Shapes,
     Tensor,
 };
 
@@ -63,7 +63,7 @@ impl AttentionCase {
                 let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
                 shapes.tensor(name, layout).numbers(format!("max_seqlen_{side}"), [longest(offsets)])
             } else {
-                shapes.numbers(name, offsets.iter().map(|&n| n as usize).collect::<Vec<_>>())
+                shapes.numbers(name, offsets.clone())
             };
         }
         match &self.blocks {
@@ -99,7 +99,7 @@ impl AttentionCase {
         }
         let [bias, mask] = pairs;
         let offsets = match &self.cu_seqlens {
-            Some([q, k]) if self.on_gpu => Some([Tensor::upload_u32(gpu, q).await?, Tensor::upload_u32(gpu, k).await?]),
+            Some([q, k]) if self.on_gpu => Some([upload_numbers(gpu, q).await?, upload_numbers(gpu, k).await?]),
             _ => None,
         };
         let additional = match (layout("additional_k"), layout("additional_v")) {
@@ -132,12 +132,13 @@ impl AttentionCase {
         let side = |i: usize| {
             let host = &self.cu_seqlens.as_ref()?[i];
             Some(match offsets {
-                Some(sides) => CuSeqlens::Gpu { offsets: &sides[i], max_seqlen: longest(host) },
-                None => CuSeqlens::Host(host),
+                Some(sides) => Seqlens::Gpu(&sides[i]),
+                None => Seqlens::Host(host),
             })
         };
         let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
-        let (seqlens_q, seqlens_k) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
+        let [seqlens_q, seqlens_k] = [&self.seqlens_q, &self.seqlens_k].map(|side| side.as_deref().map(Seqlens::Host));
+        let max_seqlen = |i: usize| Some(longest(&self.cu_seqlens.as_ref()?[i])).filter(|_| offsets.is_some());
         let (bias, mask) = (bias.as_ref(), mask.as_ref());
         let (additional_k, additional_v) = additional.as_ref().map(|[k, v]| (k, v)).unzip();
         let inputs = AttentionInputs {
@@ -145,6 +146,8 @@ impl AttentionCase {
             seqlens_k,
             cu_seqlens_q,
             cu_seqlens_k,
+            max_seqlen_q: max_seqlen(0),
+            max_seqlen_k: max_seqlen(1),
             bias,
             mask,
             additional_k,
@@ -166,7 +169,12 @@ impl AttentionCase {
     }
 }
 
+/// Lengths or offsets on a GPU.
+async fn upload_numbers(gpu: &Gpu, numbers: &[usize]) -> Result<Tensor> {
+    Tensor::upload_u32(gpu, &numbers.iter().map(|&n| n as u32).collect::<Vec<_>>()).await
+}
+
 /// The longest of packed sequences.
-pub(super) fn longest(offsets: &[u32]) -> usize {
-    offsets.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+pub(super) fn longest(offsets: &[usize]) -> usize {
+    offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
 }

@@ -4,7 +4,7 @@ use super::LinearParams;
 use super::task::{Decay, Frame};
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
-use crate::packed::{check_lengths, check_offsets, host_offsets};
+use crate::packed::{check_lengths, check_offsets};
 use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
@@ -20,7 +20,7 @@ pub(super) struct LinearShapes {
     pub g: Option<Operand>,
     pub h0: Option<Operand>,
     seqlens: Option<Vec<usize>>,
-    pub cu_seqlens: Option<Vec<u32>>,
+    pub cu_seqlens: Option<Vec<usize>>,
 }
 
 impl LinearShapes {
@@ -37,7 +37,7 @@ impl LinearShapes {
             g: builder.tensor("g"),
             h0: builder.tensor("h0"),
             seqlens: shapes.get_numbers("seqlens").map(<[usize]>::to_vec),
-            cu_seqlens: shapes.get_numbers("cu_seqlens").map(|n| host_offsets("cu_seqlens", n)).transpose()?,
+            cu_seqlens: shapes.get_numbers("cu_seqlens").map(<[usize]>::to_vec),
         };
         found.check(params).map(|()| found)
     }
@@ -70,7 +70,7 @@ impl LinearShapes {
     fn sequences(&self) -> Vec<[u32; 4]> {
         let [batch, _, tokens, _] = self.q.shape();
         match (&self.cu_seqlens, &self.seqlens) {
-            (Some(offsets), _) => offsets.windows(2).map(|w| [w[0], w[1] - w[0], 0, 0]).collect(),
+            (Some(offsets), _) => offsets.windows(2).map(|w| [w[0] as u32, (w[1] - w[0]) as u32, 0, 0]).collect(),
             (None, Some(lengths)) => lengths.iter().map(|&length| [0, length as u32, 0, 0]).collect(),
             (None, None) => vec![[0, tokens as u32, 0, 0]; batch],
         }
@@ -134,7 +134,7 @@ impl LinearShapes {
         let Some(offsets) = &self.cu_seqlens else { return Ok(()) };
         require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
         check_offsets("cu_seqlens", offsets, tokens)?;
-        let last = offsets[offsets.len() - 1] as usize;
+        let last = offsets[offsets.len() - 1];
         let bound = format!("{tokens}, the tensor's tokens");
         require(last == tokens, &format!("cu_seqlens[{}]", offsets.len() - 1), last, bound)
     }

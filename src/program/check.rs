@@ -72,7 +72,8 @@ impl Rule {
                 [number, value, before, ..] if number != u32::MAX => {
                     let side = (number / 4 % 2) as usize;
                     let rule = OffsetRule::ALL[(number % 4) as usize];
-                    Err(rule.error(names[side], (number / 8) as usize, value, before, rows[side], max_seqlen[side]))
+                    let [number, value, before] = [number, value, before].map(|word| word as usize);
+                    Err(rule.error(names[side], number / 8, value, before, rows[side], max_seqlen[side]))
                 }
                 _ => Ok(()),
             },
@@ -115,7 +116,7 @@ impl OffsetRule {
     const ALL: [Self; 4] = [Self::Start, Self::Order, Self::End, Self::Length];
 
     /// The error of an offset that breaks it.
-    pub fn error(self, name: &str, index: usize, value: u32, before: u32, rows: usize, longest: usize) -> Error {
+    pub fn error(self, name: &str, index: usize, value: usize, before: usize, rows: usize, longest: usize) -> Error {
         let bound = match self {
             Self::Start => "0".to_string(),
             Self::Order => format!("at least the offset before it, {before}"),

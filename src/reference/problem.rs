@@ -49,7 +49,7 @@ pub struct FlashProblem<'a> {
     /// Keys that count, for each batch entry.
     pub seqlens_k: Option<&'a [usize]>,
     /// Packed sequences in the one batch entry: offsets of the queries and of the keys.
-    pub cu_seqlens: Option<[&'a [u32]; 2]>,
+    pub cu_seqlens: Option<[&'a [usize]; 2]>,
     /// Added to the scores: [batch, heads_q, queries, keys]; of packed sequences [sequences, heads_q, longest queries,
     /// longest keys].
     pub bias: Option<&'a [f32]>,
@@ -129,10 +129,10 @@ fn sequences(p: &FlashProblem) -> Vec<Sequence> {
             .zip(k.windows(2))
             .map(|(q, k)| Sequence {
                 entry: 0,
-                first_query: q[0] as usize,
-                queries: (q[1] - q[0]) as usize,
-                first_key: k[0] as usize,
-                keys: (k[1] - k[0]) as usize,
+                first_query: q[0],
+                queries: q[1] - q[0],
+                first_key: k[0],
+                keys: k[1] - k[0],
             })
             .collect(),
     }

@@ -22,7 +22,7 @@ pub fn score_reduction(params: &ScoreReductionParams, p: &FlashProblem, lse: &[f
     let (batch, queries, keys) = match p.cu_seqlens {
         None => (p.batch, p.queries, p.keys),
         Some([q, k]) => {
-            let longest = |of: &[u32]| of.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
+            let longest = |of: &[usize]| of.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
             (q.len() - 1, longest(q), longest(k))
         }
     };

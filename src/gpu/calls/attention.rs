@@ -2,7 +2,8 @@
 
 mod tensors;
 
-pub use tensors::{AttentionGradients, AttentionInputs, AttentionOutputs, CuSeqlens, OutputGradients};
+pub(crate) use tensors::Sequences;
+pub use tensors::{AttentionGradients, AttentionInputs, AttentionOutputs, OutputGradients, Seqlens};
 
 use super::hook;
 #[cfg(doc)]
@@ -23,7 +24,7 @@ use std::borrow::Cow;
 /// // Two sequences in one batch, of 5 and 2 tokens: the second is padded, and padding is not seen.
 /// let x = Tensor::upload(&gpu, [2, 1, 5, 8], DType::F32, &[1.0; 80]).await?;
 /// let attention = FlashAttention::new(&gpu, FlashParams { scale: Some(0.0), ..Default::default() })?;
-/// let inputs = AttentionInputs { seqlens_k: Some(&[5, 2]), ..AttentionInputs::new(&x, &x, &x) };
+/// let inputs = AttentionInputs { seqlens_k: Some(Seqlens::Host(&[5, 2])), ..AttentionInputs::new(&x, &x, &x) };
 /// let (_, lse) = attention.forward_with_lse(&inputs).await?;
 /// let lse = lse.read().await?; // with all scores 0: the logarithm of the number of keys
 /// assert!((lse[0] - 5f32.ln()).abs() < 1e-6 && (lse[5] - 2f32.ln()).abs() < 1e-6);

@@ -28,7 +28,7 @@ pub struct LinearInputs<'a> {
     /// Tokens of each batch entry; the rest is padding, and its output is left alone.
     pub seqlens: Option<&'a [usize]>,
     /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])`, and a state of its own.
-    pub cu_seqlens: Option<&'a [u32]>,
+    pub cu_seqlens: Option<&'a [usize]>,
 }
 
 impl<'a> LinearInputs<'a> {
@@ -45,10 +45,7 @@ impl Call for LinearInputs<'_> {
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
         let lengths = self.seqlens.map(|lengths| ("seqlens".into(), lengths.into()));
-        let offsets = self.cu_seqlens.map(|offsets| {
-            let offsets: Vec<usize> = offsets.iter().map(|&n| n as usize).collect();
-            ("cu_seqlens".into(), offsets.into())
-        });
+        let offsets = self.cu_seqlens.map(|offsets| ("cu_seqlens".into(), offsets.into()));
         lengths.into_iter().chain(offsets).collect()
     }
 }

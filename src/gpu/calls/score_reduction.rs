@@ -32,18 +32,17 @@ impl ScoreReductionInputs<'_> {
 
 impl Call for ScoreReductionInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        let AttentionInputs { q, k, v, bias, mask, cu_seqlens_q, cu_seqlens_k, buffers, .. } = &self.attention;
+        let AttentionInputs { q, k, v, bias, mask, buffers, .. } = &self.attention;
         let mut all = present([
             ("q", Some(q)),
             ("k", Some(k)),
             ("v", Some(v)),
             ("bias", *bias),
             ("mask", *mask),
-            ("cu_seqlens_q", cu_seqlens_q.as_ref().and_then(|side| side.tensor())),
-            ("cu_seqlens_k", cu_seqlens_k.as_ref().and_then(|side| side.tensor())),
             ("lse", Some(self.lse)),
             ("segments", self.segments),
         ]);
+        all.extend(self.attention.sequences().tensors());
         all.extend(buffers.iter().map(|&(name, tensor)| (crate::program::hook::tensor_name(name), tensor)));
         all
     }

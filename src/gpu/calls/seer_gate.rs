@@ -1,6 +1,6 @@
 //! SeerAttention's gate for prompts on a device.
 
-use super::attention::{AttentionInputs, CuSeqlens};
+use super::attention::{AttentionInputs, Seqlens, Sequences};
 use super::block_mask::BlockMask;
 use super::seer_training::{SeerGateGradients, SeerGateSaved};
 #[cfg(doc)]
@@ -25,14 +25,14 @@ pub struct SeerGateInputs<'a> {
     pub wq: Option<&'a Tensor>,
     /// Linear map of pooled keys, [1, heads_q or heads_kv, kinds of `pool_k` · head_dim, gate_dim].
     pub wk: &'a Tensor,
-    /// Queries of each batch entry; the rest is padding.
-    pub seqlens_q: Option<&'a [usize]>,
-    /// Keys of each batch entry.
-    pub seqlens_k: Option<&'a [usize]>,
+    /// Queries of each batch entry; the rest is padding. On the host.
+    pub seqlens_q: Option<Seqlens<'a>>,
+    /// Keys of each batch entry. On the host.
+    pub seqlens_k: Option<Seqlens<'a>>,
     /// Packed queries: q is [1, heads_q, all queries, head_dim]. On the host.
-    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
+    pub cu_seqlens_q: Option<Seqlens<'a>>,
     /// Packed keys.
-    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
+    pub cu_seqlens_k: Option<Seqlens<'a>>,
 }
 
 impl<'a> SeerGateInputs<'a> {
@@ -41,28 +41,22 @@ impl<'a> SeerGateInputs<'a> {
         let (wq, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k) = (None, None, None, None, None);
         Self { q, k, wq, wk, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k }
     }
+
+    fn sequences(&self) -> Sequences<'a> {
+        let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
+        Sequences { seqlens, longest: [None; 2] }
+    }
 }
 
 impl Call for SeerGateInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        let [cu_seqlens_q, cu_seqlens_k] = [&self.cu_seqlens_q, &self.cu_seqlens_k];
-        present([
-            ("q", Some(self.q)),
-            ("k", Some(self.k)),
-            ("wq", self.wq),
-            ("wk", Some(self.wk)),
-            ("cu_seqlens_q", cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
-            ("cu_seqlens_k", cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
-        ])
+        let mut all = present([("q", Some(self.q)), ("k", Some(self.k)), ("wq", self.wq), ("wk", Some(self.wk))]);
+        all.extend(self.sequences().tensors());
+        all
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
-        let lengths = [("seqlens_q", self.seqlens_q), ("seqlens_k", self.seqlens_k)];
-        let lengths = lengths.into_iter().filter_map(|(name, lengths)| Some((Name::from(name), Cow::from(lengths?))));
-        let sides = [("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")];
-        let sides = sides.into_iter().zip([self.cu_seqlens_q, self.cu_seqlens_k]);
-        let offsets = sides.filter_map(|((offsets, longest), side)| Some(side?.numbers(offsets, longest)));
-        lengths.chain(offsets).collect()
+        self.sequences().numbers().collect()
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Problem<P> {
     /// By the names of a call.
     pub tensors: Named,
     pub seqlens: [Option<Vec<usize>>; 2],
-    pub cu_seqlens: Option<[Vec<u32>; 2]>,
+    pub cu_seqlens: Option<[Vec<usize>; 2]>,
 }
 
 /// A block mask.
@@ -121,7 +121,7 @@ impl<P: AttentionParams> Problem<P> {
     pub fn with_lengths(&self, mut shapes: Shapes) -> Shapes {
         let names = [("seqlens_q", "cu_seqlens_q"), ("seqlens_k", "cu_seqlens_k")];
         for (i, (lengths, offsets)) in names.into_iter().enumerate() {
-            let side = self.cu_seqlens.as_ref().map(|sides| sides[i].iter().map(|&n| n as usize).collect::<Vec<_>>());
+            let side = self.cu_seqlens.as_ref().map(|sides| sides[i].clone());
             shapes = shapes.numbers_if(lengths, self.seqlens[i].clone()).numbers_if(offsets, side);
         }
         shapes

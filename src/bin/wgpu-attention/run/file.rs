@@ -104,7 +104,7 @@ impl Inputs {
     }
 
     /// Whole numbers: lengths and offsets.
-    pub fn integers(&self, name: &str) -> Result<Option<Vec<u32>>> {
+    pub fn integers(&self, name: &str) -> Result<Option<Vec<usize>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::I32, Dtype::U32])? else {
             return Ok(None);
         };
@@ -112,11 +112,12 @@ impl Inputs {
             return Err(error(self.what(name), format!("of shape {shape:?}"), "of one dimension"));
         }
         if *dtype == Dtype::U32 {
-            return Ok(Some(bytemuck::pod_collect_to_vec(data.as_slice())));
+            let values: Vec<u32> = bytemuck::pod_collect_to_vec(data.as_slice());
+            return Ok(Some(values.into_iter().map(|x| x as usize).collect()));
         }
         let values: Vec<i32> = bytemuck::pod_collect_to_vec(data.as_slice());
         let positive = |(i, &x): (usize, &i32)| {
-            u32::try_from(x).map_err(|_| error(format!("{}[{i}]", self.what(name)), x, "0 or more"))
+            usize::try_from(x).map_err(|_| error(format!("{}[{i}]", self.what(name)), x, "0 or more"))
         };
         values.iter().enumerate().map(positive).collect::<Result<_>>().map(Some)
     }

@@ -10,9 +10,9 @@ use super::file::{Floats, Inputs, Output, error};
 use serde::Deserialize;
 use wgpu_attention::reference;
 use wgpu_attention::{
-    AttentionInputs, AttentionParams, BlockMask, BlockSparseParams, Caps, Causal, CuSeqlens, DType, FlashAttention,
-    FlashParams, Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams,
-    SeerGateParams, Selector, Tensor,
+    AttentionInputs, AttentionParams, BlockMask, BlockSparseParams, Caps, Causal, DType, FlashAttention, FlashParams,
+    Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams, SeerGateParams,
+    Selector, Seqlens, Tensor,
 };
 
 /// The fields of `SeerGateParams` and `SeerDecodeGateParams`, and whether the target is wanted.
@@ -213,15 +213,15 @@ impl Dense {
     }
 }
 
-fn side(problem: &Problem<BlockSparseParams>, i: usize) -> Option<CuSeqlens<'_>> {
-    problem.cu_seqlens.as_ref().map(|sides| CuSeqlens::Host(&sides[i]))
+fn side(problem: &Problem<BlockSparseParams>, i: usize) -> Option<Seqlens<'_>> {
+    problem.cu_seqlens.as_ref().map(|sides| Seqlens::Host(&sides[i]))
 }
 
 fn inputs<'a>(problem: &'a Problem<BlockSparseParams>, tokens: &'a Uploaded) -> AttentionInputs<'a> {
     let [q, k, v] = ["q", "k", "v"].map(|name| &tokens.tensors[name]);
     AttentionInputs {
-        seqlens_q: problem.seqlens[0].as_deref(),
-        seqlens_k: problem.seqlens[1].as_deref(),
+        seqlens_q: problem.seqlens[0].as_deref().map(Seqlens::Host),
+        seqlens_k: problem.seqlens[1].as_deref().map(Seqlens::Host),
         cu_seqlens_q: side(problem, 0),
         cu_seqlens_k: side(problem, 1),
         ..AttentionInputs::new(q, k, v)

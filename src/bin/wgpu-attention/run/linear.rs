@@ -56,7 +56,7 @@ struct Problem {
     params: LinearParams,
     /// By the names of a call.
     tensors: Named,
-    cu_seqlens: Option<Vec<u32>>,
+    cu_seqlens: Option<Vec<usize>>,
 }
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
@@ -111,9 +111,8 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
 
 impl Problem {
     fn shapes(&self) -> Shapes {
-        let offsets = self.cu_seqlens.as_ref().map(|all| all.iter().map(|&n| n as usize).collect::<Vec<_>>());
         let tensors = self.tensors.iter().map(|(&name, floats)| (name, floats.layout()));
-        Shapes::new(tensors).numbers_if("cu_seqlens", offsets)
+        Shapes::new(tensors).numbers_if("cu_seqlens", self.cu_seqlens.clone())
     }
 
     /// Log-space gates are at most 0.
@@ -169,7 +168,7 @@ impl Problem {
         let [batch, _, rows, _] = shapes[0];
         let sequences: Vec<[usize; 3]> = match &self.cu_seqlens {
             None => (0..batch).map(|b| [b, 0, rows]).collect(),
-            Some(offsets) => offsets.windows(2).map(|w| [0, w[0] as usize, (w[1] - w[0]) as usize]).collect(),
+            Some(offsets) => offsets.windows(2).map(|w| [0, w[0], w[1] - w[0]]).collect(),
         };
         let tokens = names.map(|name| &self.tensors[name].values[..]);
         solve(&LinearProblem { tokens, shapes, g: some("g"), h0: some("h0"), sequences: &sequences })

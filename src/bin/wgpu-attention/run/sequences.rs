@@ -5,14 +5,11 @@ use wgpu_attention::Result;
 
 /// seqlens_q and seqlens_k.
 pub fn lengths(inputs: &Inputs) -> Result<[Option<Vec<usize>>; 2]> {
-    let lengths = |name: &str| -> Result<Option<Vec<usize>>> {
-        Ok(inputs.integers(name)?.map(|lengths| lengths.into_iter().map(|n| n as usize).collect()))
-    };
-    Ok([lengths("seqlens_q")?, lengths("seqlens_k")?])
+    Ok([inputs.integers("seqlens_q")?, inputs.integers("seqlens_k")?])
 }
 
 /// cu_seqlens_q and cu_seqlens_k, both or none.
-pub fn offsets(inputs: &Inputs) -> Result<Option<[Vec<u32>; 2]>> {
+pub fn offsets(inputs: &Inputs) -> Result<Option<[Vec<usize>; 2]>> {
     match (inputs.integers("cu_seqlens_q")?, inputs.integers("cu_seqlens_k")?) {
         (None, None) => Ok(None),
         (Some(q), Some(k)) => Ok(Some([q, k])),
@@ -25,6 +22,6 @@ pub fn offsets(inputs: &Inputs) -> Result<Option<[Vec<u32>; 2]>> {
 }
 
 /// The longest of the sequences with these offsets.
-pub fn longest(offsets: &[u32]) -> usize {
-    offsets.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or(0) as usize
+pub fn longest(offsets: &[usize]) -> usize {
+    offsets.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or(0)
 }

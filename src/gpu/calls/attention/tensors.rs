@@ -17,14 +17,19 @@ pub struct AttentionInputs<'a> {
     /// Values [batch, heads_kv, keys, value_dim].
     pub v: &'a Tensor,
     /// How many queries of each batch entry count; the rest is padding, whose output is 0 and whose LSE is −∞.
-    pub seqlens_q: Option<&'a [usize]>,
+    pub seqlens_q: Option<Seqlens<'a>>,
     /// How many keys of each batch entry count; the rest is padding that nobody sees.
-    pub seqlens_k: Option<&'a [usize]>,
+    pub seqlens_k: Option<Seqlens<'a>>,
     /// Packed sequences: the queries of all lie one after another in q, [1, heads_q, rows, head_dim]. Goes with
     /// `cu_seqlens_k`, and not with lengths.
-    pub cu_seqlens_q: Option<CuSeqlens<'a>>,
+    pub cu_seqlens_q: Option<Seqlens<'a>>,
     /// The same of the keys, in k and v.
-    pub cu_seqlens_k: Option<CuSeqlens<'a>>,
+    pub cu_seqlens_k: Option<Seqlens<'a>>,
+    /// The longest sequence that offsets on the GPU may tell of, in queries: the shorter, the less work is dispatched in vain.
+    /// Default: all rows.
+    pub max_seqlen_q: Option<usize>,
+    /// The same in keys.
+    pub max_seqlen_k: Option<usize>,
     /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
     /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
     /// queries, longest keys].
@@ -53,6 +58,8 @@ impl<'a> AttentionInputs<'a> {
             seqlens_k: None,
             cu_seqlens_q: None,
             cu_seqlens_k: None,
+            max_seqlen_q: None,
+            max_seqlen_k: None,
             bias: None,
             mask: None,
             additional_k: None,
@@ -60,6 +67,13 @@ impl<'a> AttentionInputs<'a> {
             block_mask: None,
             buffers: &[],
         }
+    }
+}
+
+impl<'a> AttentionInputs<'a> {
+    pub(crate) fn sequences(&self) -> Sequences<'a> {
+        let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
+        Sequences { seqlens, longest: [self.max_seqlen_q, self.max_seqlen_k] }
     }
 }
 
@@ -73,58 +87,57 @@ impl Call for AttentionInputs<'_> {
             ("mask", self.mask),
             ("additional_k", self.additional_k),
             ("additional_v", self.additional_v),
-            ("cu_seqlens_q", self.cu_seqlens_q.as_ref().and_then(CuSeqlens::tensor)),
-            ("cu_seqlens_k", self.cu_seqlens_k.as_ref().and_then(CuSeqlens::tensor)),
         ]);
+        all.extend(self.sequences().tensors());
         all.extend(self.block_mask.iter().flat_map(|mask| mask.tensors()));
         all.extend(self.buffers.iter().map(|&(name, tensor)| (crate::program::hook::tensor_name(name), tensor)));
         all
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
-        let mut all: Vec<(Name, Cow<'_, [usize]>)> = vec![];
-        for (name, lengths) in [("seqlens_q", self.seqlens_q), ("seqlens_k", self.seqlens_k)] {
-            all.extend(lengths.map(|lengths| (name.into(), lengths.into())));
-        }
-        let sides = [("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")];
-        for ((offsets, longest), side) in sides.into_iter().zip([self.cu_seqlens_q, self.cu_seqlens_k]) {
-            all.extend(side.map(|side| side.numbers(offsets, longest)));
-        }
+        let mut all: Vec<(Name, Cow<'_, [usize]>)> = self.sequences().numbers().collect();
         all.extend(self.block_mask.iter().flat_map(|mask| mask.numbers()));
         all
     }
 }
 
-/// Where packed sequences begin and end: sequence i has the rows `[offsets[i], offsets[i + 1])`. The first offset is 0,
-/// they ascend (an empty sequence has two equal ones), and the last is at most the number of rows. Rows behind the last
-/// belong to no sequence and are left alone.
+/// Lengths of padded sequences (`seqlens`), one a batch entry; or offsets of packed sequences (`cu_seqlens`): sequence i has the rows
+/// `[offsets[i], offsets[i + 1])`. The first offset is 0, they ascend (an empty sequence has two equal ones), and the last is at most
+/// the number of rows. Rows behind the last belong to no sequence and are left alone.
 #[derive(Clone, Copy, Debug)]
-pub enum CuSeqlens<'a> {
+pub enum Seqlens<'a> {
     /// On the host: checked, and part of what a kernel is prepared for.
-    Host(&'a [u32]),
-    /// On the GPU: u32 values that work submitted before may have made. They are clamped to the tensor, and a kernel that
-    /// found them wrong makes reading its output an error.
-    Gpu {
-        /// The offsets, as [`Tensor::upload_u32`] makes them: [1, 1, 1, sequences + 1].
-        offsets: &'a Tensor,
-        /// The longest sequence that there may be.
-        max_seqlen: usize,
-    },
+    Host(&'a [usize]),
+    /// On the GPU: u32 [1, 1, 1, batch] (lengths) or [1, 1, 1, sequences + 1] (offsets), as [`Tensor::upload_u32`] makes them. Work
+    /// submitted before may have made the values. They are clamped to the tensors, and a kernel that found them wrong makes
+    /// reading its output an error. Both sides' are on the GPU, or none.
+    Gpu(&'a Tensor),
 }
 
-impl<'a> CuSeqlens<'a> {
-    pub(crate) fn tensor(&self) -> Option<&'a Tensor> {
-        match *self {
-            CuSeqlens::Host(_) => None,
-            CuSeqlens::Gpu { offsets, .. } => Some(offsets),
-        }
+/// The names of [`Sequences`].
+const NAMES: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
+
+/// What a call says of its sequences: lengths of both sides, offsets of both sides, the longest of both sides.
+pub(crate) struct Sequences<'a> {
+    pub seqlens: [Option<Seqlens<'a>>; 4],
+    pub longest: [Option<usize>; 2],
+}
+
+impl<'a> Sequences<'a> {
+    pub fn tensors(&self) -> impl Iterator<Item = (Name, &'a Tensor)> {
+        NAMES.into_iter().zip(self.seqlens).filter_map(|(name, side)| match side? {
+            Seqlens::Host(_) => None,
+            Seqlens::Gpu(tensor) => Some((name.into(), tensor)),
+        })
     }
 
-    pub(crate) fn numbers(&self, offsets: &'static str, longest: &'static str) -> (Name, Cow<'a, [usize]>) {
-        match *self {
-            CuSeqlens::Host(host) => (offsets.into(), host.iter().map(|&n| n as usize).collect::<Vec<_>>().into()),
-            CuSeqlens::Gpu { max_seqlen, .. } => (longest.into(), vec![max_seqlen].into()),
-        }
+    pub fn numbers(&self) -> impl Iterator<Item = (Name, Cow<'a, [usize]>)> {
+        let host = NAMES.into_iter().zip(self.seqlens).filter_map(|(name, side)| match side? {
+            Seqlens::Host(numbers) => Some((name.into(), numbers.into())),
+            Seqlens::Gpu(_) => None,
+        });
+        let longest = ["max_seqlen_q", "max_seqlen_k"].into_iter().zip(self.longest);
+        host.chain(longest.filter_map(|(name, longest)| Some((name.into(), vec![longest?].into()))))
     }
 }
 

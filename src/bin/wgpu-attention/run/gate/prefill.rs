@@ -5,7 +5,7 @@ use crate::run::attention::{Problem, request};
 use crate::run::call::{Named, Uploaded};
 use crate::run::{Backend, Options};
 use wgpu_attention::reference::{self, SeerGateProblem};
-use wgpu_attention::{BlockSparseParams, Caps, HeadGroups, Result, SeerGate, SeerGateInputs, Shapes};
+use wgpu_attention::{BlockSparseParams, Caps, HeadGroups, Result, SeerGate, SeerGateInputs, Seqlens, Shapes};
 
 /// Blocks of queries choose, head by head.
 pub fn run(options: &Options, params: &Params, tensors: &Named, problem: &Problem<BlockSparseParams>) -> Result<Found> {
@@ -26,8 +26,8 @@ async fn on_gpu(
     let uploaded = Uploaded::new(&gpu, tensors).await?.tensors;
     let gated = SeerGateInputs {
         wq: uploaded.get("wq"),
-        seqlens_q: problem.seqlens[0].as_deref(),
-        seqlens_k: problem.seqlens[1].as_deref(),
+        seqlens_q: problem.seqlens[0].as_deref().map(Seqlens::Host),
+        seqlens_k: problem.seqlens[1].as_deref().map(Seqlens::Host),
         cu_seqlens_q: side(problem, 0),
         cu_seqlens_k: side(problem, 1),
         ..SeerGateInputs::new(&uploaded["q"], &uploaded["k"], &uploaded["wk"])
@@ -53,7 +53,7 @@ fn on_cpu(params: &Params, tensors: &Named, problem: &Problem<BlockSparseParams>
         None => (0..batch).map(|b| [b, 0, length(0, b, queries), 0, length(1, b, keys)]).collect(),
         Some([q, k]) => {
             let pairs = q.windows(2).zip(k.windows(2));
-            pairs.map(|(q, k)| [0, q[0], q[1] - q[0], k[0], k[1] - k[0]].map(|n| n as usize)).collect()
+            pairs.map(|(q, k)| [0, q[0], q[1] - q[0], k[0], k[1] - k[0]]).collect()
         }
     };
     let gated = SeerGateProblem {
