@@ -36,6 +36,7 @@ pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
 pub use case::{AttentionCase, BlockCase, Known, KnownHook, MaskSource, Scores};
+use data::upload_numbers;
 pub use data::{Tolerance, normal, poisoned};
 pub use family::CaseParams;
 pub use flash_cases::flash_cases;

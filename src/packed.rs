@@ -1,8 +1,8 @@
-//! Packed sequences: lengths of several sequences that lie one after another in one tensor.
+//! Lengths of sequences: packed ones lie one after another in one tensor, padded ones each in a batch entry of its own.
 
 use crate::error::require;
 use crate::program::shader::{AccessKind, Binding, Shader, file};
-use crate::program::{Argument, Builder, OffsetRule, Operand, Part, Rule, SHARED, Step, Table};
+use crate::program::{Argument, Builder, OffsetRule, Operand, Part, Rule, SHARED, Step, Table, small_table};
 use crate::{DType, Result, Shapes};
 
 /// What the rows of a tile are; the columns are the other.
@@ -117,26 +117,31 @@ pub(crate) fn check_offsets(name: &str, offsets: &[usize], rows: usize) -> Resul
     Ok(())
 }
 
-/// The work of packed sequences, cut into tiles of rows.
+/// Where the sequences are: the table that `shaders/workgroups/` reads.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
+    pub table: (Binding, Table),
+    /// The kernel that makes it from what lies on the GPU.
+    pub kernel: Option<Step>,
+    pub packed: Option<PackedWork>,
+}
+
+/// The work of packed sequences, cut into tiles of rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedWork {
     pub sequences: usize,
     /// Tiles of rows of all sequences, or the most that there can be.
     pub items: usize,
     /// Columns to a tile: on average, or at most.
     pub cols: usize,
-    /// The table that `shaders/workgroups/packed.wgsl` reads.
-    pub table: Table,
-    /// The kernel that makes it from offsets on the GPU.
-    pub kernel: Option<Step>,
 }
 
 /// The uniform struct of `shaders/workgroups/schedule.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    cu_q: [u32; 4],
-    cu_k: [u32; 4],
+    seqlens_q: [u32; 4],
+    seqlens_k: [u32; 4],
     sequences: u32,
     queries: u32,
     keys: u32,
@@ -149,44 +154,48 @@ struct Params {
 
 const THREADS: u32 = 128;
 
-impl Schedule {
-    /// For tiles of `tile` rows of one side. What is wrong with offsets is told by a check, if `checked`.
-    pub fn plan(
-        builder: &mut Builder,
-        pass: &str,
-        sides: &[Offsets; 2],
-        rows: [usize; 2],
-        side: Side,
-        tile: usize,
-        checked: bool,
-    ) -> Result<Self> {
-        let sequences = sides[0].sequences();
-        let (q, k) = match sides {
-            [Offsets::Host(q), Offsets::Host(k)] => return Ok(Self::on_host(q, k, side, tile)),
-            [Offsets::Gpu { offsets: q, .. }, Offsets::Gpu { offsets: k, .. }] => (q, k),
-            _ => unreachable!("`check` lets only two of a kind pass"),
-        };
-        let longest = sides.each_ref().map(Offsets::max_seqlen);
-        let (own, other) = (side as usize, 1 - side as usize);
-        // Every sequence has at most one tile that is not full.
-        let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
-        let table = builder.scratch_bytes(format!("{pass}: sequences"), 16 * (sequences + items) as u64);
+/// What the kernel makes a table of.
+struct OnGpu<'a> {
+    names: [&'static str; 2],
+    /// Lengths or offsets of both sides.
+    seqlens: [Option<&'a Operand>; 2],
+    /// How many sequences there are, rows of the tensors, the longest sequences.
+    sequences: usize,
+    rows: [usize; 2],
+    longest: [usize; 2],
+    /// Of packed sequences: whose rows make tiles, rows of a tile, tiles that there is room for.
+    tiles: Option<(Side, usize, usize)>,
+    /// Rows to a query.
+    query_rows: usize,
+}
+
+impl OnGpu<'_> {
+    /// The kernel that writes the table. What is wrong with lengths is told by a check, if `checked`.
+    fn kernel(&self, builder: &mut Builder, pass: &str, table: usize, checked: bool) -> Result<Step> {
+        let &Self { names, seqlens, sequences, rows, longest, tiles, query_rows } = self;
         let problem = builder.scratch_bytes(format!("{pass}: problem"), 16);
         if checked {
-            builder.check(problem, Rule::Offsets { names: NAMES, rows, max_seqlen: longest });
+            builder.check(problem, Rule::Offsets { names, rows, max_seqlen: longest });
         }
-        let argument = |name, operand| Argument::new(name, operand, AccessKind::LoadBits, SHARED);
-        let arguments = vec![argument("cu_q", q), argument("cu_k", k)];
+        let argument = |(name, operand): (&'static str, Option<&Operand>)| {
+            Some(Argument::new(name, operand?, AccessKind::LoadBits, SHARED))
+        };
+        let of_shader = ["seqlens_q", "seqlens_k"];
+        let arguments = of_shader.into_iter().zip(seqlens).filter_map(argument).collect();
         let binding = |name, ty| Binding::Table { name, ty, length: None, write: true };
         let tables = vec![
             (binding("sequences", "vec4u"), Table::Scratch(table)),
             (binding("problem", "u32"), Table::Scratch(problem)),
         ];
+        let packed = u32::from(tiles.is_some());
+        let (side, tile, items) = tiles.unwrap_or((Side::Queries, 1, 0));
+        let constants = vec![("WG", THREADS), ("PACKED", packed), ("QUERY_ROWS", query_rows as u32)];
         let files = vec![file::WORKGROUPS_SCHEDULE, file::SCAN];
-        let shader = Shader::of("schedule of packed sequences", vec![("WG", THREADS)], files, None);
+        let optional = of_shader.map(|name| (name, AccessKind::LoadBits)).to_vec();
+        let shader = Shader { optional, ..Shader::of("schedule of sequences", constants, files, None) };
         let params = |_: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            cu_q: address("cu_q"),
-            cu_k: address("cu_k"),
+            seqlens_q: address("seqlens_q"),
+            seqlens_k: address("seqlens_k"),
             sequences: sequences as u32,
             queries: rows[0] as u32,
             keys: rows[1] as u32,
@@ -196,12 +205,69 @@ impl Schedule {
             items: items as u32,
             by_keys: side as u32,
         };
-        let parts = vec![Part::whole([1; 3])];
-        let kernel = Step::new(builder.caps, shader, arguments, tables, parts, params).fit(builder.caps)?;
-        Ok(Self { sequences, items, cols: longest[other], table: Table::Scratch(table), kernel: Some(kernel) })
+        Step::new(builder.caps, shader, arguments, tables, vec![Part::whole([1; 3])], params).fit(builder.caps)
+    }
+}
+
+impl Schedule {
+    /// Of packed sequences, for tiles of `tile` rows of one side.
+    pub fn packed(
+        builder: &mut Builder,
+        pass: &str,
+        sides: &[Offsets; 2],
+        rows: [usize; 2],
+        (side, tile): (Side, usize),
+        checked: bool,
+    ) -> Result<Self> {
+        let sequences = sides[0].sequences();
+        let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
+        let seqlens = match sides {
+            [Offsets::Host(q), Offsets::Host(k)] => {
+                let (table, packed) = Self::on_host(q, k, side, tile);
+                return Ok(Self { table: (binding, table), kernel: None, packed: Some(packed) });
+            }
+            [Offsets::Gpu { offsets: q, .. }, Offsets::Gpu { offsets: k, .. }] => [Some(q), Some(k)],
+            _ => unreachable!("`check` lets only two of a kind pass"),
+        };
+        let longest = sides.each_ref().map(Offsets::max_seqlen);
+        let (own, other) = (side as usize, 1 - side as usize);
+        // Every sequence has at most one tile that is not full.
+        let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
+        let table = builder.scratch_bytes(format!("{pass}: sequences"), 16 * (sequences + items) as u64);
+        let tiles = Some((side, tile, items));
+        let on_gpu = OnGpu { names: NAMES, seqlens, sequences, rows, longest, tiles, query_rows: 1 };
+        let kernel = Some(on_gpu.kernel(builder, pass, table, checked)?);
+        let packed = Some(PackedWork { sequences, items, cols: longest[other] });
+        Ok(Self { table: (binding, Table::Scratch(table)), kernel, packed })
     }
 
-    fn on_host(q: &[usize], k: &[usize], side: Side, tile: usize) -> Self {
+    /// Of padded sequences, by the lengths of queries and keys, in tensors of so many `rows` each; `query_rows` of them to a query.
+    pub fn padded(
+        builder: &mut Builder,
+        pass: &str,
+        lengths: [Option<&Lengths>; 2],
+        (batch, rows): (usize, [usize; 2]),
+        query_rows: usize,
+        checked: bool,
+    ) -> Result<Self> {
+        let of_gpu = |lengths: Option<&'_ Lengths>| lengths.is_some_and(|lengths| matches!(lengths, Lengths::Gpu(_)));
+        if !lengths.into_iter().any(of_gpu) {
+            let row = |b: usize| padded_sequence(lengths, rows, query_rows, b);
+            let table = small_table("sequences", &(0..batch).map(row).collect::<Vec<_>>());
+            return Ok(Self { table, kernel: None, packed: None });
+        }
+        let seqlens = lengths.map(|lengths| match lengths {
+            Some(Lengths::Gpu(operand)) => Some(operand),
+            _ => None,
+        });
+        let (table, scratch) = builder.scratch_table(format!("{pass}: sequences"), "sequences", batch);
+        let names = LENGTHS;
+        let on_gpu = OnGpu { names, seqlens, sequences: batch, rows, longest: rows, tiles: None, query_rows };
+        let kernel = Some(on_gpu.kernel(builder, pass, scratch, checked)?);
+        Ok(Self { table, kernel, packed: None })
+    }
+
+    fn on_host(q: &[usize], k: &[usize], side: Side, tile: usize) -> (Table, PackedWork) {
         // Of a sequence's entry, its rows and its columns.
         let (own, other) = (1 + 2 * side as usize, 3 - 2 * side as usize);
         let mut table = host_sequences(q, k);
@@ -214,17 +280,75 @@ impl Schedule {
         let cols: usize = items.iter().map(|item| table[item[0] as usize][other] as usize).sum();
         table.extend((0..count).map(|n| items[if n % 2 == 0 { n / 2 } else { count - 1 - n / 2 }]));
         let table = Table::bytes(bytemuck::cast_slice(&table).to_vec());
-        Self { sequences, items: count, cols: cols / count.max(1), table, kernel: None }
+        (table, PackedWork { sequences, items: count, cols: cols / count.max(1) })
     }
 }
 
-pub(crate) fn check_lengths(name: &str, lengths: Option<&[usize]>, batch: usize, most: usize) -> Result<()> {
-    let Some(lengths) = lengths else { return Ok(()) };
+/// Lengths of padded sequences, one a batch entry.
+#[derive(Clone, Debug)]
+pub(crate) enum Lengths {
+    Host(Vec<usize>),
+    /// [1, 1, 1, batch], u32.
+    Gpu(Operand),
+}
+
+const LENGTHS: [&str; 2] = ["seqlens_q", "seqlens_k"];
+
+/// The lengths of both sides, where there are some.
+pub(crate) fn lengths(builder: &Builder, shapes: &Shapes) -> [Option<Lengths>; 2] {
+    LENGTHS.map(|name| {
+        let host = || shapes.get_numbers(name).map(|numbers| Lengths::Host(numbers.to_vec()));
+        builder.tensor(name).map(Lengths::Gpu).or_else(host)
+    })
+}
+
+/// The lengths of both sides, checked as far as the host sees them. `rows` are those of the tensors.
+pub(crate) fn check_lengths(sides: [Option<&Lengths>; 2], batch: usize, rows: [usize; 2]) -> Result<()> {
+    for ((name, lengths), rows) in LENGTHS.into_iter().zip(sides).zip(rows) {
+        match lengths {
+            None => {}
+            Some(Lengths::Host(lengths)) => check_host_lengths(name, lengths, batch, rows)?,
+            Some(Lengths::Gpu(Operand { layout, .. })) => {
+                require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
+                let bound = format!("[1, 1, 1, {batch}], one a batch entry");
+                let fits = layout.shape == [1, 1, 1, batch];
+                require(fits, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+                layout.byte_span()?;
+            }
+        }
+    }
+    match sides {
+        [Some(Lengths::Host(_)), Some(Lengths::Gpu(_))] => {
+            require(false, LENGTHS[1], "on the GPU", "on the host, as seqlens_q")
+        }
+        [Some(Lengths::Gpu(_)), Some(Lengths::Host(_))] => {
+            require(false, LENGTHS[1], "on the host", "on the GPU, as seqlens_q")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lengths on the host.
+pub(crate) fn check_host_lengths(name: &str, lengths: &[usize], batch: usize, rows: usize) -> Result<()> {
     require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
     for (i, &length) in lengths.iter().enumerate() {
-        require(length <= most, &format!("{name}[{i}]"), length, format!("at most {most}, the tensor's length"))?;
+        require(length <= rows, &format!("{name}[{i}]"), length, format!("at most {rows}, the tensor's rows"))?;
     }
     Ok(())
+}
+
+/// (0, queries, 0, keys) of batch entry `b`, by lengths on the host.
+pub(crate) fn padded_sequence(
+    lengths: [Option<&Lengths>; 2],
+    rows: [usize; 2],
+    query_rows: usize,
+    b: usize,
+) -> [u32; 4] {
+    let length = |i: usize| match lengths[i] {
+        Some(Lengths::Host(lengths)) => lengths[b],
+        _ => rows[i],
+    };
+    [0, length(0) * query_rows, 0, length(1)].map(|n| n as u32)
 }
 
 #[cfg(test)]
@@ -236,7 +360,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::WORKGROUPS_SCHEDULE,
-            cu_q cu_k sequences queries keys max_queries max_keys rows items by_keys
+            seqlens_q seqlens_k sequences queries keys max_queries max_keys rows items by_keys
         );
     }
 }

@@ -50,7 +50,8 @@ fn an_independent_implementation_agrees() {
     assert!(cache.chunks(7 * 64).all(|head| head[6 * 64..].iter().all(|x| x.is_nan())), "not written yet");
 
     let q_pre = token("q_pre");
-    let inputs = SeerDecodeInputs { q: &q_pre, compressed: &compressed, seqlens_k: &[101, 101], keys: 101 };
+    let inputs =
+        SeerDecodeInputs { q: &q_pre, compressed: &compressed, seqlens_k: Seqlens::Host(&[101, 101]), keys: 101 };
     let (found, logits, scores) = block_on(gate.forward_with_scores(&weights, &inputs)).unwrap();
     near(&logits, &floats(&golden, "gate_logits"));
     near(&scores, &floats(&golden, "gate_scores"));
@@ -142,15 +143,34 @@ fn bad_input() {
     says(compress(&wrong, &k, &compressed, [0; 2], [9; 2]), &["norm_k.shape", "[1, 1, 1, 8]"]);
 
     let q = zeros([2, 4, 1, 8]);
-    let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: &[40, 80], keys: 90 };
+    let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: Seqlens::Host(&[40, 80]), keys: 90 };
     let run = |inputs: SeerDecodeInputs| block_on(gate.forward(&weights, &inputs));
     assert!(run(inputs).is_ok());
-    says(run(SeerDecodeInputs { seqlens_k: &[40, 91], ..inputs }), &["seqlens_k[1] is 91", "at most 90"]);
     says(
-        run(SeerDecodeInputs { seqlens_k: &[40, 96], keys: 100, ..inputs }),
+        run(SeerDecodeInputs { seqlens_k: Seqlens::Host(&[40, 91]), ..inputs }),
+        &["seqlens_k[1] is 91", "at most 90"],
+    );
+    says(
+        run(SeerDecodeInputs { seqlens_k: Seqlens::Host(&[40, 96]), keys: 100, ..inputs }),
         &["seqlens_k[1] is 96", "compressed has 5 blocks"],
     );
-    says(run(SeerDecodeInputs { seqlens_k: &[40], ..inputs }), &["seqlens_k.len() is 1"]);
+    says(run(SeerDecodeInputs { seqlens_k: Seqlens::Host(&[40]), ..inputs }), &["seqlens_k.len() is 1"]);
+    // Lengths on the GPU are told when a result is read.
+    for (lengths, words) in
+        [([40, 91], ["seqlens_k[1] is 91", "at most 90"]), ([96, 90], ["seqlens_k[0] is 96", "at most 90"])]
+    {
+        let lengths = block_on(Tensor::upload_u32(gpu(), &lengths)).unwrap();
+        let mask = run(SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&lengths), ..inputs }).unwrap();
+        says(block_on(mask.read()), &words);
+    }
+    let lengths = block_on(Tensor::upload_u32(gpu(), &[40, 96])).unwrap();
+    let mask = run(SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&lengths), keys: 100, ..inputs }).unwrap();
+    says(block_on(mask.read()), &["seqlens_k[1] is 96", "at most 95"]);
+    let three = block_on(Tensor::upload_u32(gpu(), &[1; 3])).unwrap();
+    says(
+        run(SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&three), ..inputs }),
+        &["seqlens_k.shape", "one a batch entry"],
+    );
     says(run(SeerDecodeInputs { q: &zeros([2, 6, 1, 8]), ..inputs }), &["wq.shape", "[1, 2, 24, 8]"]);
     says(run(SeerDecodeInputs { q: &zeros([2, 3, 1, 8]), ..inputs }), &["heads_q) is 3", "multiple of heads_kv"]);
     says(run(SeerDecodeInputs { compressed: &zeros([1, 2, 5, 8]), ..inputs }), &["compressed.shape"]);
@@ -196,7 +216,7 @@ fn caches_of_16_bits_and_recorded_steps() {
         assert_eq!(read(&cache), exact);
     }
     let q = tensor([1, 4, 1, 16], &common::random(9, 64));
-    let inputs = SeerDecodeInputs { q: &q, compressed: &cache, seqlens_k: &[48], keys: 48 };
+    let inputs = SeerDecodeInputs { q: &q, compressed: &cache, seqlens_k: Seqlens::Host(&[48]), keys: 48 };
     let grid = gate.grid(&inputs);
     let chosen = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::U32, grid.shape()))).unwrap();
     let call = (&weights, &inputs, [("chosen", &chosen)]);
@@ -207,4 +227,17 @@ fn caches_of_16_bits_and_recorded_steps() {
     let mask = BlockMask::from_bits(gpu(), grid, &chosen, None).unwrap();
     let same = block_on(gate.forward(&weights, &inputs)).unwrap();
     assert_eq!(block_on(mask.read()).unwrap(), block_on(same.read()).unwrap());
+    // Prepared once for all lengths.
+    let lengths = block_on(Tensor::upload_u32(gpu(), &[0])).unwrap();
+    let growing = SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&lengths), ..inputs };
+    let call = (&weights, &growing, [("chosen", &chosen)]);
+    let step = block_on(gate.prepare(&Shapes::of(call))).unwrap();
+    for length in [1, 16, 40, 48] {
+        gpu().queue().write_buffer(lengths.buffer(), 0, &(length as u32).to_le_bytes());
+        block_on(step.submit(call)).unwrap();
+        block_on(step.check()).unwrap();
+        let host = SeerDecodeInputs { seqlens_k: Seqlens::Host(&[length]), ..inputs };
+        let same = block_on(gate.forward(&weights, &host)).unwrap();
+        assert_eq!(block_on(mask.read()).unwrap(), block_on(same.read()).unwrap(), "{length}");
+    }
 }

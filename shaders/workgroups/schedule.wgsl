@@ -1,8 +1,8 @@
-// Packed sequences whose offsets lie on the GPU: makes the table that workgroups/packed.wgsl reads.
+// Sequences whose offsets or lengths lie on the GPU: makes the table that workgroups/packed.wgsl and padded.wgsl read.
 //
-// cu_q, cu_k: params.sequences + 1 offsets each. Offsets that are not in order, not within the tensors, or further apart
-// than stated are clamped, and the first such is reported in `problem`: (number, value, the one before), where number is
-// (index · 2 + side) · 4 + rule, side 0 for queries, or NONE.
+// seqlens_q, seqlens_k: where sequences are PACKED params.sequences + 1 offsets each, else a length for each batch entry, or nothing:
+// full length. What is not in order, not within the tensors, or further apart than stated is clamped, and the first such is reported
+// in `problem`: (number, value, the one before), where number is (index · 2 + side) · 4 + rule, side 0 for queries, or NONE.
 //
 // One workgroup; a thread takes every WG-th sequence. Workgroup memory: 4·WG + 4 bytes.
 
@@ -13,10 +13,10 @@ const RULE_END: u32 = 2u;
 const RULE_LENGTH: u32 = 3u;
 
 struct Params {
-    cu_q: vec4u,
-    cu_k: vec4u,
+    seqlens_q: vec4u,
+    seqlens_k: vec4u,
     sequences: u32,
-    // Rows of the tensors, and the longest sequence as stated.
+    // Rows of the tensors (of queries: queries), and the longest sequence as stated.
     queries: u32,
     keys: u32,
     max_queries: u32,
@@ -30,17 +30,22 @@ struct Params {
 
 var<workgroup> first_problem: atomic<u32>;
 
-fn cu(side: u32, i: u32) -> u32 {
-    if (side == 0u) { return load_cu_q(params.cu_q.x + i); }
-    return load_cu_k(params.cu_k.x + i);
+fn given(side: u32, i: u32) -> u32 {
+    if (side == 0u) { return load_seqlens_q(params.seqlens_q.x + i); }
+    return load_seqlens_k(params.seqlens_k.x + i);
 }
 
 // (first row, rows) of sequence i.
 fn rows_of(side: u32, i: u32) -> vec2u {
     let total = select(params.keys, params.queries, side == 0u);
+    if (PACKED == 0u) {
+        let length = select(total, given(side, i), select(HAS_SEQLENS_K, HAS_SEQLENS_Q, side == 0u));
+        if (length > total) { complain(i, side, RULE_END); }
+        return vec2u(0u, min(length, total));
+    }
     let longest = select(params.max_keys, params.max_queries, side == 0u);
-    let start = cu(side, i);
-    let end = cu(side, i + 1u);
+    let start = given(side, i);
+    let end = given(side, i + 1u);
     if (i == 0u && start != 0u) { complain(0u, side, RULE_START); }
     if (end < start) { complain(i + 1u, side, RULE_ORDER); }
     else if (end > total) { complain(i + 1u, side, RULE_END); }
@@ -64,7 +69,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         if (i < params.sequences) {
             let q = rows_of(0u, i);
             let k = rows_of(1u, i);
-            sequences[i] = vec4u(q, k);
+            sequences[i] = vec4u(q.x, q.y * QUERY_ROWS, k);
             tiles = (select(q.y, k.y, params.by_keys == 1u) + params.rows - 1u) / params.rows;
         }
         let first = next + sum_before(tiles, thread);
@@ -83,8 +88,8 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         if (number != NONE) {
             let index = number / 8u;
             let side = (number / 4u) % 2u;
-            problem[1] = cu(side, index);
-            problem[2] = cu(side, max(index, 1u) - 1u);
+            problem[1] = given(side, index);
+            problem[2] = given(side, max(index, 1u) - 1u);
         }
     }
 }

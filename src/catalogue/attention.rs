@@ -157,13 +157,14 @@ impl Case for AttentionCase {
             _ => String::new(),
         };
         let packed = match &self.cu_seqlens {
-            Some([q, _]) => format!(" packed {}{}", q.len() - 1, if self.on_gpu { " by the GPU" } else { "" }),
+            Some([q, _]) => format!(" packed {}", q.len() - 1),
             None => String::new(),
         };
+        let by_gpu = if self.on_gpu && self.seqlens().iter().any(Option::is_some) { " by the GPU" } else { "" };
         let hooks: String = self.hooks.iter().map(|hook| format!(" {hook:?}")).collect();
         let blocks = self.blocks.as_ref().map_or(String::new(), BlockCase::name);
         format!(
-            "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{blocks}{packed}{hooks}",
+            "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{blocks}{packed}{by_gpu}{hooks}",
             self.label, self.batch
         )
     }

@@ -120,6 +120,7 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
             dims: [(32, 32), (64, 64), (128, 128), (80, 200)][i % 4],
             strided: i % 3 == 1,
             seqlens_k,
+            on_gpu: i == 0,
             params: FlashParams { softcap: (i == 2).then_some(20.0), ..causal(diagonals[i % 2]) },
             blocks: Some(BlockCase {
                 block,
@@ -155,6 +156,7 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
         dims: (32, 32),
         seqlens_q: Some(vec![90, 1, 0, 65]),
         seqlens_k: Some(vec![140, 64, 3, 0]),
+        on_gpu: true,
         params: causal(diagonals[1]),
         blocks: Some(BlockCase { block: [16, 32], density: 0.6, ..Default::default() }),
         ..AttentionCase::default()

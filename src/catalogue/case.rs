@@ -50,7 +50,7 @@ pub struct AttentionCase {
     pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
     pub cu_seqlens: Option<[Vec<usize>; 2]>,
-    /// Those offsets on the GPU.
+    /// Lengths and offsets on the GPU.
     pub on_gpu: bool,
     /// Functions of the caller's.
     pub hooks: Vec<KnownHook>,

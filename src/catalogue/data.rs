@@ -100,3 +100,8 @@ impl Tolerance {
         2f64.powi(exponent.max(smallest) - digits)
     }
 }
+
+/// Lengths or offsets on a GPU.
+pub(super) async fn upload_numbers(gpu: &Gpu, numbers: &[usize]) -> Result<Tensor> {
+    Tensor::upload_u32(gpu, &numbers.iter().map(|&n| n as u32).collect::<Vec<_>>()).await
+}

@@ -69,6 +69,7 @@ pub fn flash_cases() -> Vec<AttentionCase> {
             additional,
             seqlens_q: (i == 0).then(|| vec![90, 7]),
             seqlens_k: (i == 1).then(|| vec![0, 70]),
+            on_gpu: i == 0,
             bias: (i == 2).then_some([true, false, false]),
             scores: Scores::Normal(3.0),
             ..case(450 + i).of_type(DTYPES[i])
@@ -113,6 +114,7 @@ fn masks() -> Vec<AttentionCase> {
             lengths: (90, 140),
             seqlens_q: Some(vec![90, 1, 0, 65]),
             seqlens_k: Some(vec![140, 64, 3, 0]),
+            on_gpu: i == 1,
             params: FlashParams { causal, ..FlashParams::default() },
             scores: Scores::Normal(3.0),
             ..case(110 + i)
@@ -212,6 +214,7 @@ fn scores() -> Vec<AttentionCase> {
             heads: (4, 2),
             lengths: (90, 151),
             seqlens_k: (i % 3 == 0).then(|| vec![151, 77]),
+            on_gpu: i == 3,
             params: FlashParams { causal, ..FlashParams::default() },
             bias,
             mask,

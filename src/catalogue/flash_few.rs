@@ -19,6 +19,7 @@ pub(super) fn few_queries() -> Vec<AttentionCase> {
         AttentionCase {
             seqlens_q: Some(vec![1, 0]),
             seqlens_k: Some(vec![40, 1500]),
+            on_gpu: true,
             ..of((32, 2), (1, 2000), last.clone())
         },
         AttentionCase { dims: (128, 40), strided: true, ..of((4, 1), (1, 1030), FlashParams::default()) },

@@ -72,6 +72,7 @@ pub fn score_reduction_cases() -> Vec<ScoreReductionCase> {
             batch: 4,
             seqlens_q: Some(vec![90, 1, 0, 65]),
             seqlens_k: Some(vec![140, 64, 3, 0]),
+            on_gpu: true,
             params: FlashParams { window: Window { left: Some(70), right: None }, ..causal.clone() },
             ..shared()
         },

@@ -1,10 +1,10 @@
 //! Cases of SeerAttention's gate for decoding: its cache, its choice, its training.
 
-use super::{Case, Outcome, Tolerance, normal, poisoned};
+use super::{Case, Outcome, Tolerance, normal, poisoned, upload_numbers};
 use crate::reference::{self, SeerDecodeProblem, SeerGateReference};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Result, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
-    SeerDecodeWeights, Shapes, Tensor,
+    SeerDecodeWeights, Seqlens, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -19,6 +19,8 @@ pub struct SeerDecodeCase {
     pub dims: (usize, usize),
     /// Keys of each batch entry.
     pub seqlens_k: Vec<usize>,
+    /// Those on the GPU.
+    pub on_gpu: bool,
     /// Whether queries, keys go through a norm.
     pub norms: [bool; 2],
     /// The params.
@@ -73,7 +75,11 @@ impl SeerDecodeCase {
         let compression = weights.clone().tensor("k", k.clone()).tensor("compressed", compressed.clone());
         let compression = compression.numbers("before", [0]).numbers("after", [keys]);
         let selection = weights.clone().tensor("q", layout([1, 6, 2, head_dim])).tensor("compressed", compressed);
-        let selection = selection.numbers("seqlens_k", [keys]).numbers("keys", [keys]);
+        let selection = match self.on_gpu {
+            true => selection.tensor("seqlens_k", Layout::heads_first(DType::U32, [1; 4])),
+            false => selection.numbers("seqlens_k", [keys]),
+        };
+        let selection = selection.numbers("keys", [keys]);
         let training = weights.tensor("q", layout([1, 6, 2, head_dim])).tensor("k", k);
         let plans = || {
             let step = selection.clone().wanted("logits").wanted("scores");
@@ -181,6 +187,10 @@ impl SeerDecodeCase {
         Ok(compressed)
     }
 
+    fn seqlens<'a>(&'a self, on_gpu: &'a Tensor) -> Seqlens<'a> {
+        if self.on_gpu { Seqlens::Gpu(on_gpu) } else { Seqlens::Host(&self.seqlens_k) }
+    }
+
     async fn q(&self, gpu: &Gpu) -> Result<Tensor> {
         poisoned(gpu, Layout::heads_first(self.dtypes[0], self.shapes()[0]), &self.values().q).await
     }
@@ -190,8 +200,8 @@ impl SeerDecodeCase {
         let (weights, q) = (self.weights(gpu).await?, self.q(gpu).await?);
         let weights = weights.borrowed();
         let compressed = self.compress(gpu, &gate, &weights).await?;
-        let (seqlens_k, keys) = (&self.seqlens_k[..], self.lengths.1);
-        let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k, keys };
+        let (on_gpu, keys) = (upload_numbers(gpu, &self.seqlens_k).await?, self.lengths.1);
+        let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: self.seqlens(&on_gpu), keys };
         let (mask, logits, scores) = gate.forward_with_scores(&weights, &inputs).await?;
         let (logits, scores) = (logits.read().await?, scores.read().await?);
         let (chosen, cache) = (mask.read().await?, compressed.read().await?);
@@ -264,13 +274,14 @@ impl Case for SeerDecodeCase {
     }
 
     fn name(&self) -> String {
-        let Self { heads, lengths, dims, seqlens_k, norms, params, dtypes: [tokens, weights], ring, training, .. } =
-            self;
+        let Self { heads, lengths, dims, seqlens_k, on_gpu, norms, params, dtypes: [tokens, weights], .. } = self;
+        let (ring, training) = (self.ring, self.training);
         let SeerDecodeGateParams { block, pool_k, rope_theta, selector, sink, .. } = params;
-        let what = if *training { "decode training" } else { "decode" };
+        let what = if training { "decode training" } else { "decode" };
+        let on_gpu = if *on_gpu { " by the GPU" } else { "" };
         let sink = if *sink { " sink" } else { "" };
         format!(
-            "{what}: H {}/{} N {}/{} {seqlens_k:?} D {}/{} block {block} pools {pool_k:?} norms {norms:?} theta {rope_theta:?} \
+            "{what}: H {}/{} N {}/{} {seqlens_k:?}{on_gpu} D {}/{} block {block} pools {pool_k:?} norms {norms:?} theta {rope_theta:?} \
              {selector:?}{sink} ring {ring} {tokens}/{weights}",
             heads.0, heads.1, lengths.0, lengths.1, dims.0, dims.1
         )
@@ -292,8 +303,8 @@ impl Case for SeerDecodeCase {
             let (weights, q) = (self.weights(gpu).await?, self.q(gpu).await?);
             let weights = weights.borrowed();
             let compressed = self.compress(gpu, &gate, &weights).await?;
-            let (seqlens_k, keys) = (&self.seqlens_k[..], self.lengths.1);
-            let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k, keys };
+            let (on_gpu, keys) = (upload_numbers(gpu, &self.seqlens_k).await?, self.lengths.1);
+            let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: self.seqlens(&on_gpu), keys };
             let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, gate.grid(&inputs).shape())).await?;
             let call = (&weights, &inputs, [("chosen", &chosen)]);
             let step = gate.prepare(&Shapes::of(call)).await?;

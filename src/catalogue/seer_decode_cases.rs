@@ -30,6 +30,7 @@ pub fn seer_decode_cases() -> Vec<SeerDecodeCase> {
             lengths: ([1, 4, 2][i % 3], 130),
             dims: [(16, 16), (20, 12), (64, 64), (32, 6), (6, 130), (128, 128)][i],
             seqlens_k: [vec![101, 96, 130], vec![15, 16], vec![97]][i % 3].clone(),
+            on_gpu: i % 2 == 0,
             norms: [[true, true], [false, false], [true, false], [false, true]][i % 4],
             params,
             dtypes: [[DType::F32; 2], [DType::F16, DType::F32], [DType::Bf16, DType::F16]][i / 2],
@@ -88,6 +89,7 @@ fn random_case(seed: u64) -> SeerDecodeCase {
         lengths: (queries, keys),
         dims: (2 * r.random_range(1..50), 2 * r.random_range(1..50)),
         seqlens_k: (0..batch).map(|_| if training { keys } else { r.random_range(0..=keys) }).collect(),
+        on_gpu: r.random_range(0..2) == 0,
         norms: [(); 2].map(|()| r.random_range(0..2) == 0),
         params: SeerDecodeGateParams {
             block,

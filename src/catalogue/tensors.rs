@@ -1,6 +1,6 @@
 //! The tensors of an attention case: where they lie, and what is in them.
 
-use super::{AttentionCase, poisoned};
+use super::{AttentionCase, poisoned, upload_numbers};
 use crate::{
     Attention, AttentionInputs, AttentionOutputs, BlockMask, DType, Gpu, Layout, Prepared, Result, Seqlens, Shapes,
     Tensor,
@@ -19,8 +19,8 @@ pub struct AttentionTensors {
     pub block_mask: Option<BlockMask>,
     /// Additional keys and values.
     pub additional: Option<[Tensor; 2]>,
-    /// Offsets of packed sequences.
-    pub offsets: Option<[Tensor; 2]>,
+    /// Lengths and offsets on the GPU, of queries and of keys.
+    pub seqlens: [Option<Tensor>; 4],
     /// Output and log-sum-exp.
     pub outputs: [Tensor; 2],
 }
@@ -36,6 +36,17 @@ impl AttentionCase {
         let head = contiguous.strides[2] + 2 * which + odd;
         let row = head * shape[1] + 2 * which + 2 + odd;
         Layout { strides: [row * shape[2] + 6 + odd, head, row], ..contiguous }.at(2 * which + odd)
+    }
+
+    /// Lengths of queries and keys, offsets of queries and keys.
+    pub(super) fn seqlens(&self) -> [Option<&[usize]>; 4] {
+        let [q, k] = [0, 1].map(|i| Some(&*self.cu_seqlens.as_ref()?[i]));
+        [self.seqlens_q.as_deref(), self.seqlens_k.as_deref(), q, k]
+    }
+
+    /// The longest sequences, where only the GPU sees offsets.
+    fn max_seqlen(&self) -> [Option<usize>; 2] {
+        [0, 1].map(|i| self.cu_seqlens.as_ref().filter(|_| self.on_gpu).map(|sides| longest(&sides[i])))
     }
 
     /// The layouts of its tensors.
@@ -54,17 +65,18 @@ impl AttentionCase {
                 .tensor_if("bias", bias)
                 .tensor_if("mask", mask)
                 .tensor_if("additional_k", additional_k)
-                .tensor_if("additional_v", additional_v)
-                .numbers_if("seqlens_q", self.seqlens_q.clone())
-                .numbers_if("seqlens_k", self.seqlens_k.clone());
-        for (side, offsets) in ["q", "k"].into_iter().zip(self.cu_seqlens.iter().flatten()) {
-            let name = format!("cu_seqlens_{side}");
-            shapes = if self.on_gpu {
-                let layout = Layout::heads_first(DType::U32, [1, 1, 1, offsets.len()]);
-                shapes.tensor(name, layout).numbers(format!("max_seqlen_{side}"), [longest(offsets)])
-            } else {
-                shapes.numbers(name, offsets.clone())
+                .tensor_if("additional_v", additional_v);
+        for (name, numbers) in
+            ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"].into_iter().zip(self.seqlens())
+        {
+            let Some(numbers) = numbers else { continue };
+            shapes = match self.on_gpu {
+                true => shapes.tensor(name, Layout::heads_first(DType::U32, [1, 1, 1, numbers.len()])),
+                false => shapes.numbers(name, numbers),
             };
+        }
+        for (name, longest) in ["max_seqlen_q", "max_seqlen_k"].into_iter().zip(self.max_seqlen()) {
+            shapes = shapes.numbers_if(name, longest.map(|longest| [longest]));
         }
         match &self.blocks {
             Some(blocks) => blocks.in_shapes(self, shapes),
@@ -98,10 +110,12 @@ impl AttentionCase {
             }
         }
         let [bias, mask] = pairs;
-        let offsets = match &self.cu_seqlens {
-            Some([q, k]) if self.on_gpu => Some([upload_numbers(gpu, q).await?, upload_numbers(gpu, k).await?]),
-            _ => None,
-        };
+        let mut seqlens = [const { None }; 4];
+        for (stored, numbers) in seqlens.iter_mut().zip(self.seqlens()) {
+            if let (true, Some(numbers)) = (self.on_gpu, numbers) {
+                *stored = Some(upload_numbers(gpu, numbers).await?);
+            }
+        }
         let additional = match (layout("additional_k"), layout("additional_v")) {
             (Some(k), Some(v)) => {
                 let [of_k, of_v] = &known.additional;
@@ -116,7 +130,7 @@ impl AttentionCase {
         let output = async |name| Tensor::empty(gpu, layout(name).expect("a tensor of each case")).await;
         Ok(AttentionTensors {
             block_mask,
-            offsets,
+            seqlens,
             additional,
             inputs: [tensor(0, sq).await?, tensor(1, sk).await?, tensor(2, sk).await?],
             bias,
@@ -127,18 +141,12 @@ impl AttentionCase {
 
     /// The tensors as arguments.
     pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
-        let AttentionTensors { inputs: [q, k, v], bias, mask, block_mask, additional, offsets, outputs: [out, lse] } =
+        let AttentionTensors { inputs: [q, k, v], bias, mask, block_mask, additional, seqlens, outputs: [out, lse] } =
             tensors;
-        let side = |i: usize| {
-            let host = &self.cu_seqlens.as_ref()?[i];
-            Some(match offsets {
-                Some(sides) => Seqlens::Gpu(&sides[i]),
-                None => Seqlens::Host(host),
-            })
-        };
-        let (cu_seqlens_q, cu_seqlens_k) = (side(0), side(1));
-        let [seqlens_q, seqlens_k] = [&self.seqlens_q, &self.seqlens_k].map(|side| side.as_deref().map(Seqlens::Host));
-        let max_seqlen = |i: usize| Some(longest(&self.cu_seqlens.as_ref()?[i])).filter(|_| offsets.is_some());
+        let host = self.seqlens();
+        let side = |i: usize| seqlens[i].as_ref().map(Seqlens::Gpu).or(host[i].map(Seqlens::Host));
+        let [seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k] = [0, 1, 2, 3].map(side);
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlen();
         let (bias, mask) = (bias.as_ref(), mask.as_ref());
         let (additional_k, additional_v) = additional.as_ref().map(|[k, v]| (k, v)).unzip();
         let inputs = AttentionInputs {
@@ -146,8 +154,8 @@ impl AttentionCase {
             seqlens_k,
             cu_seqlens_q,
             cu_seqlens_k,
-            max_seqlen_q: max_seqlen(0),
-            max_seqlen_k: max_seqlen(1),
+            max_seqlen_q,
+            max_seqlen_k,
             bias,
             mask,
             additional_k,
@@ -167,11 +175,6 @@ impl AttentionCase {
         let (params, shapes) = (self.params_on(gpu).await?, Shapes::of((&inputs, &outputs)));
         Attention::new(gpu, self.in_family(params))?.prepare(&shapes).await
     }
-}
-
-/// Lengths or offsets on a GPU.
-async fn upload_numbers(gpu: &Gpu, numbers: &[usize]) -> Result<Tensor> {
-    Tensor::upload_u32(gpu, &numbers.iter().map(|&n| n as u32).collect::<Vec<_>>()).await
 }
 
 /// The longest of packed sequences.

@@ -7,8 +7,9 @@ use super::training::Training;
 use super::{Pool, Selector, check_block, check_pools, check_theta};
 use crate::error::require;
 use crate::layout::MAX_HEAD_DIM;
-use crate::packed::Side;
-use crate::program::{Builder, Operand, Program};
+use crate::packed::{self, Lengths, Schedule, Side};
+use crate::program::shader::Binding;
+use crate::program::{Builder, Operand, Program, Table, small_table};
 use crate::softmax::AttentionShapes;
 use crate::{BlockGrid, Caps, Causal, DType, Layout, Result, Shapes};
 
@@ -73,47 +74,57 @@ impl SeerDecodeGateParams {
 
     /// What runs for a step of decoding. Tensors, as the fields of [`crate::SeerDecodeWeights`] and [`crate::SeerDecodeInputs`] are
     /// called: wq, wk, and if they are there norm_q, norm_k; q, compressed; `chosen`, u32 of the shape [`BlockGrid::shape`], and if they
-    /// are there or wanted `logits` and `scores`, f32 [batch, heads_kv, queries, blocks of keys]. Numbers: seqlens_k, keys.
+    /// are there or wanted `logits` and `scores`, f32 [batch, heads_kv, queries, blocks of keys]. Numbers: keys, and seqlens_k if
+    /// that is no tensor, u32 [1, 1, 1, batch].
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that do not fit together and lengths beyond `compressed` or `keys`;
     /// [`crate::Error::Limit`] for a device that has too little.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let tensors = [&WEIGHTS[..], &["q", "compressed", "chosen", "logits", "scores"]].concat();
+        let tensors = [&WEIGHTS[..], &["q", "compressed", "seqlens_k", "chosen", "logits", "scores"]].concat();
         shapes.check_names(&tensors, &["seqlens_k", "keys"])?;
         let mut builder = Builder::new(caps, shapes);
-        let (frame, grid) = self.selection_frame(&builder, shapes)?;
+        let (frame, grid) = self.selection_frame(&mut builder, shapes)?;
         let scores = declare_outputs(&mut builder, &frame, &grid, "by q, keys and blocks")?;
         builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
         let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores)];
-        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
         let [rows, cols] = frame.pairs();
         let (block, selector) = (self.block, self.selector);
         builder
             .finish(format!("gate for decoding: {rows} × {cols} blocks of {block} keys a key head; then {selector:?}"))
     }
 
-    fn selection_frame(&self, builder: &Builder, shapes: &Shapes) -> Result<(Frame, BlockGrid)> {
+    fn selection_frame(&self, builder: &mut Builder, shapes: &Shapes) -> Result<(Frame, BlockGrid)> {
         self.check()?;
         let (q, compressed) = (builder.input("q")?, builder.input("compressed")?);
         let ([batch, heads_q, queries, head_dim], heads_kv) = (q.shape(), compressed.shape()[1]);
         let keys = shapes.get_numbers("keys").and_then(|keys| keys.first().copied());
         require(keys.is_some(), "keys", "unset", "set: rows of the key tensor that attention reads")?;
         let (keys, block) = (keys.unwrap_or_default(), self.block);
-        let seqlens_k = shapes.get_numbers("seqlens_k").map_or_else(|| vec![keys; batch], <[usize]>::to_vec);
+        let [_, seqlens_k] = packed::lengths(builder, shapes);
         let k = q.view(Layout::heads_first(DType::F32, [batch, heads_kv, keys, head_dim]));
-        AttentionShapes::of_tokens(&q, &k, [None, Some(seqlens_k.clone())]).check()?;
+        AttentionShapes::of_tokens(&q, &k, [None, seqlens_k.clone()]).check()?;
         let gate_dim = self.check_weights(builder, [heads_q, heads_kv, head_dim])?;
         let blocks = check_compressed(&compressed, [batch, heads_kv, gate_dim])?;
-        for (b, &length) in seqlens_k.iter().enumerate() {
-            let bound = format!("below {}: compressed has {blocks} blocks", (blocks + 1) * block);
-            require(length / block <= blocks, &format!("seqlens_k[{b}]"), length, bound)?;
+        let bound = || format!("below {}: compressed has {blocks} blocks", (blocks + 1) * block);
+        match &seqlens_k {
+            Some(Lengths::Host(lengths)) => {
+                for (b, &length) in lengths.iter().enumerate() {
+                    require(length / block <= blocks, &format!("seqlens_k[{b}]"), length, bound())?;
+                }
+            }
+            Some(Lengths::Gpu(_)) => {}
+            None => require(keys / block <= blocks, "keys", keys, bound())?,
         }
-        let sequences = seqlens_k.iter().map(|&length| [0, queries as u32, 0, length as u32]).collect();
+        // Keys that have vectors, but for those of the block that is being filled.
+        let rows = [queries, keys.min((blocks + 1) * block - 1)];
+        let schedule = Schedule::padded(builder, "lengths", [None, seqlens_k.as_ref()], (batch, rows), 1, true)?;
+        schedule.kernel.iter().for_each(|kernel| builder.add_sliced(kernel));
         let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
         let grid = BlockGrid { batch, heads: heads_kv, queries, keys, block: [1, block] };
         grid.check()?;
-        let frame = self.frame(builder, sequences, [queries, keys.div_ceil(block)], &sizes);
+        let frame = self.frame(builder, batch, schedule.table, [queries, keys.div_ceil(block)], &sizes);
         Ok((cached(frame), grid))
     }
 
@@ -130,7 +141,7 @@ impl SeerDecodeGateParams {
         let frame = self.compression_frame(&builder, shapes)?;
         builder.scratch(SideTensors::of(Side::Keys).pooled, frame.pooled(Side::Keys))?;
         let tasks = [frame.pool(Side::Keys), frame.project(Side::Keys)];
-        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
         builder.finish(format!("gate for decoding: vectors of at most {} blocks more", frame.pairs()[1]))
     }
 
@@ -169,7 +180,8 @@ impl SeerDecodeGateParams {
             rows = rows.max(end - first);
         }
         let sizes = Sizes { heads_kv, group, head_dim, gate_dim };
-        Ok(Frame { ring, ..cached(self.frame(builder, sequences, [0, rows], &sizes)) })
+        let sequences = small_table("sequences", &sequences);
+        Ok(Frame { ring, ..cached(self.frame(builder, batch, sequences, [0, rows], &sizes)) })
     }
 
     /// What training runs, for tokens and weights: from them to `logits`, with what gradients need; from numbers that are `wanted` to a
@@ -191,12 +203,19 @@ impl SeerDecodeGateParams {
         let ([batch, heads_q, queries, head_dim], [_, heads_kv, keys, _]) = (q.shape(), k.shape());
         let gate_dim = self.check_weights(builder, [heads_q, heads_kv, head_dim])?;
         let sizes = Sizes { heads_kv, group: heads_q / heads_kv, head_dim, gate_dim };
-        let sequences = vec![[0, queries as u32, 0, keys as u32]; batch];
-        let frame = self.frame(builder, sequences, [queries, keys.div_ceil(self.block)], &sizes);
+        let sequences = small_table("sequences", &vec![[0, queries as u32, 0, keys as u32]; batch]);
+        let frame = self.frame(builder, batch, sequences, [queries, keys.div_ceil(self.block)], &sizes);
         Ok(Training(Frame { past: true, complete: false, forced: 0, ..frame }))
     }
 
-    fn frame(&self, builder: &Builder, sequences: Vec<[u32; 4]>, rows: [usize; 2], sizes: &Sizes) -> Frame {
+    fn frame(
+        &self,
+        builder: &Builder,
+        batch: usize,
+        sequences: (Binding, Table),
+        rows: [usize; 2],
+        sizes: &Sizes,
+    ) -> Frame {
         let Self { block, pool_k, rope_theta, norm_epsilon, selector, sink } = self.clone();
         let side = |vectors, rows, joined, pools, normed| SideFrame {
             vectors,
@@ -211,6 +230,7 @@ impl SeerDecodeGateParams {
         };
         let normed = |name: &str| builder.tensor(name).is_some();
         Frame {
+            batch,
             sequences,
             heads: sizes.heads_kv,
             gate_dim: sizes.gate_dim,

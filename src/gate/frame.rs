@@ -3,8 +3,8 @@
 use super::task::Params;
 use super::{Pool, Selector};
 use crate::packed::Side;
+use crate::program::Table;
 use crate::program::shader::Binding;
-use crate::program::{Table, small_table};
 use crate::{Causal, DType, Layout};
 
 /// One side of the gate: what becomes of queries, or of keys.
@@ -47,8 +47,9 @@ impl SideFrame {
 /// All that planning looks at besides where tensors lie.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Frame {
-    /// (first query, queries, first key, keys) of each batch entry.
-    pub sequences: Vec<[u32; 4]>,
+    pub batch: usize,
+    /// The table of (first query, queries, first key, keys) of each batch entry.
+    pub sequences: (Binding, Table),
     /// Heads of the logits.
     pub heads: usize,
     pub gate_dim: usize,
@@ -71,10 +72,6 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    pub fn batch(&self) -> usize {
-        self.sequences.len()
-    }
-
     pub fn side(&self, side: Side) -> &SideFrame {
         &self.sides[side as usize]
     }
@@ -87,19 +84,19 @@ impl Frame {
     /// [batch, heads, rows, blocks of keys].
     pub fn logits(&self) -> Layout {
         let [rows, cols] = self.pairs();
-        Layout::heads_first(DType::F32, [self.batch(), self.heads, rows, cols])
+        Layout::heads_first(DType::F32, [self.batch, self.heads, rows, cols])
     }
 
     /// Pooled tokens of a side.
     pub fn pooled(&self, side: Side) -> Layout {
         let of = self.side(side);
-        Layout::heads_first(DType::F32, [self.batch(), of.heads_x(), of.rows, of.width()])
+        Layout::heads_first(DType::F32, [self.batch, of.heads_x(), of.rows, of.width()])
     }
 
     /// The gate's vectors of a side.
     pub fn vectors(&self, side: Side) -> Layout {
         let of = self.side(side);
-        Layout::heads_first(DType::F32, [self.batch(), of.heads, of.rows, self.gate_dim])
+        Layout::heads_first(DType::F32, [self.batch, of.heads, of.rows, self.gate_dim])
     }
 
     /// Weights of a side.
@@ -108,27 +105,19 @@ impl Frame {
         Layout::heads_first(DType::F32, [1, of.heads, of.features(), self.gate_dim])
     }
 
-    /// The table of sequences.
-    pub fn table(&self) -> (Binding, Table) {
-        small_table("sequences", &self.sequences)
-    }
-
-    /// How many blocks a row may choose, in each batch entry, where the selector counts.
+    /// How many blocks a row may choose in a sequence of 0, 1, 2, … blocks of keys, where the selector counts.
     pub fn most(&self) -> Option<Vec<[u32; 4]>> {
-        let row = |k: usize| [k as u32, 0, 0, 0];
-        match self.selector {
+        let of = |blocks: usize| match self.selector {
             Selector::Density(density) => {
-                let of = |sequence: &[u32; 4]| {
-                    let blocks = (sequence[3] as usize).div_ceil(self.block[1]) as f64;
-                    // A row that sees i blocks takes the smaller of k and i: of a triangle that is this share.
-                    let share = if self.triangle { 1.0 - (1.0 - density).sqrt() } else { density };
-                    row(((share * blocks) as usize).max(1))
-                };
-                Some(self.sequences.iter().map(of).collect())
+                // A row that sees i blocks takes the smaller of k and i: of a triangle that is this share.
+                let share = if self.triangle { 1.0 - (1.0 - density).sqrt() } else { density };
+                Some(((share * blocks as f64) as usize).max(1))
             }
-            Selector::Budget(tokens) => Some(vec![row(tokens / self.block[1]); self.batch()]),
+            Selector::Budget(tokens) => Some(tokens / self.block[1]),
             _ => None,
-        }
+        };
+        let [_, cols] = self.pairs();
+        (0..=cols).map(|blocks| of(blocks).map(|k| [k as u32, 0, 0, 0])).collect()
     }
 
     /// The uniform struct, but for addresses.

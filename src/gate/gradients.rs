@@ -38,7 +38,7 @@ impl Frame {
                 ("to", "gradient of vectors_q", AccessKind::Store4, EACH),
             ],
             tables: vec![],
-            work: [self.batch(), self.heads, self.row_tiles(rows)],
+            work: [self.batch, self.heads, self.row_tiles(rows)],
             flops: self.product_flops(cols),
             params: Params { heads: self.key_heads().group as u32, ..self.params(Side::Queries) },
         }
@@ -58,7 +58,7 @@ impl Frame {
                 ("to", "gradient of vectors_k", AccessKind::Store4, EACH),
             ],
             tables: vec![],
-            work: [self.batch(), heads, self.row_tiles(cols)],
+            work: [self.batch, heads, self.row_tiles(cols)],
             flops: self.product_flops(group * rows),
             params: Params { heads: group as u32, inner: rows as u32, ..self.params(Side::Keys) },
         }
@@ -79,7 +79,7 @@ impl Frame {
             constants: [self.product(), self.features(side), vec![("DIM", self.gate_dim as u32)]].concat(),
             tensors,
             tables,
-            work: [self.batch(), of.heads, self.row_tiles(of.rows)],
+            work: [self.batch, of.heads, self.row_tiles(of.rows)],
             flops: self.product_flops(of.features() + 20),
             params: self.params(side),
         }
@@ -99,10 +99,10 @@ impl Frame {
             ],
             tables: vec![],
             work: [1, of.heads, self.row_tiles(of.features())],
-            flops: self.product_flops(self.batch() * of.rows),
+            flops: self.product_flops(self.batch * of.rows),
             params: Params {
                 rows: of.features() as u32,
-                heads: self.batch() as u32,
+                heads: self.batch as u32,
                 inner: of.rows as u32,
                 ..self.params(side)
             },

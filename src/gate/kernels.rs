@@ -110,7 +110,7 @@ impl Frame {
                 ("to", tensors_of.pooled, AccessKind::StoreBits, EACH),
             ],
             tables: vec![],
-            work: [self.batch(), of.heads_x(), of.rows],
+            work: [self.batch, of.heads_x(), of.rows],
             flops: (8 * of.head_dim * self.block[side as usize]) as f64,
             params: self.params(side),
         }
@@ -151,7 +151,7 @@ impl Frame {
             constants: [self.product(), self.features(side), vec![("DIM", self.gate_dim as u32)]].concat(),
             tensors,
             tables,
-            work: [self.batch(), of.heads, self.row_tiles(of.rows)],
+            work: [self.batch, of.heads, self.row_tiles(of.rows)],
             flops: self.product_flops(of.features() + 20),
             params: self.params(side),
         }
@@ -185,7 +185,7 @@ impl Frame {
                 ("to", "logits", AccessKind::StoreBits, EACH),
             ],
             tables: vec![],
-            work: [self.batch(), self.heads, rows.div_ceil(tile_rows) * cols.div_ceil(tile_cols)],
+            work: [self.batch, self.heads, rows.div_ceil(tile_rows) * cols.div_ceil(tile_cols)],
             flops: (2 * tile_rows * tile_cols * self.gate_dim) as f64,
             params: Params { heads: self.key_heads().group as u32, ..self.params(Side::Queries) },
         }
@@ -200,7 +200,7 @@ impl Frame {
             constants: vec![],
             tensors,
             tables: vec![],
-            work: [self.batch(), self.heads, if cols == 0 { 0 } else { rows }],
+            work: [self.batch, self.heads, if cols == 0 { 0 } else { rows }],
             flops: 400.0 * cols as f64,
             params: self.params(Side::Queries),
         }

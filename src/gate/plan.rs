@@ -6,13 +6,13 @@ use super::training::Training;
 use super::{Pool, SeerGateParams};
 use crate::error::require;
 use crate::layout::MAX_HEAD_DIM;
-use crate::packed::{self, Offsets, Side, host_sequences};
-use crate::program::{Builder, Operand, Program};
+use crate::packed::{self, Side};
+use crate::program::{Builder, Operand, Program, small_table};
 use crate::softmax::AttentionShapes;
-use crate::{BlockGrid, Caps, DType, Error, Layout, Result, Shapes};
+use crate::{BlockGrid, Caps, DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a gate.
-const INPUTS: [&str; 6] = ["q", "k", "wq", "wk", "cu_seqlens_q", "cu_seqlens_k"];
+const INPUTS: [&str; 8] = ["q", "k", "wq", "wk", "seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
 const NUMBERS: [&str; 6] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"];
 
 impl SeerGateParams {
@@ -22,7 +22,7 @@ impl SeerGateParams {
     /// their softmax. Numbers: seqlens_q, seqlens_k or cu_seqlens_q, cu_seqlens_k.
     ///
     /// # Errors
-    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has too little.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["chosen", "logits", "scores"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes);
@@ -33,7 +33,7 @@ impl SeerGateParams {
             builder.scratch(frame.side(side).vectors, frame.vectors(side))?;
         }
         let tasks = frame.to_logits().into_iter().chain([frame.select(scores)]);
-        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.table()))?;
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
         let [rows, cols] = frame.pairs();
         builder.finish(format!(
             "gate: pools {:?} and {:?} of blocks of {:?}, gate_dim {}, {rows} × {cols} blocks a head; then {:?}",
@@ -62,17 +62,12 @@ impl SeerGateParams {
         self.check()?;
         let [q, k, wk] = [builder.input("q")?, builder.input("k")?, builder.input("wk")?];
         let wq = builder.tensor("wq");
-        let lengths = |name: &str| shapes.get_numbers(name).map(<[usize]>::to_vec);
         let packed = packed::offsets(builder, shapes, [q.shape()[2], k.shape()[2]])?;
-        let tokens = AttentionShapes::of_tokens(&q, &k, [lengths("seqlens_q"), lengths("seqlens_k")]);
+        let tokens = AttentionShapes::of_tokens(&q, &k, packed::lengths(builder, shapes));
         let attention = AttentionShapes { packed, ..tokens };
         attention.check()?;
-        let sequences = match &attention.packed {
-            Some([Offsets::Host(q), Offsets::Host(k)]) => host_sequences(q, k),
-            None => attention.padded(),
-            _ => return Err(Error::argument("cu_seqlens_q", "on the GPU", "on the host: the gate plans by lengths")),
-        };
         let [batch, heads, queries, keys] = attention.pairs();
+        let sequences = attention.host_sequences()?;
         let grid = BlockGrid { batch, heads, queries, keys, block: self.block };
         grid.check()?;
         let ([_, heads_q, _, head_dim], heads_kv) = (q.shape(), k.shape()[1]);
@@ -114,7 +109,8 @@ impl SeerGateParams {
             normed: false,
         };
         let frame = Frame {
-            sequences,
+            batch,
+            sequences: small_table("sequences", &sequences),
             heads: heads_q,
             gate_dim,
             sides: [

@@ -83,7 +83,7 @@ impl Training {
     }
 
     fn finish(&self, mut builder: Builder, tasks: Vec<Task>, words: &str) -> Result<Program> {
-        tasks.into_iter().try_for_each(|task| task.add(&mut builder, self.0.table()))?;
+        tasks.into_iter().try_for_each(|task| task.add(&mut builder, self.0.sequences.clone()))?;
         builder.finish(words)
     }
 

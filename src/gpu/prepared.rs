@@ -72,7 +72,7 @@ impl Prepared {
         }
         let mut scratch = vec![];
         for one in &program.scratch {
-            let usage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+            let usage = Usage::STORAGE | Usage::UNIFORM | Usage::COPY_SRC | Usage::COPY_DST;
             scratch.push(gpu.buffer(&one.name, one.bytes, usage, &[]).await?);
         }
         let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;

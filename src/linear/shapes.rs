@@ -4,7 +4,7 @@ use super::LinearParams;
 use super::task::{Decay, Frame};
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
-use crate::packed::{check_lengths, check_offsets};
+use crate::packed::{check_host_lengths, check_offsets};
 use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
@@ -130,7 +130,7 @@ impl LinearShapes {
     fn check_lengths(&self, batch: usize, tokens: usize) -> Result<()> {
         let both = self.seqlens.is_some() && self.cu_seqlens.is_some();
         require(!both, "seqlens", "set", "unset with cu_seqlens, which say the lengths")?;
-        check_lengths("seqlens", self.seqlens.as_deref(), batch, tokens)?;
+        self.seqlens.iter().try_for_each(|lengths| check_host_lengths("seqlens", lengths, batch, tokens))?;
         let Some(offsets) = &self.cu_seqlens else { return Ok(()) };
         require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
         check_offsets("cu_seqlens", offsets, tokens)?;

@@ -1,7 +1,7 @@
 //! How a program comes about: tensors and scratch are declared, kernels added, their dispatches put into slices.
 
 use super::argument::{Argument, Operand, address_of, bind, bound_range, together};
-use super::table::Table;
+use super::table::{self, Table};
 use super::{
     Binding, BindingAccess, Check, Contents, Dispatch, Guards, Kernel, Name, Part, Program, Rule, Scratch, Shapes,
     Slice, Source, TensorSpec,
@@ -157,6 +157,18 @@ impl<'a> Builder<'a> {
         debug_assert!(self.program.scratch.iter().all(|other| other.name != name), "{name} twice");
         self.program.scratch.push(Scratch { name, bytes });
         self.program.scratch.len() - 1
+    }
+
+    /// A table of so many rows of whole numbers that a kernel writes into a buffer of the program's own, which is returned besides.
+    pub fn scratch_table(
+        &mut self,
+        buffer: impl Into<Name>,
+        name: &'static str,
+        rows: usize,
+    ) -> ((shader::Binding, Table), usize) {
+        let (binding, length) = table::binding(name, "vec4u", rows);
+        let buffer = self.scratch_bytes(buffer, 16 * length as u64);
+        ((binding, Table::Scratch(buffer)), buffer)
     }
 
     /// Adds a kernel. Returns its dispatches.

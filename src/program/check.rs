@@ -16,8 +16,8 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Rule {
-    /// Offsets of packed sequences ascend, within the rows and the longest sequence. Three words: which is wrong (`u32::MAX`: none),
-    /// its value, the one before it.
+    /// Offsets of packed sequences ascend, within the rows and the longest sequence; lengths of padded ones are within the rows. Three
+    /// words: which is wrong (`u32::MAX`: none), its value, the one before it.
     Offsets {
         /// The arguments' names.
         names: [&'static str; 2],

@@ -20,12 +20,19 @@ impl Table {
 /// Largest uniform table, by WebGPU's default limit.
 const UNIFORM_ROWS: usize = (64 << 10) / 16;
 
-/// A table of rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by it.
+/// The binding of a table of so many rows of 16 bytes: a uniform array where it fits one. Few lengths, so that few shaders differ by
+/// it. Returns the rows that it has besides.
+pub(super) fn binding(name: &'static str, ty: &'static str, rows: usize) -> (Binding, usize) {
+    let length = Some(rows.next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
+    (Binding::Table { name, ty, length, write: false }, length.unwrap_or(rows))
+}
+
+/// A table of rows of 16 bytes.
 pub(crate) fn table<T: bytemuck::Pod>(name: &'static str, ty: &'static str, rows: &[T]) -> (Binding, Table) {
-    let length = Some(rows.len().next_power_of_two().max(16)).filter(|&rows| rows <= UNIFORM_ROWS);
+    let (binding, length) = binding(name, ty, rows.len());
     let mut bytes = bytemuck::cast_slice(rows).to_vec();
-    bytes.resize(16 * length.unwrap_or(rows.len()), 0);
-    (Binding::Table { name, ty, length, write: false }, Table::Constant(Contents::Bytes(bytes)))
+    bytes.resize(16 * length, 0);
+    (binding, Table::Constant(Contents::Bytes(bytes)))
 }
 
 /// A table of floats, four a row.

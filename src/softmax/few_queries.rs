@@ -74,7 +74,7 @@ impl AttentionShapes {
             lse: grouped(&self.lse),
             bias: self.bias.as_ref().map(grouped),
             mask: self.mask.as_ref().map(grouped),
-            seqlens_q: self.seqlens_q.as_ref().map(|lengths| lengths.iter().map(|n| n * group).collect()),
+            query_rows: group,
             block_mask,
             ..self.clone()
         }

@@ -25,6 +25,8 @@ pub(crate) const NAMES: [&[&str]; 2] = [
         "additional_v",
         "block_mask.chosen",
         "block_mask.full",
+        "seqlens_q",
+        "seqlens_k",
         "cu_seqlens_q",
         "cu_seqlens_k",
         "buffers.*",

@@ -3,9 +3,9 @@
 use crate::block_mask::BlockMaskShape;
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
-use crate::packed::{self, Offsets, Side, check_lengths};
+use crate::packed::{self, Lengths, Offsets, Schedule, Side};
 use crate::program::{Builder, Operand};
-use crate::{DType, Layout, Result, Shapes};
+use crate::{DType, Error, Layout, Result, Shapes};
 
 /// The tensors of an attention, and its lengths.
 #[derive(Clone, Debug)]
@@ -18,8 +18,10 @@ pub(crate) struct AttentionShapes {
     pub bias: Option<Operand>,
     pub mask: Option<Operand>,
     pub additional: Option<[Operand; 2]>,
-    pub seqlens_q: Option<Vec<usize>>,
-    pub seqlens_k: Option<Vec<usize>>,
+    pub seqlens_q: Option<Lengths>,
+    pub seqlens_k: Option<Lengths>,
+    /// Rows to a query: heads may be rows too.
+    pub query_rows: usize,
     /// Packed sequences: both sides.
     pub packed: Option<[Offsets; 2]>,
     pub block_mask: Option<BlockMaskShape>,
@@ -56,10 +58,11 @@ impl AttentionShapes {
             let fits = given || (additional_k.is_none() && additional_v.is_none());
             require(fits, name, "unset", format!("set, as {other} is"))?;
         }
-        let lengths = |name: &str| shapes.get_numbers(name).map(<[usize]>::to_vec);
+        let [seqlens_q, seqlens_k] = packed::lengths(builder, shapes);
         Ok(Self {
-            seqlens_q: lengths("seqlens_q"),
-            seqlens_k: lengths("seqlens_k"),
+            seqlens_q,
+            seqlens_k,
+            query_rows: 1,
             packed: packed::offsets(builder, shapes, [q.shape()[2], k.shape()[2]])?,
             bias: builder.tensor("bias"),
             mask: builder.tensor("mask"),
@@ -74,7 +77,7 @@ impl AttentionShapes {
     }
 
     /// Queries and keys alone.
-    pub fn of_tokens(q: &Operand, k: &Operand, [seqlens_q, seqlens_k]: [Option<Vec<usize>>; 2]) -> Self {
+    pub fn of_tokens(q: &Operand, k: &Operand, [seqlens_q, seqlens_k]: [Option<Lengths>; 2]) -> Self {
         let [batch, heads, queries, _] = q.shape();
         Self {
             lse: q.view(Layout::heads_first(DType::F32, [batch, heads, queries, 1])),
@@ -87,15 +90,53 @@ impl AttentionShapes {
             additional: None,
             seqlens_q,
             seqlens_k,
+            query_rows: 1,
             packed: None,
             block_mask: None,
         }
     }
 
-    /// (0, queries, 0, keys) of each batch entry, where they are not packed.
-    pub fn padded(&self) -> Vec<[u32; 4]> {
-        let [batch, _, queries, _] = self.q.shape();
-        padded_sequences([batch, queries, self.k.shape()[2]], [&self.seqlens_q, &self.seqlens_k])
+    /// The lengths of both sides.
+    pub fn lengths(&self) -> [Option<&Lengths>; 2] {
+        [self.seqlens_q.as_ref(), self.seqlens_k.as_ref()]
+    }
+
+    /// Where the sequences are, for tiles of `tile` rows of a side. What is wrong with lengths on the GPU is told by a check, if
+    /// `checked`.
+    pub fn schedule(
+        &self,
+        builder: &mut Builder,
+        pass: &str,
+        (side, tile): (Side, usize),
+        checked: bool,
+    ) -> Result<Schedule> {
+        let rows = [self.rows(Side::Queries), self.rows(Side::Keys)];
+        match &self.packed {
+            Some(sides) => Schedule::packed(builder, pass, sides, rows, (side, tile), checked),
+            None => {
+                let (batch, rows) = (self.q.shape()[0], [rows[0] / self.query_rows, rows[1]]);
+                Schedule::padded(builder, pass, self.lengths(), (batch, rows), self.query_rows, checked)
+            }
+        }
+    }
+
+    /// (first query, queries, first key, keys) of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for lengths that only the GPU sees.
+    pub fn host_sequences(&self) -> Result<Vec<[u32; 4]>> {
+        let on_gpu = |name: &str| Error::argument(name, "on the GPU", "on the host here: lengths are planned for");
+        let ([batch, _, queries, _], lengths) = (self.q.shape(), self.lengths());
+        match &self.packed {
+            Some([Offsets::Host(q), Offsets::Host(k)]) => Ok(packed::host_sequences(q, k)),
+            Some(_) => Err(on_gpu("cu_seqlens_q")),
+            None if matches!(lengths[0], Some(Lengths::Gpu(_))) => Err(on_gpu("seqlens_q")),
+            None if matches!(lengths[1], Some(Lengths::Gpu(_))) => Err(on_gpu("seqlens_k")),
+            None => {
+                let rows = [queries, self.k.shape()[2]];
+                Ok((0..batch).map(|b| packed::padded_sequence(lengths, rows, 1, b)).collect())
+            }
+        }
     }
 
     /// The shape of the bias without what is only repeated: that of its gradient.
@@ -163,8 +204,7 @@ impl AttentionShapes {
         require(lse.shape() == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape()), rows)?;
         require(lse.layout.dtype == DType::F32, "lse.dtype", lse.layout.dtype, "f32")?;
         self.check_packed()?;
-        check_lengths("seqlens_q", self.seqlens_q.as_deref(), batch, queries)?;
-        check_lengths("seqlens_k", self.seqlens_k.as_deref(), batch, keys)?;
+        packed::check_lengths(self.lengths(), batch, [queries, keys])?;
         let floats = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("out", self.out.as_ref())];
         for (name, operand) in floats.into_iter().chain([("bias", self.bias.as_ref())]) {
             let dtype = operand.map_or(DType::F32, |operand| operand.layout.dtype);
@@ -226,13 +266,4 @@ impl AttentionShapes {
             ..self.clone()
         })
     }
-}
-
-/// (0, queries, 0, keys) of each batch entry.
-pub(crate) fn padded_sequences(
-    [batch, queries, keys]: [usize; 3],
-    [seqlens_q, seqlens_k]: [&Option<Vec<usize>>; 2],
-) -> Vec<[u32; 4]> {
-    let length = |lengths: &Option<Vec<usize>>, b: usize, all: usize| lengths.as_ref().map_or(all, |l| l[b]) as u32;
-    (0..batch).map(|b| [0, length(seqlens_q, b, queries), 0, length(seqlens_k, b, keys)]).collect()
 }

@@ -6,7 +6,7 @@ mod parts;
 use super::visibility::Visibility;
 use super::{AttentionShapes, Portable, ScoreParams};
 use crate::error::require;
-use crate::packed::{Schedule, Side};
+use crate::packed::Side;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Argument, Builder, Part, Step, cut, is_written};
 use crate::{Caps, Result};
@@ -182,16 +182,10 @@ impl Stage {
         let slopes = slopes(params, heads_q)?;
         let side = pass.side();
         let name = format!("{}{}", setup.prefix, pass.name());
-        let packed = match &shapes.packed {
-            Some(sides) => {
-                let rows = [Side::Queries, Side::Keys].map(|side| shapes.rows(side));
-                // All passes look at the same offsets.
-                let checked = matches!(pass, Pass::Forward | Pass::Queries | Pass::Reduction);
-                Some(Schedule::plan(builder, &name, sides, rows, side, engine.rows as usize, checked)?)
-            }
-            None => None,
-        };
-        let mut parts = Parts { setup: *setup, pass, slopes, packed, map: None };
+        // All passes look at the same lengths.
+        let checked = matches!(pass, Pass::Forward | Pass::Queries | Pass::Reduction);
+        let schedule = shapes.schedule(builder, &name, (side, engine.rows as usize), checked)?;
+        let mut parts = Parts { setup: *setup, pass, slopes, schedule, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
         arguments.retain(|argument| argument.name != "full_blocks" || parts.chain().masks_hide());
         check_rounds(setup, pass, cols.max(visited * engine.cols as usize) * group / setup.splits)?;
@@ -241,8 +235,7 @@ impl Stage {
         let buffers = main.shader.storage_buffers();
         caps.within(visibility.family(), "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
 
-        let schedule = parts.packed.as_ref().and_then(|packed| packed.kernel.as_ref());
-        let schedule: Vec<usize> = schedule.into_iter().flat_map(|kernel| builder.add(kernel)).collect();
+        let schedule: Vec<usize> = parts.schedule.kernel.iter().flat_map(|kernel| builder.add(kernel)).collect();
         let splits = setup.splits;
         let heads_of = |part: &Part| match by_head {
             true => part.heads.start / splits * group..part.heads.end.div_ceil(splits) * group,

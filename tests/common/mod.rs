@@ -1,6 +1,8 @@
 //! The device that a test runs on. The environment variable `WGPU_ATTENTION_MODE` lists `checked` (bounds checks and loop
 //! guards in the shaders), `core` (WebGPU's default limits, no optional feature), `budget` (the driver must tell how much
 //! memory there is), any of them or none.
+//!
+//! `WGPU_ATTENTION_SHARE`, such as `1/4`, takes of each list of cases every fourth alone, from the second on.
 #![allow(dead_code)] // each test program uses its part
 
 pub mod golden;
@@ -87,17 +89,27 @@ pub fn ratio(found: &[f32], expected: &[f32]) -> f64 {
     (error / squares(&mut expected.iter().copied())).sqrt()
 }
 
+/// The share of the cases that is taken: which of how many.
+fn share() -> (usize, usize) {
+    let Ok(share) = std::env::var("WGPU_ATTENTION_SHARE") else { return (0, 1) };
+    let parts = share.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    parts.filter(|(k, n)| k < n).unwrap_or_else(|| panic!("WGPU_ATTENTION_SHARE={share}: k/n, k below n"))
+}
+
 /// Runs cases against their references.
 pub fn run_all<C: Case>(cases: &[C]) {
+    let (all, (first, step)) = (cases.len(), share());
+    let cases: Vec<&C> = cases.iter().skip(first).step_by(step).collect();
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
-    for case in cases {
+    for case in &cases {
         match pollster::block_on(case.run(gpu())) {
             Ok(outcome) if outcome.passed() => worst = worst.max(outcome.over_tolerance),
             other => failures.push(format!("{}: {other:?}", case.name())),
         }
     }
-    eprintln!("{} cases on {}, worst error {worst:.3} of the tolerance", cases.len(), gpu().caps().adapter);
+    let count = if step > 1 { format!("{} of {all}", cases.len()) } else { all.to_string() };
+    eprintln!("{count} cases on {}, worst error {worst:.3} of the tolerance", gpu().caps().adapter);
     assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
 

@@ -120,9 +120,11 @@ fn matrix() -> Result<()> {
     run(cargo(&["build", BROWSER]))?;
     let tests = gpu_tests()?;
     let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
-    let gpu = |tests: &[&str], mode: &str, on: &dyn Fn(&mut Command)| {
+    // A mode, and the share of the cases that it takes.
+    let gpu = |tests: &[&str], (mode, share): (&str, &str), on: &dyn Fn(&mut Command)| {
         let mut command = cargo(&["test", CLI]);
-        command.args(tests).env("WGPU_ATTENTION_MODE", mode).args(["--", "--nocapture"]);
+        command.args(tests).args(["--", "--nocapture"]);
+        command.env("WGPU_ATTENTION_MODE", mode).env("WGPU_ATTENTION_SHARE", share);
         on(&mut command);
         vec![command]
     };
@@ -135,25 +137,34 @@ fn matrix() -> Result<()> {
     let on_cooperative = |command: &mut Command| {
         cooperative.only(command);
     };
+    // Software drivers compile a shader for a second and run it for a millisecond, so each case runs once on each driver: on lavapipe
+    // in one of three modes, on SwiftShader in the strictest. What is no list of cases runs in every mode.
     let mut all = all_tests();
     all.iter_mut().for_each(on(&lavapipe));
+    all.iter_mut().for_each(|command| {
+        command.env("WGPU_ATTENTION_SHARE", "0/2");
+    });
     // A software driver compiles on one core: two stages at a time.
     let together = vec![
         Stage::new("every shader through a browser's compiler", browser_compiles()?),
-        Stage::new("lavapipe, all tests, trusted shaders", all),
-        Stage::new("lavapipe, checked shaders", gpu(&tests, "checked", &on(&lavapipe))),
-        Stage::new("Mesa's lavapipe with cooperative matrices", gpu(&tests, "", &on_cooperative)),
-        Stage::new("lavapipe, core WebGPU features and default limits", gpu(&tests, "core", &on(&lavapipe))),
-        Stage::new("SwiftShader, trusted shaders", gpu(&tests, "", &on(&swiftshader))),
+        Stage::new("lavapipe, all tests, trusted shaders, half of the cases", all),
+        Stage::new("lavapipe, checked shaders, a quarter", gpu(&tests, ("checked", "1/4"), &on(&lavapipe))),
+        Stage::new(
+            "lavapipe, core features and default limits, a quarter",
+            gpu(&tests, ("core", "3/4"), &on(&lavapipe)),
+        ),
+        Stage::new("Mesa's lavapipe with cooperative matrices, a quarter", gpu(&tests, ("", "1/4"), &on_cooperative)),
         Stage::new(
             "SwiftShader, checked shaders, core features and limits",
-            gpu(&tests, "checked,core", &on(&swiftshader)),
+            gpu(&tests, ("checked,core", "0/1"), &on(&swiftshader)),
         ),
+        Stage::new("SwiftShader, trusted shaders, a quarter of the cases", gpu(&tests, ("", "2/4"), &on(&swiftshader))),
         Stage::new("planning without wgpu; the library and its JavaScript API as WebAssembly", wasm()),
+        Stage::new("the web example, built", vec![build_web(&web_folder())]),
     ];
     let mut done = stages::two_at_a_time(together);
     // Others would use the memory that the one counts, and the time that the other takes.
-    let memory = gpu(&["--test=memory"], "budget", &on_cooperative);
+    let memory = gpu(&["--test=memory"], ("budget", "0/1"), &on_cooperative);
     done.extend(stages::two_at_a_time(vec![Stage::new("a driver that says how much memory it grants", memory)]));
     done.extend(stages::two_at_a_time(vec![Stage::new("the web example in a browser", web_tests(false)?)]));
     println!("== summary");

@@ -1,6 +1,6 @@
 //! SeerAttention's gate for decoding on a device.
 
-use super::attention::AttentionInputs;
+use super::attention::{AttentionInputs, Seqlens, Sequences};
 use super::block_mask::BlockMask;
 use super::seer_training::{SeerGateGradients, SeerGateSaved};
 #[cfg(doc)]
@@ -39,19 +39,27 @@ pub struct SeerDecodeInputs<'a> {
     pub q: &'a Tensor,
     /// A vector for each full block of keys, [batch, heads_kv, blocks, gate_dim]: see [`SeerDecodeGate::compress`].
     pub compressed: &'a Tensor,
-    /// Keys of each batch entry, the queries' own tokens among them.
-    pub seqlens_k: &'a [usize],
+    /// Keys of each batch entry, the queries' own tokens among them. On the GPU they may grow without another `prepare`.
+    pub seqlens_k: Seqlens<'a>,
     /// Rows of the key tensor that attention reads: the mask has blocks for all of them.
     pub keys: usize,
 }
 
+impl<'a> SeerDecodeInputs<'a> {
+    fn sequences(&self) -> Sequences<'a> {
+        Sequences { seqlens: [None, Some(self.seqlens_k), None, None], longest: [None; 2] }
+    }
+}
+
 impl Call for SeerDecodeInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([("q", Some(self.q)), ("compressed", Some(self.compressed))])
+        let mut all = present([("q", Some(self.q)), ("compressed", Some(self.compressed))]);
+        all.extend(self.sequences().tensors());
+        all
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
-        vec![("seqlens_k".into(), self.seqlens_k.into()), ("keys".into(), vec![self.keys].into())]
+        self.sequences().numbers().chain([("keys".into(), vec![self.keys].into())]).collect()
     }
 }
 
@@ -100,7 +108,7 @@ impl Call for Growth<'_> {
 /// let compressed = Tensor::upload(&gpu, [1, 1, 4, 1], DType::F32, &[0.0; 4]).await?;
 /// gate.compress(&weights, &k, &compressed, &[0], &[7]).await?;
 /// assert_eq!(compressed.read().await?, [1.0, 5.0, 3.0, 0.0]);
-/// let inputs = SeerDecodeInputs { q: &one, compressed: &compressed, seqlens_k: &[7], keys: 8 };
+/// let inputs = SeerDecodeInputs { q: &one, compressed: &compressed, seqlens_k: Seqlens::Host(&[7]), keys: 8 };
 /// let mask = gate.forward(&weights, &inputs).await?;
 /// assert_eq!(mask.read().await?, [false, true, false, true]); // the best, and its own
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();

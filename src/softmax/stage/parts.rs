@@ -3,7 +3,7 @@
 use super::{Cells, Pass, Setup};
 use crate::Result;
 use crate::error::require;
-use crate::packed::{Schedule, Side};
+use crate::packed::{PackedWork, Schedule, Side};
 use crate::program::shader::{AccessKind, Binding, Chain, Gradient, Shader, file};
 use crate::program::{Argument, EACH, Heads, Part, Step, Table, float_table, small_table};
 use crate::softmax::ScoreParams;
@@ -44,7 +44,7 @@ pub(super) struct Parts<'a> {
     pub setup: Setup<'a>,
     pub pass: Pass,
     pub slopes: Option<Vec<f32>>,
-    pub packed: Option<Schedule>,
+    pub schedule: Schedule,
     pub map: Option<TileMap>,
 }
 
@@ -87,13 +87,8 @@ impl Parts<'_> {
 
     /// The table of sequences, and the file that reads it.
     fn sequences(&self) -> ((Binding, Table), &'static str) {
-        match &self.packed {
-            Some(schedule) => {
-                let binding = Binding::Table { name: "sequences", ty: "vec4u", length: None, write: false };
-                ((binding, schedule.table.clone()), file::WORKGROUPS_PACKED)
-            }
-            None => (small_table("sequences", &self.setup.shapes.padded()), file::WORKGROUPS_PADDED),
-        }
+        let packed = self.schedule.packed.is_some();
+        (self.schedule.table.clone(), if packed { file::WORKGROUPS_PACKED } else { file::WORKGROUPS_PADDED })
     }
 
     fn kernel(
@@ -110,7 +105,7 @@ impl Parts<'_> {
         let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
         let division = Division {
             tiles: self.extent().tiles,
-            sequences: self.packed.as_ref().map_or(batch, |schedule| schedule.sequences),
+            sequences: self.schedule.packed.map_or(batch, |packed| packed.sequences),
             map: self.map.map_or([0; 2], |map| map.strides),
             scored: self.chain().scores_change(),
             side: self.pass.side(),
@@ -167,7 +162,7 @@ impl Parts<'_> {
             let (batches, heads, tiles) = (shapes.pairs()[0], groups[0], parts(0) * parts(1));
             return Work { batches, heads, group, tiles, cols, visited };
         }
-        match &self.packed {
+        match self.schedule.packed {
             _ if self.pass == Pass::Bias => {
                 let [batches, heads, ..] = shapes.bias_shape();
                 let BiasDivision { key_tiles, together } = self.bias_division();
@@ -175,9 +170,9 @@ impl Parts<'_> {
                 let cols = engine.cols as usize * together.iter().product::<usize>();
                 Work { batches, heads, group, tiles: query_tiles * key_tiles, cols, visited }
             }
-            Some(Schedule { items, cols, .. }) => {
+            Some(PackedWork { items, cols, .. }) => {
                 let visited = longest.div_ceil(engine.cols as usize);
-                Work { batches, heads, group, tiles: *items, cols: *cols, visited }
+                Work { batches, heads, group, tiles: items, cols, visited }
             }
             None => Work { batches, heads, group, tiles, cols, visited },
         }
@@ -239,7 +234,7 @@ impl Parts<'_> {
         let mut tables = vec![sequences];
         tables.extend(self.tile_map(true));
         tables.extend(self.own_tables());
-        let heads = Heads { whole: self.packed.is_some(), ..EACH };
+        let heads = Heads { whole: self.schedule.packed.is_some(), ..EACH };
         let mask = self.setup.shapes.mask.as_ref();
         let arguments = mask.map(|mask| Argument::new("mask", mask, AccessKind::Load1, heads)).into_iter().collect();
         let mut files = vec![

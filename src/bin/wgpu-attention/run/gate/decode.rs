@@ -7,7 +7,8 @@ use crate::run::file::{Floats, Inputs, error};
 use crate::run::{Backend, Options};
 use wgpu_attention::reference::{self, SeerDecodeProblem};
 use wgpu_attention::{
-    BlockSparseParams, DType, HeadGroups, Layout, Result, SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights, Tensor,
+    BlockSparseParams, DType, HeadGroups, Layout, Result, SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights, Seqlens,
+    Tensor,
 };
 
 /// Every query chooses, for the heads that share a key head.
@@ -98,7 +99,7 @@ async fn on_gpu(
     let cache = Layout::heads_first(DType::F32, [batch, heads, rows / block, wk.shape()[3]]);
     let compressed = Tensor::empty(&gpu, cache).await?;
     gate.compress(&weights, k, &compressed, &vec![0; batch], &seqlens_k).await?;
-    let step = SeerDecodeInputs { q, compressed: &compressed, seqlens_k: &seqlens_k, keys };
+    let step = SeerDecodeInputs { q, compressed: &compressed, seqlens_k: Seqlens::Host(&seqlens_k), keys };
     let found = gate.forward_with_scores(&weights, &step).await?;
     let target = if params.target {
         let Dense { tokens, lse } = &Dense::new(&gpu, params, problem).await?;
