@@ -131,8 +131,8 @@ fn hooks(criterion: &mut Criterion, gpu: &Gpu, heads: usize, n: usize) {
         ),
         with("score_mod tanh", &hook(KnownHook::TanhCap), pairs),
         with("score_mod with a buffer", &hook(KnownHook::Relative), pairs),
-        with("bias", &|case| AttentionCase { bias: Some([true, false, false]), ..case }, pairs),
-        with("mask, random", &|case| AttentionCase { mask: Some([true, true, false]), ..case }, 0.9 * pairs),
+        with("bias", &|case| AttentionCase { bias: Some([true, false, false, false]), ..case }, pairs),
+        with("mask, random", &|case| AttentionCase { mask: Some([true, true, false, false]), ..case }, 0.9 * pairs),
         with("mask_mod prefix", &hook(KnownHook::Prefix), pairs / 2.0),
         with("mask_mod 16 documents", &hook(KnownHook::Documents(documents)), pairs / documents as f64),
     ];

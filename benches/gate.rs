@@ -11,7 +11,7 @@ use wgpu_attention::catalogue::{AttentionCase, normal};
 use wgpu_attention::{
     AdapterKind, AttentionInputs, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType, FlashParams, Gpu,
     Layout, Prepared, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeWeights, SeerGate,
-    SeerGateInputs, SeerGateParams, Selector, Shapes, Tensor,
+    SeerGateInputs, SeerGateParams, Selector, Seqlens, Shapes, Tensor,
 };
 
 /// A gate, and attention over what it chooses.
@@ -139,7 +139,7 @@ async fn decoding(gpu: &Gpu) {
     let weights = SeerDecodeWeights { wq: &wq, wk: &wk, norm_q: None, norm_k: None };
     let params = SeerDecodeGateParams { selector: Selector::Budget(budget), ..SeerDecodeGateParams::default() };
     let gate = SeerDecodeGate::new(gpu, params).expect("valid params");
-    let inputs = SeerDecodeInputs { q: attention.q, compressed: &compressed, seqlens_k: &[n], keys: n };
+    let inputs = SeerDecodeInputs { q: attention.q, compressed: &compressed, seqlens_k: Seqlens::Host(&[n]), keys: n };
     let grid = gate.grid(&inputs);
     let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, grid.shape())).await.expect("memory for the mask");
     let of_step = (&weights, inputs, [("chosen", &chosen)]);

@@ -137,16 +137,17 @@ impl Layout {
         Self { offset, ..self }
     }
 
-    /// The same elements repeated along every dimension where this layout has one and `shape` more: a stride of zero.
+    /// The same elements repeated along every dimension where this layout has one and `shape` more: a stride of zero. The last
+    /// dimension has no stride and stays 1: a bias or a mask is repeated along the keys then.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the shapes differ elsewhere, or in the last dimension.
+    /// [`Error::Argument`] if the shapes differ elsewhere.
     pub fn expand(self, shape: [usize; 4]) -> Result<Self> {
-        let fits = self.shape[3] == shape[3] && (0..3).all(|i| self.shape[i] == shape[i] || self.shape[i] == 1);
-        let bound = format!("{shape:?}, or 1 in place of the first three");
+        let fits = (0..4).all(|i| self.shape[i] == shape[i] || self.shape[i] == 1);
+        let bound = format!("{shape:?}, or 1 in place of any");
         require(fits, "shape", format!("{:?}", self.shape), bound)?;
         let strides = std::array::from_fn(|i| if self.shape[i] == shape[i] { self.strides[i] } else { 0 });
-        Ok(Self { shape, strides, ..self })
+        Ok(Self { shape: [shape[0], shape[1], shape[2], self.shape[3]], strides, ..self })
     }
 
     /// Whether there is no element at all.

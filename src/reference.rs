@@ -19,7 +19,7 @@ pub use linear::{LinearProblem, LinearReference, linear};
 pub use linear_backward::{LinearGradientsReference, linear_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;
-pub use problem::{At, FlashProblem};
+pub use problem::{At, FlashProblem, place_of};
 pub use rotary::rotary;
 pub use score_reduction::score_reduction;
 pub use seer_decode::{

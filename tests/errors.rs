@@ -112,6 +112,10 @@ fn biases_and_masks_that_do_not_fit() {
     says(run(Some(&one), None), &["bias.shape", "[1, 1, 4, 4]", "[2, 2, 4, 4]", "Layout::expand"]);
     let expanded = one.view(one.layout().clone().expand([2, 2, 4, 4]).unwrap()).unwrap();
     common::read(&run(Some(&expanded), None).expect("an expanded bias").0);
+    let (column, bits) = (of(DType::F32, [2, 2, 4, 1]), of(DType::U8, [1, 1, 1, 1]));
+    let bits = bits.view(bits.layout().clone().expand([2, 2, 4, 4]).unwrap()).unwrap();
+    assert_eq!(bits.shape(), [2, 2, 4, 1]);
+    common::read(&run(Some(&column), Some(&bits)).expect("one value for all keys").0);
     says(run(None, Some(&of(DType::U8, [2, 2, 4, 5]))), &["mask.shape", "[2, 2, 4, 5]", "[2, 2, 4, 4]"]);
     says(run(None, Some(&bias)), &["mask.dtype", "f16", "u8"]);
     says(run(Some(&mask), None), &["bias.dtype", "u8", "f32, f16 or bf16"]);

@@ -46,8 +46,9 @@ struct Params {
     // For gradients: query heads that a workgroup adds up, and the factor of q·k.
     heads_together: u32,
     scale: f32,
-    // Gradient of the bias: batch entries, heads and tiles of queries that are added up; tiles of keys; its rows and columns.
-    together: vec3u,
+    // Gradient of the bias: batch entries, heads, tiles of queries and tiles of keys that are added up; its tiles of keys, rows and
+    // columns.
+    together: vec4u,
     key_tiles: u32,
     bias_rows: u32,
     bias_cols: u32,

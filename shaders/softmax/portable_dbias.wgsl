@@ -1,8 +1,8 @@
 // Gradient of the additive bias, engine `portable`:
 //
-//   dbias[b][h][i][j] = Σ d score, over the batch entries, heads and queries that the bias is repeated along
+//   dbias[b][h][i][j] = Σ d score, over the batch entries, heads, queries and keys that the bias is repeated along
 //
-// A workgroup owns BC keys of one tile of queries (of all tiles, where the bias is repeated along queries), one head and one
+// A workgroup owns BC keys of one tile of queries (all keys or all tiles, where the bias is repeated along them), one head and one
 // batch entry of the bias, and adds up what is repeated, one after another: no atomics, the same bits every time. Division
 // among threads and workgroup memory are those of portable.wgsl. dbias is f32.
 
@@ -29,13 +29,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             for (var n = 0u; n < params.together.z; n++) {
                 let tile = own_tile * params.together.z + n;
                 let w = Work(batch, head, head / params.group, tile, 0u, sequence.x, sequence.y, sequence.z, sequence.w, 0u);
-                add_tile(w, key_tile, thread);
+                for (var m = 0u; m < params.together.w; m++) { add_tile(w, key_tile * params.together.w + m, thread); }
             }
         }
     }
     let tc = thread % TC;
     let tr = thread / TC;
     let by_query = params.bias_rows > 1u;
+    if (BIAS_STEP == 0u) { add_cols(thread); }
     if (!by_query) { add_rows(thread); }
     for (var i = 0u; i < RT; i++) {
         let query = own_tile * BR + tr * RT + i;
@@ -64,6 +65,27 @@ fn add_tile(w: Work, key_tile: u32, thread: u32) {
             for (var c = 0u; c < CT; c++) { total[r][c] += t[r][c]; }
         }
     }
+}
+
+// The sum over all columns of the tile, in the first column of the first threads of each row.
+fn add_cols(thread: u32) {
+    let tc = thread % TC;
+    for (var e = 0u; e < RT / 4u; e++) {
+        var x = vec4f();
+        for (var j = 0u; j < CT; j++) {
+            x += vec4f(total[4u * e][j], total[4u * e + 1u][j], total[4u * e + 2u][j], total[4u * e + 3u][j]);
+        }
+        tile_data[thread * (RT / 4u) + e] = x;
+    }
+    workgroupBarrier();
+    if (tc == 0u) {
+        for (var e = 0u; e < RT / 4u; e++) {
+            var x = vec4f();
+            for (var c = 0u; c < TC; c++) { x += tile_data[(thread + c) * (RT / 4u) + e]; }
+            for (var i = 0u; i < 4u; i++) { total[4u * e + i][0] = x[i]; }
+        }
+    }
+    workgroupBarrier();
 }
 
 // The sum over all rows of the tile, in the first row of the first threads.

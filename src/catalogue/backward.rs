@@ -2,7 +2,7 @@
 
 use super::ready::{Owned, Ready};
 use super::{AttentionCase, Case, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases};
-use crate::reference::{Gradients as Expected, flash_backward};
+use crate::reference::{Gradients as Expected, flash_backward, place_of};
 use crate::{Attention, AttentionParams, Caps, DType, Gpu, GpuTime, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
 use std::sync::OnceLock;
@@ -83,15 +83,8 @@ impl BackwardCase {
 
     /// The gradient of a bias that is repeated nowhere, summed along what is repeated.
     fn reduced(&self, whole: &[f64], shape: [usize; 4]) -> Vec<f64> {
-        let [_, heads, queries, keys] = self.forward.pair_shape();
-        let mut sums = vec![0.0; shape.iter().product()];
-        for (row, values) in whole.chunks(keys.max(1)).enumerate() {
-            let at = [row / queries / heads % shape[0], row / queries % heads % shape[1], row % queries % shape[2]];
-            let to = ((at[0] * shape[1] + at[1]) * shape[2] + at[2]) * keys;
-            for (sum, value) in sums[to..to + keys].iter_mut().zip(values) {
-                *sum += value;
-            }
-        }
+        let (pairs, mut sums) = (self.forward.pair_shape(), vec![0.0; shape.iter().product()]);
+        whole.iter().enumerate().for_each(|(index, value)| sums[place_of(index, pairs, shape)] += value);
         sums
     }
 

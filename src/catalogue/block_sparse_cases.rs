@@ -175,7 +175,7 @@ pub fn block_sparse_cases() -> Vec<AttentionCase> {
             lengths: (200, 260),
             dims: (32, 32),
             hooks,
-            bias: bias.then_some([true, false, false]),
+            bias: bias.then_some([true, false, false, false]),
             blocks: Some(BlockCase { block: [64, 32], from, ..Default::default() }),
             ..AttentionCase::default()
         };

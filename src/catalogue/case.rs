@@ -38,10 +38,10 @@ pub struct AttentionCase {
     pub seqlens_q: Option<Vec<usize>>,
     /// Keys that count.
     pub seqlens_k: Option<Vec<usize>>,
-    /// An additive bias, repeated along batch, heads, queries where true.
-    pub bias: Option<[bool; 3]>,
+    /// An additive bias, repeated along batch, heads, queries, keys where true.
+    pub bias: Option<[bool; 4]>,
     /// A boolean mask, repeated likewise.
-    pub mask: Option<[bool; 3]>,
+    pub mask: Option<[bool; 4]>,
     /// The axes of a space: neighborhood attention. None: flash attention.
     pub axes: Vec<NeighborhoodAxis>,
     /// A block mask: block-sparse attention.

@@ -70,7 +70,7 @@ pub fn flash_cases() -> Vec<AttentionCase> {
             seqlens_q: (i == 0).then(|| vec![90, 7]),
             seqlens_k: (i == 1).then(|| vec![0, 70]),
             on_gpu: i == 0,
-            bias: (i == 2).then_some([true, false, false]),
+            bias: (i == 2).then_some([true, false, false, false]),
             scores: Scores::Normal(3.0),
             ..case(450 + i).of_type(DTYPES[i])
         });
@@ -192,12 +192,15 @@ fn scores() -> Vec<AttentionCase> {
         });
     }
     for (i, (bias, mask)) in [
-        (Some([false, false, false]), None),
-        (Some([true, true, false]), None),
-        (Some([false, true, true]), None),
-        (None, Some([false, false, false])),
-        (None, Some([true, false, true])),
-        (Some([true, false, false]), Some([false, true, false])),
+        (Some([false, false, false, false]), None),
+        (Some([true, true, false, false]), None),
+        (Some([false, true, true, false]), None),
+        (None, Some([false, false, false, false])),
+        (None, Some([true, false, true, false])),
+        (Some([true, false, false, false]), Some([false, true, false, false])),
+        // One value for all keys.
+        (Some([false, false, false, true]), Some([true, false, false, true])),
+        (Some([false, true, true, true]), None),
     ]
     .into_iter()
     .enumerate()
@@ -237,8 +240,8 @@ fn scores() -> Vec<AttentionCase> {
             alibi_slopes: Some(vec![0.5, 0.25, 0.0, -0.01]),
             ..FlashParams::default()
         },
-        bias: Some([true, false, false]),
-        mask: Some([false, true, false]),
+        bias: Some([true, false, false, false]),
+        mask: Some([false, true, false, false]),
         scores: Scores::Normal(3.0),
         ..case(270)
     });
@@ -292,7 +295,7 @@ fn hooks() -> Vec<AttentionCase> {
             lengths: (170, 210),
             params: FlashParams { causal, softcap: (i == 7).then_some(30.0), ..FlashParams::default() },
             seqlens_k: (i % 4 == 3 && batch == 2).then(|| vec![150, 210]),
-            mask: (i == 7).then_some([true, true, false]),
+            mask: (i == 7).then_some([true, true, false, false]),
             hooks,
             scores: Scores::Normal(3.0),
             ..case(400 + i).of_type(DTYPES[i % 3])
@@ -324,8 +327,8 @@ fn packed() -> Vec<AttentionCase> {
                 cu_seqlens: Some([q.clone(), k.clone()]),
                 on_gpu,
                 params: FlashParams { causal, window, alibi_slopes: slopes, ..FlashParams::default() },
-                bias: (i % 3 == 1).then_some([false, true, false]),
-                mask: (i % 4 >= 2).then_some([false, false, false]),
+                bias: (i % 3 == 1).then_some([false, true, false, false]),
+                mask: (i % 4 >= 2).then_some([false, false, false, false]),
                 hooks: if i % 4 == 1 { vec![KnownHook::Relative, KnownHook::Stripes] } else { vec![] },
                 strided: i % 2 == 0,
                 scores: Scores::Normal(3.0),

@@ -13,8 +13,8 @@ pub(super) fn few_queries() -> Vec<AttentionCase> {
     let capped = FlashParams { softcap: Some(20.0), ..last.clone() };
     let of = |heads, lengths, params| AttentionCase { batch: 2, heads, lengths, params, ..AttentionCase::default() };
     let cases = [
-        AttentionCase { bias: Some([true, false, true]), ..of((8, 2), (1, 2100), last.clone()) },
-        AttentionCase { mask: Some([false, false, false]), strided: true, ..of((8, 2), (1, 1100), capped) },
+        AttentionCase { bias: Some([true, false, true, false]), ..of((8, 2), (1, 2100), last.clone()) },
+        AttentionCase { mask: Some([false, false, false, false]), strided: true, ..of((8, 2), (1, 1100), capped) },
         AttentionCase { additional: 70, ..of((6, 3), (1, 1300), last.clone()) },
         AttentionCase {
             seqlens_q: Some(vec![1, 0]),

@@ -2,6 +2,7 @@
 
 use super::tensors::longest;
 use super::{AttentionCase, Scores, normal};
+use crate::reference::place_of;
 use crate::{DType, Layout};
 
 impl AttentionCase {
@@ -77,33 +78,29 @@ impl AttentionCase {
         let of_mask = if self.seed % 3 == 1 { DType::U32 } else { DType::U8 };
         [(self.bias, self.dtypes[1]), (self.mask, of_mask)].map(|(repeated, dtype)| {
             let repeated = repeated?;
-            let one = |i: usize| if i < 3 && repeated[i] { shape[i].min(1) } else { shape[i] };
+            let one = |i: usize| if repeated[i] { shape[i].min(1) } else { shape[i] };
             Some(Layout::heads_first(dtype, std::array::from_fn(one)))
         })
     }
 
     /// The values of bias and mask. A bias of −∞ and a whole row of masked keys are among them.
     pub(super) fn pairs(&self) -> [Option<[Vec<f32>; 2]>; 2] {
-        let [batch, heads, queries, keys] = self.pair_shape();
+        let pairs = self.pair_shape();
         let mut which = 0..;
         self.pair_layouts().map(|layout| {
             let which: u64 = which.next().expect("endless");
             let Layout { dtype, shape, .. } = layout?;
+            let width = shape[3].max(1);
             let stored: Vec<f32> = normal(self.seed + 3 + which, shape.iter().product(), 2.0, DType::F32)
                 .into_iter()
                 .enumerate()
                 .map(|(i, x)| match dtype {
-                    DType::U8 | DType::U32 => f32::from(u8::from(x > -1.5 && i / keys.max(1) % 13 != 5)),
-                    _ if x < -5.0 || i / keys.max(1) % 17 == 3 => f32::NEG_INFINITY,
+                    DType::U8 | DType::U32 => f32::from(u8::from(x > -1.5 && i / width % 13 != 5)),
+                    _ if x < -5.0 || i / width % 17 == 3 => f32::NEG_INFINITY,
                     _ => dtype.round(x),
                 })
                 .collect();
-            let mut whole = Vec::with_capacity(batch * heads * queries * keys);
-            for index in 0..batch * heads * queries {
-                let [b, h, i] = [index / queries / heads, index / queries % heads, index % queries];
-                let row = (b % shape[0] * shape[1] + h % shape[1]) * shape[2] + i % shape[2];
-                whole.extend_from_slice(&stored[row * keys..(row + 1) * keys]);
-            }
+            let whole = (0..pairs.iter().product()).map(|index| stored[place_of(index, pairs, shape)]).collect();
             Some([stored, whole])
         })
     }

@@ -58,7 +58,12 @@ pub fn score_reduction_cases() -> Vec<ScoreReductionCase> {
     let shared = || AttentionCase { heads: (4, 2), lengths: (120, 170), dims: (40, 24), ..AttentionCase::default() };
     let variants = [
         AttentionCase { label: "hooks", hooks, ..shared() },
-        AttentionCase { label: "f16", strided: true, bias: Some([true, false, true]), ..shared().of_type(DType::F16) },
+        AttentionCase {
+            label: "f16",
+            strided: true,
+            bias: Some([true, false, true, false]),
+            ..shared().of_type(DType::F16)
+        },
         AttentionCase {
             label: "packed",
             lengths: (300, 340),

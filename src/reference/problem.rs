@@ -164,3 +164,10 @@ pub(super) fn for_each_query(p: &FlashProblem, mut each: impl FnMut(&Rows, At)) 
 pub(super) fn row(values: &[f32], index: usize, width: usize) -> &[f32] {
     &values[index * width..(index + 1) * width]
 }
+
+/// Where element `index` of [batch, heads, queries, keys] is found in a bias or mask of this shape, whose dimensions of 1 are repeated.
+pub fn place_of(index: usize, pairs: [usize; 4], shape: [usize; 4]) -> usize {
+    let (row, key) = (index / pairs[3], index % pairs[3]);
+    let at = [row / pairs[2] / pairs[1], row / pairs[2] % pairs[1], row % pairs[2], key];
+    at.into_iter().zip(shape).fold(0, |place, (at, count)| place * count + at % count)
+}

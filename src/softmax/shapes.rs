@@ -142,7 +142,11 @@ impl AttentionShapes {
     /// The shape of the bias without what is only repeated: that of its gradient.
     pub fn bias_shape(&self) -> [usize; 4] {
         let pairs = self.pairs();
-        let once = |i: usize, bias: &Layout| if i < 3 && bias.strides[i] == 0 { pairs[i].min(1) } else { pairs[i] };
+        let once = |i: usize, bias: &Layout| match i {
+            3 => bias.shape[3],
+            _ if bias.strides[i] == 0 => pairs[i].min(1),
+            _ => pairs[i],
+        };
         self.bias.as_ref().map_or([0; 4], |bias| std::array::from_fn(|i| once(i, &bias.layout)))
     }
 
@@ -154,6 +158,11 @@ impl AttentionShapes {
     /// Query heads to a head of the block mask.
     pub fn block_group(&self) -> usize {
         self.block_mask.as_ref().map_or(1, |mask| mask.group(self.q.shape()[1]))
+    }
+
+    /// Elements of a bias or mask from one key to the next: 0 where it has one for all keys.
+    pub fn key_step(&self, pairs: Option<&Operand>) -> u32 {
+        u32::from(pairs.is_some_and(|pairs| pairs.shape()[3] == self.pairs()[3]))
     }
 
     /// [batch, heads_q, queries, keys] of a bias or mask.
@@ -214,7 +223,8 @@ impl AttentionShapes {
         for (name, operand) in [("bias", &self.bias), ("mask", &self.mask)] {
             let shape = operand.as_ref().map_or(pairs, Operand::shape);
             let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
-            require(shape == pairs, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
+            let fits = shape[..3] == pairs[..3] && [1, pairs[3]].contains(&shape[3]);
+            require(fits, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
         }
         let mask = self.mask.as_ref().map_or(DType::U8, |mask| mask.layout.dtype);
         require([DType::U8, DType::U32].contains(&mask), "mask.dtype", mask, "u8 or u32")?;

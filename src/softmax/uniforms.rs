@@ -41,11 +41,11 @@ pub(super) struct Params {
     pub rows: u32,
     pub heads_together: u32,
     pub scale: f32,
-    pub together: [u32; 3],
+    pub together: [u32; 4],
     pub key_tiles: u32,
     pub bias_rows: u32,
     pub bias_cols: u32,
-    pub pad: [u32; 2],
+    pub pad: u32,
 }
 
 /// How the work is divided: the same for every part of it.
@@ -70,8 +70,8 @@ pub(super) struct Division {
 pub(super) struct BiasDivision {
     /// Tiles of keys.
     pub key_tiles: usize,
-    /// Batch entries, heads and tiles of queries that are added up.
-    pub together: [usize; 3],
+    /// Batch entries, heads, tiles of queries and tiles of keys that are added up.
+    pub together: [usize; 4],
 }
 
 /// The uniform struct of a part of the work.
@@ -86,7 +86,6 @@ pub(super) fn uniforms(
     let [_, heads_kv, keys, _] = shapes.k.shape();
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     let group = (heads / heads_kv) as u32;
-    let pairs = shapes.pairs();
     let by_keys = division.side == Side::Keys;
     Params {
         q: address("q"),
@@ -125,8 +124,8 @@ pub(super) fn uniforms(
         together: division.bias.together.map(|n| n as u32),
         key_tiles: division.bias.key_tiles as u32,
         bias_rows: shapes.bias_shape()[2] as u32,
-        bias_cols: pairs[3] as u32,
-        pad: [0; 2],
+        bias_cols: shapes.bias_shape()[3] as u32,
+        pad: 0,
     }
 }
 

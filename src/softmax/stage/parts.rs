@@ -103,6 +103,9 @@ impl Parts<'_> {
         let Setup { caps, shapes, engine, visibility, params, .. } = self.setup;
         let [batch, _, _, head_dim] = shapes.q.shape();
         let files = files.into_iter().chain(Self::chain_files(&chain)).collect();
+        let of_chain = |name: &str| chain.scores.iter().chain(&chain.masks).any(|other| *other == name);
+        let steps = [("bias", "BIAS_STEP", &shapes.bias), ("mask", "MASK_STEP", &shapes.mask)];
+        let steps = steps.into_iter().filter(|(name, ..)| of_chain(name));
         let division = Division {
             tiles: self.extent().tiles,
             sequences: self.schedule.packed.map_or(batch, |packed| packed.sequences),
@@ -115,6 +118,7 @@ impl Parts<'_> {
         constants.extend(visibility.constants(self.pass.side(), shapes, engine));
         constants.extend(self.setup.cells.map(|cells| ("MODE", cells.mode.0)));
         constants.push(("SPLITS", splits as u32));
+        constants.extend(steps.map(|(_, constant, pairs)| (constant, shapes.key_step(pairs.as_ref()))));
         let name = format!("{} {name}", visibility.family());
         let optional = [self.pass.optional(), visibility.optional()].concat();
         let shader =
@@ -130,9 +134,9 @@ impl Parts<'_> {
             return BiasDivision::default();
         }
         let (pairs, bias) = (self.setup.shapes.pairs(), self.setup.shapes.bias_shape());
-        let tiles = [1, 1, self.setup.engine.rows as usize];
+        let tiles = [1, 1, self.setup.engine.rows as usize, self.setup.engine.cols as usize];
         let together = std::array::from_fn(|i| if bias[i] == pairs[i] { 1 } else { pairs[i].div_ceil(tiles[i]) });
-        BiasDivision { key_tiles: pairs[3].div_ceil(self.setup.engine.cols as usize), together }
+        BiasDivision { key_tiles: bias[3].div_ceil(tiles[3]), together }
     }
 
     /// The work on one batch entry and head, sequences in full length.

@@ -104,7 +104,7 @@ impl<P: AttentionParams> Problem<P> {
         for (&name, floats) in &self.tensors {
             let layout = match name {
                 "bias" | "mask" => floats.layout().expand(self.pairs()).map_err(|_| {
-                    let bound = format!("{:?}, or 1 in place of the first three", self.pairs());
+                    let bound = format!("{:?}, or 1 in place of any", self.pairs());
                     error(format!("{name}.shape"), format!("{:?}", floats.shape), bound)
                 })?,
                 _ => floats.layout(),
@@ -209,15 +209,7 @@ fn spinner() -> ProgressBar {
     spinner
 }
 
-/// Where row `index` of the pairs is found in a tensor that some dimensions repeat.
-pub(super) fn row_of(index: usize, pairs: [usize; 4], shape: [usize; 4]) -> usize {
-    let at = [index / pairs[2] / pairs[1], index / pairs[2] % pairs[1], index % pairs[2]];
-    (at[0] % shape[0] * shape[1] + at[1] % shape[1]) * shape[2] + at[2] % shape[2]
-}
-
 /// The values of a bias or mask repeated to `shape`.
 fn repeat(floats: &Floats, pairs: [usize; 4]) -> Vec<f32> {
-    let width = pairs[3];
-    let row = |index| row_of(index, pairs, floats.shape) * width;
-    (0..pairs[0] * pairs[1] * pairs[2]).flat_map(|index| floats.values[row(index)..][..width].to_vec()).collect()
+    (0..pairs.iter().product()).map(|index| floats.values[reference::place_of(index, pairs, floats.shape)]).collect()
 }

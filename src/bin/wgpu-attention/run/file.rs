@@ -200,7 +200,7 @@ impl Inputs {
         Ok(Some(decode(*dtype, data)))
     }
 
-    /// A bias: [B or 1, H or 1, Nq or 1, Nk] in either order.
+    /// A bias: [B or 1, H or 1, Nq or 1, Nk or 1] in either order.
     pub fn bias(&self, name: &str) -> Result<Option<Floats>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
         let shape = self.four(name, shape)?;

@@ -1,6 +1,6 @@
 //! `run --backward`: the gradients of a kernel that is softmax attention.
 
-use super::attention::{Problem, request, row_of};
+use super::attention::{Problem, request};
 use super::call::Named;
 use super::file::{Floats, Inputs, Output, error};
 use super::{Backend, Options};
@@ -87,9 +87,6 @@ impl<P: AttentionParams> Problem<P> {
 /// The gradient of a bias that is repeated nowhere, summed along what `shape` repeats.
 fn reduce(whole: &[f64], pairs: [usize; 4], shape: [usize; 4]) -> Vec<f32> {
     let mut sums = vec![0.0; shape.iter().product()];
-    for (index, values) in whole.chunks(pairs[3].max(1)).enumerate() {
-        let row = row_of(index, pairs, shape) * pairs[3];
-        sums[row..row + pairs[3]].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-    }
+    whole.iter().enumerate().for_each(|(index, value)| sums[reference::place_of(index, pairs, shape)] += value);
     sums.into_iter().map(|x| x as f32).collect()
 }

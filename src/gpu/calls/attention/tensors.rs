@@ -31,7 +31,7 @@ pub struct AttentionInputs<'a> {
     /// The same in keys.
     pub max_seqlen_k: Option<usize>,
     /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
-    /// wanted ([`Layout::expand`]). A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
+    /// wanted ([`Layout::expand`]), along the keys where the last dimension is 1. A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
     /// queries, longest keys].
     pub bias: Option<&'a Tensor>,
     /// Which keys are seen, besides all else: u8 or u32 [batch, heads_q, queries, keys], zero for not; repeated likewise.
@@ -189,8 +189,8 @@ pub struct AttentionGradients {
     pub dk: Tensor,
     /// Gradient of v, likewise.
     pub dv: Tensor,
-    /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that a stride of zero
-    /// repeats, along which it is the sum.
+    /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that is
+    /// repeated, along which it is the sum.
     pub dbias: Option<Tensor>,
     /// Gradient of the additional keys where there are such.
     pub d_additional_k: Option<Tensor>,
