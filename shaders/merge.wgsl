@@ -8,18 +8,11 @@
 const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 
 struct Params {
-    // (offset, batch stride, head stride, row stride) of each tensor.
-    a: vec4u,
-    a_lse: vec4u,
-    b: vec4u,
-    b_lse: vec4u,
-    out: vec4u,
-    lse: vec4u,
+    at: Addresses,
     // First batch entry, head and block of WG vec4 of this slice.
     first: vec3u,
     parts: u32,
     rows: u32,
-    pad: vec3u,
 }
 
 // exp(lse − top), 0 for an empty part; what decides is integer bits, because compilers may assume that there is no infinity.
@@ -67,6 +60,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         bits = 0x7fc00000u;
         x = vec4f(bitcast<f32>(bits));
     }
-    store_out4(row_of(params.out, batch, head, row) + 4u * d, n, x);
-    if (d == 0u) { store_lse(row_of(params.lse, batch, head, row), bits); }
+    store_out4(at_out(batch, head, row) + 4u * d, n, x);
+    if (d == 0u) { store_lse(at_lse(batch, head, row), bits); }
 }

@@ -9,11 +9,7 @@
 // of a row; no workgroup memory.
 
 struct Params {
-    // (offset, batch stride, head stride, row stride) of each tensor.
-    x: vec4u,
-    partner: vec4u,
-    out: vec4u,
-    positions: vec4u,
+    at: Addresses,
     // First batch entry, head and block of WG quads of this slice.
     first: vec3u,
     rows: u32,
@@ -26,7 +22,7 @@ struct Params {
 }
 
 fn position_of(batch: u32, row: u32) -> u32 {
-    if (HAS_POSITIONS) { return load_positions(row_of(params.positions, batch, 0u, 0u) + row); }
+    if (HAS_POSITIONS) { return load_positions(at_positions(batch, 0u, 0u) + row); }
     return params.start + row * params.step;
 }
 
@@ -39,8 +35,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let d0 = 4u * (at % D4);
     if (row >= params.rows) { return; }
     let position = position_of(batch, row);
-    let partners = row_of(params.partner, batch, head, row);
-    var x = load_x4(row_of(params.x, batch, head, row) + d0, HEAD_DIM - d0);
+    let partners = at_partner(batch, head, row);
+    var x = load_x4(at_x(batch, head, row) + d0, HEAD_DIM - d0);
     for (var e = 0u; e < 4u; e++) {
         let d = d0 + e;
         if (d < DIM) {
@@ -53,5 +49,5 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             x[e] = fma(x[e], turn.x, load_partner(partners + partner) * sine);
         }
     }
-    store_out4(row_of(params.out, batch, head, row) + d0, HEAD_DIM - d0, x);
+    store_out4(at_out(batch, head, row) + d0, HEAD_DIM - d0, x);
 }

@@ -15,16 +15,10 @@ const THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    a: [u32; 4],
-    a_lse: [u32; 4],
-    b: [u32; 4],
-    b_lse: [u32; 4],
-    out: [u32; 4],
-    lse: [u32; 4],
     first: [u32; 3],
     parts: u32,
     rows: u32,
-    pad: [u32; 7],
+    pad: [u32; 3],
 }
 
 /// Output and log-sum-exp.
@@ -119,20 +113,9 @@ fn step(caps: &Caps, of_parts: &'static str, arguments: Vec<Argument>, parts: us
     let tiles = (rows * width.div_ceil(4)).div_ceil(THREADS as usize);
     let flops = f64::from(8 * THREADS) * parts as f64;
     let work = cut(caps, &arguments, Part::whole([batch, heads, tiles]), flops)?;
-    let params = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-        a: address("a"),
-        a_lse: address("a_lse"),
-        b: address("b"),
-        b_lse: address("b_lse"),
-        out: address("out"),
-        lse: address("lse"),
-        first: part.first(),
-        parts: parts as u32,
-        rows: rows as u32,
-        pad: [0; 7],
-    };
+    let params = |part: &Part| Params { first: part.first(), parts: parts as u32, rows: rows as u32, pad: [0; 3] };
     let constants = vec![("WG", THREADS), ("HEAD_DIM_V", width as u32), ("DV4", width.div_ceil(4).max(1) as u32)];
-    let files = vec![file::MERGE, of_parts, file::ROW, file::ELEMENT];
+    let files = vec![file::MERGE, of_parts, file::ELEMENT];
     let shader = Shader::of("merge", constants, files, None);
     Step::new(caps, shader, arguments, vec![], work, params).fit(caps)
 }

@@ -140,8 +140,6 @@ pub(crate) struct PackedWork {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    seqlens_q: [u32; 4],
-    seqlens_k: [u32; 4],
     sequences: u32,
     queries: u32,
     keys: u32,
@@ -193,9 +191,7 @@ impl OnGpu<'_> {
         let files = vec![file::WORKGROUPS_SCHEDULE, file::SCAN];
         let optional = of_shader.map(|name| (name, AccessKind::LoadBits)).to_vec();
         let shader = Shader { optional, ..Shader::of("schedule of sequences", constants, files, None) };
-        let params = |_: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            seqlens_q: address("seqlens_q"),
-            seqlens_k: address("seqlens_k"),
+        let params = |_: &Part| Params {
             sequences: sequences as u32,
             queries: rows[0] as u32,
             keys: rows[1] as u32,
@@ -360,7 +356,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::WORKGROUPS_SCHEDULE,
-            seqlens_q seqlens_k sequences queries keys max_queries max_keys rows items by_keys
+            sequences queries keys max_queries max_keys rows items by_keys
         );
     }
 }

@@ -15,10 +15,6 @@ const THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Uniforms {
-    x: [u32; 4],
-    partner: [u32; 4],
-    out: [u32; 4],
-    positions: [u32; 4],
     first: [u32; 3],
     rows: u32,
     start: u32,
@@ -89,11 +85,7 @@ impl RotaryParams {
         let tiles = (rows * width.div_ceil(4)).div_ceil(THREADS as usize);
         let work = Part::whole([batch, heads, if x.layout.is_empty() { 0 } else { tiles }]);
         let parts = cut(caps, &arguments, work, f64::from(40 * THREADS))?;
-        let params = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Uniforms {
-            x: address("x"),
-            partner: address("partner"),
-            out: address("out"),
-            positions: address("positions"),
+        let params = |part: &Part| Uniforms {
             first: part.first(),
             rows: rows as u32,
             start,
@@ -103,7 +95,7 @@ impl RotaryParams {
         };
         let constants =
             vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
-        let files = vec![file::ROTARY, file::ROTARY_ANGLE, file::ROW, file::ELEMENT];
+        let files = vec![file::ROTARY, file::ROTARY_ANGLE, file::ELEMENT];
         let optional = vec![("positions", AccessKind::LoadBits)];
         let shader = Shader { optional, ..Shader::of("rotary", constants, files, None) };
         let tables = vec![angles(self.theta, dim)];
@@ -157,7 +149,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Uniforms, file::ROTARY,
-            x partner out positions first rows start step interleaved backward
+            first rows start step interleaved backward
         );
     }
 }

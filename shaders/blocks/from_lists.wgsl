@@ -18,8 +18,9 @@ fn complain(place: u32, rule: u32) {
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let n = params.first + workgroup.x * WG + thread;
     if (n >= params.count) { return; }
-    var at = load_one(params.one.x + n);
-    let end = load_one(params.one.x + n + 1u);
+    let offsets = at_one(0u, 0u, 0u);
+    var at = load_one(offsets + n);
+    let end = load_one(offsets + n + 1u);
     if (n == 0u && at != 0u) { complain(0u, RULE_OFFSET_ASCENDS); }
     if (end < at) { complain(n + 1u, RULE_OFFSET_ASCENDS); }
     if (end > params.capacity) { complain(n + 1u, RULE_OFFSET_RANGE); }
@@ -27,10 +28,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     // The lowest number that may come next, so that numbers ascend.
     var least = 0u;
     let words = (params.cols + 31u) / 32u;
+    let row = grid_row(n, params.rows);
     for (var word = 0u; word < words; word++) {
         var bits = 0u;
         while (at < last) {
-            let j = load_indices(params.indices + at);
+            let j = load_indices(at_indices(0u, 0u, 0u) + at);
             if (j >= params.cols) {
                 complain(at, RULE_INDEX_RANGE);
             } else if (j < least) {
@@ -42,7 +44,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             }
             at += 1u;
         }
-        if (params.mode == MODE_WITH) { bits |= load_other(row_at(params.other, n, params.heads, params.rows) + word); }
-        store_to(row_at(params.to, n, params.heads, params.rows) + word, bits);
+        if (params.mode == MODE_WITH) { bits |= load_other(at_other(row.x, row.y, row.z) + word); }
+        store_to(at_to(row.x, row.y, row.z) + word, bits);
     }
 }

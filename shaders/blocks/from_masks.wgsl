@@ -43,7 +43,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     workgroupBarrier();
     if (thread == 0u) {
         let bits = atomicLoad(&shown);
-        store_to(row_at(params.to, row, params.heads, params.rows) + word, bits);
-        store_other(row_at(params.other, row, params.heads, params.rows) + word, bits & ~atomicLoad(&hidden));
+        let to = grid_row(row, params.rows);
+        store_to(at_to(to.x, to.y, to.z) + word, bits);
+        store_other(at_other(to.x, to.y, to.z) + word, bits & ~atomicLoad(&hidden));
     }
 }

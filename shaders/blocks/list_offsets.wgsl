@@ -13,11 +13,11 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             for (var word = 0u; 32u * word < params.cols; word++) { own += countOneBits(listed(n, word)); }
         }
         let end = next + sum_before(own, thread) + own;
-        if (n < params.count) { store_to(params.to.x + n + 1u, min(end, params.capacity)); }
+        if (n < params.count) { store_to(at_to(0u, 0u, 0u) + n + 1u, min(end, params.capacity)); }
         next += sum_of_all();
     }
     if (thread == 0u) {
-        store_to(params.to.x, 0u);
+        store_to(at_to(0u, 0u, 0u), 0u);
         if (next > params.capacity) { problem[0] = next; }
     }
 }

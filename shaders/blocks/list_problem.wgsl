@@ -8,10 +8,10 @@ fn main() {
     let place = number / 4u;
     let before = max(place, 1u) - 1u;
     if (number % 4u < 2u) {
-        problem[1] = load_one(params.one.x + place);
-        problem[2] = load_one(params.one.x + before);
+        problem[1] = load_one(at_one(0u, 0u, 0u) + place);
+        problem[2] = load_one(at_one(0u, 0u, 0u) + before);
     } else {
-        problem[1] = load_indices(params.indices + place);
-        problem[2] = load_indices(params.indices + before);
+        problem[1] = load_indices(at_indices(0u, 0u, 0u) + place);
+        problem[2] = load_indices(at_indices(0u, 0u, 0u) + before);
     }
 }

@@ -12,8 +12,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let j = row % params.rows;
     var bits = 0u;
     for (var i = 0u; i < min(32u, params.cols - 32u * word); i++) {
-        let place = row_at(params.one, row / params.rows * params.cols + 32u * word + i, params.heads, params.cols);
-        bits |= ((load_one(place + j / 32u) >> (j % 32u)) & 1u) << i;
+        let place = grid_row(row / params.rows * params.cols + 32u * word + i, params.cols);
+        bits |= ((load_one(at_one(place.x, place.y, place.z) + j / 32u) >> (j % 32u)) & 1u) << i;
     }
-    store_to(row_at(params.to, row, params.heads, params.rows) + word, bits);
+    let to = grid_row(row, params.rows);
+    store_to(at_to(to.x, to.y, to.z) + word, bits);
 }

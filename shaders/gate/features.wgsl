@@ -4,7 +4,7 @@
 // Where feature f of a row lies.
 fn feature_at(batch: u32, head: u32, row: u32, f: u32) -> u32 {
     let first = select(0u, tokens_of(batch).x, TOKENS == 1u);
-    return row_of(params.x, batch, head * params.joined / SHARE + f / WIDTH_X, first + row) + f % WIDTH_X;
+    return at_x(batch, head * params.joined / SHARE + f / WIDTH_X, first + row) + f % WIDTH_X;
 }
 
 // Whether a batch entry has this row: of a ring, only full blocks.

@@ -8,11 +8,11 @@ fn head_of(p: Place, n: u32) -> u32 { return p.head * params.heads + n / params.
 fn left(p: Place, col: u32, n: u32) -> f32 {
     let row = n % params.inner;
     if (col >= counted_blocks(p.batch, row)) { return 0.0; }
-    return params.scale * load_gradient(row_of(params.gradient, p.batch, head_of(p, n), row) + col);
+    return params.scale * load_gradient(at_gradient(p.batch, head_of(p, n), row) + col);
 }
 
 fn right(p: Place, n: u32, column: u32) -> vec4f {
-    return load_query4(row_of(params.query, p.batch, head_of(p, n), n % params.inner) + 4u * column, GATE_DIM - 4u * column);
+    return load_query4(at_query(p.batch, head_of(p, n), n % params.inner) + 4u * column, GATE_DIM - 4u * column);
 }
 
 @compute @workgroup_size(WG)

@@ -3,11 +3,11 @@
 
 fn left(p: Place, row: u32, col: u32) -> f32 {
     if (col >= counted_blocks(p.batch, row)) { return 0.0; }
-    return params.scale * load_gradient(row_of(params.gradient, p.batch, p.head, row) + col);
+    return params.scale * load_gradient(at_gradient(p.batch, p.head, row) + col);
 }
 
 fn right(p: Place, col: u32, column: u32) -> vec4f {
-    return load_key4(row_of(params.key, p.batch, p.head / params.heads, col) + 4u * column, GATE_DIM - 4u * column);
+    return load_key4(at_key(p.batch, p.head / params.heads, col) + 4u * column, GATE_DIM - 4u * column);
 }
 
 @compute @workgroup_size(WG)

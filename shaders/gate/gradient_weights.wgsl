@@ -7,7 +7,7 @@ fn left(p: Place, f: u32, n: u32) -> f32 {
 }
 
 fn right(p: Place, n: u32, column: u32) -> vec4f {
-    let at = row_of(params.gradient, n / params.inner, p.head, n % params.inner);
+    let at = at_gradient(n / params.inner, p.head, n % params.inner);
     return load_gradient4(at + 4u * column, GATE_DIM - 4u * column);
 }
 

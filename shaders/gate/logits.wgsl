@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
                 let row = row0 + at % TILE_ROWS;
                 var q = vec4f();
                 if (d < WIDTH4 && row < params.rows) {
-                    q = load_query4(row_of(params.query, batch, head, row) + 4u * d, GATE_DIM - 4u * d);
+                    q = load_query4(at_query(batch, head, row) + 4u * d, GATE_DIM - 4u * d);
                 }
                 queries[at] = q;
             }
@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
                 let col = col0 + at % TILE_COLS;
                 var k = vec4f();
                 if (d < WIDTH4 && col < counted_cols(sequence)) {
-                    k = load_key4(row_of(params.key, batch, head / params.heads, col) + 4u * d, GATE_DIM - 4u * d);
+                    k = load_key4(at_key(batch, head / params.heads, col) + 4u * d, GATE_DIM - 4u * d);
                 }
                 keys[at] = k;
             }
@@ -69,7 +69,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let col = col0 + c0 + COL_LANES * j;
             if (row < params.rows && col < params.cols) {
                 let bits = select(0u, bitcast<u32>(params.scale * s[i][j]), col < counted);
-                store_to(row_of(params.to, batch, head, row) + col, select(MINUS_INFINITY_BITS, bits, col < seen));
+                store_to(at_to(batch, head, row) + col, select(MINUS_INFINITY_BITS, bits, col < seen));
             }
         }
     }

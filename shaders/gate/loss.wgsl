@@ -13,8 +13,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let number = params.first.z + workgroup.x;
     let row = row_of_logits(batch, head, number, thread);
     let counts = number >= params.from_row;
-    let at = row_of(params.wanted, batch, head, number);
-    let to = row_of(params.to, batch, head, number);
+    let at = at_wanted(batch, head, number);
+    let to = at_to(batch, head, number);
     var share = 0.0;
     if (counts && !row.broken && row.seen > 0u) {
         var own = 0.0;
@@ -36,5 +36,5 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         for (var col = thread; col < row.seen; col += WG) { store_to(to + col, bits); }
     }
     for (var col = row.seen + thread; col < params.cols; col += WG) { store_to(to + col, 0u); }
-    if (thread == 0u) { store_shares(row_of(params.shares, batch, head, number), bitcast<u32>(share)); }
+    if (thread == 0u) { store_shares(at_shares(batch, head, number), bitcast<u32>(share)); }
 }

@@ -9,5 +9,5 @@ fn norm_factor(r: u32) -> f32 {
 
 fn norm_weight(d: u32) -> f32 {
     if (!HAS_NORM) { return 1.0; }
-    return load_norm(params.norm.x + min(d, GATE_DIM - 1u));
+    return load_norm(at_norm(0u, 0u, 0u) + min(d, GATE_DIM - 1u));
 }

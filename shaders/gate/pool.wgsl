@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         for (var token = start + lane; token < end; token += LANES) {
             var row = tokens.x + token;
             if (params.ring > 0u) { row = token % params.ring; }
-            let x = load_x4(row_of(params.x, batch, head, row) + d, HEAD_DIM - d);
+            let x = load_x4(at_x(batch, head, row) + d, HEAD_DIM - d);
             high = max(high, x);
             low = min(low, x);
             sum += x;
@@ -60,7 +60,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             if (kind == POOL_MAX) { pooled = high; }
             if (kind == POOL_MIN) { pooled = low; }
             pooled = bitcast<vec4f>(select(bitcast<vec4u>(pooled), vec4u(NAN_BITS), bad > vec4u(0x7f800000u)));
-            let to = row_of(params.to, batch, head, block) + part * HEAD_DIM + d;
+            let to = at_to(batch, head, block) + part * HEAD_DIM + d;
             for (var e = 0u; e < 4u; e++) {
                 if (d + e < HEAD_DIM) { store_to(to + e, bitcast<u32>(pooled[e])); }
             }

@@ -50,7 +50,7 @@ fn store_sums(p: Place, thread: u32) {
     for (var i = 0u; i < PART; i++) {
         let r = row_of_part(thread, i);
         if (r != NONE && p.row0 + r < params.rows) {
-            store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, sums[i]);
+            store_to4(at_to(p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, sums[i]);
         }
     }
 }

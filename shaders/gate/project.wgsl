@@ -30,7 +30,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             let there = exists(p.batch, p.row0 + r);
             // Beyond a ring's last full block lies what was not written yet.
             if (there || params.ring == 0u) {
-                store_to4(row_of(params.to, p.batch, p.head, number) + d, GATE_DIM - d, select(vec4f(), x * factor, there));
+                store_to4(at_to(p.batch, p.head, number) + d, GATE_DIM - d, select(vec4f(), x * factor, there));
             }
         }
     }

@@ -30,7 +30,7 @@ fn probability(row: RowOfLogits, col: u32) -> f32 {
 }
 
 fn row_of_logits(batch: u32, head: u32, number: u32, thread: u32) -> RowOfLogits {
-    var row = RowOfLogits(row_of(params.logits, batch, head, number), seen_blocks(sequences[batch], number), 0.0, 0.0, false);
+    var row = RowOfLogits(at_logits(batch, head, number), seen_blocks(sequences[batch], number), 0.0, 0.0, false);
     if (thread == 0u) { atomicStore(&highest, 0u); }
     workgroupBarrier();
     var own = 0u;

@@ -51,14 +51,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             for (var j = max(u32(own), 32u * word); j * params.key_block < end && j < 32u * word + 32u; j++) { bits |= 1u << (j % 32u); }
         }
         let there = select((1u << count) - 1u, NONE, count == 32u);
-        if (word < words) { store_chosen(row_of(params.chosen, batch, head, number) + word, select(bits, NONE, all) & there); }
+        if (word < words) { store_chosen(at_chosen(batch, head, number) + word, select(bits, NONE, all) & there); }
     }
 }
 
 // The softmax of the logits is wanted too: 0 where a row does not see a block, NaN in a broken row.
 fn write_scores(row: RowOfLogits, batch: u32, head: u32, number: u32, thread: u32) {
     if (!HAS_SCORES) { return; }
-    let to = row_of(params.scores, batch, head, number);
+    let to = at_scores(batch, head, number);
     for (var col = thread; col < params.cols; col += WG) {
         var bits = 0u;
         if (col < row.seen && row.broken) { bits = NAN_BITS; }

@@ -1,4 +1,4 @@
-// What the shaders of SeerAttention's gate share: written by src/gate/step.rs.
+// What the shaders of SeerAttention's gate share: the uniform struct is that of src/gate/task.rs.
 //
 // A row of the gate is a block of queries, or a query; a column is a block of keys. The table `sequences` has (first query,
 // queries, first key, keys) of each batch entry.
@@ -8,19 +8,7 @@ const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 const NAN_BITS: u32 = 0x7fc00000u;
 
 struct Params {
-    // (offset, batch stride, head stride, row stride) of each tensor.
-    x: vec4u,
-    weights: vec4u,
-    norm: vec4u,
-    query: vec4u,
-    key: vec4u,
-    logits: vec4u,
-    scores: vec4u,
-    wanted: vec4u,
-    chosen: vec4u,
-    gradient: vec4u,
-    shares: vec4u,
-    to: vec4u,
+    at: Addresses,
     // First batch entry, head and tile of this slice.
     first: vec3u,
     // Rows of the tensor that is written, and blocks of keys.

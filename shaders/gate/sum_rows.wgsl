@@ -13,13 +13,13 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     var sum = vec4f();
     for (var n = thread / WIDTH4; n < params.rows * params.heads * params.inner && thread < LANES * WIDTH4; n += LANES) {
         let head = n / params.inner;
-        let row = row_of(params.x, head / params.heads, head % params.heads, n % params.inner);
+        let row = at_x(head / params.heads, head % params.heads, n % params.inner);
         sum += load_x4(row + d, GATE_DIM - d);
     }
     parts[thread] = sum;
     workgroupBarrier();
     if (thread < WIDTH4) {
         for (var lane = 1u; lane < LANES; lane++) { sum += parts[thread + lane * WIDTH4]; }
-        store_to4(params.to.x + d, GATE_DIM - d, sum);
+        store_to4(at_to(0u, 0u, 0u) + d, GATE_DIM - d, sum);
     }
 }

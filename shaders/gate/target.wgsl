@@ -8,11 +8,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let head = params.first.y + workgroup.y;
     let row = params.first.z + workgroup.x;
     let seen = seen_blocks(sequences[batch], row);
-    let at = row_of(params.wanted, batch, head, row);
+    let at = at_wanted(batch, head, row);
     var own = 0.0;
     for (var col = thread; col < seen; col += WG) { own += load_wanted(at + col); }
     let sum = sum_of(own, thread) + 1e-9;
-    let to = row_of(params.to, batch, head, row);
+    let to = at_to(batch, head, row);
     for (var col = thread; col < params.cols; col += WG) {
         var x = 0.0;
         if (col < seen) { x = load_wanted(at + col) / sum; }

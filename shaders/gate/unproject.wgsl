@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         if (r == NONE) { continue; }
         var u = vec4f();
         if (row < params.rows && exists(p.batch, row)) {
-            let at = row_of(params.gradient, p.batch, p.head, row);
+            let at = at_gradient(p.batch, p.head, row);
             for (var e = 0u; e < 4u; e++) {
                 if (d + e < GATE_DIM) { u[e] = load_gradient(at + d + e); }
                 if (TURNS && d + e < GATE_DIM) {
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
 fn write_straight(p: Place, r: u32, column: u32) {
     if (!HAS_NORM) {
         let d = 4u * column;
-        store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, straight[r * WIDTH4 + column]);
+        store_to4(at_to(p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, straight[r * WIDTH4 + column]);
         return;
     }
     let factor = norm_factor(r);
@@ -57,6 +57,6 @@ fn write_straight(p: Place, r: u32, column: u32) {
     let u = straight[r * WIDTH4 + column];
     let y = projected[r * WIDTH4 + column];
     let norm = vec4f(norm_weight(d), norm_weight(d + 1u), norm_weight(d + 2u), norm_weight(d + 3u));
-    store_to4(row_of(params.to, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * (u * norm - y * mean));
-    store_shares4(row_of(params.shares, p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * u * y);
+    store_to4(at_to(p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * (u * norm - y * mean));
+    store_shares4(at_shares(p.batch, p.head, p.row0 + r) + d, GATE_DIM - d, factor * u * y);
 }

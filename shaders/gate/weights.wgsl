@@ -6,7 +6,7 @@ fn left(p: Place, row: u32, f: u32) -> f32 {
 }
 
 fn right(p: Place, f: u32, column: u32) -> vec4f {
-    return load_weights4(row_of(params.weights, 0u, p.head, f) + 4u * column, GATE_DIM - 4u * column);
+    return load_weights4(at_weights(0u, p.head, f) + 4u * column, GATE_DIM - 4u * column);
 }
 
 fn project(p: Place, thread: u32) {

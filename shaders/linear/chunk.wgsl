@@ -76,7 +76,8 @@ fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
         let j = t0 + n / COL4;
         let d = w.column + 4u * (n % COL4);
         let inside = min(d, (HEAD_DIM_V - 1u) / 4u * 4u);
-        let v = load_v4(row_of_v(token_at(w, n0 + min(j, count - 1u))) + inside, HEAD_DIM_V - inside);
+        let t = token_at(w, n0 + min(j, count - 1u));
+        let v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + inside, HEAD_DIM_V - inside);
         tile[V_AT + n] = select(vec4f(), params.gain * v, j < count && d < HEAD_DIM_V);
     }
     for (var n = thread; n < BATCH * PD4; n += WG) {
@@ -84,7 +85,8 @@ fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
         let d = n % PD4;
         let inside = 4u * min(d, D4 - 1u);
         let last = min(j, count - 1u);
-        let k = load_k4(row_of_k(token_at(w, n0 + last)) + inside, HEAD_DIM - inside);
+        let t = token_at(w, n0 + last);
+        let k = load_k4(at_k(t.batch, t.head / params.groups.y, t.row) + inside, HEAD_DIM - inside);
         tile[K_AT + n] = select(vec4f(), edges[last].y * k, j < count && d < D4);
     }
 }

@@ -17,8 +17,8 @@ fn product_of_states(w: Work, number: u32, thread: u32) -> f32 {
     for (var at = thread; at < select(0u, HEAD_DIM * columns, number <= segments); at += WG) {
         let row = at / columns;
         let column = 4u * (at % columns);
-        let s = load_states4(row_of(params.states, w.batch, w.head, number * HEAD_DIM + row) + column, HEAD_DIM_V - column);
-        let u = load_behind4(row_of(params.behind, w.batch, w.head, (segments - number) * HEAD_DIM + row) + column, HEAD_DIM_V - column);
+        let s = load_states4(at_states(w.batch, w.head, number * HEAD_DIM + row) + column, HEAD_DIM_V - column);
+        let u = load_behind4(at_behind(w.batch, w.head, (segments - number) * HEAD_DIM + row) + column, HEAD_DIM_V - column);
         sum += dot(s, u);
     }
     return sum_of(sum, thread);
@@ -26,10 +26,10 @@ fn product_of_states(w: Work, number: u32, thread: u32) -> f32 {
 
 // q·dq − k·dk.
 fn term_of(t: Token) -> f32 {
-    let q = row_of_q(t);
-    let k = row_of_k(t);
-    let dq = row_of(params.dq, t.batch, t.head, t.row);
-    let dk = row_of(params.dk, t.batch, t.head, t.row);
+    let q = at_q(t.batch, t.head / params.groups.x, t.row);
+    let k = at_k(t.batch, t.head / params.groups.y, t.row);
+    let dq = at_dq(t.batch, t.head, t.row);
+    let dk = at_dk(t.batch, t.head, t.row);
     var sum = 0.0;
     for (var d = 0u; d < HEAD_DIM_V; d += 4u) {
         let n = HEAD_DIM_V - d;
@@ -51,6 +51,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         var from_end = after;
         for (var later = w.count; later > n; later--) { from_end += terms[later - 1u]; }
         let sum = mix(from_start, from_end, f32(n) / f32(w.count));
-        store_dg(row_of(params.dg, w.batch, w.head, token_at(w, n).row), bitcast<u32>(sum));
+        store_dg(at_dg(w.batch, w.head, token_at(w, n).row), bitcast<u32>(sum));
     }
 }

@@ -19,9 +19,9 @@ var<workgroup> parts: array<vec4f, BATCH * WG>;
 // Past the last row, keys and queries are 0.
 fn absorb(w: Work, t: Token, lane: u32, column: u32) {
     let change = vec4f(change_of(gate_of(t)));
-    let at = row_of_k(t);
+    let at = at_k(t.batch, t.head / params.groups.y, t.row);
     var v = vec4f();
-    if (column < HEAD_DIM_V) { v = load_v4(row_of_v(t) + column, HEAD_DIM_V - column); }
+    if (column < HEAD_DIM_V) { v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + column, HEAD_DIM_V - column); }
     for (var i = 0u; i < PART; i++) {
         let d = lane + LANES * i;
         let inside = 4u * min(d, D4 - 1u);
@@ -32,13 +32,13 @@ fn absorb(w: Work, t: Token, lane: u32, column: u32) {
 
 // The state after a token: rows [n · HEAD_DIM, (n + 1) · HEAD_DIM) for token n.
 fn snapshot(w: Work, n: u32, row: u32, column: u32, x: vec4f) {
-    let at = row_of(params.snapshots, w.batch, w.head, n * HEAD_DIM + row) + column;
+    let at = at_snapshots(w.batch, w.head, n * HEAD_DIM + row) + column;
     store_snapshots4(at, HEAD_DIM_V - column, x);
 }
 
 // This thread's part of a token's result.
 fn read_out(t: Token, lane: u32) -> vec4f {
-    let at = row_of_q(t);
+    let at = at_q(t.batch, t.head / params.groups.x, t.row);
     var sum = vec4f();
     for (var i = 0u; i < PART; i++) {
         let d = lane + LANES * i;
@@ -85,7 +85,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             for (var other = 0u; other < LANES; other++) { sum += parts[n * WG + other * QUADS + quad]; }
             let d = w.column + 4u * quad;
             if (d < HEAD_DIM_V) {
-                store_o4(row_of(params.o, w.batch, w.head, token_at(w, base + n).row) + d, HEAD_DIM_V - d, params.scale * sum);
+                store_o4(at_o(w.batch, w.head, token_at(w, base + n).row) + d, HEAD_DIM_V - d, params.scale * sum);
             }
         }
         workgroupBarrier();

@@ -17,7 +17,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         var x = initial_state(w, row, column);
         for (var n = 0u; n < segments; n++) {
             let local = exchange(w, n, row, column, x, n + 1u - WHOLE < segments);
-            x = fma(vec4f(change_of(bitcast<f32>(load_totals(row_of(params.totals, w.batch, w.head, 0u) + n)))), x, x) + local;
+            x = fma(vec4f(change_of(bitcast<f32>(load_totals(at_totals(w.batch, w.head, 0u) + n)))), x, x) + local;
         }
         if (WHOLE == 1u) { write_state(w, row, column, x); }
         if (KEPT == 1u) { store_states4(state_at(w, segments, row, column), HEAD_DIM_V - column, x); }
@@ -26,7 +26,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
 }
 
 fn state_at(w: Work, n: u32, row: u32, column: u32) -> u32 {
-    return row_of(params.states, w.batch, w.head, n * HEAD_DIM + row) + column;
+    return at_states(w.batch, w.head, n * HEAD_DIM + row) + column;
 }
 
 // Writes the state that segment n begins with; returns what its tokens leave, if that was computed.

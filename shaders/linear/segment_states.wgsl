@@ -15,6 +15,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     }
     if (wanted) { store_state(w, thread); }
     if (wanted && w.column == 0u && thread == 0u) {
-        store_totals(row_of(params.totals, w.batch, w.head, 0u) + w.place, bitcast<u32>(total));
+        store_totals(at_totals(w.batch, w.head, 0u) + w.place, bitcast<u32>(total));
     }
 }

@@ -4,22 +4,7 @@
 // of params.segment tokens: each has its own workgroups. The table `sequences` has (first row, tokens, 0, 0) of each entry.
 
 struct Params {
-    // (offset, batch stride, head stride, row stride) of each tensor.
-    q: vec4u,
-    k: vec4u,
-    v: vec4u,
-    g: vec4u,
-    h0: vec4u,
-    o: vec4u,
-    ht: vec4u,
-    states: vec4u,
-    snapshots: vec4u,
-    problem: vec4u,
-    totals: vec4u,
-    dq: vec4u,
-    dk: vec4u,
-    dg: vec4u,
-    behind: vec4u,
+    at: Addresses,
     // First entry, head and workgroup of this slice.
     first: vec3u,
     heads: u32,
@@ -60,9 +45,6 @@ fn token_at(w: Work, n: u32) -> Token {
     return Token(w.batch, w.head, w.first + select(n, w.count - 1u - n, params.reverse == 1u));
 }
 
-fn row_of_q(t: Token) -> u32 { return row_of(params.q, t.batch, t.head / params.groups.x, t.row); }
-fn row_of_k(t: Token) -> u32 { return row_of(params.k, t.batch, t.head / params.groups.y, t.row); }
-fn row_of_v(t: Token) -> u32 { return row_of(params.v, t.batch, t.head / params.groups.z, t.row); }
 
 // e^g − 1 for g ≤ 0, to the last place where g is small: a state that is multiplied by a rounded e^g is off by as much in every
 // token after it, so x · e^g is x + (e^g − 1) · x.

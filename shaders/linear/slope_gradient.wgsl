@@ -8,9 +8,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     for (var entry = 0u; entry < ENTRIES; entry++) {
         let w = segment_at(entry, head, 0u, 0u);
         var part = 0.0;
-        for (var n = thread; n < w.count; n += WG) { part += load_dg(row_of(params.dg, entry, head, token_at(w, n).row)); }
+        for (var n = thread; n < w.count; n += WG) { part += load_dg(at_dg(entry, head, token_at(w, n).row)); }
         sum += part;
     }
     let all = sum_of(sum, thread);
-    if (thread == 0u) { store_o(row_of(params.o, 0u, head, 0u), bitcast<u32>(-all)); }
+    if (thread == 0u) { store_o(at_o(0u, head, 0u), bitcast<u32>(-all)); }
 }

@@ -14,23 +14,23 @@ const TO_HT: u32 = 1u;
 const TO_SEGMENT: u32 = 2u;
 
 fn initial_state(w: Work, row: u32, column: u32) -> vec4f {
-    if (FROM == FROM_H0) { return load_h04(row_of(params.h0, w.batch, w.head, row) + column, HEAD_DIM_V - column); }
-    if (FROM == FROM_HT) { return load_ht4(row_of(params.ht, w.batch, w.head, row) + column, HEAD_DIM_V - column); }
+    if (FROM == FROM_H0) { return load_h04(at_h0(w.batch, w.head, row) + column, HEAD_DIM_V - column); }
+    if (FROM == FROM_HT) { return load_ht4(at_ht(w.batch, w.head, row) + column, HEAD_DIM_V - column); }
     if (FROM == FROM_SEGMENT) {
-        return load_states4(row_of(params.states, w.batch, w.head, w.place * HEAD_DIM + row) + column, HEAD_DIM_V - column);
+        return load_states4(at_states(w.batch, w.head, w.place * HEAD_DIM + row) + column, HEAD_DIM_V - column);
     }
     var x = vec4f();
     if (FROM == FROM_H0_TURNED) {
         for (var e = 0u; e < 4u; e++) {
-            if (column + e < HEAD_DIM_V) { x[e] = load_h0(row_of(params.h0, w.batch, w.head, column + e) + row); }
+            if (column + e < HEAD_DIM_V) { x[e] = load_h0(at_h0(w.batch, w.head, column + e) + row); }
         }
     }
     return x;
 }
 
 fn write_state(w: Work, row: u32, column: u32, x: vec4f) {
-    if (TO == TO_HT) { store_ht4(row_of(params.ht, w.batch, w.head, row) + column, HEAD_DIM_V - column, x); }
+    if (TO == TO_HT) { store_ht4(at_ht(w.batch, w.head, row) + column, HEAD_DIM_V - column, x); }
     if (TO == TO_SEGMENT) {
-        store_states4(row_of(params.states, w.batch, w.head, w.place * HEAD_DIM + row) + column, HEAD_DIM_V - column, x);
+        store_states4(at_states(w.batch, w.head, w.place * HEAD_DIM + row) + column, HEAD_DIM_V - column, x);
     }
 }

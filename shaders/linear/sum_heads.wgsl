@@ -12,8 +12,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let row = w.first + at / columns;
         var sum = vec4f();
         for (var n = 0u; n < GROUP; n++) {
-            sum += load_q4(row_of(params.q, w.batch, head * GROUP + n, row) + column, WIDTH - column);
+            sum += load_q4(at_q(w.batch, head * GROUP + n, row) + column, WIDTH - column);
         }
-        store_o4(row_of(params.o, w.batch, head, row) + column, WIDTH - column, sum);
+        store_o4(at_o(w.batch, head, row) + column, WIDTH - column, sum);
     }
 }

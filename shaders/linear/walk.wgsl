@@ -62,8 +62,8 @@ fn stage_tokens(w: Work, n0: u32, count: u32, d0: u32, thread: u32) {
     for (var r = thread % 8u + 8u * (thread / (8u * BD4)); r < CHUNK; r += STAGE_TOKENS) {
         let t = token_at(w, n0 + min(r, count - 1u));
         let valid = r < count && d0 + d < D4;
-        let q = load_q4(row_of_q(t) + inside, HEAD_DIM - inside);
-        let k = load_k4(row_of_k(t) + inside, HEAD_DIM - inside);
+        let q = load_q4(at_q(t.batch, t.head / params.groups.x, t.row) + inside, HEAD_DIM - inside);
+        let k = load_k4(at_k(t.batch, t.head / params.groups.y, t.row) + inside, HEAD_DIM - inside);
         tile[d * CHUNK + r] = select(vec4f(), q, valid);
         tile[KEYS_AT + d * CHUNK + r / 4u + CHUNK / 4u * (r % 4u)] = select(vec4f(), k, valid);
     }
@@ -166,7 +166,7 @@ fn write_rows(w: Work, n0: u32, count: u32, thread: u32) {
         for (var c = 0u; c < OV; c++) {
             let d = column_of(w, thread, c);
             if (row < count && d < HEAD_DIM_V) {
-                let at = row_of(params.o, w.batch, w.head, token_at(w, n0 + row).row) + d;
+                let at = at_o(w.batch, w.head, token_at(w, n0 + row).row) + d;
                 store_o4(at, HEAD_DIM_V - d, params.scale * o[i][c]);
             }
         }

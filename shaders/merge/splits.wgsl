@@ -1,8 +1,8 @@
 // The parts of a head lie one after another along the heads of one tensor, a.
 fn lse_of_part(part: u32, batch: u32, head: u32, row: u32) -> u32 {
-    return load_a_lse(row_of(params.a_lse, batch, head * params.parts + part, row));
+    return load_a_lse(at_a_lse(batch, head * params.parts + part, row));
 }
 
 fn out_of_part(part: u32, batch: u32, head: u32, row: u32, d: u32, n: u32) -> vec4f {
-    return load_a4(row_of(params.a, batch, head * params.parts + part, row) + 4u * d, n);
+    return load_a4(at_a(batch, head * params.parts + part, row) + 4u * d, n);
 }

@@ -9,8 +9,8 @@ var<workgroup> first_problem: atomic<u32>;
 // What is read at a column: its value, and the key that it is of.
 fn cell(batch: u32, head: u32, row: u32, col: u32) -> vec2u {
     var key = col;
-    if (HAS_ONE_INDICES) { key = load_one_indices(row_of(params.one_indices, batch, head, row) + col); }
-    return vec2u(load_one(row_of(params.one, batch, head, row) + col), key);
+    if (HAS_ONE_INDICES) { key = load_one_indices(at_one_indices(batch, head, row) + col); }
+    return vec2u(load_one(at_one(batch, head, row) + col), key);
 }
 
 fn joined(a: vec2u, b: vec2u) -> vec2u {
@@ -19,7 +19,7 @@ fn joined(a: vec2u, b: vec2u) -> vec2u {
 }
 
 fn segment_of(batch: u32, key: u32) -> u32 {
-    return load_segments(row_of(params.segments, batch, 0u, 0u) + key);
+    return load_segments(at_segments(batch, 0u, 0u) + key);
 }
 
 fn report(batch: u32, thread: u32) {

@@ -3,12 +3,7 @@
 const NONE: u32 = 0xffffffffu;
 
 struct Params {
-    // (offset, batch stride, head stride, row stride) of each tensor.
-    one: vec4u,
-    one_indices: vec4u,
-    segments: vec4u,
-    values: vec4u,
-    indices: vec4u,
+    at: Addresses,
     // First batch entry, head and row of this slice.
     first: vec3u,
     // Columns that are read, and those that are written.

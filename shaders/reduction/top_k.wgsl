@@ -13,13 +13,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let batch = params.first.x + workgroup.z;
     let head = params.first.y + workgroup.y;
     let row = params.first.z + workgroup.x;
-    let at = row_of(params.one, batch, head, row);
+    let at = at_one(batch, head, row);
     let k = params.to_cols;
     let least = max(largest(at, params.cols, k, thread), 1u);
     // Those above the k-th largest all count, and as many of its equals as there is room for.
     let above = count_from(at, params.cols, least + 1u, thread);
-    let values = row_of(params.values, batch, head, row);
-    let indices = row_of(params.indices, batch, head, row);
+    let values = at_values(batch, head, row);
+    let indices = at_indices(batch, head, row);
     // Of the columns so far: written, and equal to the k-th largest.
     var written = 0u;
     var equals = 0u;

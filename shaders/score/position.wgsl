@@ -1,5 +1,5 @@
 // What changes a score: a chain of functions  fn NAME(score: f32, at: Position) -> f32  on natural units, scale · q·k first,
-// and of masks  fn NAME(at: Position) -> bool.  src/shader.rs writes `score`, which calls those that are in use, in order,
+// and of masks  fn NAME(at: Position) -> bool.  src/program/shader/chain.rs writes `score`, which calls those that are in use, in order,
 // and ends in log2 units, and `mask_allows`, which asks every mask. With no function in use params.q_factor holds the factor
 // log2(e) already, and `score` does nothing.
 

@@ -9,13 +9,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let head = params.first.y + workgroup.y;
     let row = (params.first.z + workgroup.x) * WG + thread;
     if (row >= params.queries) { return; }
-    let out = row_of(params.out, batch, head, row);
-    let dout = row_of(params.dout, batch, head, row);
+    let out = at_out(batch, head, row);
+    let dout = at_dout(batch, head, row);
     var sum = 0.0;
     for (var d = 0u; d < DV4; d++) {
         sum += dot(load_out4(out + 4u * d, HEAD_DIM_V - 4u * d), load_dout4(dout + 4u * d, HEAD_DIM_V - 4u * d));
     }
-    let lse = load_lse(row_of(params.lse, batch, head, row));
+    let lse = load_lse(at_lse(batch, head, row));
     let scaled = select(bitcast<f32>(lse) * 1.4426950408889634, UNSEEN, lse == MINUS_INFINITY_BITS);
-    stats[row_of(params.stats, batch, head, row)] = vec2f(scaled, sum - load_dlse(row_of(params.dlse, batch, head, row)));
+    stats[stats_place(batch, head, row)] = vec2f(scaled, sum - load_dlse(at_dlse(batch, head, row)));
 }

@@ -15,5 +15,5 @@ fn add_dk(w: Work, visit: Visit, tile: Tile, thread: u32) {
 }
 
 fn write_dk(w: Work, token: u32, d: u32, i: u32, c: u32, none: bool) {
-    if (HAS_DK) { store_dk4(dk_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none)); }
+    if (HAS_DK) { store_dk4(at_dk(w.batch, w.kv_head, key_of(w, token)) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none)); }
 }

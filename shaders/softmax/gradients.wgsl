@@ -19,7 +19,7 @@ fn gradient_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
 
 // What delta.wgsl found of a query. A token past the end has weight 0 everywhere.
 fn stats_of(w: Work, token: u32) -> vec2f {
-    return select(vec2f(UNSEEN, 0.0), stats[stats_row(w, token)], token != NONE);
+    return select(vec2f(UNSEEN, 0.0), stats[stats_place(w.batch, w.head, query_of(w, token))], token != NONE);
 }
 
 fn take_gradients() {

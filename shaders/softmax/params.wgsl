@@ -5,25 +5,7 @@ const NONE: u32 = 0xffffffffu;
 const MINUS_INFINITY_BITS: u32 = 0xff800000u;
 
 struct Params {
-    q: vec4u,
-    k: vec4u,
-    v: vec4u,
-    out: vec4u,
-    lse: vec4u,
-    bias: vec4u,
-    mask: vec4u,
-    dout: vec4u,
-    dlse: vec4u,
-    dq: vec4u,
-    dk: vec4u,
-    dv: vec4u,
-    stats: vec4u,
-    dbias: vec4u,
-    dq_so_far: vec4u,
-    blocks: vec4u,
-    full_blocks: vec4u,
-    values: vec4u,
-    indices: vec4u,
+    at: Addresses,
     // First batch entry, head and tile of queries of this slice.
     first: vec3u,
     softcap: f32,
@@ -52,6 +34,8 @@ struct Params {
     key_tiles: u32,
     bias_rows: u32,
     bias_cols: u32,
+    // Statistics of rows for gradients from one batch entry to the next.
+    stats_batch: u32,
 }
 
 // Log-sum-exp of a row that has seen nothing, in log2 units, where weights are computed again: exp2(s − UNSEEN) is 0.
@@ -70,4 +54,9 @@ struct Work {
     keys: u32,
     // Which of SPLITS parts of what the tile visits.
     split: u32,
+}
+
+// Where the statistics of a row lie.
+fn stats_place(batch: u32, head: u32, row: u32) -> u32 {
+    return batch * params.stats_batch + head * params.queries + row;
 }

@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         for (var j = 0u; j < CT; j++) {
             let key = key_tile * BC + tc + TC * j;
             if (writes && key < params.bias_cols) {
-                store_dbias(row_of(params.dbias, own_batch, own_head, select(0u, query, by_query)) + key, bitcast<u32>(total[i][j]));
+                store_dbias(at_dbias(own_batch, own_head, select(0u, query, by_query)) + key, bitcast<u32>(total[i][j]));
             }
         }
     }

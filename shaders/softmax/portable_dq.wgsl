@@ -12,7 +12,7 @@ fn pair_stats(i: u32, j: u32) -> vec2f { return row_stats[i]; }
 // What dq is added to: the part of another pass over other keys.
 fn so_far(w: Work, token: u32, d: u32) -> vec4f {
     if (!HAS_DQ_SO_FAR) { return vec4f(); }
-    return load_dq_so_far4(row_of(params.dq_so_far, w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d);
+    return load_dq_so_far4(at_dq_so_far(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d);
 }
 
 @compute @workgroup_size(WG)
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
                 let d = tc + TC * c;
                 if (d < D4) {
                     let sum = fma(dq[i][c], vec4f(params.scale), so_far(w, token, d));
-                    store_dq4(dq_row(w, token) + 4u * d, HEAD_DIM - 4u * d, select(sum, vec4f(), none));
+                    store_dq4(at_dq(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d, select(sum, vec4f(), none));
                 }
             }
         }

@@ -87,7 +87,7 @@ fn add_pairs(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let masked = is_masked(tile);
     for (var i = 0u; i < RT; i++) {
         let token = row_token(visit, row0 + i);
-        let bits = load_lse(lse_row(w, token));
+        let bits = load_lse(at_lse(w.batch, w.head * SPLITS + w.split, query_of(w, token)));
         let nan = (bits & 0x7fffffffu) > 0x7f800000u;
         let lse = bitcast<f32>(bits) * 1.4426950408889634;
         for (var j = 0u; j < CT; j++) {

@@ -51,7 +51,7 @@ fn multiply_tiles(what: u32, w: Work, visit: Visit, tile: Tile, thread: u32) {
     }
 }
 
-// s += rows · colsᵀ over one chunk of the summed dimension. (Loops to EVERY some constant may be written out: src/shader/unroll.rs.)
+// s += rows · colsᵀ over one chunk of the summed dimension. (Loops to EVERY some constant may be written out: src/program/shader/unroll.rs.)
 fn add_products(tc: u32, row0: u32) {
     for (var d = 0u; d < BD4; d++) {
         var k: array<vec4f, CT>;

@@ -17,8 +17,8 @@ fn last_row(visit: Visit) -> u32 {
 }
 
 fn block_head(w: Work) -> u32 { return select(w.head, w.kv_head, block_mask[0].z == 1u); }
-fn block_row(w: Work, row: u32) -> u32 { return row_of(params.blocks, w.batch, block_head(w), row); }
-fn full_block_row(w: Work, row: u32) -> u32 { return row_of(params.full_blocks, w.batch, block_head(w), row); }
+fn block_row(w: Work, row: u32) -> u32 { return at_blocks(w.batch, block_head(w), row); }
+fn full_block_row(w: Work, row: u32) -> u32 { return at_full_blocks(w.batch, block_head(w), row); }
 
 // The next tile from number i on of which something is seen, or `count`.
 fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {

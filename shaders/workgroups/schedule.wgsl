@@ -13,8 +13,7 @@ const RULE_END: u32 = 2u;
 const RULE_LENGTH: u32 = 3u;
 
 struct Params {
-    seqlens_q: vec4u,
-    seqlens_k: vec4u,
+    at: Addresses,
     sequences: u32,
     // Rows of the tensors (of queries: queries), and the longest sequence as stated.
     queries: u32,
@@ -31,8 +30,8 @@ struct Params {
 var<workgroup> first_problem: atomic<u32>;
 
 fn given(side: u32, i: u32) -> u32 {
-    if (side == 0u) { return load_seqlens_q(params.seqlens_q.x + i); }
-    return load_seqlens_k(params.seqlens_k.x + i);
+    if (side == 0u) { return load_seqlens_q(at_seqlens_q(0u, 0u, 0u) + i); }
+    return load_seqlens_k(at_seqlens_k(0u, 0u, 0u) + i);
 }
 
 // (first row, rows) of sequence i.

@@ -9,9 +9,6 @@ use crate::{Caps, DType, Hook, Layout, Result, Shapes};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    one: [u32; 4],
-    other: [u32; 4],
-    to: [u32; 4],
     heads: u32,
     rows: u32,
     cols: u32,
@@ -23,9 +20,7 @@ struct Params {
     keys: u32,
     query_block: u32,
     key_block: u32,
-    indices: u32,
-    offsets: u32,
-    pad: [u32; 3],
+    pad: u32,
 }
 
 /// `MODE_…` of the shaders: what becomes of the other bitmap.
@@ -69,16 +64,8 @@ impl Task<'_> {
         let each = if self.workgroups.is_some() { 1 } else { THREADS as usize };
         let tiles = self.workgroups.unwrap_or(self.count.div_ceil(each));
         let parts = cut(caps, &arguments, Part::whole([1, 1, tiles]), FLOPS * f64::from(THREADS))?;
-        let params = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            one: address("one"),
-            other: address("other"),
-            to: address("to"),
-            indices: address("indices")[0],
-            offsets: address("offsets")[0],
-            first: (part.tiles.start * each) as u32,
-            count: self.count as u32,
-            ..self.params
-        };
+        let params =
+            |part: &Part| Params { first: (part.tiles.start * each) as u32, count: self.count as u32, ..self.params };
         let problem = |(scratch, ty)| {
             (Binding::Table { name: "problem", ty, length: None, write: true }, Table::Scratch(scratch))
         };
@@ -278,7 +265,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::BLOCKS_SHARED,
-            one other to heads rows cols first count mode capacity queries keys query_block key_block indices offsets
+            heads rows cols first count mode capacity queries keys query_block key_block
         );
     }
 }

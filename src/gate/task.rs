@@ -14,18 +14,6 @@ pub(super) type Access = (&'static str, Tensor, AccessKind, Heads);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Params {
-    pub x: [u32; 4],
-    pub weights: [u32; 4],
-    pub norm: [u32; 4],
-    pub query: [u32; 4],
-    pub key: [u32; 4],
-    pub logits: [u32; 4],
-    pub scores: [u32; 4],
-    pub wanted: [u32; 4],
-    pub chosen: [u32; 4],
-    pub gradient: [u32; 4],
-    pub shares: [u32; 4],
-    pub to: [u32; 4],
     pub first: [u32; 3],
     pub rows: u32,
     pub cols: u32,
@@ -78,24 +66,9 @@ impl Task {
         };
         let arguments = tensors.iter().map(argument).collect::<Result<Vec<_>>>()?;
         let parts = cut(caps, &arguments, Part::whole(work), flops)?;
-        let of_part = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            x: address("x"),
-            weights: address("weights"),
-            norm: address("norm"),
-            query: address("query"),
-            key: address("key"),
-            logits: address("logits"),
-            scores: address("scores"),
-            wanted: address("wanted"),
-            chosen: address("chosen"),
-            gradient: address("gradient"),
-            shares: address("shares"),
-            to: address("to"),
-            first: part.first(),
-            ..params
-        };
+        let of_part = |part: &Part| Params { first: part.first(), ..params };
         tables.insert(0, rows);
-        let files = [vec![file::GATE_SHARED, file::ROW, file::ELEMENT], files].concat();
+        let files = [vec![file::GATE_SHARED, file::ELEMENT], files].concat();
         let constants = [vec![("WG", THREADS)], constants].concat();
         let optional = vec![
             ("weights", AccessKind::Load4),
@@ -119,8 +92,8 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::GATE_SHARED,
-            x weights norm query key logits scores wanted chosen gradient shares to first rows cols query_block key_block causal past
-            complete forced side joined pools ring pool bound scale epsilon weight heads inner from_row end
+            first rows cols query_block key_block causal past complete forced side joined pools ring pool bound
+            scale epsilon weight heads inner from_row end
         );
     }
 }

@@ -9,21 +9,6 @@ use std::ops::Range;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    q: [u32; 4],
-    k: [u32; 4],
-    v: [u32; 4],
-    g: [u32; 4],
-    h0: [u32; 4],
-    o: [u32; 4],
-    ht: [u32; 4],
-    states: [u32; 4],
-    snapshots: [u32; 4],
-    problem: [u32; 4],
-    totals: [u32; 4],
-    dq: [u32; 4],
-    dk: [u32; 4],
-    dg: [u32; 4],
-    behind: [u32; 4],
     first: [u32; 3],
     heads: u32,
     groups: [u32; 3],
@@ -123,22 +108,7 @@ impl Task {
             of.map_or(1, |of| frame.heads / of.layout().shape[1].max(1).min(frame.heads).max(1)) as u32
         };
         let groups = ["q", "k", "v"].map(group);
-        let of_part = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-            q: address("q"),
-            k: address("k"),
-            v: address("v"),
-            g: address("g"),
-            h0: address("h0"),
-            o: address("o"),
-            ht: address("ht"),
-            states: address("states"),
-            snapshots: address("snapshots"),
-            problem: address("problem"),
-            totals: address("totals"),
-            dq: address("dq"),
-            dk: address("dk"),
-            dg: address("dg"),
-            behind: address("behind"),
+        let of_part = |part: &Part| Params {
             first: part.first(),
             heads: frame.heads as u32,
             groups,
@@ -155,7 +125,7 @@ impl Task {
         let (head_dim, value_dim) = frame.dims;
         let constants = constants.into_iter().chain([("HEAD_DIM", head_dim), ("HEAD_DIM_V", value_dim)]);
         let constants = constants.map(|(name, value)| (name, value as u32)).collect();
-        let files = [vec![file::LINEAR_SHARED, file::ROW, file::ELEMENT], files].concat();
+        let files = [vec![file::LINEAR_SHARED, file::ELEMENT], files].concat();
         let optional = vec![
             ("h0", AccessKind::Load4),
             ("h0", AccessKind::Load1),
@@ -185,7 +155,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::LINEAR_SHARED,
-            q k v g h0 o ht states snapshots problem totals dq dk dg behind first heads groups scale reverse late gain segment
+            first heads groups scale reverse late gain segment
         );
     }
 }

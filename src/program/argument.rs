@@ -150,14 +150,18 @@ pub(crate) fn bound_range(caps: &Caps, arguments: &[Argument], i: usize, part: &
     aligned(caps, all)
 }
 
-/// Where a part of the work finds an argument: (offset, batch stride, head stride, row stride) in elements from the start of its
-/// binding, modulo 2^32 as the shader adds them up. Zeros for one that is not there.
-pub(crate) fn address_of(caps: &Caps, arguments: &[Argument], name: &str, part: &Part) -> [u32; 4] {
-    let Some(i) = arguments.iter().position(|argument| argument.name == name) else { return [0; 4] };
-    let layout = arguments[i].layout();
-    let start = bound_range(caps, arguments, i, part).start / layout.dtype.bytes();
-    let offset = (layout.offset as u64).wrapping_sub(start) as u32;
-    // Packed sequences are numbered, and lie in one batch entry.
-    let [batch, head, row] = [0, 1, 2].map(|i| if layout.shape[i] > 1 { layout.strides[i] as u32 } else { 0 });
-    [offset, batch, head, row]
+/// Where a part of the work finds each tensor, in the order of `Addresses` in the shader: (offset, batch stride, head stride, row
+/// stride) in elements from the start of its binding, modulo 2^32 as the shader adds them up.
+pub(crate) fn addresses(caps: &Caps, arguments: &[Argument], part: &Part) -> Vec<[u32; 4]> {
+    let address = |i: usize| {
+        let layout = arguments[i].layout();
+        let start = bound_range(caps, arguments, i, part).start / layout.dtype.bytes();
+        let offset = (layout.offset as u64).wrapping_sub(start) as u32;
+        // Packed sequences are numbered, and lie in one batch entry.
+        let [batch, head, row] = [0, 1, 2].map(|i| if layout.shape[i] > 1 { layout.strides[i] as u32 } else { 0 });
+        [offset, batch, head, row]
+    };
+    let first = |&i: &usize| arguments[..i].iter().all(|other| other.name != arguments[i].name);
+    let all: Vec<_> = (0..arguments.len()).filter(first).map(address).collect();
+    if all.is_empty() { vec![[0; 4]] } else { all }
 }

@@ -1,6 +1,6 @@
 //! How a program comes about: tensors and scratch are declared, kernels added, their dispatches put into slices.
 
-use super::argument::{Argument, Operand, address_of, bind, bound_range, together};
+use super::argument::{Argument, Operand, addresses, bind, bound_range, together};
 use super::table::{self, Table};
 use super::{
     Binding, BindingAccess, Check, Contents, Dispatch, Guards, Kernel, Name, Part, Program, Rule, Scratch, Shapes,
@@ -23,18 +23,21 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Gives a shader its uniform struct, its tables and its tensors. `params` makes the struct for a part of the work, and where that
-    /// finds each tensor.
+    /// Gives a shader its uniform struct, its tables and its tensors. The struct begins with where each tensor lies; `params` makes the
+    /// rest of it for a part of the work.
     pub fn new<P: bytemuck::Pod>(
         caps: &Caps,
         shader: Shader,
         arguments: Vec<Argument>,
         tables: Vec<(shader::Binding, Table)>,
         parts: Vec<Part>,
-        params: impl Fn(&Part, &dyn Fn(&str) -> [u32; 4]) -> P,
+        params: impl Fn(&Part) -> P,
     ) -> Self {
-        let of_part = |part: &Part| params(part, &|name| address_of(caps, &arguments, name, part));
-        let uniforms = parts.iter().map(|part| bytemuck::bytes_of(&of_part(part)).to_vec()).collect();
+        let uniform = |part: &Part| {
+            let addresses = addresses(caps, &arguments, part);
+            [bytemuck::cast_slice(&addresses), bytemuck::bytes_of(&params(part))].concat()
+        };
+        let uniforms = parts.iter().map(uniform).collect();
         let (fixed, tables): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
         let uniform = shader::Binding::Uniform { name: "params", ty: "Params" };
         let (bindings, accesses) = bind(caps, &arguments, [vec![uniform], fixed].concat());

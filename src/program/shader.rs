@@ -13,7 +13,7 @@ pub(crate) use chain::{Chain, Gradient};
 use crate::DType;
 use crate::program::hook::{self, Placed};
 use crate::program::{BindingAccess, HookLines};
-use accessor::{accessor, neutral};
+use accessor::{accessor, neutral, neutral_row, row_accessor};
 use std::fmt::Write;
 
 /// One binding of group 0, at its place in the list.
@@ -209,6 +209,24 @@ impl Shader {
         parts
     }
 
+    /// Where tensors lie: the first part of the uniform struct, and for each a function that finds a row.
+    fn addresses(&self) -> String {
+        let mut names: Vec<&str> = vec![];
+        self.accesses.iter().for_each(|access| {
+            if !names.contains(&access.name) {
+                names.push(access.name)
+            }
+        });
+        let fields = if names.is_empty() { "none: vec4u".into() } else { names.join(": vec4u, ") + ": vec4u" };
+        let mut text = format!(
+            "// (offset, batch stride, head stride, row stride) of each tensor.\nstruct Addresses {{ {fields} }}\n"
+        );
+        for name in names {
+            text += &row_accessor(name);
+        }
+        text
+    }
+
     /// Constants, bindings, accessors, and the chain of functions that change a score.
     fn prelude(&self) -> String {
         let mut text = String::new();
@@ -223,6 +241,7 @@ impl Shader {
             let _ =
                 writeln!(text, "@group(1) @binding({i}) var<storage, read> {name}: array<{}>;", hook::element(layout));
         }
+        text += &self.addresses();
         for access in &self.accesses {
             text += &accessor(access, &self.bindings[access.binding]);
         }
@@ -237,7 +256,11 @@ impl Shader {
         for (i, &(name, kind)) in self.optional.iter().enumerate() {
             let own = || self.accesses.iter().filter(|access| access.name == name);
             if self.optional[..i].iter().all(|(other, _)| *other != name) {
-                let _ = writeln!(text, "const HAS_{}: bool = {};", name.to_uppercase(), own().next().is_some());
+                let is_there = own().next().is_some();
+                let _ = writeln!(text, "const HAS_{}: bool = {is_there};", name.to_uppercase());
+                if !is_there {
+                    text += &neutral_row(name);
+                }
             }
             if !own().any(|access| access.kind.serves(kind)) {
                 text += neutral(name, kind).as_str();

@@ -9,11 +9,6 @@ use crate::{Caps, Result};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    one: [u32; 4],
-    one_indices: [u32; 4],
-    segments: [u32; 4],
-    values: [u32; 4],
-    indices: [u32; 4],
     first: [u32; 3],
     cols: u32,
     to_cols: u32,
@@ -102,16 +97,8 @@ fn step(
         let whole = Part { tiles: 0..workgroups, ..place.clone() };
         parts.extend(cut(caps, &arguments, whole, FLOPS * f64::from(params.cols))?);
     }
-    let of_part = |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| Params {
-        one: address("one"),
-        one_indices: address("one_indices"),
-        segments: address("segments"),
-        values: address("values"),
-        indices: address("indices"),
-        first: part.first(),
-        ..params
-    };
-    let files = [vec![file::REDUCTION_SHARED, file::ROW], files].concat();
+    let of_part = |part: &Part| Params { first: part.first(), ..params };
+    let files = [vec![file::REDUCTION_SHARED], files].concat();
     let optional = vec![("one_indices", AccessKind::LoadBits), ("indices", AccessKind::StoreBits)];
     let shader =
         Shader { optional, ..Shader::of(format!("score reduction {name}"), vec![("WG", THREADS)], files, None) };
@@ -127,7 +114,7 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::REDUCTION_SHARED,
-            one one_indices segments values indices first cols to_cols adds pad
+            first cols to_cols adds pad
         );
     }
 }

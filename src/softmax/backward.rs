@@ -299,12 +299,11 @@ impl Gradients {
         let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
         let width = value_dim as u32;
         let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4)), ("SPLITS", 1)];
-        let files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ROW, file::ELEMENT];
+        let files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ELEMENT];
         let (side, bias) = (Side::Queries, BiasDivision::default());
         let division = Division { tiles, sequences: 0, map: [0; 2], scored: false, side, bias };
         let shapes = &self.forward;
-        let uniforms =
-            |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| uniforms(params, shapes, division, part, address);
+        let uniforms = |part: &Part| uniforms(params, shapes, division, part);
         let optional = vec![("dlse", AccessKind::Load1)];
         let shader = Shader { optional, ..Shader::of("delta", constants, files, None) };
         Step::new(caps, shader, arguments, vec![(table, Table::Scratch(stats))], parts, uniforms).fit(caps)

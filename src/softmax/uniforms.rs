@@ -4,29 +4,10 @@ use super::{AttentionShapes, ScoreParams};
 use crate::packed::Side;
 use crate::program::Part;
 
-/// The uniform struct of `shaders/softmax/params.wgsl`.
+/// The uniform struct of `shaders/softmax/params.wgsl`, behind the addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Params {
-    pub q: [u32; 4],
-    pub k: [u32; 4],
-    pub v: [u32; 4],
-    pub out: [u32; 4],
-    pub lse: [u32; 4],
-    pub bias: [u32; 4],
-    pub mask: [u32; 4],
-    pub dout: [u32; 4],
-    pub dlse: [u32; 4],
-    pub dq: [u32; 4],
-    pub dk: [u32; 4],
-    pub dv: [u32; 4],
-    pub stats: [u32; 4],
-    pub dbias: [u32; 4],
-    pub dq_so_far: [u32; 4],
-    pub blocks: [u32; 4],
-    pub full_blocks: [u32; 4],
-    pub values: [u32; 4],
-    pub indices: [u32; 4],
     pub first: [u32; 3],
     pub softcap: f32,
     pub queries: u32,
@@ -45,7 +26,7 @@ pub(super) struct Params {
     pub key_tiles: u32,
     pub bias_rows: u32,
     pub bias_cols: u32,
-    pub pad: u32,
+    pub stats_batch: u32,
 }
 
 /// How the work is divided: the same for every part of it.
@@ -75,38 +56,13 @@ pub(super) struct BiasDivision {
 }
 
 /// The uniform struct of a part of the work.
-pub(super) fn uniforms(
-    params: &ScoreParams,
-    shapes: &AttentionShapes,
-    division: Division,
-    part: &Part,
-    address: &dyn Fn(&str) -> [u32; 4],
-) -> Params {
+pub(super) fn uniforms(params: &ScoreParams, shapes: &AttentionShapes, division: Division, part: &Part) -> Params {
     let [batch, heads, queries, head_dim] = shapes.q.shape();
     let [_, heads_kv, keys, _] = shapes.k.shape();
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     let group = (heads / heads_kv) as u32;
     let by_keys = division.side == Side::Keys;
     Params {
-        q: address("q"),
-        k: address("k"),
-        v: address("v"),
-        out: address("out"),
-        lse: address("lse"),
-        bias: address("bias"),
-        mask: address("mask"),
-        dout: address("dout"),
-        dlse: address("dlse"),
-        dq: address("dq"),
-        dk: address("dk"),
-        dv: address("dv"),
-        dbias: address("dbias"),
-        dq_so_far: address("dq_so_far"),
-        blocks: address("blocks"),
-        full_blocks: address("full_blocks"),
-        values: address("values"),
-        indices: address("indices"),
-        stats: [0, if batch > 1 { (heads * queries) as u32 } else { 0 }, queries as u32, 1],
         first: part.first(),
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
@@ -125,7 +81,8 @@ pub(super) fn uniforms(
         key_tiles: division.bias.key_tiles as u32,
         bias_rows: shapes.bias_shape()[2] as u32,
         bias_cols: shapes.bias_shape()[3] as u32,
-        pad: 0,
+        // Packed sequences are numbered, and lie in one batch entry.
+        stats_batch: if batch > 1 { (heads * queries) as u32 } else { 0 },
     }
 }
 
@@ -138,9 +95,8 @@ mod tests {
     fn params_lie_in_memory_as_the_shader_reads_them() {
         assert_layout!(
             Params, file::PARAMS,
-            q k v out lse bias mask dout dlse dq dk dv stats dbias dq_so_far blocks full_blocks values indices first softcap
-            queries keys group q_factor last_tile tiles sequences map_tile map_head rows heads_together scale together key_tiles
-            bias_rows bias_cols
+            first softcap queries keys group q_factor last_tile tiles sequences map_tile map_head rows
+            heads_together scale together key_tiles bias_rows bias_cols stats_batch
         );
     }
 }

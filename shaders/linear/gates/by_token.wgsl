@@ -8,7 +8,7 @@ var<private> wrong: u32 = NO_ROW;
 var<workgroup> first_wrong: atomic<u32>;
 
 fn gate_of(t: Token) -> f32 {
-    let g = load_g(row_of(params.g, t.batch, t.head, t.row));
+    let g = load_g(at_g(t.batch, t.head, t.row));
     let bits = bitcast<u32>(g);
     // −0 and below, down to −∞; what decides is bits.
     let good = bits == 0u || (bits >= 0x80000000u && bits <= 0xff800000u);
@@ -23,5 +23,5 @@ fn report(w: Work, thread: u32) {
     workgroupBarrier();
     atomicMin(&first_wrong, wrong);
     workgroupBarrier();
-    if (thread == 0u) { store_problem(row_of(params.problem, w.batch, w.head, 0u) + w.place, atomicLoad(&first_wrong) + 1u); }
+    if (thread == 0u) { store_problem(at_problem(w.batch, w.head, 0u) + w.place, atomicLoad(&first_wrong) + 1u); }
 }

@@ -30,6 +30,20 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
     }
 }
 
+/// Where a row of a tensor lies, in elements. Sums wrap round 2^32 on purpose: a slice's offset is relative to the part of the buffer
+/// that it binds.
+pub fn row_accessor(name: &str) -> String {
+    let at = format!("params.at.{name}");
+    format!(
+        "fn at_{name}(batch: u32, head: u32, row: u32) -> u32 {{ return {at}.x + batch * {at}.y + head * {at}.z + row * {at}.w; }}\n"
+    )
+}
+
+/// The same of a tensor that is not there.
+pub fn neutral_row(name: &str) -> String {
+    format!("fn at_{name}(batch: u32, head: u32, row: u32) -> u32 {{ return 0u; }}\n")
+}
+
 /// The accessor of a tensor that is not there.
 pub fn neutral(name: &str, kind: AccessKind) -> String {
     match kind {

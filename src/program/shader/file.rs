@@ -77,7 +77,6 @@ files! {
     SCAN = "lib/scan.wgsl";
     SUM = "lib/sum.wgsl";
     LARGEST = "lib/largest.wgsl";
-    ROW = "lib/row.wgsl";
     PARAMS = "softmax/params.wgsl";
     PORTABLE = "softmax/portable.wgsl";
     SCORE_TILE = "softmax/score_tile.wgsl";

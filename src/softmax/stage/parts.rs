@@ -123,8 +123,7 @@ impl Parts<'_> {
         let optional = [self.pass.optional(), visibility.optional()].concat();
         let shader =
             Shader { unrolled: caps.wants_unrolled(), optional, ..Shader::of(name, constants, files, Some(chain)) };
-        let params =
-            |part: &Part, address: &dyn Fn(&str) -> [u32; 4]| uniforms(params, shapes, division, part, address);
+        let params = |part: &Part| uniforms(params, shapes, division, part);
         Step::new(caps, shader, arguments, tables, parts.to_vec(), params)
     }
 
@@ -193,15 +192,8 @@ impl Parts<'_> {
             tables.push((binding, Table::Scratch(stats)));
         }
         tables.extend(self.cells().map(|table| small_table("reduction", &table)));
-        let mut files = vec![
-            file::PARAMS,
-            file::SCORE_TILE,
-            work,
-            file::ROWS_STRIDED,
-            file::ROW,
-            file::SCORE_POSITION,
-            file::ELEMENT,
-        ];
+        let mut files =
+            vec![file::PARAMS, file::SCORE_TILE, work, file::ROWS_STRIDED, file::SCORE_POSITION, file::ELEMENT];
         let (visibility, side) = (self.setup.visibility, self.pass.side());
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
         files.extend(visibility.choice(side).unwrap_or(vec![mapped]));
@@ -247,7 +239,6 @@ impl Parts<'_> {
             work,
             file::MAPPED,
             file::ROWS_STRIDED,
-            file::ROW,
             file::SCORE_POSITION,
             file::ELEMENT,
         ];
