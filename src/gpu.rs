@@ -60,6 +60,7 @@ struct Inner {
     lost: Arc<OnceLock<String>>,
     tables: Mutex<SmallMap<TableKey, wgpu::Buffer>>,
     pipelines: Mutex<SmallMap<String, Arc<Pipeline>>>,
+    cache: forward::Cache,
 }
 
 impl Gpu {
@@ -153,6 +154,7 @@ impl Gpu {
             lost,
             tables: Mutex::default(),
             pipelines: Mutex::default(),
+            cache: forward::Cache::default(),
         }))
     }
 
@@ -285,6 +287,11 @@ impl Gpu {
         let made = made.await.is_none();
         let ((), mapped) = self.scoped(|_| buffer.map_async(wgpu::MapMode::Read, .., |_| {}));
         made && mapped.await.is_some()
+    }
+
+    /// What is kept prepared of calls that no type keeps.
+    pub(crate) fn cache(&self) -> &forward::Cache {
+        &self.0.cache
     }
 
     /// To record into.

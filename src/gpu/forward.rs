@@ -1,7 +1,7 @@
 //! Calls in one go: what is prepared is kept.
 
 use super::call::Call;
-use super::prepared::{Prepared, check_device};
+use super::prepared::{Parts, Prepared, check_device};
 use crate::program::{Name, Program};
 use crate::{Caps, Gpu, Result, Shapes, Tensor};
 use std::sync::{Arc, Mutex};
@@ -9,14 +9,17 @@ use std::sync::{Arc, Mutex};
 /// How many shapes are kept prepared.
 const PREPARED: usize = 32;
 
-/// What was prepared for the last few shapes, the oldest first.
+/// What was prepared last, the oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Cache(Mutex<Vec<(&'static str, Shapes, Arc<Kept>)>>);
+pub(crate) struct Cache(Mutex<Vec<(Option<Key>, Arc<Kept>)>>);
+
+/// What a program follows from: which one of a type's, and the shapes. Where other things count too it has none, and is compared.
+type Key = (&'static str, Shapes);
 
 /// Calls on one set of scratch buffers go one after another.
 #[derive(Debug)]
 struct Kept {
-    prepared: Prepared,
+    parts: Arc<Parts>,
     busy: futures::lock::Mutex<()>,
 }
 
@@ -59,20 +62,22 @@ impl Gpu {
         wanted: &[&'static str],
     ) -> impl Future<Output = Result<Found>> + use<'a> {
         let shapes = wanted.iter().fold(self.key(call, written), |shapes, &name| shapes.wanted(name));
+        let key = (pass, shapes);
+        let same = |(other, _): &Entry| other.as_ref() == Some(&key);
         // Planning is done at once: the planner need not go to another thread.
-        let kept =
-            cache.get(pass, &shapes).map_or_else(|| self.planned(call, plan, &shapes).map(Err), |kept| Ok(Ok(kept)));
+        let kept = cache.find(same).map_or_else(|| self.planned(call, plan, &key.1).map(Err), |kept| Ok(Ok(kept)));
         async move {
             let kept = match kept? {
                 Ok(kept) => kept,
-                Err(program) => cache.keep(pass, shapes, Prepared::new(self, program, defaults).await?),
+                Err(program) => cache.keep(Some(key), Parts::new(self, program).await?),
             };
             self.run_kept(&kept, defaults, call).await
         }
     }
 
-    /// The same where nothing is kept.
-    pub(crate) fn run_once<'a>(
+    /// The same where more than shapes says what runs: it is planned each time, and what was prepared for the same program is kept
+    /// with the device.
+    pub(crate) fn run<'a>(
         &'a self,
         plan: Planner<'_>,
         defaults: &'a [(Name, Tensor)],
@@ -80,8 +85,11 @@ impl Gpu {
     ) -> impl Future<Output = Result<Found>> + use<'a> {
         let program = self.planned(call, plan, &self.key(call, &[]));
         async move {
-            let kept =
-                Kept { prepared: Prepared::new(self, program?, defaults).await?, busy: futures::lock::Mutex::new(()) };
+            let (program, cache) = (program?, self.cache());
+            let kept = match cache.find(|(_, kept)| kept.parts.program == program) {
+                Some(kept) => kept,
+                None => cache.keep(None, Parts::new(self, program).await?),
+            };
             self.run_kept(&kept, defaults, call).await
         }
     }
@@ -93,7 +101,7 @@ impl Gpu {
     }
 
     async fn run_kept(&self, kept: &Kept, defaults: &[(Name, Tensor)], call: &dyn Call) -> Result<Found> {
-        let (given, prepared) = (call.tensors(), &kept.prepared);
+        let (given, prepared) = (call.tensors(), Prepared::of(self, kept.parts.clone(), defaults));
         let mut made = vec![];
         for spec in &prepared.plan().tensors {
             let known = given.iter().map(|(name, _)| name).chain(defaults.iter().map(|(name, _)| name));
@@ -137,19 +145,22 @@ impl Gpu {
     }
 }
 
+/// What is kept, under its key.
+type Entry = (Option<Key>, Arc<Kept>);
+
 impl Cache {
-    fn get(&self, pass: &str, shapes: &Shapes) -> Option<Arc<Kept>> {
+    fn find(&self, same: impl Fn(&Entry) -> bool) -> Option<Arc<Kept>> {
         let all = self.0.lock().expect("no panic under this lock");
-        all.iter().find(|(other, key, _)| *other == pass && key == shapes).map(|(.., kept)| kept.clone())
+        all.iter().find(|entry| same(entry)).map(|(_, kept)| kept.clone())
     }
 
-    fn keep(&self, pass: &'static str, shapes: Shapes, prepared: Prepared) -> Arc<Kept> {
-        let kept = Arc::new(Kept { prepared, busy: futures::lock::Mutex::new(()) });
+    fn keep(&self, key: Option<Key>, parts: Parts) -> Arc<Kept> {
+        let kept = Arc::new(Kept { parts: Arc::new(parts), busy: futures::lock::Mutex::new(()) });
         let mut all = self.0.lock().expect("no panic under this lock");
         if all.len() == PREPARED {
             all.remove(0);
         }
-        all.push((pass, shapes, kept.clone()));
+        all.push((key, kept.clone()));
         kept
     }
 }

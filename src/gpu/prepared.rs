@@ -22,7 +22,15 @@ const BIND_GROUP_SETS: usize = 8;
 #[derive(Debug)]
 pub struct Prepared {
     gpu: Gpu,
-    program: Program,
+    parts: Arc<Parts>,
+    /// What stands for a tensor that a call does not bring.
+    defaults: Vec<Option<Tensor>>,
+}
+
+/// What a program is made of on a device. It holds no [`Gpu`], which may hold it.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub program: Program,
     /// For each kernel.
     pipelines: Vec<Arc<Pipeline>>,
     uniforms: wgpu::Buffer,
@@ -31,8 +39,6 @@ pub struct Prepared {
     scratch: Vec<wgpu::Buffer>,
     /// For tensors without elements: one to read, one to write.
     empty: [wgpu::Buffer; 2],
-    /// What stands for a tensor that a call does not bring.
-    defaults: Vec<Option<Tensor>>,
     relations: Vec<Relation>,
     bound: Mutex<Vec<Bound>>,
 }
@@ -50,9 +56,9 @@ struct Resolved<'a> {
     shifts: Vec<u64>,
 }
 
-impl Prepared {
-    /// Builds pipelines, uploads constants, allocates scratch. `defaults` stand for tensors that a call does not bring.
-    pub(crate) async fn new(gpu: &Gpu, program: Program, defaults: &[(Name, Tensor)]) -> Result<Self> {
+impl Parts {
+    /// Builds pipelines, uploads constants, allocates scratch.
+    pub async fn new(gpu: &Gpu, program: Program) -> Result<Self> {
         use wgpu::BufferUsages as Usage;
         gpu.alive()?;
         let mut pipelines = vec![];
@@ -76,30 +82,41 @@ impl Prepared {
             scratch.push(gpu.buffer(&one.name, one.bytes, usage, &[]).await?);
         }
         let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;
-        let default = |spec: &TensorSpec| defaults.iter().find(|(name, _)| *name == spec.name).map(|(_, t)| t.clone());
         Ok(Self {
-            gpu: gpu.clone(),
             pipelines,
             uniforms,
             uniform_stride,
             tables,
             scratch,
             empty: [empty().await?, empty().await?],
-            defaults: program.tensors.iter().map(default).collect(),
             relations: Relation::all(&program),
             bound: Mutex::default(),
             program,
         })
     }
+}
+
+impl Prepared {
+    /// `defaults` stand for tensors that a call does not bring.
+    pub(crate) async fn new(gpu: &Gpu, program: Program, defaults: &[(Name, Tensor)]) -> Result<Self> {
+        Ok(Self::of(gpu, Arc::new(Parts::new(gpu, program).await?), defaults))
+    }
+
+    /// What was made before, with other defaults.
+    pub(crate) fn of(gpu: &Gpu, parts: Arc<Parts>, defaults: &[(Name, Tensor)]) -> Self {
+        let default = |spec: &TensorSpec| defaults.iter().find(|(name, _)| *name == spec.name).map(|(_, t)| t.clone());
+        let defaults = parts.program.tensors.iter().map(default).collect();
+        Self { gpu: gpu.clone(), parts, defaults }
+    }
 
     /// What runs.
     pub fn plan(&self) -> &Program {
-        &self.program
+        &self.parts.program
     }
 
     /// How many slices there are: see [`Prepared::encode_slice`].
     pub fn slices(&self) -> usize {
-        self.program.slices.len()
+        self.parts.program.slices.len()
     }
 
     /// Records the whole work. The caller submits; for long work see [`Prepared::encode_slice`].
@@ -143,8 +160,8 @@ impl Prepared {
     /// # Errors
     /// [`Error::Argument`] that names what was wrong; [`Error::DeviceLost`].
     pub async fn check(&self) -> Result<()> {
-        for check in self.program.checks.iter().filter(|_| self.slices() > 0) {
-            let words = self.scratch[check.scratch].clone();
+        for check in self.parts.program.checks.iter().filter(|_| self.slices() > 0) {
+            let words = self.parts.scratch[check.scratch].clone();
             DeferredCheck { words, rule: check.rule.clone() }.ask(&self.gpu).await?;
         }
         Ok(())
@@ -173,8 +190,8 @@ impl Prepared {
     /// Copies of the words that tell what was wrong, which later work does not change.
     async fn copied(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Vec<DeferredCheck>> {
         let mut checks = vec![];
-        for check in &self.program.checks {
-            let from = &self.scratch[check.scratch];
+        for check in &self.parts.program.checks {
+            let from = &self.parts.scratch[check.scratch];
             let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
             let words = self.gpu.buffer("problem", from.size(), usage, &[]).await?;
             encoder.copy_buffer_to_buffer(from, 0, &words, 0, from.size());
@@ -184,7 +201,7 @@ impl Prepared {
     }
 
     fn pass<'e>(&self, encoder: &'e mut wgpu::CommandEncoder) -> wgpu::ComputePass<'e> {
-        let label = self.program.kernels.last().map(|kernel| &*kernel.name);
+        let label = self.parts.program.kernels.last().map(|kernel| &*kernel.name);
         encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None })
     }
 
@@ -200,16 +217,16 @@ impl Prepared {
     }
 
     fn record_in(&self, pass: &mut wgpu::ComputePass<'_>, slices: Range<usize>, resolved: &Resolved) -> Result<()> {
-        let slices = &self.program.slices[slices];
+        let slices = &self.parts.program.slices[slices];
         if slices.is_empty() {
             return Ok(());
         }
         let groups = self.groups(resolved)?;
         let mut last = None;
         let mut dispatch = |i: usize| {
-            let one = &self.program.dispatches[i];
+            let one = &self.parts.program.dispatches[i];
             if last != Some(one.kernel) {
-                pass.set_pipeline(&self.pipelines[one.kernel].compute);
+                pass.set_pipeline(&self.parts.pipelines[one.kernel].compute);
                 last = Some(one.kernel);
             }
             for (group, bound) in (0..).zip(&groups[i]) {
@@ -236,7 +253,7 @@ impl Prepared {
         let caps = self.gpu.caps();
         let (mut tensors, mut shifts) = (Vec::with_capacity(given.len()), Vec::with_capacity(given.len()));
         let mut used = 0;
-        for (i, (spec, default)) in self.program.tensors.iter().zip(&self.defaults).enumerate() {
+        for (i, (spec, default)) in self.parts.program.tensors.iter().zip(&self.defaults).enumerate() {
             let same = |(name, _): &&(Name, &Tensor)| *name == spec.name;
             let found = given.get(i).filter(same).or_else(|| given.iter().find(same)).map(|(_, tensor)| *tensor);
             used += usize::from(found.is_some());
@@ -247,20 +264,20 @@ impl Prepared {
             shifts.push(shift(&self.gpu, caps, spec, tensor)?);
         }
         if used < given.len() {
-            let unknown = |(name, _): &&(Name, &Tensor)| self.program.tensor(name).is_none();
+            let unknown = |(name, _): &&(Name, &Tensor)| self.parts.program.tensor(name).is_none();
             if let Some((name, tensor)) = given.iter().find(unknown) {
                 return Err(Error::argument(name, format!("{:?}", tensor.layout()), "unset, as prepared: None"));
             }
         }
         let resolved = Resolved { tensors, shifts };
         let Resolved { tensors, shifts } = &resolved;
-        let specs = &self.program.tensors;
-        self.relations.iter().try_for_each(|relation| relation.check(caps, specs, tensors, shifts))?;
+        let specs = &self.parts.program.tensors;
+        self.parts.relations.iter().try_for_each(|relation| relation.check(caps, specs, tensors, shifts))?;
         Ok(resolved)
     }
 
     fn check_numbers(&self, given: &[(Name, Cow<'_, [usize]>)]) -> Result<()> {
-        let planned = &self.program.numbers;
+        let planned = &self.parts.program.numbers;
         let of = |name: &Name| planned.iter().find(|(other, _)| other == name).map(|(_, numbers)| numbers);
         for (name, numbers) in given {
             if of(name).is_none_or(|planned| **planned != **numbers) {
@@ -279,11 +296,12 @@ impl Prepared {
             let pairs = bound.key.iter().zip(resolved.tensors.iter().zip(&resolved.shifts));
             pairs.into_iter().all(|((buffer, shift), (tensor, other))| shift == other && buffer == tensor.buffer())
         };
-        let mut all = self.bound.lock().expect("no panic under this lock");
+        let mut all = self.parts.bound.lock().expect("no panic under this lock");
         if let Some(found) = all.iter().find(same) {
             return Ok(found.groups.clone());
         }
-        let make = |_: &wgpu::Device| (0..self.program.dispatches.len()).map(|i| self.groups_of(i, resolved)).collect();
+        let make =
+            |_: &wgpu::Device| (0..self.parts.program.dispatches.len()).map(|i| self.groups_of(i, resolved)).collect();
         let (groups, popped) = self.gpu.scoped(make);
         // On native the answer is there at once; in a browser it comes with the submit.
         let refused = async { self.gpu.refused("bind groups", popped.await).await };
@@ -300,18 +318,18 @@ impl Prepared {
 
     /// The bind groups of a dispatch.
     fn groups_of(&self, index: usize, resolved: &Resolved) -> Vec<wgpu::BindGroup> {
-        let dispatch = &self.program.dispatches[index];
-        let (kernel, pipeline) = (&self.program.kernels[dispatch.kernel], &self.pipelines[dispatch.kernel]);
+        let dispatch = &self.parts.program.dispatches[index];
+        let (kernel, pipeline) = (&self.parts.program.kernels[dispatch.kernel], &self.parts.pipelines[dispatch.kernel]);
         let mut entries: Vec<Vec<wgpu::BindGroupEntry>> = pipeline.layouts.iter().map(|_| vec![]).collect();
         for (binding, range) in kernel.bindings.iter().zip(&dispatch.ranges) {
             let (buffer, shift) = match binding.source {
-                Source::Uniform => (&self.uniforms, index as u64 * self.uniform_stride),
-                Source::Table(i) => (&self.tables[i], 0),
-                Source::Scratch(i) => (&self.scratch[i], 0),
+                Source::Uniform => (&self.parts.uniforms, index as u64 * self.parts.uniform_stride),
+                Source::Table(i) => (&self.parts.tables[i], 0),
+                Source::Scratch(i) => (&self.parts.scratch[i], 0),
                 Source::Tensor(i) => (resolved.tensors[i].buffer(), resolved.shifts[i]),
             };
             let (buffer, offset, size) = match range.end - range.start {
-                0 => (&self.empty[usize::from(binding.access == BindingAccess::ReadWrite)], 0, 16),
+                0 => (&self.parts.empty[usize::from(binding.access == BindingAccess::ReadWrite)], 0, 16),
                 bytes => (buffer, range.start.wrapping_add(shift), bytes),
             };
             let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {

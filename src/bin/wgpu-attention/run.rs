@@ -59,8 +59,8 @@ enum Kernel {
     /// true for the target of training.
     BlockSparse,
     /// Reads q k v, and if they are there g, the log-space gate of each token and head, slopes, one a head, h0, cu_seqlens; writes
-    /// o ht. Parameters: rule, "linear"; way (or algorithm), "auto" or "recurrent"; scale; causal, by default true; reverse. No
-    /// gradients yet.
+    /// o ht. Parameters: rule, "linear"; algorithm, "auto", "recurrent", "one_pass" or "three_pass"; scale; causal, by default
+    /// true; reverse. With --backward it reads do, perhaps dht, too, and writes dq dk dv dg dslopes dh0.
     Linear,
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.

@@ -189,7 +189,7 @@ impl BlockMask {
         super::hook::check_devices(gpu, &placed)?;
         let plan: Planner = &|caps, shapes| grid.plan_from_hooks(hooks, caps, shapes);
         let none: [(&str, &Tensor); 0] = [];
-        let mut found = gpu.run_once(plan, &super::hook::defaults(&placed), &none).await?;
+        let mut found = gpu.run(plan, &super::hook::defaults(&placed), &none).await?;
         Self::from_bits(gpu, grid, &found.take("chosen"), Some(&found.take("full")))
     }
 
@@ -215,7 +215,7 @@ impl BlockMask {
         let list = async |name: &'static str, from: &Tensor, without: Option<&Tensor>| -> Result<BlockList> {
             let plan: Planner = &|caps, shapes| grid.plan_to_list(name, capacity, caps, shapes);
             let given = present([("from", Some(from)), ("without", without)]);
-            let mut found = self.gpu.run_once(plan, &[], &given).await?;
+            let mut found = self.gpu.run(plan, &[], &given).await?;
             Ok(BlockList { offsets: found.take("offsets"), indices: found.take("indices") })
         };
         let partial = list("partial", chosen, self.full.as_ref()).await?;
@@ -233,7 +233,7 @@ impl BlockMask {
     pub async fn transpose(&self) -> Result<Self> {
         let (grid, chosen) = self.listed()?;
         let plan: Planner = &|caps, shapes| grid.plan_transposition(caps, shapes);
-        let turned = async |from| Ok::<_, Error>(self.gpu.run_once(plan, &[], &[("from", from)]).await?.take("to"));
+        let turned = async |from| Ok::<_, Error>(self.gpu.run(plan, &[], &[("from", from)]).await?.take("to"));
         let full = match &self.full {
             Some(full) => Some(turned(full).await?),
             None => None,
@@ -292,7 +292,7 @@ async fn plane(
     }
     let plan: Planner = &|caps, shapes| grid.plan_from_list(name, caps, shapes);
     let given = present([("offsets", Some(offsets)), ("indices", Some(indices)), ("with", with)]);
-    Ok(gpu.run_once(plan, &[], &given).await?.take("to"))
+    Ok(gpu.run(plan, &[], &given).await?.take("to"))
 }
 
 /// The range of indices of each row.

@@ -65,7 +65,7 @@ impl Training {
     pub(super) async fn normalized(&self, gpu: &Gpu, wanted: &Tensor) -> Result<Tensor> {
         check_like("wanted", wanted, self.logits_shape(), gpu)?;
         let plan: Planner = &|caps, shapes| self.plan_target(caps, shapes);
-        Ok(gpu.run_once(plan, &[], &[("wanted", wanted)]).await?.take("target"))
+        Ok(gpu.run(plan, &[], &[("wanted", wanted)]).await?.take("target"))
     }
 }
 
@@ -75,7 +75,7 @@ impl SeerGateSaved {
         let plan: Planner = &|caps, shapes| training.plan_logits(caps, shapes);
         // Lengths are in the frame.
         let tensors = given.tensors();
-        let mut tensors: Vec<(Name, Tensor)> = gpu.run_once(plan, &[], &tensors).await?.into_all();
+        let mut tensors: Vec<(Name, Tensor)> = gpu.run(plan, &[], &tensors).await?.into_all();
         let place = tensors.iter().position(|(name, _)| name == "logits").expect("a result of the program");
         let (_, logits) = tensors.swap_remove(place);
         tensors.extend(given.tensors().into_iter().map(|(name, tensor)| (name, tensor.clone())));
@@ -99,7 +99,7 @@ impl SeerGateSaved {
         require(from_row < rows.max(1), "from_row", from_row, format!("below {rows}, the rows"))?;
         check_like("target", target, self.logits.shape(), gpu)?;
         let plan: Planner = &|caps, shapes| self.training.plan_loss(weight, from_row, caps, shapes);
-        let mut found = gpu.run_once(plan, &[], &[("logits", &self.logits), ("target", target)]).await?;
+        let mut found = gpu.run(plan, &[], &[("logits", &self.logits), ("target", target)]).await?;
         Ok((found.take("loss"), found.take("dlogits")))
     }
 
@@ -109,7 +109,7 @@ impl SeerGateSaved {
         let mut given: Vec<(Name, &Tensor)> =
             self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
         given.push(("dlogits".into(), dlogits));
-        let mut found = gpu.run_once(plan, &[], &given).await?;
+        let mut found = gpu.run(plan, &[], &given).await?;
         Ok(SeerGateGradients {
             dwq: found.take_if("dwq"),
             dwk: found.take("dwk"),

@@ -13,8 +13,8 @@ use wgpu_attention::{Caps, Layout, LinearAlgorithm, LinearAttention, LinearParam
 #[serde(deny_unknown_fields, default)]
 struct Params {
     rule: Rule,
-    #[serde(alias = "algorithm")]
-    way: Way,
+    #[serde(alias = "way")]
+    algorithm: Algorithm,
     scale: Option<f32>,
     causal: bool,
     reverse: bool,
@@ -23,7 +23,7 @@ struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { rule: Rule::Linear, way: Way::Auto, scale: None, causal: true, reverse: false, chunk: None }
+        Self { rule: Rule::Linear, algorithm: Algorithm::Auto, scale: None, causal: true, reverse: false, chunk: None }
     }
 }
 
@@ -35,7 +35,7 @@ enum Rule {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Way {
+enum Algorithm {
     Auto,
     Recurrent,
     OnePass,
@@ -63,12 +63,12 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
         return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
     }
-    let Params { rule: Rule::Linear, way, scale, causal, reverse, chunk } = params(options)?;
-    let algorithm = match way {
-        Way::Auto => None,
-        Way::Recurrent => Some(LinearAlgorithm::Recurrent),
-        Way::OnePass => Some(LinearAlgorithm::OnePass),
-        Way::ThreePass => Some(LinearAlgorithm::ThreePass),
+    let Params { rule: Rule::Linear, algorithm, scale, causal, reverse, chunk } = params(options)?;
+    let algorithm = match algorithm {
+        Algorithm::Auto => None,
+        Algorithm::Recurrent => Some(LinearAlgorithm::Recurrent),
+        Algorithm::OnePass => Some(LinearAlgorithm::OnePass),
+        Algorithm::ThreePass => Some(LinearAlgorithm::ThreePass),
     };
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
