@@ -36,7 +36,8 @@ pub type Name = Cow<'static, str>;
 ///
 /// - `tensors`: what the caller brings: `name`, `layout` (`dtype`, `shape`, `strides` and `offset` in elements), whether it is
 ///   `written`, and `buffer`, the number of the first tensor that lies in the same buffer;
-/// - `scratch`, `tables`: buffers to allocate, by their `bytes`: so many, or an array of these;
+/// - `scratch`, `tables`: buffers to allocate, by their `bytes`: so many, or an array of these; a kernel may bind them as uniform buffers,
+///   another as storage;
 /// - `kernels`: `wgsl`, entry point `main`, and `bindings`: `group`, `binding`, `access` (`"uniform"`, `"read"`, `"read_write"`) and
 ///   `source`: `"uniform"`, `{"table": i}`, `{"scratch": i}` or `{"tensor": i}`. The text reads no memory out of bounds if it is
 ///   compiled with bounds checks, as every browser does; `guards` tells which checks it can do without;

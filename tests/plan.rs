@@ -86,11 +86,17 @@ fn same(prepared: &Prepared, program: &Value, call: &impl Call, written: &[&str]
 fn flash_attention() {
     let [q, k, v] = [[1, 4, 90, 32], [1, 2, 130, 32], [1, 2, 130, 16]].map(|shape| tensor(shape, shape[2] as u64));
     let (out, lse) = (empty(DType::F32, [1, 4, 90, 16]), empty(DType::F32, [1, 4, 90, 1]));
-    let call = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
     let params = FlashParams { causal: Some(Causal::BottomRight), softcap: Some(20.0), ..FlashParams::default() };
-    let program = planned("flash", r#"{"causal": "bottom_right", "softcap": 20}"#, &call, false);
-    let prepared = block_on(FlashAttention::new(gpu(), params).unwrap().prepare(&Shapes::of(call))).unwrap();
-    same(&prepared, &program, &call, &["lse", "out"]);
+    let lengths = block_on(Tensor::upload_u32(gpu(), &[101])).unwrap();
+    // The table that a kernel makes of lengths on the GPU is bound as a uniform buffer.
+    for seqlens_k in [None, Some(Seqlens::Gpu(&lengths))] {
+        let inputs = AttentionInputs { seqlens_k, ..AttentionInputs::new(&q, &k, &v) };
+        let call = (inputs, AttentionOutputs { out: &out, lse: &lse });
+        let program = planned("flash", r#"{"causal": "bottom_right", "softcap": 20}"#, &call, false);
+        let prepared =
+            block_on(FlashAttention::new(gpu(), params.clone()).unwrap().prepare(&Shapes::of(call))).unwrap();
+        same(&prepared, &program, &call, &["lse", "out"]);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //
 // chosen [batch, heads, rows, words]: bit j % 32 of word j / 32 is block j. A broken row chooses all that it sees: what it would
 // have chosen is not known, and attention shows what is wrong with it. A workgroup takes a row, its threads every WG-th column or
-// word. Workgroup memory: that of row.wgsl, of the selector and of scan.wgsl.
+// word. Workgroup memory: that of row.wgsl, of the selector and of lib/scan.wgsl.
 
 const FORCE_FIRST: u32 = 1u;
 const FORCE_OWN: u32 = 2u;

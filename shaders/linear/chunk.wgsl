@@ -7,7 +7,7 @@
 // a time (vec4 elements of `tile`):
 //   pairs    V [BATCH][COL4], K [BATCH][TR·RD/4], weights [BATCH/4][CHUNK]     BATCH·(COL4 + TR·RD/4 + CHUNK/4)
 //   reading  queries [BD4][CHUNK], keys [BD4][CHUNK], state [4·BD4][COL4]      BD4·(2·CHUNK + COLS)
-// `plan` makes TILE the larger of the two; 8·CHUNK bytes for `edges` besides.
+// src/linear/chunking.rs makes TILE the larger of the two; 8·CHUNK bytes for `edges` besides.
 
 const TC: u32 = 8u;
 const TR: u32 = WG / TC;

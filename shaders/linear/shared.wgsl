@@ -1,4 +1,4 @@
-// What the shaders of linear attention share: written by src/linear/walk.rs.
+// What the shaders of linear attention share: written by src/linear/task.rs.
 //
 // A walk goes over the tokens of a (batch entry or packed sequence, head), from the first to the last or the other way, in segments
 // of params.segment tokens: each has its own workgroups. The table `sequences` has (first row, tokens, 0, 0) of each entry.

@@ -9,7 +9,7 @@
 // form a grid: thread (tr, tc) owns rows tr·RT … and, of each key tile, the keys tc, tc + TC, tc + 2·TC, … (CT of them),
 // and of the output the vec4 columns tc, tc + TC, … (OV of them). Everything a thread owns stays in registers.
 //
-// Workgroup memory, one array used in turn (vec4 elements; `plan` makes TILE the largest of the three):
+// Workgroup memory, one array used in turn (vec4 elements; src/softmax/portable.rs makes TILE the largest of the three):
 //   scores   query chunk [BD4][BR], key chunk [BD4][BC]           BD4·(BR + BC)
 //   weights  P [PQ][BR], V [4·PQ][OV·TC]                          PQ·(BR + 4·OV·TC)
 //   rows     partial maxima or sums [TC][BR/4], results [BR/4]    (TC + 1)·BR/4
