@@ -45,7 +45,8 @@ fn instance(options: &GpuOptions) -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-/// A device, its queue, what it can do, and the pipelines that were built for it so far. Cloning is cheap and shares all.
+/// A device, its queue, what it can do, and the pipelines that were built for it so far, with the buffers of the last conversions of
+/// masks and steps of a gate's training. Cloning is cheap and shares all.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 

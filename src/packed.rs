@@ -54,12 +54,14 @@ pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> R
     let side = |i: usize| -> Result<Option<Offsets>> {
         let (name, of_longest) = (NAMES[i], LONGEST[i]);
         let stated = shapes.get_numbers(of_longest).and_then(|numbers| numbers.first().copied());
-        if let Some(offsets) = builder.tensor(name) {
+        let (offsets, host) = (builder.tensor(name), shapes.get_numbers(name));
+        check_place(name, offsets.is_some(), host.is_some())?;
+        if let Some(offsets) = offsets {
             return Ok(Some(Offsets::Gpu { offsets, max_seqlen: stated.unwrap_or(rows[i]) }));
         }
         let bound = format!("unset but for {name} on the GPU");
         stated.map_or(Ok(()), |stated| require(false, of_longest, stated, bound))?;
-        Ok(shapes.get_numbers(name).map(|numbers| Offsets::Host(numbers.to_vec())))
+        Ok(host.map(|numbers| Offsets::Host(numbers.to_vec())))
     };
     match (side(0)?, side(1)?) {
         (Some(q), Some(k)) => Ok(Some([q, k])),
@@ -291,11 +293,18 @@ pub(crate) enum Lengths {
 const LENGTHS: [&str; 2] = ["seqlens_q", "seqlens_k"];
 
 /// The lengths of both sides, where there are some.
-pub(crate) fn lengths(builder: &Builder, shapes: &Shapes) -> [Option<Lengths>; 2] {
-    LENGTHS.map(|name| {
-        let host = || shapes.get_numbers(name).map(|numbers| Lengths::Host(numbers.to_vec()));
-        builder.tensor(name).map(Lengths::Gpu).or_else(host)
-    })
+pub(crate) fn lengths(builder: &Builder, shapes: &Shapes) -> Result<[Option<Lengths>; 2]> {
+    let side = |name: &str| {
+        let host = shapes.get_numbers(name).map(|numbers| Lengths::Host(numbers.to_vec()));
+        let found = builder.tensor(name).map(Lengths::Gpu);
+        check_place(name, found.is_some(), host.is_some()).map(|()| found.or(host))
+    };
+    Ok([side(LENGTHS[0])?, side(LENGTHS[1])?])
+}
+
+/// What lies on the GPU does not lie on the host too.
+fn check_place(name: &str, on_gpu: bool, on_host: bool) -> Result<()> {
+    require(!(on_gpu && on_host), name, "a tensor and numbers", "one of them")
 }
 
 /// The lengths of both sides, checked as far as the host sees them. `rows` are those of the tensors.

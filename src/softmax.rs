@@ -27,9 +27,9 @@ use std::fmt::Debug;
 pub trait AttentionParams: Clone + Debug + PartialEq + SoftmaxParams {
     /// What runs. Tensors, as the fields of [`crate::AttentionInputs`] and [`crate::AttentionOutputs`] are called: q [batch, heads_q,
     /// queries, head_dim], k [batch, heads_kv, keys, head_dim], v [batch, heads_kv, keys, value_dim]; if they are there, bias, mask,
-    /// additional_k, additional_v, `block_mask.chosen`, `block_mask.full`, cu_seqlens_q, cu_seqlens_k, and `buffers.NAME` of hooks;
-    /// out and lse. Numbers: seqlens_q, seqlens_k, or cu_seqlens_q, cu_seqlens_k on the host, or max_seqlen_q, max_seqlen_k where
-    /// offsets are tensors; and those of [`Shapes::block_mask`].
+    /// additional_k, additional_v, `block_mask.chosen`, `block_mask.full`, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, and `buffers.NAME`
+    /// of hooks; out and lse. Numbers: seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k where those are on the host; max_seqlen_q,
+    /// max_seqlen_k if offsets are tensors and the longest sequence is known; those of [`Shapes::block_mask`].
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has too

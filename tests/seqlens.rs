@@ -55,6 +55,15 @@ fn lengths_on_the_gpu_give_the_bits_of_lengths_on_the_host() {
             assert_eq!(host, device, "{lengths:?}");
         }
     }
+    // Passes without work look at no lengths.
+    let none = tokens([3, 4, 0, 20], 9);
+    let inputs = AttentionInputs { q: &none, ..plain };
+    let [host, device] = both(inputs, (Some(&[0; 3]), Some(of_k)), |inputs| {
+        let (_, saved) = block_on(attention().forward_for_training(inputs)).unwrap();
+        let gradients = block_on(attention().backward(&saved, &tokens([3, 4, 0, 24], 10))).unwrap();
+        bits(&read(&gradients.dk))
+    });
+    assert_eq!(host, device);
     // Heads of one query as rows of a tile.
     let one = tokens([3, 4, 1, 20], 7);
     let [host, device] = both(AttentionInputs { q: &one, ..plain }, (Some(&[1, 0, 1]), Some(of_k)), |inputs| {
@@ -86,6 +95,17 @@ fn score_reductions_take_lengths_on_the_gpu() {
         let inputs = ScoreReductionInputs { attention, lse: &lse, segments: None };
         let found = block_on(ScoreReduction::new(gpu(), params.clone()).unwrap().forward(&inputs)).unwrap();
         (bits(&read(&found.values)), block_on(found.indices.expect("of a top-k").read_u32()).unwrap())
+    });
+    assert_eq!(host, device);
+    // No keys.
+    let (none, of_keys) = (tokens([2, 2, 0, 16], 13), block_on(Tensor::upload_u32(gpu(), &[])).unwrap());
+    let of_keys = of_keys.view(Layout::heads_first(DType::U32, [1, 1, 1, 0])).unwrap();
+    let params = ScoreReductionParams { keys: KeyGroups::Segments(3), ..params };
+    let [host, device] = both(AttentionInputs::new(&q, &none, &none), (None, Some(&[0, 0])), |&attention| {
+        let (_, lse) = block_on(self::attention().forward_with_lse(&attention)).unwrap();
+        let inputs = ScoreReductionInputs { attention, lse: &lse, segments: Some(&of_keys) };
+        let params = ScoreReductionParams { top_k: None, ..params.clone() };
+        bits(&read(&block_on(ScoreReduction::new(gpu(), params).unwrap().forward(&inputs)).unwrap().values))
     });
     assert_eq!(host, device);
 }
@@ -165,6 +185,7 @@ fn lengths_that_are_wrong() {
     };
     says(run(packed), &["seqlens_k", "set", "unset with cu_seqlens_q"]);
     let shapes = Shapes::of(AttentionInputs { seqlens_k: device, ..plain });
+    says(attention.plan(&shapes.clone().numbers("seqlens_k", [3, 4])), &["seqlens_k is a tensor and numbers"]);
     let wide = Layout::heads_first(DType::U32, [1, 1, 2, 1]);
     says(attention.plan(&shapes.tensor("seqlens_k", wide)), &["seqlens_k.shape", "[1, 1, 2, 1]"]);
 }

@@ -2,7 +2,7 @@
 //
 // seqlens_q, seqlens_k: where sequences are PACKED params.sequences + 1 offsets each, else a length for each batch entry, or nothing:
 // full length. What is not in order, not within the tensors, or further apart than stated is clamped, and the first such is reported
-// in `problem`: (number, value, the one before), where number is (index · 2 + side) · 4 + rule, side 0 for queries, or NONE.
+// in `problem`: (NONE − number, value, the one before), where number is (index · 2 + side) · 4 + rule, side 0 for queries; 0 for none.
 //
 // One workgroup; a thread takes every WG-th sequence. Workgroup memory: 4·WG + 4 bytes.
 
@@ -15,7 +15,7 @@ const RULE_LENGTH: u32 = 3u;
 struct Params {
     at: Addresses,
     sequences: u32,
-    // Rows of the tensors (of queries: queries), and the longest sequence as stated.
+    // Rows of the tensors (for queries, before QUERY_ROWS), and the longest sequence as stated.
     queries: u32,
     keys: u32,
     max_queries: u32,
@@ -83,7 +83,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     workgroupBarrier();
     if (thread == 0u) {
         let number = atomicLoad(&first_problem);
-        problem[0] = number;
+        problem[0] = NONE - number;
         if (number != NONE) {
             let index = number / 8u;
             let side = (number / 4u) % 2u;

@@ -102,7 +102,7 @@ impl SeerDecodeGateParams {
         let keys = shapes.get_numbers("keys").and_then(|keys| keys.first().copied());
         require(keys.is_some(), "keys", "unset", "set: rows of the key tensor that attention reads")?;
         let (keys, block) = (keys.unwrap_or_default(), self.block);
-        let [_, seqlens_k] = packed::lengths(builder, shapes);
+        let [_, seqlens_k] = packed::lengths(builder, shapes)?;
         let k = q.view(Layout::heads_first(DType::F32, [batch, heads_kv, keys, head_dim]));
         AttentionShapes::of_tokens(&q, &k, [None, seqlens_k.clone()]).check()?;
         let gate_dim = self.check_weights(builder, [heads_q, heads_kv, head_dim])?;

@@ -105,7 +105,7 @@ impl Frame {
         Layout::heads_first(DType::F32, [1, of.heads, of.features(), self.gate_dim])
     }
 
-    /// How many blocks a row may choose in a sequence of 0, 1, 2, … blocks of keys, where the selector counts.
+    /// How many blocks a row may choose in a sequence of 0, 1, 2, … blocks of keys, where the selector counts; the last holds for more.
     pub fn most(&self) -> Option<Vec<[u32; 4]>> {
         let of = |blocks: usize| match self.selector {
             Selector::Density(density) => {
@@ -117,7 +117,8 @@ impl Frame {
             _ => None,
         };
         let [_, cols] = self.pairs();
-        (0..=cols).map(|blocks| of(blocks).map(|k| [k as u32, 0, 0, 0])).collect()
+        let differ = matches!(self.selector, Selector::Density(_));
+        (0..=if differ { cols } else { 0 }).map(|blocks| of(blocks).map(|k| [k as u32, 0, 0, 0])).collect()
     }
 
     /// The uniform struct, but for addresses.

@@ -217,7 +217,9 @@ impl Frame {
         let mut tensors = vec![("logits", "logits", AccessKind::LoadBits, EACH)];
         tensors.extend(scores.then_some(("scores", "scores", AccessKind::StoreBits, EACH)));
         tensors.push(("chosen", "chosen", AccessKind::StoreBits, EACH));
-        let tables = self.most().map(|most| small_table("most", &most)).into_iter().collect();
-        Task { tables, ..self.by_rows("select", files, tensors) }
+        let most = self.most();
+        let constants = most.iter().map(|most| ("MOST", most.len() as u32)).collect();
+        let tables = most.map(|most| small_table("most", &most)).into_iter().collect();
+        Task { tables, constants, ..self.by_rows("select", files, tensors) }
     }
 }

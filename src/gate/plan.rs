@@ -13,7 +13,7 @@ use crate::{BlockGrid, Caps, DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a gate.
 const INPUTS: [&str; 8] = ["q", "k", "wq", "wk", "seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
-const NUMBERS: [&str; 6] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"];
+const NUMBERS: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
 
 impl SeerGateParams {
     /// What runs. Tensors, as the fields of [`crate::SeerGateInputs`] are called: q and k before their rotary embedding, wk, and if it is
@@ -63,7 +63,7 @@ impl SeerGateParams {
         let [q, k, wk] = [builder.input("q")?, builder.input("k")?, builder.input("wk")?];
         let wq = builder.tensor("wq");
         let packed = packed::offsets(builder, shapes, [q.shape()[2], k.shape()[2]])?;
-        let tokens = AttentionShapes::of_tokens(&q, &k, packed::lengths(builder, shapes));
+        let tokens = AttentionShapes::of_tokens(&q, &k, packed::lengths(builder, shapes)?);
         let attention = AttentionShapes { packed, ..tokens };
         attention.check()?;
         let [batch, heads, queries, keys] = attention.pairs();

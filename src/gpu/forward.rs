@@ -113,6 +113,10 @@ impl Gpu {
         let all = all.chain(made.iter().map(|(name, tensor)| (name.clone(), tensor))).collect();
         let busy = kept.busy.lock().await;
         let checks = prepared.submit_checked(all, call.numbers(), true).await?;
+        if !made.is_empty() {
+            // Another call has other results: nothing holds these but the caller.
+            kept.parts.forget();
+        }
         drop(busy);
         // What was found wrong with what came in holds for all that comes of it.
         let checked = |tensor: Tensor| {

@@ -94,6 +94,11 @@ impl Parts {
             program,
         })
     }
+
+    /// Lets go of the tensors of all calls so far.
+    pub fn forget(&self) {
+        self.bound.lock().expect("no panic under this lock").clear();
+    }
 }
 
 impl Prepared {
@@ -154,7 +159,7 @@ impl Prepared {
         self.submit_checked(call.tensors(), call.numbers(), false).await.map(|_| ())
     }
 
-    /// Whether what only the GPU has seen was in order and in range (offsets of packed sequences, numbers of segments, gates), in the
+    /// Whether what only the GPU has seen was in order and in range (lengths and offsets of sequences, numbers of segments, gates), in the
     /// work that was recorded last, once it was submitted. Results of `forward` say so when they are read.
     ///
     /// # Errors

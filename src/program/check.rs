@@ -17,7 +17,7 @@ pub struct Check {
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Rule {
     /// Offsets of packed sequences ascend, within the rows and the longest sequence; lengths of padded ones are within the rows. Three
-    /// words: which is wrong (`u32::MAX`: none), its value, the one before it.
+    /// words: `u32::MAX` less eight times the place, four times the side and the rule (0: none), the value, the one before it.
     Offsets {
         /// The arguments' names.
         names: [&'static str; 2],
@@ -69,7 +69,8 @@ impl Rule {
     pub fn judge(&self, words: &[u32]) -> Result<()> {
         match *self {
             Self::Offsets { names, rows, max_seqlen } => match *words {
-                [number, value, before, ..] if number != u32::MAX => {
+                [found, value, before, ..] if found != 0 => {
+                    let number = u32::MAX - found;
                     let side = (number / 4 % 2) as usize;
                     let rule = OffsetRule::ALL[(number % 4) as usize];
                     let [number, value, before] = [number, value, before].map(|word| word as usize);
@@ -120,7 +121,7 @@ impl OffsetRule {
         let bound = match self {
             Self::Start => "0".to_string(),
             Self::Order => format!("at least the offset before it, {before}"),
-            Self::End => format!("at most {rows}, the tensor's rows"),
+            Self::End => format!("at most {rows}, by the tensors' rows"),
             Self::Length => {
                 format!("at most {longest} above the offset before it, {before}: the longest sequence as stated")
             }

@@ -179,7 +179,7 @@ impl Gradients {
         }
         if let Some(Operand { layout, .. }) = &self.dbias {
             let shape = self.forward.bias_shape();
-            let bound = format!("{shape:?}: the bias, with 1 where a stride of zero repeats it");
+            let bound = format!("{shape:?}: the bias, with 1 where it is repeated");
             require(layout.shape == shape, "dbias.shape", format!("{:?}", layout.shape), bound)?;
             require(layout.dtype == DType::F32, "dbias.dtype", layout.dtype, "f32")?;
             layout.byte_span()?;
@@ -298,8 +298,8 @@ impl Gradients {
         let parts = cut(caps, &arguments, Part::whole([batch, heads, tiles]), flops)?;
         let table = Binding::Table { name: "stats", ty: "vec2f", length: None, write: true };
         let width = value_dim as u32;
-        let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4)), ("SPLITS", 1)];
-        let files = vec![file::PARAMS, file::DELTA, file::ROWS_STRIDED, file::ELEMENT];
+        let constants = vec![("WG", DELTA_THREADS), ("HEAD_DIM_V", width), ("DV4", width.div_ceil(4))];
+        let files = vec![file::PARAMS, file::DELTA, file::ELEMENT];
         let (side, bias) = (Side::Queries, BiasDivision::default());
         let division = Division { tiles, sequences: 0, map: [0; 2], scored: false, side, bias };
         let shapes = &self.forward;

@@ -58,7 +58,7 @@ impl AttentionShapes {
             let fits = given || (additional_k.is_none() && additional_v.is_none());
             require(fits, name, "unset", format!("set, as {other} is"))?;
         }
-        let [seqlens_q, seqlens_k] = packed::lengths(builder, shapes);
+        let [seqlens_q, seqlens_k] = packed::lengths(builder, shapes)?;
         Ok(Self {
             seqlens_q,
             seqlens_k,
@@ -125,7 +125,7 @@ impl AttentionShapes {
     /// # Errors
     /// [`Error::Argument`] for lengths that only the GPU sees.
     pub fn host_sequences(&self) -> Result<Vec<[u32; 4]>> {
-        let on_gpu = |name: &str| Error::argument(name, "on the GPU", "on the host here: lengths are planned for");
+        let on_gpu = |name: &str| Error::argument(name, "on the GPU", "on the host: this plan depends on the lengths");
         let ([batch, _, queries, _], lengths) = (self.q.shape(), self.lengths());
         match &self.packed {
             Some([Offsets::Host(q), Offsets::Host(k)]) => Ok(packed::host_sequences(q, k)),

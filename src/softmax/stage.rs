@@ -1,4 +1,4 @@
-//! A kernel that visits tiles, with what it needs before it: the map of tiles that masks hide, the table of packed sequences.
+//! A kernel that visits tiles, with what it needs before it: the map of tiles that masks hide, the table of sequences.
 //! The forward pass is one stage, the gradient of queries another, that of keys and values a third.
 
 mod parts;

@@ -19,7 +19,7 @@ use std::borrow::Cow;
 ///
 /// ```
 /// # pollster::block_on(async {
-/// use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Tensor};
+/// use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Seqlens, Tensor};
 /// let gpu = Gpu::request().await?;
 /// // Two sequences in one batch, of 5 and 2 tokens: the second is padded, and padding is not seen.
 /// let x = Tensor::upload(&gpu, [2, 1, 5, 8], DType::F32, &[1.0; 80]).await?;
@@ -152,8 +152,8 @@ impl<P: AttentionParams> Attention<P> {
     }
 
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and the log-sum-exp of each row
-    /// (f32 [batch, heads_q, queries, 1]), and submits. What was prepared for the shapes is kept. Where packed sequences' offsets are
-    /// on the GPU and wrong, reading a result is an error.
+    /// (f32 [batch, heads_q, queries, 1]), and submits. What was prepared for the shapes is kept. Where lengths or offsets
+    /// on the GPU are wrong, reading a result is an error.
     ///
     /// # Errors
     /// Those of [`Attention::prepare`]; [`Error::OtherDevice`].
@@ -192,8 +192,8 @@ impl<P: AttentionParams> Attention<P> {
         Ok((out.clone(), AttentionSaved { tensors, numbers }))
     }
 
-    /// The gradients of Σ dout · out in one call: allocates them, of the inputs' types, and submits. Where packed sequences'
-    /// offsets are on the GPU and wrong, reading a gradient is an error.
+    /// The gradients of Σ dout · out in one call: allocates them, of the inputs' types, and submits. Where lengths or
+    /// offsets on the GPU are wrong, reading a gradient is an error.
     ///
     /// # Errors
     /// Those of [`Attention::prepare_backward`]; [`Error::OtherDevice`].

@@ -233,15 +233,7 @@ impl Parts<'_> {
         let heads = Heads { whole: self.schedule.packed.is_some(), ..EACH };
         let mask = self.setup.shapes.mask.as_ref();
         let arguments = mask.map(|mask| Argument::new("mask", mask, AccessKind::Load1, heads)).into_iter().collect();
-        let mut files = vec![
-            file::PARAMS,
-            file::TILE_MAP,
-            work,
-            file::MAPPED,
-            file::ROWS_STRIDED,
-            file::SCORE_POSITION,
-            file::ELEMENT,
-        ];
+        let mut files = vec![file::PARAMS, file::TILE_MAP, work, file::MAPPED, file::SCORE_POSITION, file::ELEMENT];
         files.extend(self.setup.visibility.files(self.pass.side()));
         self.kernel(("tile map", 1), arguments, tables, files, self.chain().of_masks(), parts)
     }

@@ -31,8 +31,8 @@ pub struct AttentionInputs<'a> {
     /// The same in keys.
     pub max_seqlen_k: Option<usize>,
     /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
-    /// wanted ([`Layout::expand`]), along the keys where the last dimension is 1. A key where it is −∞ is not seen. Of packed sequences: [sequences, heads_q, longest
-    /// queries, longest keys].
+    /// wanted ([`Layout::expand`]), and along the keys if the last dimension is 1. A key where it is −∞ is not seen. Of packed
+    /// sequences: [sequences, heads_q, longest queries, longest keys].
     pub bias: Option<&'a Tensor>,
     /// Which keys are seen, besides all else: u8 or u32 [batch, heads_q, queries, keys], zero for not; repeated likewise.
     pub mask: Option<&'a Tensor>,
@@ -68,9 +68,7 @@ impl<'a> AttentionInputs<'a> {
             buffers: &[],
         }
     }
-}
 
-impl<'a> AttentionInputs<'a> {
     pub(crate) fn sequences(&self) -> Sequences<'a> {
         let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
         Sequences { seqlens, longest: [self.max_seqlen_q, self.max_seqlen_k] }
