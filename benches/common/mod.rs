@@ -59,7 +59,7 @@ impl Timed {
 
     /// Bytes that have to be moved at least: every input read and the output written once.
     pub fn bytes(&self) -> f64 {
-        let tensors = self.tensors.inputs.iter().chain(&self.tensors.outputs);
+        let tensors = ["q", "k", "v", "out", "lse"].into_iter().filter_map(|name| self.tensors.get(name));
         tensors.map(|t| t.shape().iter().product::<usize>() as f64 * t.layout().dtype.bytes() as f64).sum()
     }
 

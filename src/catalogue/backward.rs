@@ -100,10 +100,9 @@ impl BackwardCase {
         let lse: Vec<f32> = case.reference().lse.iter().map(|&x| x as f32).collect();
         outputs.lse.write(&lse).await?;
         let mut call = Owned::of((&inputs, &outputs));
-        let [_, h, n, width] = self.rows();
-        for (name, values, width) in [("dout", Some(self.dout()), width), ("dlse", self.dlse(), 1)] {
+        for (name, values) in [("dout", Some(self.dout())), ("dlse", self.dlse())] {
             let (Some(values), Some(layout)) = (values, shapes.layout(name)) else { continue };
-            let values = case.poison(&values, width, h, n, case.seqlens_q.as_deref());
+            let values = case.poison(&values, layout.shape, case.seqlens_q.as_deref());
             call.push(name, poisoned(gpu, layout.clone(), &values).await?);
         }
         for name in GRADIENTS {

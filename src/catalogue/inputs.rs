@@ -40,15 +40,8 @@ impl AttentionCase {
     }
 
     /// The values with NaN in the rows of padding.
-    pub(super) fn poison(
-        &self,
-        values: &[f32],
-        width: usize,
-        heads: usize,
-        length: usize,
-        seqlens: Option<&[usize]>,
-    ) -> Vec<f32> {
-        let mut poisoned = values.to_vec();
+    pub(super) fn poison(&self, values: &[f32], shape: [usize; 4], seqlens: Option<&[usize]>) -> Vec<f32> {
+        let ([_, heads, length, width], mut poisoned) = (shape, values.to_vec());
         for (row, chunk) in poisoned.chunks_exact_mut(width).enumerate() {
             if seqlens.is_some_and(|s| row % length >= s[row / length / heads]) {
                 chunk.fill(f32::NAN);

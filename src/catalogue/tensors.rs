@@ -1,29 +1,28 @@
 //! The tensors of an attention case: where they lie, and what is in them.
 
+use super::ready::Owned;
 use super::{AttentionCase, poisoned, upload_numbers};
 use crate::{
     Attention, AttentionInputs, AttentionOutputs, BlockMask, DType, Gpu, Layout, Prepared, Result, Seqlens, Shapes,
     Tensor,
 };
 
-/// The tensors of a case.
+/// The tensors of a case, by the names of the call.
 #[derive(Debug)]
 pub struct AttentionTensors {
-    /// q, k, v.
-    pub inputs: [Tensor; 3],
-    /// Additive bias.
-    pub bias: Option<Tensor>,
-    /// Boolean mask.
-    pub mask: Option<Tensor>,
-    /// Selects the blocks to compute.
-    pub block_mask: Option<BlockMask>,
-    /// Additional keys and values.
-    pub additional: Option<[Tensor; 2]>,
-    /// Lengths and offsets on the GPU, of queries and of keys.
-    pub seqlens: [Option<Tensor>; 4],
-    /// Output and log-sum-exp.
-    pub outputs: [Tensor; 2],
+    all: Owned,
+    block_mask: Option<BlockMask>,
 }
+
+impl AttentionTensors {
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.all.tensor(name)
+    }
+}
+
+/// Lengths of queries and keys, offsets of queries and keys.
+const SEQLENS: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
 
 impl AttentionCase {
     pub(super) fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {
@@ -38,7 +37,7 @@ impl AttentionCase {
         Layout { strides: [row * shape[2] + 6 + odd, head, row], ..contiguous }.at(2 * which + odd)
     }
 
-    /// Lengths of queries and keys, offsets of queries and keys.
+    /// The numbers of [`SEQLENS`].
     pub(super) fn seqlens(&self) -> [Option<&[usize]>; 4] {
         let [q, k] = [0, 1].map(|i| Some(&*self.cu_seqlens.as_ref()?[i]));
         [self.seqlens_q.as_deref(), self.seqlens_k.as_deref(), q, k]
@@ -66,9 +65,7 @@ impl AttentionCase {
                 .tensor_if("mask", mask)
                 .tensor_if("additional_k", additional_k)
                 .tensor_if("additional_v", additional_v);
-        for (name, numbers) in
-            ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"].into_iter().zip(self.seqlens())
-        {
+        for (name, numbers) in SEQLENS.into_iter().zip(self.seqlens()) {
             let Some(numbers) = numbers else { continue };
             shapes = match self.on_gpu {
                 true => shapes.tensor(name, Layout::heads_first(DType::U32, [1, 1, 1, numbers.len()])),
@@ -89,78 +86,58 @@ impl AttentionCase {
     /// # Errors
     /// A lack of memory, a lost device.
     pub async fn upload(&self, gpu: &Gpu) -> Result<AttentionTensors> {
-        let shapes = self.plan_shapes();
-        let layout = |name: &str| shapes.layout(name).cloned();
-        let known = self.known();
-        let (sq, sk) = (self.seqlens_q.as_deref(), self.seqlens_k.as_deref());
-        let tensor = async |i: usize, seqlens| {
-            let layout = layout(["q", "k", "v"][i]).expect("a tensor of each case");
-            let [_, heads, length, width] = layout.shape;
-            let values = self.poison(&known.inputs[i], width, heads, length, seqlens);
-            poisoned(gpu, layout, &values).await
-        };
-        let mut pairs = [None, None];
-        for ((stored, layout), (whole, values)) in pairs
-            .iter_mut()
-            .zip(self.pair_layouts())
-            .zip([layout("bias"), layout("mask")].into_iter().zip(&known.pairs))
-        {
-            if let (Some(layout), Some(whole), Some([values, _])) = (layout, whole, values) {
-                *stored = Some(poisoned(gpu, layout, values).await?.view(whole)?);
-            }
-        }
-        let [bias, mask] = pairs;
-        let mut seqlens = [const { None }; 4];
-        for (stored, numbers) in seqlens.iter_mut().zip(self.seqlens()) {
-            if let (true, Some(numbers)) = (self.on_gpu, numbers) {
-                *stored = Some(upload_numbers(gpu, numbers).await?);
-            }
-        }
-        let additional = match (layout("additional_k"), layout("additional_v")) {
-            (Some(k), Some(v)) => {
-                let [of_k, of_v] = &known.additional;
-                Some([poisoned(gpu, k, of_k).await?, poisoned(gpu, v, of_v).await?])
-            }
-            _ => None,
-        };
+        let (shapes, known, pairs) = (self.plan_shapes(), self.known(), self.pair_layouts());
+        let [seqlens_q, seqlens_k, ..] = self.seqlens();
         let block_mask = match &self.blocks {
             Some(blocks) => Some(blocks.upload(gpu, self).await?),
             None => None,
         };
-        let output = async |name| Tensor::empty(gpu, layout(name).expect("a tensor of each case")).await;
-        Ok(AttentionTensors {
-            block_mask,
-            seqlens,
-            additional,
-            inputs: [tensor(0, sq).await?, tensor(1, sk).await?, tensor(2, sk).await?],
-            bias,
-            mask,
-            outputs: [output("out").await?, output("lse").await?],
-        })
+        let mut all = Owned::default();
+        for (name, layout, _) in shapes.tensors().iter().filter(|(name, ..)| !name.starts_with("block_mask")) {
+            let values = match &**name {
+                "q" => self.poison(&known.inputs[0], layout.shape, seqlens_q),
+                "k" => self.poison(&known.inputs[1], layout.shape, seqlens_k),
+                "v" => self.poison(&known.inputs[2], layout.shape, seqlens_k),
+                "additional_k" => known.additional[0].clone(),
+                "additional_v" => known.additional[1].clone(),
+                "bias" => known.pairs[0].as_ref().expect("values of the bias")[0].clone(),
+                "mask" => known.pairs[1].as_ref().expect("values of the mask")[0].clone(),
+                _ => vec![],
+            };
+            let side = SEQLENS.into_iter().zip(self.seqlens()).find(|(other, _)| name == other);
+            let tensor = match (&**name, side) {
+                (_, Some((_, numbers))) => upload_numbers(gpu, numbers.expect("as planned")).await?,
+                ("out" | "lse", _) => Tensor::empty(gpu, layout.clone()).await?,
+                ("bias" | "mask", _) => {
+                    let stored = pairs[usize::from(name == "mask")].clone().expect("as planned");
+                    poisoned(gpu, stored, &values).await?.view(layout.clone())?
+                }
+                _ => poisoned(gpu, layout.clone(), &values).await?,
+            };
+            all.push(name.clone(), tensor);
+        }
+        Ok(AttentionTensors { all, block_mask })
     }
 
     /// The tensors as arguments.
     pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
-        let AttentionTensors { inputs: [q, k, v], bias, mask, block_mask, additional, seqlens, outputs: [out, lse] } =
-            tensors;
+        let [q, k, v, out, lse] =
+            ["q", "k", "v", "out", "lse"].map(|name| tensors.get(name).expect("a tensor of each case"));
         let host = self.seqlens();
-        let side = |i: usize| seqlens[i].as_ref().map(Seqlens::Gpu).or(host[i].map(Seqlens::Host));
-        let [seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k] = [0, 1, 2, 3].map(side);
+        let side = |i: usize| tensors.get(SEQLENS[i]).map(Seqlens::Gpu).or(host[i].map(Seqlens::Host));
         let [max_seqlen_q, max_seqlen_k] = self.max_seqlen();
-        let (bias, mask) = (bias.as_ref(), mask.as_ref());
-        let (additional_k, additional_v) = additional.as_ref().map(|[k, v]| (k, v)).unzip();
         let inputs = AttentionInputs {
-            seqlens_q,
-            seqlens_k,
-            cu_seqlens_q,
-            cu_seqlens_k,
+            seqlens_q: side(0),
+            seqlens_k: side(1),
+            cu_seqlens_q: side(2),
+            cu_seqlens_k: side(3),
             max_seqlen_q,
             max_seqlen_k,
-            bias,
-            mask,
-            additional_k,
-            additional_v,
-            block_mask: block_mask.as_ref(),
+            bias: tensors.get("bias"),
+            mask: tensors.get("mask"),
+            additional_k: tensors.get("additional_k"),
+            additional_v: tensors.get("additional_v"),
+            block_mask: tensors.block_mask.as_ref(),
             ..AttentionInputs::new(q, k, v)
         };
         (inputs, AttentionOutputs { out, lse })
