@@ -3,7 +3,7 @@
 //
 // one: params.rows of all batch entries and heads, and one more, offsets; indices: params.capacity. Offsets that do not ascend
 // or lie beyond the indices are clamped, indices that do not ascend within a row or name no column are left out, and the first
-// such is reported: problem[0] = NONE − (place · 4 + rule). A thread makes a row; no workgroup memory.
+// such is reported: problem[3] = NONE − (place · 4 + rule), for list_problem.wgsl. A thread makes a row; no workgroup memory.
 
 const RULE_OFFSET_ASCENDS: u32 = 0u;
 const RULE_OFFSET_RANGE: u32 = 1u;
@@ -11,7 +11,7 @@ const RULE_INDEX_ASCENDS: u32 = 2u;
 const RULE_INDEX_RANGE: u32 = 3u;
 
 fn complain(place: u32, rule: u32) {
-    atomicMax(&problem[0], NONE - (place * 4u + rule));
+    atomicMax(&problem[3], NONE - (place * 4u + rule));
 }
 
 @compute @workgroup_size(WG)

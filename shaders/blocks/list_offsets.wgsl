@@ -1,7 +1,7 @@
 // Where each row's list begins, from a bitmap:  to[r + 1] = to[r] + the bits of row r,  at most params.capacity.
 //
 // one, other: bitmaps; the other's blocks are left out (MODE_WITHOUT). problem[0] gets the number of bits where there is no room
-// for them. One workgroup; a thread takes every WG-th row. Workgroup memory: 4·WG bytes.
+// for them, else 0. One workgroup; a thread takes every WG-th row. Workgroup memory: 4·WG bytes.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(local_invocation_index) thread: u32) {
@@ -18,6 +18,6 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     }
     if (thread == 0u) {
         store_to(at_to(0u, 0u, 0u), 0u);
-        if (next > params.capacity) { problem[0] = next; }
+        problem[0] = select(0u, next, next > params.capacity);
     }
 }

@@ -1,8 +1,10 @@
-// What from_lists.wgsl found wrong, in full: problem = (NONE − number, value, the one before). One thread.
+// What from_lists.wgsl found wrong, in full: problem = (NONE − number or 0, value, the one before, 0 for the next run). One thread.
 
 @compute @workgroup_size(1)
 fn main() {
-    let found = problem[0];
+    let found = problem[3];
+    problem[0] = found;
+    problem[3] = 0u;
     if (found == 0u) { return; }
     let number = NONE - found;
     let place = number / 4u;
