@@ -42,8 +42,12 @@ impl Offsets {
     }
 
     fn place(&self) -> &'static str {
-        if matches!(self, Self::Host(_)) { "on the host" } else { "on the GPU" }
+        place(matches!(self, Self::Gpu { .. }))
     }
+}
+
+fn place(on_gpu: bool) -> &'static str {
+    if on_gpu { "on the GPU" } else { "on the host" }
 }
 
 const NAMES: [&str; 2] = ["cu_seqlens_q", "cu_seqlens_k"];
@@ -248,16 +252,12 @@ impl Schedule {
         query_rows: usize,
         checked: bool,
     ) -> Result<Self> {
-        let of_gpu = |lengths: Option<&'_ Lengths>| lengths.is_some_and(|lengths| matches!(lengths, Lengths::Gpu(_)));
-        if !lengths.into_iter().any(of_gpu) {
+        let seqlens = lengths.map(|lengths| lengths?.on_gpu());
+        if seqlens.iter().all(Option::is_none) {
             let row = |b: usize| padded_sequence(lengths, rows, query_rows, b);
             let table = small_table("sequences", &(0..batch).map(row).collect::<Vec<_>>());
             return Ok(Self { table, kernel: None, packed: None });
         }
-        let seqlens = lengths.map(|lengths| match lengths {
-            Some(Lengths::Gpu(operand)) => Some(operand),
-            _ => None,
-        });
         let (table, scratch) = builder.scratch_table(format!("{pass}: sequences"), "sequences", batch);
         let names = LENGTHS;
         let on_gpu = OnGpu { names, seqlens, sequences: batch, rows, longest: rows, tiles: None, query_rows };
@@ -288,6 +288,15 @@ pub(crate) enum Lengths {
     Host(Vec<usize>),
     /// [1, 1, 1, batch], u32.
     Gpu(Operand),
+}
+
+impl Lengths {
+    fn on_gpu(&self) -> Option<&Operand> {
+        match self {
+            Self::Host(_) => None,
+            Self::Gpu(lengths) => Some(lengths),
+        }
+    }
 }
 
 const LENGTHS: [&str; 2] = ["seqlens_q", "seqlens_k"];
@@ -322,15 +331,10 @@ pub(crate) fn check_lengths(sides: [Option<&Lengths>; 2], batch: usize, rows: [u
             }
         }
     }
-    match sides {
-        [Some(Lengths::Host(_)), Some(Lengths::Gpu(_))] => {
-            require(false, LENGTHS[1], "on the GPU", "on the host, as seqlens_q")
-        }
-        [Some(Lengths::Gpu(_)), Some(Lengths::Host(_))] => {
-            require(false, LENGTHS[1], "on the host", "on the GPU, as seqlens_q")
-        }
-        _ => Ok(()),
-    }
+    let [Some(q), Some(k)] = sides.map(|side| side.map(|lengths| place(lengths.on_gpu().is_some()))) else {
+        return Ok(());
+    };
+    require(q == k, LENGTHS[1], k, format!("{q}, as seqlens_q"))
 }
 
 /// Lengths on the host.
