@@ -180,3 +180,99 @@ fn tiles_that_a_mask_hides_are_not_even_read() {
     let found = block_on(attention(params).forward(&x, &poisoned, &poisoned)).unwrap();
     assert_eq!(bits(&read(&found)), bits(&read(&expected)));
 }
+
+/// What a kernel calls, what it declares, what WGSL declares: a hook may call its own things so.
+#[test]
+fn names_of_a_hook_are_its_own() {
+    const IDENTITY: &str = "fn same(score: f32, at: Position) -> f32 { return score; }\n\
+        fn same_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }";
+    let n = 5;
+    let [q, k, v, dout] = [1, 2, 3, 4].map(|seed| tensor([1, 1, n, 8], &common::random(seed, 8 * n)));
+    let run = |score_mod: Vec<Hook>, mask_mod: Vec<Hook>| {
+        let params = FlashParams { score_mod, mask_mod, ..FlashParams::default() };
+        let attention = FlashAttention::new(gpu(), params).unwrap();
+        let (out, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
+        let gradients = block_on(attention.backward(&saved, &dout)).unwrap();
+        let all = [&out, common::named(&saved, "lse"), &gradients.dq, &gradients.dk, &gradients.dv];
+        all.map(|tensor| bits(&read(tensor)))
+    };
+    let expected = run(vec![Hook::new("same", IDENTITY).with_gradient("same_grad")], vec![]);
+
+    let one = ["log2", "exp2", "exp", "sqrt", "abs", "load_k4", "load_q4", "m", "l", "o", "s", "k"];
+    let two = ["max", "min", "mask", "bias", "gate", "state", "params", "score_tile", "tile_data", "hook_0", "main"];
+    let three = ["select", "fma", "clamp", "score", "mask_allows", "store_out4", "still_hidden", "hook0_same"];
+    let function = |(names, parameters): (&[&str], &str)| -> String {
+        names.iter().map(|name| format!("fn {name}({parameters}) -> f32 {{ return 7.0; }}\n")).collect()
+    };
+    let helpers: String =
+        [(&one[..], "x: f32"), (&two, "x: f32, y: f32"), (&three, "x: f32, y: f32, z: f32")].map(function).concat();
+    let hook = |source: String| Hook::new("same", source).with_gradient("same_grad");
+    assert!(run(vec![hook(helpers.clone() + IDENTITY)], vec![]) == expected);
+    // Constants, types, variables; locals and parameters of such names; the same in two hooks.
+    let things = "const MINUS_INFINITY_BITS = 1u; struct Row { k: f32 } alias Work = f32; var<private> tile_data: f32 = 3.0;\n\
+        fn twice(q: Row) -> Work { let l = q.k; var o = l; o += tile_data - 3.0; return o; }\n\
+        fn m(score: f32, at: Position) -> f32 { return twice(Row(score)); }\n\
+        fn l(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }";
+    let named = || Hook::new("m", things).with_gradient("l");
+    let other =
+        Hook::new("main", format!("{helpers}{IDENTITY}").replace("same", "main").replace("fn main(x", "fn other(x"));
+    assert!(run(vec![named(), named(), other.with_gradient("main_grad")], vec![]) == expected);
+    // Masks, and buffers.
+    let data = tensor([1, 1, 1, 4], &[1.0; 4]);
+    for name in ["params", "score", "k", "tile_data", "log2", "f32x", "hook_0", "m"] {
+        let source = format!("fn state(at: Position) -> bool {{ return {name}[0] == 1.0; }}");
+        assert!(run(vec![], vec![Hook::new("state", source).with_buffer(name, &data)])[0].len() == 8 * n);
+    }
+}
+
+#[test]
+fn what_a_hook_cannot_have_is_refused_by_name_and_line() {
+    let refused = |source: &str, words: &[&str]| {
+        let source = format!("{source}\nfn plus(score: f32, at: Position) -> f32 {{ return score; }}");
+        says(
+            FlashAttention::new(gpu(), with(vec![Hook::new("plus", source)], vec![])),
+            &[&["score_mod[0]"], words].concat(),
+        );
+    };
+    refused("\n@group(3) @binding(0) var<storage> other: array<f32>;", &["line 2", "@group"]);
+    refused("override width = 1;", &["line 1", "override"]);
+    refused("enable f16;", &["line 1", "enable"]);
+    refused("var<workgroup> shared_sum: f32;", &["line 1", "var<workgroup>"]);
+    refused("fn wait() {\n  workgroupBarrier();\n}", &["line 2", "workgroupBarrier"]);
+    refused("fn all() -> f32 { return subgroupAdd(1.0); }", &["line 1", "subgroupAdd"]);
+    refused("var<private> much: array<f32, 5000>;", &["line 1", "80000 bytes", "16384"]);
+    refused("fn open() {", &["line 1", "is not closed"]);
+    refused("}", &["line 1", "closes nothing"]);
+    refused("/* begun here", &["line 1", "comment is not closed"]);
+    refused(&"// long\n".repeat(10_000), &["source.len()", "65536"]);
+    // A comment of one hook cannot end in the next.
+    let hooks = [
+        "/* fn a(score: f32, at: Position) -> f32 { return score; }",
+        "*/ fn a(score: f32, at: Position) -> f32 { return 1.0; }",
+    ];
+    says(
+        lse(3, with(hooks.map(|source| Hook::new("a", source)).to_vec(), vec![])),
+        &["score_mod[0]", "line 1", "comment"],
+    );
+    // What only a kernel has is not there for a hook, and is called as the hook calls it.
+    for name in ["tile_data[0]", "params.scale", "f32(WG)", "load_k4(0u, 4u).x", "hook0_a", "hooks_data[0]"] {
+        let source = format!("\nfn reach(score: f32, at: Position) -> f32 {{ return score + {name}; }}");
+        let word: String =
+            name.trim_start_matches("f32(").chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        says(lse(3, with(vec![Hook::new("reach", source)], vec![])), &["score_mod[0]", "line 2", &format!("`{word}`")]);
+    }
+    for name in ["_", "fn", "let", "__a", "true"] {
+        let hook = Hook::new("plus", "fn plus(score: f32, at: Position) -> f32 { return score; }");
+        let mut named = hook.clone();
+        named.entry = name.into();
+        let data = tensor([1, 1, 1, 4], &[1.0; 4]);
+        says(
+            FlashAttention::new(gpu(), with(vec![hook.clone().with_buffer(name, &data)], vec![])),
+            &["score_mod[0].buffers", name],
+        );
+        says(FlashAttention::new(gpu(), with(vec![named], vec![])), &["score_mod[0].entry", name]);
+    }
+    let twice = Hook::new("plus", "const data = 1.0; fn plus(score: f32, at: Position) -> f32 { return score; }");
+    let twice = twice.with_buffer("data", &tensor([1, 1, 1, 4], &[1.0; 4]));
+    says(FlashAttention::new(gpu(), with(vec![twice], vec![])), &["score_mod[0].buffers: data", "another name"]);
+}

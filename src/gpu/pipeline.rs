@@ -1,5 +1,6 @@
 //! From the text of a kernel to a pipeline.
 
+use crate::program::hook::without_prefixes;
 use crate::program::{BindingAccess, Guards, Kernel};
 use crate::{Error, Gpu, Result};
 use std::sync::Arc;
@@ -66,7 +67,7 @@ async fn complaint(kernel: &Kernel, module: &wgpu::ShaderModule, message: String
     match kernel.hooks.iter().find(|hook| hook.lines.contains(&line)) {
         Some(hook) => {
             let line = hook.is_source.then(|| line - hook.lines.start + 1);
-            Error::Hook { hook: hook.hook.clone(), line, message }
+            Error::Hook { hook: hook.hook.clone(), line, message: without_prefixes(&message) }
         }
         None => Error::Shader { shader: kernel.name.clone(), message },
     }

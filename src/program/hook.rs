@@ -1,11 +1,17 @@
 //! Functions of the caller's own that change a score or hide a key, as FlexAttention has them.
 
+mod text;
+
 use crate::error::require;
 use crate::program::Name;
 use crate::{Caps, DType, Error, Layout, Result};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+pub(crate) use text::Text;
+
+/// What a buffer's name begins with in a shader.
+pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 
 /// A WGSL function of the caller's, with the buffers that it reads.
 ///
@@ -18,7 +24,10 @@ use std::sync::Arc;
 ///
 /// the batch entry (of packed sequences: the sequence), the query head, the query's and the key's places in their
 /// sequence, and the lengths of the two. `source` may hold constants, types and helper functions beside the entry; each
-/// hook's source stands alone, and a text that several share is taken once.
+/// hook's source stands alone, and a text that several share is taken once. Its names are its own: a function `log2` of a hook's is
+/// not called by anything else, and nothing of a kernel's can be reached. A source has at most 64 KiB and no directives, no overrides,
+/// no attributes but `@align`, `@size` and `@must_use`, no variables that threads share, no barriers and no subgroup operations. Its
+/// arrays and structs hold at most 16 KiB, counted as often as they are named; lengths of arrays are numbers or constants that are.
 ///
 /// Give variables a value where they are declared: a browser was seen to leave `var sum: f32;` as it was from one call to the next.
 ///
@@ -137,17 +146,49 @@ impl Placed {
         format!("{} (`{}`{gradient})", self.place, self.signature())
     }
 
+    /// Whether one text serves it and another.
+    pub fn shares_text(&self, other: &Self) -> bool {
+        (&self.hook.source, &self.hook.buffers) == (&other.hook.source, &other.hook.buffers)
+    }
+
+    /// The source with names of its own: see [`Text::renamed`].
+    pub fn source(&self, prefix: &str, taken: &[&str]) -> String {
+        let text = Text::new(&self.hook.source);
+        text.map_or(String::new(), |text| text.renamed(prefix, &self.hook.buffers, taken))
+    }
+
+    /// Whether its text can be a hook's.
+    fn check_text(&self) -> Result<()> {
+        let Self { place, hook } = self;
+        let bytes = hook.source.len();
+        let bound = format!("at most {} bytes", text::MOST_BYTES);
+        require(bytes <= text::MOST_BYTES, &format!("{place}.source.len()"), bytes, bound)?;
+        let refused = |line, message| Error::Hook { hook: self.describe(), line, message };
+        let text = Text::new(&hook.source).and_then(|text| text.check().map(|()| text));
+        let text = text.map_err(|problem| refused(Some(problem.line), problem.message))?;
+        for entry in [Some(&hook.entry), hook.grad_entry.as_ref()].into_iter().flatten() {
+            if !text.declares(entry) {
+                return Err(refused(None, format!("the source has no function `{entry}`")));
+            }
+        }
+        let twice = hook.buffers.iter().find(|(name, _)| text.declares(name));
+        let bound = "another name: the source declares this one";
+        twice.map_or(Ok(()), |(name, _)| {
+            require(false, &format!("{place}.buffers: {name}"), format!("\"{name}\""), bound)
+        })
+    }
+
     /// A function `hook_N` that calls the entry, so that a compiler tells a wrong signature there. A gradient is called
     /// along, so that an error in it shows at once.
-    pub fn call(&self, number: usize) -> String {
-        let entry = &self.hook.entry;
+    pub fn call(&self, number: usize, prefix: &str) -> String {
+        let entry = format!("{prefix}{}", self.hook.entry);
         let call = match self.is_mask() {
             true => format!("fn hook_{number}(at: Position) -> bool {{ return {entry}(at); }}\n"),
             false => format!("fn hook_{number}(score: f32, at: Position) -> f32 {{ return {entry}(score, at); }}\n"),
         };
         let gradient = self.hook.grad_entry.as_ref().map(|entry| {
             let parameters = "score: f32, at: Position, d_out: f32";
-            format!("fn hook_{number}_grad({parameters}) -> f32 {{ return {entry}(score, at, d_out); }}\n")
+            format!("fn hook_{number}_grad({parameters}) -> f32 {{ return {prefix}{entry}(score, at, d_out); }}\n")
         });
         call + &gradient.unwrap_or_default()
     }
@@ -203,6 +244,7 @@ pub(crate) fn check(caps: &Caps, hooks: &[Placed]) -> Result<()> {
             caps.within(&what, "maxStorageBufferBindingSize", bytes, caps.binding_bytes)?;
         }
     }
+    hooks.iter().try_for_each(Placed::check_text)?;
     let all = || hooks.iter().flat_map(|placed| placed.hook.buffers.iter().map(move |b| (placed, b)));
     for (i, (placed, (name, layout))) in all().enumerate() {
         let same = |other: &Placed, theirs: &Layout| theirs == layout && other.carried(name) == placed.carried(name);
@@ -236,8 +278,32 @@ pub(crate) fn element(layout: &Layout) -> &'static str {
     if layout.dtype == DType::F32 { "f32" } else { "u32" }
 }
 
+const KEYWORDS: &str = " _ alias break case const const_assert continue continuing default diagnostic discard else enable false fn for if \
+    let loop override requires return struct switch true var while ";
+
 fn is_name(text: &str) -> bool {
     let mut letters = text.chars();
     letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !text.starts_with("__")
+        && !KEYWORDS.contains(&format!(" {text} "))
+}
+
+/// What a compiler says, with names as the caller wrote them.
+#[cfg(feature = "wgpu")]
+pub(crate) fn without_prefixes(message: &str) -> String {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut said, mut rest) = (String::new(), message);
+    while !rest.is_empty() {
+        let (word, after) = rest.split_at(rest.find(|c| !is_word(c)).unwrap_or(rest.len()));
+        let numbered = word.strip_prefix("hook").and_then(|word| {
+            let name = word.trim_start_matches(|c: char| c.is_ascii_digit());
+            name.strip_prefix('_').filter(|_| name.len() < word.len())
+        });
+        said += numbered.or(word.strip_prefix(BUFFER_PREFIX)).unwrap_or(word);
+        let (between, next) = after.split_at(after.find(is_word).unwrap_or(after.len()));
+        said += between;
+        rest = next;
+    }
+    said
 }

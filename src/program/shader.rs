@@ -93,7 +93,7 @@ pub(crate) struct Shader {
 /// Whose a part of the text is.
 enum Part<'a> {
     Own,
-    /// A caller's source, as it is.
+    /// A caller's source, its names made its own.
     Source(&'a Placed),
     /// The call of a caller's function.
     Call(&'a Placed),
@@ -200,11 +200,20 @@ impl Shader {
         };
         parts.extend(self.files.iter().map(|file| (Part::Own, format!("\n{}", text(file)))));
         let hooks = self.hooks();
+        if hooks.is_empty() {
+            return parts;
+        }
+        let own: String = parts.iter().map(|(_, text)| &**text).collect();
+        let own = hook::Text::new(&own);
+        debug_assert!(own.is_ok(), "{own:?}");
+        let taken = own.map_or(vec![], hook::Text::declared);
         for (i, placed) in hooks.iter().enumerate() {
-            if hooks[..i].iter().all(|other| other.hook.source != placed.hook.source) {
-                parts.push((Part::Source(placed), format!("{}\n", placed.hook.source)));
+            let first = hooks.iter().position(|other| other.shares_text(placed)).unwrap_or(i);
+            let prefix = format!("hook{first}_");
+            if first == i {
+                parts.push((Part::Source(placed), format!("{}\n", placed.source(&prefix, &taken))));
             }
-            parts.push((Part::Call(placed), placed.call(i)));
+            parts.push((Part::Call(placed), placed.call(i, &prefix)));
         }
         parts
     }
@@ -238,8 +247,8 @@ impl Shader {
             let _ = writeln!(text, "@group(0) @binding({i}) var<{space}> {name}: {ty};");
         }
         for (i, (name, layout)) in hook::buffers(self.hooks()).into_iter().enumerate() {
-            let _ =
-                writeln!(text, "@group(1) @binding({i}) var<storage, read> {name}: array<{}>;", hook::element(layout));
+            let (prefix, element) = (hook::BUFFER_PREFIX, hook::element(layout));
+            let _ = writeln!(text, "@group(1) @binding({i}) var<storage, read> {prefix}{name}: array<{element}>;");
         }
         text += &self.addresses();
         for access in &self.accesses {
