@@ -106,6 +106,16 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// The same of a tensor's layout, by its name.
+    pub(crate) fn of(self, tensor: &str) -> Self {
+        match self {
+            Self::Argument { argument, value, bound } => {
+                Self::Argument { argument: format!("{tensor}.{argument}"), value, bound }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn argument(argument: impl Display, value: impl Display, bound: impl Display) -> Self {
         Self::Argument { argument: argument.to_string(), value: value.to_string(), bound: bound.to_string() }
     }

@@ -10,6 +10,11 @@ use std::ops::Range;
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 /// Largest sequence: positions and their differences are 32-bit integers in the shader.
 pub(crate) const MAX_SEQUENCE: usize = 1 << 30;
+/// Largest slope of a head: its product with a distance is finite, with room for what else a score has.
+pub(crate) const MAX_SLOPE: f32 = 1e28;
+/// Most batch entries or packed sequences, and most heads: the host makes tables with a row for each.
+pub(crate) const MAX_BATCH: usize = 1 << 22;
+pub(crate) const MAX_HEADS: usize = 1 << 20;
 
 /// The type of stored elements. Arithmetic is f32 whatever is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

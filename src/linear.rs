@@ -8,6 +8,7 @@ mod task;
 mod walk;
 
 use crate::error::require;
+use crate::layout::{MAX_HEADS, MAX_SLOPE};
 use crate::{Error, Result};
 
 /// What linear attention computes, besides the gates that come with the inputs.
@@ -58,6 +59,7 @@ impl LinearParams {
     pub fn lightning_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
         require(layers >= 2, "layers", layers, "at least 2")?;
         require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        require(heads <= MAX_HEADS, "heads", heads, format!("at most {MAX_HEADS}"))?;
         let depth = 1.0 - layer as f64 / (layers - 1) as f64 + 1e-5;
         let slope = |h: usize| (-8.0 * (h + 1) as f64 / heads as f64).exp2() * depth;
         Ok((0..heads).map(|h| slope(h) as f32).collect())
@@ -69,13 +71,14 @@ impl LinearParams {
     /// [`Error::Argument`] for a layer that is not below `layers`.
     pub fn lightning_linear_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
         require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        require(heads <= MAX_HEADS, "heads", heads, format!("at most {MAX_HEADS}"))?;
         let slope = |h: usize| 8.0 / heads as f64 * (1.0 - layer as f64 / layers as f64) * h as f64;
         Ok((0..heads).map(|h| slope(h) as f32).collect())
     }
 
-    /// RetNet's decay γ = 1 − 2^(−5−h) as slopes −ln γ (arXiv 2307.08621).
+    /// RetNet's decay γ = 1 − 2^(−5−h) as slopes −ln γ (arXiv 2307.08621). More heads than any call takes (2^20) are cut off.
     pub fn retnet_slopes(heads: usize) -> Vec<f32> {
-        (0..heads).map(|h| -(-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect()
+        (0..heads.min(MAX_HEADS + 1)).map(|h| -(-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect()
     }
 
     /// The factor that holds where none is set.
@@ -92,8 +95,8 @@ impl LinearParams {
             require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
-            let bound = "finite, at least 0: a head forgets at the rate exp(−slope)";
-            require(slope.is_finite() && slope >= 0.0, &format!("slopes[{h}]"), slope, bound)?;
+            let bound = format!("within 0..={MAX_SLOPE:e}: a head forgets at the rate exp(−slope)");
+            require((0.0..=MAX_SLOPE).contains(&slope), &format!("slopes[{h}]"), slope, bound)?;
         }
         let gated = self.slopes.is_some() && !self.causal;
         if gated {

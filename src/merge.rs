@@ -32,7 +32,7 @@ impl Shapes {
     /// [`crate::Error::Argument`] for no part, or shapes and types that do not fit; [`crate::Error::Limit`].
     pub fn plan_merge(&self, caps: &Caps) -> Result<Program> {
         self.check_names(&["parts[*", "out", "lse"], &[])?;
-        let mut builder = Builder::new(caps, self);
+        let mut builder = Builder::new(caps, self)?;
         let mut parts = vec![];
         while let Some(out) = builder.tensor(&format!("parts[{}].out", parts.len())) {
             parts.push([out, builder.input(&format!("parts[{}].lse", parts.len()))?]);

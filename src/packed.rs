@@ -1,6 +1,7 @@
 //! Lengths of sequences: packed ones lie one after another in one tensor, padded ones each in a batch entry of its own.
 
 use crate::error::require;
+use crate::layout::MAX_BATCH;
 use crate::program::shader::{AccessKind, Binding, Shader, file};
 use crate::program::{Argument, Builder, OffsetRule, Operand, Part, Rule, SHARED, Step, Table, small_table};
 use crate::{DType, Result, Shapes};
@@ -93,6 +94,13 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
                 let row = layout.shape[..3] == [1, 1, 1] && layout.shape[3] > 0;
                 let bound = "[1, 1, 1, sequences + 1]";
                 require(row, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+                let sequences = layout.shape[3] - 1;
+                require(
+                    sequences <= MAX_BATCH,
+                    &format!("{name}: sequences"),
+                    sequences,
+                    format!("at most {MAX_BATCH}"),
+                )?;
                 let bound = format!("at most {rows}, the tensor's rows");
                 require(*max_seqlen <= rows, of_longest, max_seqlen, bound)?;
                 layout.byte_span()?;
@@ -107,7 +115,8 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
 
 /// Offsets on the host: they ascend from 0 within the rows.
 pub(crate) fn check_offsets(name: &str, offsets: &[usize], rows: usize) -> Result<()> {
-    require(!offsets.is_empty(), &format!("{name}.len()"), 0, "at least 1")?;
+    let bound = format!("at least 1, at most {}", MAX_BATCH + 1);
+    require((1..=MAX_BATCH + 1).contains(&offsets.len()), &format!("{name}.len()"), offsets.len(), bound)?;
     let broken = |rule: OffsetRule, i: usize| Err(rule.error(name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
     if offsets[0] != 0 {
         return broken(OffsetRule::Start, 0);
@@ -177,7 +186,7 @@ impl OnGpu<'_> {
     /// The kernel that writes the table. What is wrong with lengths is told by a check, if `checked`.
     fn kernel(&self, builder: &mut Builder, pass: &str, table: usize, checked: bool) -> Result<Step> {
         let &Self { names, seqlens, sequences, rows, longest, tiles, query_rows } = self;
-        let problem = builder.scratch_bytes(format!("{pass}: problem"), 16);
+        let problem = builder.scratch_bytes(format!("{pass}: problem"), 16)?;
         if checked {
             builder.check(problem, Rule::Offsets { names, rows, max_seqlen: longest });
         }
@@ -234,8 +243,8 @@ impl Schedule {
         let longest = sides.each_ref().map(Offsets::max_seqlen);
         let (own, other) = (side as usize, 1 - side as usize);
         // Every sequence has at most one tile that is not full.
-        let items = (rows[own] / tile + sequences).min(sequences * longest[own].div_ceil(tile));
-        let table = builder.scratch_bytes(format!("{pass}: sequences"), 16 * (sequences + items) as u64);
+        let items = (rows[own] / tile + sequences).min(sequences.saturating_mul(longest[own].div_ceil(tile)));
+        let table = builder.scratch_bytes(format!("{pass}: sequences"), 16 * (sequences + items) as u64)?;
         let tiles = Some((side, tile, items));
         let on_gpu = OnGpu { names: NAMES, seqlens, sequences, rows, longest, tiles, query_rows: 1 };
         let kernel = Some(on_gpu.kernel(builder, pass, table, checked)?);
@@ -258,7 +267,7 @@ impl Schedule {
             let table = small_table("sequences", &(0..batch).map(row).collect::<Vec<_>>());
             return Ok(Self { table, kernel: None, packed: None });
         }
-        let (table, scratch) = builder.scratch_table(format!("{pass}: sequences"), "sequences", batch);
+        let (table, scratch) = builder.scratch_table(format!("{pass}: sequences"), "sequences", batch)?;
         let names = LENGTHS;
         let on_gpu = OnGpu { names, seqlens, sequences: batch, rows, longest: rows, tiles: None, query_rows };
         let kernel = Some(on_gpu.kernel(builder, pass, scratch, checked)?);

@@ -17,7 +17,7 @@ pub(crate) use argument::{Argument, EACH, Heads, Operand, SHARED, is_written};
 pub(crate) use builder::{Builder, Step};
 pub(crate) use check::OffsetRule;
 pub use check::{Check, Rule};
-pub(crate) use cut::cut;
+pub(crate) use cut::{cut, within_parts};
 pub(crate) use part::Part;
 pub use shapes::Shapes;
 pub(crate) use table::{Table, float_table, small_table, table};

@@ -68,7 +68,7 @@ impl RotaryParams {
     fn plan_turn(&self, caps: &Caps, shapes: &Shapes, backward: bool) -> Result<Program> {
         self.check()?;
         shapes.check_names(&["x", "positions", "out"], &["positions"])?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let x = builder.input("x")?;
         let out = builder.output("out", Layout::heads_first(x.layout.dtype, x.shape()));
         let positions = builder.tensor("positions");

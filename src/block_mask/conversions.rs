@@ -137,7 +137,8 @@ impl BlockGrid {
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
     pub fn plan_transposition(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        self.check()?;
+        let mut builder = Builder::new(caps, shapes)?;
         let (from, to) = (builder.input("from")?, builder.output("to", self.transposed().bitmap()));
         let steps = vec![transposition(caps, self, [&from, &to])?];
         program(builder, steps, "a block mask transposed")
@@ -149,11 +150,12 @@ impl BlockGrid {
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
     pub fn plan_from_list(&self, name: &'static str, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        self.check()?;
+        let mut builder = Builder::new(caps, shapes)?;
         let (offsets, indices, with) = (builder.input("offsets")?, builder.input("indices")?, builder.tensor("with"));
         let to = builder.output("to", self.bitmap());
         let (cols, count) = (self.blocks()[1], indices.shape()[3]);
-        let problem = builder.scratch_bytes("problem", 16);
+        let problem = builder.scratch_bytes("problem", 16)?;
         builder.check(problem, Rule::BlockList { name, cols, count });
         let mode = if with.is_some() { Mode::With } else { Mode::One };
         let bits = Task {
@@ -191,12 +193,13 @@ impl BlockGrid {
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
     pub fn plan_to_list(&self, name: &'static str, capacity: usize, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        self.check()?;
+        let mut builder = Builder::new(caps, shapes)?;
         let (from, without) = (builder.input("from")?, builder.tensor("without"));
         let numbers = |count: usize| Layout::heads_first(DType::U32, [1, 1, 1, count]);
         let offsets = builder.output("offsets", numbers(self.rows() + 1));
         let indices = builder.output("indices", numbers(capacity));
-        let problem = builder.scratch_bytes("problem", 16);
+        let problem = builder.scratch_bytes("problem", 16)?;
         builder.check(problem, Rule::Capacity { name, capacity });
         let (mode, other) =
             (if without.is_some() { Mode::Without } else { Mode::One }, without.as_ref().unwrap_or(&from));
@@ -235,9 +238,10 @@ impl BlockGrid {
     /// # Errors
     /// [`crate::Error::Argument`] for a hook that cannot be a mask; [`crate::Error::Limit`].
     pub fn plan_from_hooks(&self, mask_mod: &[Hook], caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        self.check()?;
         let hooks = &hook::place(&[], mask_mod);
         hook::check(caps, hooks)?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         builder.hook_buffers(hooks)?;
         let (chosen, full) = (builder.output("chosen", self.bitmap()), builder.output("full", self.bitmap()));
         let words = self.shape().iter().product();

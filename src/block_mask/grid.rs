@@ -1,12 +1,18 @@
 //! Sizes of block masks.
 
 use super::HeadBlocks;
+#[cfg(feature = "wgpu")]
+use crate::Caps;
 #[cfg(doc)]
 use crate::Error;
 use crate::error::require;
-use crate::layout::MAX_SEQUENCE;
+use crate::layout::{MAX_BATCH, MAX_HEADS, MAX_SEQUENCE};
 use crate::{DType, Layout, Result, Shapes};
 use std::ops::Range;
+
+/// Most blocks of a mask that the host makes.
+#[cfg(feature = "wgpu")]
+const MAX_HOST_BLOCKS: usize = 1 << 28;
 
 /// What a block mask lies over: queries and keys in blocks, the last of which may be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,9 +32,10 @@ pub struct BlockGrid {
 }
 
 impl BlockGrid {
-    /// Blocks along the queries and along the keys.
+    /// Blocks along the queries and along the keys; none of size 0, which [`BlockGrid::check`] refuses.
     pub fn blocks(&self) -> [usize; 2] {
-        [self.queries.div_ceil(self.block[0]), self.keys.div_ceil(self.block[1])]
+        let count = |length: usize, block: usize| if block == 0 { 0 } else { length.div_ceil(block) };
+        [count(self.queries, self.block[0]), count(self.keys, self.block[1])]
     }
 
     /// [batch, heads, blocks of queries, words] of the bitmap: bit j % 32 of word j / 32 is block j of the keys.
@@ -43,22 +50,53 @@ impl BlockGrid {
     }
 
     /// The blocks of keys that hold the own positions of a block of queries: from that of the first query to that of the last.
-    /// Empty where they stand before the first key.
+    /// Empty where they stand before the first key, and for a row that is not there.
     pub fn own(&self, row: usize) -> Range<usize> {
-        let place = |query: usize| (query + self.keys).checked_sub(self.queries);
-        let last = ((row + 1) * self.block[0]).min(self.queries) - 1;
-        let first = place(row * self.block[0]).unwrap_or(0) / self.block[1];
+        let [rows, cols] = self.blocks();
+        if row >= rows || cols == 0 {
+            return 0..0;
+        }
+        let place = |query: usize| self.keys.checked_add(query)?.checked_sub(self.queries);
+        let first = row * self.block[0];
+        let last = first + (self.queries - first).min(self.block[0]) - 1;
+        let first = place(first).unwrap_or(0) / self.block[1];
         place(last).map_or(0..0, |last| first..last / self.block[1] + 1)
     }
 
     /// # Errors
-    /// [`Error::Argument`] for a size of blocks that is no power of two, or a sequence that is too long.
+    /// [`Error::Argument`] for a size of blocks that is no power of two, a sequence that is too long, too many batch entries or heads.
     pub fn check(&self) -> Result<()> {
         check_block(self.block)?;
+        for (name, count, most) in [("grid.batch", self.batch, MAX_BATCH), ("grid.heads", self.heads, MAX_HEADS)] {
+            require(count <= most, name, count, format!("at most {most}"))?;
+        }
         for (name, length) in [("grid.queries", self.queries), ("grid.keys", self.keys)] {
             require(length <= MAX_SEQUENCE, name, length, format!("at most {MAX_SEQUENCE}"))?;
         }
-        Layout::heads_first(DType::U32, self.shape()).byte_span().map(|_| ())
+        let [batch, heads, rows, words] = self.shape();
+        let all = batch.checked_mul(heads).and_then(|n| n.checked_mul(rows)?.checked_mul(words.max(1))?.checked_mul(4));
+        require(all.is_some(), "grid", format!("{self:?}"), "such that its bitmap has fewer bytes than can be numbered")
+    }
+
+    /// The same for a mask that the host makes, block by block.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Limit`].
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn check_on_host(&self, caps: &Caps) -> Result<()> {
+        self.check()?;
+        let [batch, heads, rows, words] = self.shape();
+        let words = batch * heads * rows * words.max(1);
+        caps.within("block mask", "maxBufferSize", 4 * words as u64, caps.buffer_bytes)?;
+        let bound = format!(
+            "at most {MAX_HOST_BLOCKS} for a mask that the host makes; hooks and lists on the GPU make larger ones"
+        );
+        require(
+            words <= MAX_HOST_BLOCKS / 32,
+            "grid: blocks in all, rows in whole words",
+            words.saturating_mul(32),
+            bound,
+        )
     }
 }
 

@@ -1,7 +1,7 @@
 //! What each head sees.
 
 use crate::error::require;
-use crate::layout::MAX_SEQUENCE;
+use crate::layout::{MAX_HEADS, MAX_SEQUENCE};
 use crate::{Error, Result};
 
 /// What a query head sees. Kinds may differ from head to head in one launch.
@@ -23,16 +23,18 @@ pub enum HeadBlocks {
 }
 
 impl HeadBlocks {
+    // More heads than any call takes are cut off: a call refuses them all the same.
+
     /// Every head sees the first `sink` keys and the last `local` ones (StreamingLLM, arXiv 2309.17453).
     pub fn streaming_llm(heads: usize, sink: usize, local: usize) -> Vec<Self> {
-        vec![Self::Streaming { sink, local }; heads]
+        vec![Self::Streaming { sink, local }; heads.min(MAX_HEADS + 1)]
     }
 
     /// DuoAttention (arXiv 2410.10819) and RazorAttention (arXiv 2407.15891): the `group` query heads of a key head see every
     /// key where it is a retrieval head, and the first `sink` and last `local` ones where it is not.
     pub fn duo_attention(retrieval: &[bool], group: usize, sink: usize, local: usize) -> Vec<Self> {
         let head = |&retrieval: &bool| if retrieval { Self::Dense } else { Self::Streaming { sink, local } };
-        retrieval.iter().map(head).flat_map(|head| std::iter::repeat_n(head, group)).collect()
+        retrieval.iter().map(head).flat_map(|head| std::iter::repeat_n(head, group)).take(MAX_HEADS + 1).collect()
     }
 
     /// MoA (arXiv 2406.14909): every head has a window of its own beside the first `sink` keys.

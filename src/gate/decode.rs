@@ -83,7 +83,7 @@ impl SeerDecodeGateParams {
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         let tensors = [&WEIGHTS[..], &["q", "compressed", "seqlens_k", "chosen", "logits", "scores"]].concat();
         shapes.check_names(&tensors, &["seqlens_k", "keys"])?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let (frame, grid) = self.selection_frame(&mut builder, shapes)?;
         let scores = declare_outputs(&mut builder, &frame, &grid, "by q, keys and blocks")?;
         builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
@@ -137,7 +137,7 @@ impl SeerDecodeGateParams {
     /// blocks beyond `compressed`; [`crate::Error::Limit`] for a device that has too little.
     pub fn plan_compression(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&WEIGHTS[..], &["k", "compressed"]].concat(), &["before", "after"])?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let frame = self.compression_frame(&builder, shapes)?;
         builder.scratch(SideTensors::of(Side::Keys).pooled, frame.pooled(Side::Keys))?;
         let tasks = [frame.pool(Side::Keys), frame.project(Side::Keys)];
@@ -197,7 +197,7 @@ impl SeerDecodeGateParams {
     pub(crate) fn training(&self, caps: &Caps, shapes: &Shapes) -> Result<Training> {
         self.check()?;
         shapes.check_names(&[&WEIGHTS[..], &["q", "k"]].concat(), &[])?;
-        let builder = &Builder::new(caps, shapes);
+        let builder = &Builder::new(caps, shapes)?;
         let (q, k) = (builder.input("q")?, builder.input("k")?);
         AttentionShapes::of_tokens(&q, &k, [None, None]).check()?;
         let ([batch, heads_q, queries, head_dim], [_, heads_kv, keys, _]) = (q.shape(), k.shape());

@@ -25,7 +25,7 @@ impl SeerGateParams {
     /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has too little.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["chosen", "logits", "scores"]].concat(), &NUMBERS)?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let (frame, grid) = self.frame(&builder, shapes)?;
         let scores = declare_outputs(&mut builder, &frame, &grid, "by q, k and blocks")?;
         for side in [Side::Queries, Side::Keys] {
@@ -53,7 +53,7 @@ impl SeerGateParams {
     /// What training is made of, and the grid of the mask, for tokens and weights.
     pub(crate) fn training(&self, caps: &Caps, shapes: &Shapes) -> Result<(Training, BlockGrid)> {
         shapes.check_names(&INPUTS, &NUMBERS)?;
-        let (frame, grid) = self.frame(&Builder::new(caps, shapes), shapes)?;
+        let (frame, grid) = self.frame(&Builder::new(caps, shapes)?, shapes)?;
         Ok((Training(frame), grid))
     }
 

@@ -19,7 +19,7 @@ impl Training {
 
     /// From tokens and weights to `logits`, with what gradients need.
     pub fn plan_logits(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         for side in [Side::Queries, Side::Keys] {
             if self.0.side(side).pools.is_some() {
                 builder.output(SideTensors::of(side).pooled, self.0.pooled(side));
@@ -32,14 +32,14 @@ impl Training {
 
     /// A `target` from numbers that are `wanted`, which are not negative.
     pub fn plan_target(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         builder.output("target", self.0.logits());
         self.finish(builder, vec![self.0.target()], "gate: target")
     }
 
     /// The `loss` of `logits` against a `target`, and its gradient `dlogits`. Rows from the `from_row`-th on count.
     pub fn plan_loss(&self, weight: f32, from_row: usize, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let [batch, heads, rows, cols] = self.logits_shape();
         builder.output("loss", Layout::heads_first(DType::F32, [1; 4]));
         builder.output("dlogits", self.0.logits());
@@ -53,7 +53,7 @@ impl Training {
 
     /// From `dlogits` to the gradients of weights and norms.
     pub fn plan_gradients(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let mut tasks = vec![];
         for side in [Side::Queries, Side::Keys] {
             let (of, tensors) = (self.0.side(side), SideTensors::of(side));

@@ -4,6 +4,9 @@ use crate::error::require;
 use crate::program::Rule;
 use crate::{DType, Error, Gpu, Layout, Result};
 
+/// Elements that are read of a view that repeats some.
+const MOST_REPEATED: u128 = 1 << 28;
+
 /// A tensor on the GPU. It shares its buffer with whoever else holds that buffer; cloning copies no data.
 #[derive(Clone)]
 pub struct Tensor {
@@ -175,10 +178,14 @@ impl Tensor {
         if self.layout.is_empty() {
             return Ok(Vec::new());
         }
+        let span = self.layout.byte_span()?;
+        let count = self.layout.shape.iter().map(|&n| n as u128).product::<u128>();
+        let most = u128::from((span.end - span.start) / self.layout.dtype.bytes()).max(MOST_REPEATED);
+        let bound = format!("such that a view that repeats elements has at most {most}");
+        require(count <= most, "tensor.shape", format!("{:?}", self.layout.shape), bound)?;
         for check in &self.checks {
             check.ask(&self.gpu).await?;
         }
-        let span = self.layout.byte_span()?;
         let start = span.start - span.start % 4;
         let bytes = self.gpu.read(&self.buffer, start, span.end.next_multiple_of(4)).await?;
         let size = self.layout.dtype.bytes() as usize;

@@ -40,7 +40,7 @@ impl LinearParams {
     pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dslopes", "dh0"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         self.declare(&mut builder, &inputs)?;
         let gated = inputs.g.is_some() || self.slopes.is_some();

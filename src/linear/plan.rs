@@ -22,7 +22,7 @@ impl LinearParams {
     /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "state", "snapshots"]].concat(), &NUMBERS)?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()));
         let (ht, state) = (builder.output_if("ht", || inputs.state()), builder.tensor("state"));

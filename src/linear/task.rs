@@ -1,7 +1,7 @@
 //! A kernel of linear attention, from what it reads and writes to a plan.
 
 use crate::program::shader::{AccessKind, Shader, file};
-use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, small_table};
+use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, small_table, within_parts};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -98,6 +98,7 @@ impl Task {
         let arguments = tensors.iter().map(argument).collect::<Result<Vec<_>>>()?;
         // One workgroup may go over a whole sequence: a submit has no fewer of them than run side by side.
         let flops = flops.min(caps.submit_flops() / caps.concurrency() as f64);
+        within_parts(caps, name, runs.len() as f64)?;
         let mut parts = vec![];
         for run in runs {
             let tiles = run * tiles..(run + 1) * tiles;

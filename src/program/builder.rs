@@ -7,6 +7,7 @@ use super::{
     Slice, Source, TensorSpec,
 };
 use crate::error::require;
+use crate::layout::{MAX_BATCH, MAX_HEADS};
 use crate::program::hook::{self, Placed};
 use crate::program::shader::{self, Shader};
 use crate::{Caps, Error, Layout, Result};
@@ -67,7 +68,21 @@ pub(crate) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// With the caller's tensors.
-    pub fn new(caps: &'a Caps, shapes: &Shapes) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for a tensor that leaves 2^64 bytes, or with more batch entries or heads than any kernel takes.
+    pub fn new(caps: &'a Caps, shapes: &Shapes) -> Result<Self> {
+        for (name, layout, _) in shapes.tensors() {
+            layout.byte_span().map_err(|e| e.of(name))?;
+            for (i, most) in [MAX_BATCH, MAX_HEADS, u32::MAX as usize, u32::MAX as usize].into_iter().enumerate() {
+                require(
+                    layout.shape[i] <= most,
+                    &format!("{name}.shape[{i}]"),
+                    layout.shape[i],
+                    format!("at most {most}"),
+                )?;
+            }
+        }
         let tensor = |(name, layout, buffer): &(Name, Layout, usize)| {
             let (name, layout) = (name.clone(), layout.clone());
             TensorSpec { name, layout, written: false, buffer: *buffer }
@@ -83,7 +98,7 @@ impl<'a> Builder<'a> {
             slices: vec![],
             checks: vec![],
         };
-        Self { caps, program, shapes: shapes.clone(), scratch: vec![] }
+        Ok(Self { caps, program, shapes: shapes.clone(), scratch: vec![] })
     }
 
     /// A tensor of the caller's, if it is there.
@@ -142,7 +157,7 @@ impl<'a> Builder<'a> {
         let name = name.into();
         let bytes = layout.byte_span()?.end;
         self.caps.within(&name, "maxBufferSize", bytes, self.caps.buffer_bytes)?;
-        let source = Source::Scratch(self.scratch_bytes(name.clone(), bytes));
+        let source = Source::Scratch(self.add_scratch(name.clone(), bytes));
         let operand = Operand { source, buffer: source, layout };
         self.scratch.push((name, operand.clone()));
         Ok(operand)
@@ -154,9 +169,19 @@ impl<'a> Builder<'a> {
         own.or_else(|| self.tensor(name))
     }
 
-    /// A buffer of the program's own.
-    pub fn scratch_bytes(&mut self, name: impl Into<Name>, bytes: u64) -> usize {
-        let (name, bytes) = (name.into(), padded(bytes));
+    /// A buffer of the program's own, which is bound as a whole.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] if no binding is so large.
+    pub fn scratch_bytes(&mut self, name: impl Into<Name>, bytes: u64) -> Result<usize> {
+        let name = name.into();
+        let most = self.caps.binding_bytes.min(self.caps.buffer_bytes);
+        self.caps.within(&name, "maxStorageBufferBindingSize", bytes, most)?;
+        Ok(self.add_scratch(name, bytes))
+    }
+
+    fn add_scratch(&mut self, name: Name, bytes: u64) -> usize {
+        let bytes = padded(bytes);
         debug_assert!(self.program.scratch.iter().all(|other| other.name != name), "{name} twice");
         self.program.scratch.push(Scratch { name, bytes });
         self.program.scratch.len() - 1
@@ -168,10 +193,10 @@ impl<'a> Builder<'a> {
         buffer: impl Into<Name>,
         name: &'static str,
         rows: usize,
-    ) -> ((shader::Binding, Table), usize) {
+    ) -> Result<((shader::Binding, Table), usize)> {
         let (binding, length) = table::binding(name, "vec4u", rows);
-        let buffer = self.scratch_bytes(buffer, 16 * length as u64);
-        ((binding, Table::Scratch(buffer)), buffer)
+        let buffer = self.scratch_bytes(buffer, 16 * length as u64)?;
+        Ok(((binding, Table::Scratch(buffer)), buffer))
     }
 
     /// Adds a kernel. Returns its dispatches.

@@ -4,7 +4,7 @@ use super::results::Results;
 use super::steps::{Between, segments, top_k};
 use super::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
 use crate::program::shader::AccessKind;
-use crate::program::{Argument, Builder, EACH, Heads, Operand, Part, Program, Rule, Step};
+use crate::program::{Argument, Builder, EACH, Heads, Operand, Part, Program, Rule, Step, within_parts};
 use crate::softmax::stage::{Cells, Pass, Setup, Stage};
 use crate::softmax::{AttentionShapes, NAMES, Outputs, Portable, SoftmaxParams};
 use crate::{Caps, DType, Layout, Result, Shapes};
@@ -23,7 +23,7 @@ impl ScoreReductionParams {
         let (scores, visibility) = (self.attention.scores(), self.attention.visibility()?);
         scores.check(caps)?;
         shapes.check_names(&[NAMES[0], &["segments", "values", "indices"]].concat(), NAMES[1])?;
-        let mut builder = Builder::new(caps, shapes);
+        let mut builder = Builder::new(caps, shapes)?;
         let attention = AttentionShapes::new(&mut builder, shapes, Outputs::LseRead)?;
         attention.check()?;
         visibility.0.check(&attention)?;
@@ -63,12 +63,13 @@ impl ScoreReductionParams {
         }
         // One batch entry and head after the other, be there keys or not: all share what lies between the kernels.
         let (batch, heads) = (attention.pairs()[0], groups[0]);
+        within_parts(caps, "score reduction", batch.saturating_mul(heads) as f64)?;
         let each = (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))).filter(|_| groups[1] > 0);
         let places: Vec<Part> = each.map(|(b, h)| Part { batches: b..b + 1, heads: h..h + 1, tiles: 0..1 }).collect();
         let adds = matches!(self.reduction, Reduction::Sum | Reduction::Count { .. });
         let mut steps = vec![];
         if let Some(of_keys) = &results.segments {
-            let problem = builder.scratch_bytes("segments: problem", 8 * batch as u64);
+            let problem = builder.scratch_bytes("segments: problem", 8 * batch as u64)?;
             builder.check(problem, Rule::Segments { batch, count: groups[2] });
             steps.push(segments(caps, &places, &between, &results, of_keys, problem, adds)?);
         }
@@ -84,9 +85,12 @@ impl ScoreReductionParams {
                 let all = step.parts.iter().enumerate().filter(|(_, part)| own(part));
                 all.map(|(i, _)| start + i).collect::<Vec<_>>()
             };
-            (stage.first.first().cloned().unwrap_or_default(), kernels.iter().flat_map(dispatches).collect())
+            (stage.first.first().unwrap_or(&stage.schedule).clone(), kernels.iter().flat_map(dispatches).collect())
         };
         builder.regroup(stage.work.start, places.iter().map(of_place).collect());
+        if places.is_empty() {
+            stage.add_schedule(&mut builder);
+        }
         builder.finish(words)
     }
 }

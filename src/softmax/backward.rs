@@ -48,7 +48,7 @@ struct Gradients {
 pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParams, shapes: &Shapes) -> Result<Program> {
     params.check(caps)?;
     shapes.check_names(&[NAMES[0], &GRADIENTS].concat(), NAMES[1])?;
-    let mut builder = Builder::new(caps, shapes);
+    let mut builder = Builder::new(caps, shapes)?;
     let forward = AttentionShapes::new(&mut builder, shapes, Outputs::Read)?;
     forward.check()?;
     visibility.check(&forward)?;
@@ -66,7 +66,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let engine = visibility.engine(caps, &what, head_dim, widest)?;
     let stats_bytes = 8 * (batch * heads * queries) as u64;
     caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
-    let stats = builder.scratch_bytes("stats", stats_bytes);
+    let stats = builder.scratch_bytes("stats", stats_bytes)?;
     let mut first: Vec<usize> = vec![];
     for step in own.transpositions(caps)? {
         first.extend(builder.add(&step));

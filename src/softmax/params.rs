@@ -2,6 +2,7 @@
 
 use super::visibility::Visibility;
 use crate::error::require;
+use crate::layout::MAX_SLOPE;
 use crate::program::hook::{self, Placed};
 use crate::{Caps, Hook, Result};
 use std::sync::Arc;
@@ -43,7 +44,8 @@ impl ScoreParams {
             require(softcap.is_finite() && softcap > 0.0, "softcap", softcap, "finite and above 0")?;
         }
         for (i, slope) in self.alibi_slopes.iter().flatten().enumerate() {
-            require(slope.is_finite(), &format!("alibi_slopes[{i}]"), slope, "finite")?;
+            let bound = format!("of magnitude {MAX_SLOPE:e} at most: its product with a distance is finite");
+            require(slope.abs() <= MAX_SLOPE, &format!("alibi_slopes[{i}]"), slope, bound)?;
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ pub(crate) const NAMES: [&[&str]; 2] = [
 pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, scores: &ScoreParams, shapes: &Shapes) -> Result<Program> {
     scores.check(caps)?;
     shapes.check_names(NAMES[0], NAMES[1])?;
-    let mut builder = Builder::new(caps, shapes);
+    let mut builder = Builder::new(caps, shapes)?;
     let shapes = AttentionShapes::new(&mut builder, shapes, Outputs::Written)?;
     shapes.check()?;
     for (name, operand) in [("out", shapes.out.as_ref()), ("lse", Some(&shapes.lse))] {

@@ -8,7 +8,7 @@ use super::{AttentionShapes, Portable, ScoreParams};
 use crate::error::require;
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, file};
-use crate::program::{Argument, Builder, Part, Step, cut, is_written};
+use crate::program::{Argument, Builder, Part, Step, cut, is_written, within_parts};
 use crate::{Caps, Result};
 use parts::{Parts, TileMap, Work, slopes};
 use std::ops::Range;
@@ -146,6 +146,8 @@ pub(crate) struct Stage {
     /// The dispatches of the main kernel, one for each part, and what goes before each.
     pub work: Range<usize>,
     pub first: Vec<Vec<usize>>,
+    /// What makes the table of sequences from what lies on the GPU, and tells what is wrong there.
+    pub schedule: Vec<usize>,
     /// Why tiles are skipped or not, where masks are asked.
     pub masks: Option<String>,
 }
@@ -199,6 +201,7 @@ impl Stage {
         }
         let wholes = match setup.cells {
             Some(Cells { apart: true, .. }) => {
+                within_parts(caps, visibility.family(), batches.saturating_mul(heads) as f64)?;
                 let each = (0..batches).flat_map(|b| (0..heads).map(move |h| (b, h)));
                 each.map(|(b, h)| Part { batches: b..b + 1, heads: h..h + 1, tiles: 0..tiles }).collect()
             }
@@ -212,7 +215,7 @@ impl Stage {
         let words = visited.div_ceil(TILES_PER_WORD).max(1);
         let by_head = parts.masks_differ_by_head();
         let strides = if by_head { [words * heads_q, words] } else { [words, 0] };
-        let map_bytes = 4 * (batches * tiles * strides[0]) as u64;
+        let map_bytes = 4 * batches.saturating_mul(tiles).saturating_mul(strides[0]) as u64;
         let chosen = visibility.choice(side).is_some();
         let masks = (parts.chain().masks_hide() && !chosen && !pass.by_keys_of_all()).then(|| {
             parts.map = Some(TileMap { strides, scratch: 0 });
@@ -229,7 +232,7 @@ impl Stage {
             format!("masks are asked first, {once}, and tiles that they hide are skipped")
         });
         if let Some(map) = &mut parts.map {
-            map.scratch = builder.scratch_bytes(format!("{name}: tile map"), map_bytes);
+            map.scratch = builder.scratch_bytes(format!("{name}: tile map"), map_bytes)?;
         }
         let main = parts.main(arguments, &slices);
         let buffers = main.shader.storage_buffers();
@@ -255,13 +258,23 @@ impl Stage {
         let before = |place: usize| schedule.iter().copied().chain(map.as_ref().map(|map| map.start + place)).collect();
         let first = places.into_iter().map(before).collect();
         let work = builder.add(&main);
-        Ok(Self { pass, main, parts: slices, work, first, masks })
+        Ok(Self { pass, main, parts: slices, work, first, schedule, masks })
     }
 
     /// Makes each part a slice; `before` goes before them all.
     pub fn add_slices(&self, builder: &mut Builder, before: &[usize]) {
+        if self.work.is_empty() {
+            self.add_schedule(builder);
+        }
         for (i, first) in self.work.clone().zip(&self.first) {
             builder.slice([before, first].concat(), i..i + 1);
+        }
+    }
+
+    /// Without any work, what only the GPU sees is looked at all the same.
+    pub fn add_schedule(&self, builder: &mut Builder) {
+        if !self.schedule.is_empty() {
+            builder.slice(self.schedule.clone(), self.work.start..self.work.start);
         }
     }
 }

@@ -138,16 +138,16 @@ fn matrix() -> Result<()> {
         cooperative.only(command);
     };
     // Software drivers compile a shader for a second and run it for a millisecond. So all cases run on SwiftShader in the strictest mode,
-    // half of them on lavapipe, and shares of the other half in the other modes. What is no list of cases runs in every mode.
+    // a quarter of them on lavapipe, and shares of the others in the other modes. What is no list of cases runs in every mode.
     let mut all = all_tests();
     all.iter_mut().for_each(on(&lavapipe));
     all.iter_mut().for_each(|command| {
-        command.env("WGPU_ATTENTION_SHARE", "0/2");
+        command.env("WGPU_ATTENTION_SHARE", "0/4");
     });
     // A software driver compiles on one core: two stages at a time.
     let together = vec![
         Stage::new("every shader through a browser's compiler", browser_compiles()?),
-        Stage::new("lavapipe, all tests, trusted shaders, half of the cases", all),
+        Stage::new("lavapipe, all tests, trusted shaders, a quarter of the cases", all),
         Stage::new("lavapipe, checked shaders, an eighth", gpu(&tests, ("checked", "1/8"), &on(&lavapipe))),
         Stage::new(
             "lavapipe, core features and default limits, an eighth",

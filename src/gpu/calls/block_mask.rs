@@ -99,7 +99,7 @@ impl BlockMask {
 
     /// The blocks of keys that `chosen(batch, head, block of queries)` names, in any order.
     async fn from_rows(gpu: &Gpu, grid: BlockGrid, chosen: impl Fn(usize, usize, usize) -> Vec<usize>) -> Result<Self> {
-        grid.check()?;
+        grid.check_on_host(gpu.caps())?;
         let [batch, heads, rows, words] = grid.shape();
         let mut bits = vec![0u32; batch * heads * rows * words];
         for (row, bits) in bits.chunks_mut(words.max(1)).enumerate() {
@@ -122,7 +122,7 @@ impl BlockMask {
         partial: (&[u32], &[u32]),
         full: Option<(&[u32], &[u32])>,
     ) -> Result<Self> {
-        grid.check()?;
+        grid.check_on_host(gpu.caps())?;
         let [batch, heads, rows, words] = grid.shape();
         let mut planes = [vec![0u32; batch * heads * rows * words], vec![0u32; batch * heads * rows * words]];
         for (name, lists, of_full) in [("partial", Some(partial), false), ("full", full, true)] {

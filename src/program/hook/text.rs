@@ -12,8 +12,10 @@ const MOST_ARRAY_BYTES: u64 = 16 << 10;
 const MOST_DECLARED: usize = 256;
 /// Brackets within brackets.
 const MOST_NESTED: usize = 48;
-/// Words and signs of one statement: compilers go through an expression by calling themselves.
-const MOST_IN_STATEMENT: usize = 4096;
+/// Words and signs of one expression, with those around it: compilers go through an expression by calling themselves.
+const MOST_IN_EXPRESSION: usize = 1024;
+/// Words `else`: compilers go through them in the same way.
+const MOST_ELSE: usize = 256;
 
 /// What is wrong with a text, and in which of its lines.
 #[derive(Debug, PartialEq)]
@@ -121,17 +123,21 @@ impl<'a> Text<'a> {
     fn look_through(&mut self) -> Result<(), Problem> {
         let solid: Vec<usize> = (0..self.tokens.len()).filter(|&i| self.tokens[i].kind != Kind::Blank).collect();
         let text_at = |tokens: &[Token<'a>], n: usize| solid.get(n).map_or("", |&i| tokens[i].text);
-        let (mut open, mut statement): (Vec<(&str, u32)>, usize) = (vec![], 0);
+        let mut open: Vec<(&str, u32)> = vec![];
+        // Words and signs since the last comma or the like, within each of the open brackets and outside of all.
+        let mut counts = vec![0usize];
+        let mut elses = 0;
         // The number of brackets around the members of a struct, where one is open.
         let mut members = None;
         let mut in_struct = false;
         for (n, &i) in solid.iter().enumerate() {
             let Token { kind, text, line, .. } = self.tokens[i];
             let before = if n == 0 { "" } else { text_at(&self.tokens, n - 1) };
-            statement += 1;
+            counts[open.len()] += 1;
             match text {
                 "{" | "(" | "[" => {
                     open.push((text, line));
+                    counts.push(0);
                     if text == "{" && in_struct {
                         (in_struct, members) = (false, Some(open.len()));
                     }
@@ -144,18 +150,23 @@ impl<'a> Text<'a> {
                     if !closes {
                         return problem(line, format!("`{text}` closes nothing"));
                     }
+                    counts.truncate(open.len() + 1);
                     members = members.filter(|&depth| depth <= open.len());
                 }
                 _ => {}
             }
-            if matches!(text, ";" | "{" | "}") {
-                statement = 0;
+            if matches!(text, ";" | "," | "}") {
+                counts[open.len()] = 0;
+            }
+            elses += usize::from(text == "else");
+            if elses > MOST_ELSE {
+                return problem(line, format!("there are more than {MOST_ELSE} `else`"));
             }
             if open.len() > MOST_NESTED {
                 return problem(line, format!("brackets nest more than {MOST_NESTED} deep"));
             }
-            if statement > MOST_IN_STATEMENT {
-                return problem(line, format!("a statement has more than {MOST_IN_STATEMENT} words and signs"));
+            if counts.iter().sum::<usize>() > MOST_IN_EXPRESSION {
+                return problem(line, format!("an expression has more than {MOST_IN_EXPRESSION} words and signs"));
             }
             if kind != Kind::Word {
                 continue;
@@ -446,7 +457,7 @@ mod tests {
         says("fn f() { var x: array<f32, 1 + 1>; }", 1, "number");
         says(&format!("fn f() {{ {}1{}; }}", "(".repeat(100), ")".repeat(100)), 1, "nest");
         says(&"fn f() {}".repeat(300), 1, "300 names");
-        says(&format!("const x = 1{};", "+1".repeat(3000)), 1, "statement");
+        says(&format!("const x = 1{};", "+1".repeat(3000)), 1, "an expression");
         let fine = "fn workgroupBarrier() {} const n: u32 = 16; fn f() -> array<f32, n> { workgroupBarrier(); var x: array<array<f32, 4>, n,>; return x[0]; }";
         assert_eq!(Text::new(fine).unwrap().check(), Ok(()));
     }

@@ -20,7 +20,7 @@ impl BlockMask {
     /// # Errors
     /// Those of [`BlockMask::from_fn`].
     pub async fn sliding_window(gpu: &Gpu, grid: BlockGrid, sink: usize, local: usize) -> Result<Self> {
-        Self::from_rows(gpu, grid, |_, _, i| near(&grid, i, sink, local).collect()).await
+        Self::from_rows(gpu, grid, |_, _, i| (0..grid.own(i).end).filter(near(&grid, i, sink, local)).collect()).await
     }
 
     /// The first `sink` blocks, every `stride`-th one counted back from its own, and its own: LongGen's strided blocks (arXiv
@@ -47,8 +47,9 @@ impl BlockMask {
         require(stride > 0, "stride", stride, "at least 1")?;
         let step = (stride / grid.heads.max(1)).max(1);
         let row = |_, h: usize, i| {
-            let near: Vec<usize> = near(&grid, i, 0, local).collect();
-            (0..grid.own(i).end).filter(|&j| near.contains(&j) || (j + h * step + 1).is_multiple_of(stride)).collect()
+            let near = near(&grid, i, 0, local);
+            let shard = |j: usize| (j as u128 + h as u128 * step as u128 + 1).is_multiple_of(stride as u128);
+            (0..grid.own(i).end).filter(|j| near(j) || shard(*j)).collect()
         };
         Self::from_rows(gpu, grid, row).await
     }
@@ -69,7 +70,7 @@ impl BlockMask {
         let cols = grid.blocks()[1];
         let row = |b, h, i| {
             let own = grid.own(i);
-            let near = own.start.saturating_sub(window)..(own.end + window).min(cols);
+            let near = own.start.saturating_sub(window)..own.end.saturating_add(window).min(cols);
             let known = |j: &usize| i < global || *j < global || near.contains(j);
             let rest: Vec<usize> = (0..cols).filter(|j| !known(j)).collect();
             let others = SplitMix::new(seed, [b, h, i]).sample(random, rest.len());
@@ -94,11 +95,11 @@ impl BlockMask {
     }
 }
 
-/// The first `sink` blocks and the `local` ones up to its own.
-fn near(grid: &BlockGrid, row: usize, sink: usize, local: usize) -> impl Iterator<Item = usize> {
+/// Of the blocks up to its own, the first `sink` and the last `local` ones.
+fn near(grid: &BlockGrid, row: usize, sink: usize, local: usize) -> impl Fn(&usize) -> bool {
     let own = grid.own(row);
     // The last `local` blocks of the first query, too.
     let first = (own.start + 1).saturating_sub(local.max(1));
     let from = if local == 0 { own.end } else { first };
-    (0..own.end).filter(move |&j| j < sink || j >= from)
+    move |&j| j < sink || j >= from
 }
