@@ -83,7 +83,7 @@ pub enum Error {
     /// The device is gone: unplugged, reset by the system, or destroyed.
     #[error("the GPU device is lost: {reason}")]
     DeviceLost {
-        /// The driver's own words.
+        /// That it was destroyed, or the driver's own words, if it has any.
         reason: String,
     },
     /// The GPU did not finish in time.

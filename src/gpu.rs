@@ -11,8 +11,9 @@ pub(crate) mod timing;
 
 use crate::small_map::SmallMap;
 use crate::{AdapterKind, Backend, Caps, Error, Result};
+use futures::FutureExt;
 use futures::channel::oneshot;
-use pipeline::Pipeline;
+use pipeline::Pipelines;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ pub struct GpuOptions {
 /// How much of the granted memory is used where nothing else is asked for.
 const MEMORY_PERCENT: u8 = 95;
 
+/// Why a device is gone, where its driver does not say.
+const LOST: &str = "it was destroyed, unplugged or reset";
+
 fn instance(options: &GpuOptions) -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     let percent = options.memory_percent.unwrap_or(MEMORY_PERCENT).min(100);
@@ -60,7 +64,7 @@ struct Inner {
     checked_shaders: bool,
     lost: Arc<OnceLock<String>>,
     tables: Mutex<SmallMap<TableKey, wgpu::Buffer>>,
-    pipelines: Mutex<SmallMap<String, Arc<Pipeline>>>,
+    pipelines: Mutex<Pipelines>,
     cache: forward::Cache,
 }
 
@@ -133,7 +137,11 @@ impl Gpu {
         let lost = Arc::new(OnceLock::new());
         let cell = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
-            let _ = cell.set(format!("{reason:?} {message}").trim().to_string());
+            let _ = cell.set(match reason {
+                wgpu::DeviceLostReason::Destroyed => "it was destroyed".into(),
+                _ if message.is_empty() => LOST.into(),
+                _ => message,
+            });
         });
         Ok(Self::build(device, queue, options.checked_shaders, lost))
     }
@@ -236,14 +244,14 @@ impl Gpu {
                 let _ = sender.send(mapped);
             });
         });
-        if let Some(e) = popped.await {
+        if popped.await.is_some() {
             // The staging buffer was made without complaint: only the loss of its device makes it invalid.
-            return Err(self.lost(&e.to_string()));
+            return Err(self.lost());
         }
         self.wait(submission)?;
         match receiver.await {
             Ok(Ok(())) => {}
-            _ => return Err(self.lost("mapping failed")),
+            _ => return Err(self.lost()),
         }
         let view = staging.get_mapped_range(0..end - start);
         let bytes = view.map_err(|e| Error::Internal { what: "read".into(), message: e.to_string() })?.to_vec();
@@ -257,7 +265,7 @@ impl Gpu {
         match self.0.device.poll(wait) {
             Ok(_) => Ok(()),
             Err(wgpu::PollError::Timeout) => Err(Error::Timeout { seconds: PATIENCE.as_secs() }),
-            Err(e) => Err(self.lost(&e.to_string())),
+            Err(_) => Err(self.lost()),
         }
     }
 
@@ -266,7 +274,7 @@ impl Gpu {
         let Some(e) = popped else { return Ok(()) };
         self.alive()?;
         if self.hands_out_invalid_buffers().await {
-            return Err(self.lost(&e.to_string()));
+            return Err(self.lost());
         }
         Err(match e {
             wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what: what.into() },
@@ -305,7 +313,43 @@ impl Gpu {
         let ((), popped) = self.scoped(|_| {
             self.0.queue.submit([encoder.finish()]);
         });
-        self.refused("submit", popped.await).await
+        self.refused("submit", popped.await).await?;
+        self.still_there().await
+    }
+
+    /// An `Error` if the device was lost meanwhile: on native, work for a lost one is taken without a word.
+    pub(crate) async fn still_there(&self) -> Result<()> {
+        if cfg!(target_arch = "wasm32") {
+            return self.alive();
+        }
+        self.alive()?;
+        if self.hands_out_invalid_buffers().await { Err(self.lost()) } else { Ok(()) }
+    }
+
+    /// Why a buffer cannot be used, where that shows.
+    pub(crate) fn unusable(&self, buffer: &wgpu::Buffer) -> Option<&'static str> {
+        if cfg!(target_arch = "wasm32") {
+            return None;
+        }
+        if buffer.get_mapped_range(0..buffer.size().min(8)).is_ok() {
+            return Some("a mapped buffer");
+        }
+        let (_, popped) = self.scoped(|device| {
+            let ty = wgpu::BufferBindingType::Storage { read_only: true };
+            let entry = wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                count: None,
+            };
+            let layout =
+                device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &[entry] });
+            let size = wgpu::BufferSize::new(4);
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
+            let entries = &[wgpu::BindGroupEntry { binding: 0, resource }];
+            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries })
+        });
+        popped.now_or_never().flatten().map(|_| "a destroyed or invalid buffer")
     }
 
     /// An `Error` if the device is known to be lost.
@@ -313,11 +357,11 @@ impl Gpu {
         self.0.lost.get().map_or(Ok(()), |reason| Err(Error::DeviceLost { reason: reason.clone() }))
     }
 
-    fn lost(&self, sign: &str) -> Error {
-        Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| sign.into()) }
+    fn lost(&self) -> Error {
+        Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| LOST.into()) }
     }
 
-    fn kept_pipelines(&self) -> &Mutex<SmallMap<String, Arc<Pipeline>>> {
+    fn kept_pipelines(&self) -> &Mutex<Pipelines> {
         &self.0.pipelines
     }
 

@@ -32,7 +32,8 @@ pub struct RotaryParams {
     /// Which elements of the first `dim` turn together: 2i and 2i + 1 (the paper's own, GPT-J), or else i and i + dim/2 (Llama in
     /// Hugging Face's form, GPT-NeoX). Default: no.
     pub interleaved: bool,
-    /// How many of a row's elements turn, an even number; the rest stays. Default: all.
+    /// How many of a row's elements turn, an even number; the rest stays. Default: all. The table of angles has 24 KiB for each of
+    /// them, and fits a binding: with WebGPU's default limits 5,460 of them do.
     pub dim: Option<usize>,
 }
 
@@ -45,7 +46,9 @@ impl Default for RotaryParams {
 impl RotaryParams {
     pub(crate) fn check(&self) -> Result<()> {
         let theta = self.theta;
-        require(theta.is_finite() && theta > 0.0, "theta", theta, "finite and above 0")
+        require(theta.is_finite() && theta > 0.0, "theta", theta, "finite and above 0")?;
+        let dim = self.dim.unwrap_or(2);
+        require(dim.is_multiple_of(2) && dim > 0, "dim", dim, "even, at least 2")
     }
 
     /// The embedding `out` of `x` [batch, heads, rows, head_dim], of the same shape and any type. `positions` is a tensor, u32 [batch or

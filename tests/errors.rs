@@ -314,11 +314,59 @@ fn lost_devices() {
         let attention = FlashAttention::new(&gpu, FlashParams::default()).unwrap();
         let out = block_on(attention.forward(&x, &x, &x)).unwrap();
         assert!(block_on(out.read()).is_ok());
+        let inputs = AttentionInputs::new(&x, &x, &x);
+        let prepared = block_on(attention.prepare(&Shapes::of(inputs))).unwrap();
+        let lse = block_on(Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[0.0; 2])).unwrap();
+        let outputs = AttentionOutputs { out: &out, lse: &lse };
+        block_on(prepared.submit((&inputs, &outputs))).unwrap();
         gpu.device().destroy();
         let lost =
             |e: Option<Error>| assert!(matches!(e, Some(Error::DeviceLost { .. })), "borrowed {borrowed}: {e:?}");
-        lost(block_on(out.read()).err());
+        lost(block_on(x.write(&[0.0; 8])).err());
+        lost(block_on(attention.forward(&x, &x, &x)).err());
+        lost(block_on(prepared.submit((&AttentionInputs::new(&x, &x, &x), &outputs))).err());
+        let e = block_on(out.read()).err();
+        assert!(e.as_ref().is_some_and(|e| e.to_string().contains("it was destroyed")), "{e:?}");
+        lost(e);
         lost(block_on(async { attention.forward(&x, &x, &x).await?.read().await }).err());
         lost(block_on(async { Tensor::upload(&gpu, [1, 1, 1, 1], DType::F32, &[0.0]).await?.read().await }).err());
     }
+}
+
+#[test]
+fn buffers_that_cannot_be_used_are_told_by_the_name_of_their_tensor() {
+    let x = || tensor([1, 1, 2, 4], &[0.0; 8]);
+    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let (q, k, v) = (x(), x(), x());
+    block_on(attention.forward(&q, &k, &v)).unwrap();
+    // Destroyed after bind groups were made, and before.
+    let prepared = block_on(attention.prepare(&Shapes::of(AttentionInputs::new(&q, &k, &v)))).unwrap();
+    let (out, lse) = (x(), tensor([1, 1, 2, 1], &[0.0; 2]));
+    let call = || (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
+    let encode = || {
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        let (inputs, outputs) = call();
+        prepared.encode(&mut encoder, (&inputs, &outputs))
+    };
+    encode().unwrap();
+    k.buffer().destroy();
+    let (inputs, outputs) = call();
+    says(block_on(prepared.submit((&inputs, &outputs))), &["k.buffer is a destroyed or invalid buffer"]);
+    says(block_on(attention.forward(&q, &k, &v)), &["k.buffer is a destroyed or invalid buffer"]);
+    let fresh = block_on(attention.prepare(&Shapes::of(inputs))).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    says(fresh.encode(&mut encoder, (&inputs, &outputs)), &["k.buffer is a destroyed or invalid buffer"]);
+    says(block_on(k.read()), &["tensor.buffer is a destroyed or invalid buffer"]);
+    says(block_on(k.write(&[0.0; 8])), &["tensor.buffer is a destroyed or invalid buffer"]);
+    let mapped = gpu().device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 32,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: true,
+    });
+    let mapped = Tensor::wrap(gpu(), &mapped, q.layout().clone()).unwrap();
+    says(block_on(attention.forward(&q, &q, &mapped)), &["v.buffer is a mapped buffer"]);
+    says(block_on(mapped.read()), &["tensor.buffer is a mapped buffer"]);
+    mapped.buffer().unmap();
+    assert!(block_on(attention.forward(&q, &q, &mapped)).is_ok());
 }

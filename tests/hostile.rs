@@ -315,3 +315,55 @@ fn slopes_that_overflow_are_refused_and_the_largest_are_no_nan() {
     let out = block_on(LinearAttention::new(gpu(), params).unwrap().forward(&LinearInputs::new(&x, &x, &x))).unwrap();
     assert!(read(&out).iter().all(|x| x.is_finite()));
 }
+
+#[test]
+fn so_many_pipelines_are_kept_as_was_said() {
+    let gpu = block_on(wgpu_attention::Gpu::request_with(&common::options())).expect("a GPU driver");
+    gpu.keep_pipelines(2);
+    let x = block_on(Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[0.5; 8])).unwrap();
+    let mut first = None;
+    for i in 0..4 {
+        let source = format!("fn plus(score: f32, at: Position) -> f32 {{ return score + {i}.0; }}");
+        let params = FlashParams { score_mod: vec![Hook::new("plus", source)], ..FlashParams::default() };
+        let attention = FlashAttention::new(&gpu, params).unwrap();
+        let out = block_on(attention.forward(&x, &x, &x)).unwrap();
+        assert_eq!(read(&out), [0.5; 8]);
+        assert!(gpu.pipelines() <= 2);
+        first.get_or_insert(attention);
+    }
+    // What is dropped is still there for those that hold it.
+    assert_eq!(read(&block_on(first.unwrap().forward(&x, &x, &x)).unwrap()), [0.5; 8]);
+    gpu.keep_pipelines(0);
+    assert_eq!(gpu.pipelines(), 0);
+    let attention = FlashAttention::new(&gpu, FlashParams::default()).unwrap();
+    assert_eq!(read(&block_on(attention.forward(&x, &x, &x)).unwrap()), [0.5; 8]);
+}
+
+#[test]
+fn widths_of_rotary_embeddings_have_a_bound() {
+    for (dim, word) in [(3, "3"), (0, "0")] {
+        let params = RotaryParams { dim: Some(dim), ..RotaryParams::default() };
+        says(wgpu_attention::Rotary::new(gpu(), params).map(|_| ()), &["dim", word, "even"]);
+    }
+    for width in [20_000, 100_000] {
+        let shapes = Shapes::new([("x", Layout::heads_first(DType::F32, [1, 1, 1, width]))]);
+        let plan = quick("rotary", || RotaryParams::default().plan(&Caps::core(), &shapes));
+        says(plan, &["a table of rotary", "maxStorageBufferBindingSize", &(width * 24_576).to_string()]);
+        let dim = RotaryParams { dim: Some(64), ..RotaryParams::default() };
+        assert!(dim.plan(&Caps::core(), &shapes).is_ok());
+    }
+}
+
+/// llvmpipe ends long loops: what counts is what a tile visits, not all keys.
+#[test]
+fn a_window_over_many_keys_is_planned_on_llvmpipe() {
+    let caps = Caps { driver: "llvmpipe".into(), ..Caps::unlimited() };
+    let x = Layout::heads_first(DType::F32, [1, 1, 4_300_000, 8]);
+    let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, x.clone())));
+    let window = wgpu_attention::Window { left: Some(4), right: Some(4) };
+    assert!(FlashParams { window, ..FlashParams::default() }.plan(&caps, &shapes).is_ok());
+    let causal = Some(wgpu_attention::Causal::BottomRight);
+    let left = wgpu_attention::Window { left: Some(4), right: None };
+    assert!(FlashParams { window: left, causal, ..FlashParams::default() }.plan(&caps, &shapes).is_ok());
+    says(FlashParams { window: left, ..FlashParams::default() }.plan(&caps, &shapes), &["rounds of llvmpipe's loops"]);
+}

@@ -5,6 +5,42 @@ use crate::program::{BindingAccess, Guards, Kernel};
 use crate::{Error, Gpu, Result};
 use std::sync::Arc;
 
+/// How many pipelines are kept where nothing else is said.
+const KEPT: usize = 256;
+
+/// The pipelines that were used last, by their texts, the oldest first.
+#[derive(Debug)]
+pub(crate) struct Pipelines {
+    all: Vec<(String, Arc<Pipeline>)>,
+    most: usize,
+}
+
+impl Default for Pipelines {
+    fn default() -> Self {
+        Self { all: vec![], most: KEPT }
+    }
+}
+
+impl Pipelines {
+    fn find(&mut self, wgsl: &str) -> Option<Arc<Pipeline>> {
+        let i = self.all.iter().rposition(|(text, _)| text == wgsl)?;
+        self.all[i..].rotate_left(1);
+        self.all.last().map(|(_, pipeline)| pipeline.clone())
+    }
+
+    fn keep(&mut self, wgsl: &str, pipeline: Arc<Pipeline>) {
+        // Another task may have built the same meanwhile.
+        self.all.retain(|(text, _)| text != wgsl);
+        self.all.push((wgsl.into(), pipeline));
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        let over = self.all.len().saturating_sub(self.most);
+        self.all.drain(..over);
+    }
+}
+
 /// A compiled shader and the layouts of its bind groups.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
@@ -13,11 +49,24 @@ pub(crate) struct Pipeline {
 }
 
 impl Gpu {
-    /// The pipeline of a kernel: built once for each text, kept for the device's life.
+    /// Keeps so many compiled kernels, those that were used last (256 where nothing is said): more memory, or more compiling. What is
+    /// prepared keeps its own, and types keep what they prepared for their last 32 shapes.
+    pub fn keep_pipelines(&self, most: usize) {
+        let mut kept = self.kept_pipelines().lock().expect("no panic under this lock");
+        kept.most = most;
+        kept.trim();
+    }
+
+    /// How many compiled kernels are kept at present.
+    pub fn pipelines(&self) -> usize {
+        self.kept_pipelines().lock().expect("no panic under this lock").all.len()
+    }
+
+    /// The pipeline of a kernel: built once for each text, as long as it is kept.
     pub(crate) async fn pipeline_of(&self, kernel: &Kernel) -> Result<Arc<Pipeline>> {
         self.alive()?;
-        if let Some(found) = self.kept_pipelines().lock().expect("no panic under this lock").get(&kernel.wgsl) {
-            return Ok(found.clone());
+        if let Some(found) = self.kept_pipelines().lock().expect("no panic under this lock").find(&kernel.wgsl) {
+            return Ok(found);
         }
         let (module, popped) = self.scoped(|device| module(device, kernel, self.checks_shaders()));
         if let Err(e) = self.refused("shader", popped.await).await {
@@ -33,7 +82,7 @@ impl Gpu {
         })?;
         let pipeline = Arc::new(pipeline);
         let mut kept = self.kept_pipelines().lock().expect("no panic under this lock");
-        kept.insert(kernel.wgsl.clone(), pipeline.clone());
+        kept.keep(&kernel.wgsl, pipeline.clone());
         Ok(pipeline)
     }
 }

@@ -148,7 +148,9 @@ impl Prepared {
     /// # Errors
     /// Those of [`Prepared::encode`].
     pub fn encode_in(&self, pass: &mut wgpu::ComputePass<'_>, call: impl Call) -> Result<()> {
-        self.record_in(pass, 0..self.slices(), &self.resolve(call.tensors(), call.numbers())?)
+        let (tensors, numbers) = (call.tensors(), call.numbers());
+        let resolved = self.resolve(tensors, numbers)?;
+        self.record_in(pass, 0..self.slices(), &resolved).map_err(|e| self.blamed(e, &resolved))
     }
 
     /// Records each slice into an encoder of its own and submits it.
@@ -183,13 +185,24 @@ impl Prepared {
         let mut checks = vec![];
         for slice in 0..self.slices() {
             let mut encoder = self.gpu.encoder();
-            self.record_in(&mut self.pass(&mut encoder), slice..slice + 1, &resolved)?;
+            self.record_in(&mut self.pass(&mut encoder), slice..slice + 1, &resolved)
+                .map_err(|e| self.blamed(e, &resolved))?;
             if checked && slice + 1 == self.slices() {
                 checks = self.copied(&mut encoder).await?;
             }
-            self.gpu.submit(encoder).await?;
+            self.gpu.submit(encoder).await.map_err(|e| self.blamed(e, &resolved))?;
         }
         Ok(checks)
+    }
+
+    /// What the API refused, by the name of the tensor that is to blame.
+    fn blamed(&self, e: Error, resolved: &Resolved) -> Error {
+        let Error::Internal { .. } = e else { return e };
+        let named = self.parts.program.tensors.iter().zip(&resolved.tensors);
+        let wrong =
+            |(spec, tensor): (&TensorSpec, &&Tensor)| Some((spec.name.clone(), self.gpu.unusable(tensor.buffer())?));
+        let found = named.into_iter().find_map(wrong);
+        found.map_or(e, |(name, why)| Error::argument(format!("{name}.buffer"), why, "one that can be used"))
     }
 
     /// Copies of the words that tell what was wrong, which later work does not change.
@@ -218,7 +231,7 @@ impl Prepared {
         numbers: Vec<(Name, Cow<'_, [usize]>)>,
     ) -> Result<()> {
         let resolved = self.resolve(tensors, numbers)?;
-        self.record_in(&mut self.pass(encoder), slices, &resolved)
+        self.record_in(&mut self.pass(encoder), slices, &resolved).map_err(|e| self.blamed(e, &resolved))
     }
 
     fn record_in(&self, pass: &mut wgpu::ComputePass<'_>, slices: Range<usize>, resolved: &Resolved) -> Result<()> {

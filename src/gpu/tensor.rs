@@ -59,7 +59,8 @@ impl Tensor {
         Self::wrap(gpu, &gpu.buffer("tensor", size, usage, bytes).await?, layout)
     }
 
-    /// A view of a buffer that the caller made on `gpu`'s device; no data is touched.
+    /// A view of a buffer that the caller made on `gpu`'s device; no data is touched. A buffer of another device shows only when it is
+    /// used, as what the API refuses: wgpu tells no one which device a buffer belongs to.
     ///
     /// # Errors
     /// [`Error::Argument`] if the layout leaves the buffer, if the buffer's size is not a multiple of 4, or if it lacks
@@ -90,6 +91,7 @@ impl Tensor {
         let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
         let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
         gpu.refused("write", popped.await).await?;
+        gpu.still_there().await?;
         Ok(tensor)
     }
 
@@ -148,7 +150,15 @@ impl Tensor {
         let needed = wgpu::BufferUsages::COPY_DST;
         require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_DST, to be written")?;
         let ((), popped) = self.gpu.scoped(|_| self.write_rows(values));
-        self.gpu.refused("write", popped.await).await
+        self.gpu.refused("write", popped.await).await.map_err(|e| self.blamed(e))?;
+        self.gpu.still_there().await
+    }
+
+    /// What the API refused, by what is wrong with the buffer.
+    fn blamed(&self, e: Error) -> Error {
+        let Error::Internal { .. } = e else { return e };
+        let why = self.gpu.unusable(&self.buffer);
+        why.map_or(e, |why| Error::argument("tensor.buffer", why, "one that can be used"))
     }
 
     fn write_rows(&self, values: &[f32]) {
@@ -187,7 +197,8 @@ impl Tensor {
             check.ask(&self.gpu).await?;
         }
         let start = span.start - span.start % 4;
-        let bytes = self.gpu.read(&self.buffer, start, span.end.next_multiple_of(4)).await?;
+        let read = self.gpu.read(&self.buffer, start, span.end.next_multiple_of(4)).await;
+        let bytes = read.map_err(|e| self.blamed(e))?;
         let size = self.layout.dtype.bytes() as usize;
         let row = self.layout.shape[3] * size;
         let rows = self.row_starts(start).flat_map(|at| bytes[at..at + row].chunks_exact(size));

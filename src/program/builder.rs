@@ -51,6 +51,12 @@ impl Step {
     /// [`crate::Error::Limit`].
     pub fn fit(self, caps: &Caps) -> Result<Self> {
         let (name, buffers) = (&self.shader.name, self.shader.storage_buffers());
+        for table in &self.tables {
+            if let Table::Constant(contents) = table {
+                let what = format!("a table of {name}");
+                caps.within(&what, "maxStorageBufferBindingSize", contents.len(), caps.binding_bytes)?;
+            }
+        }
         caps.within(name, "maxStorageBuffersPerShaderStage", buffers, caps.storage_buffers.into())?;
         Ok(self)
     }

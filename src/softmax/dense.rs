@@ -81,8 +81,13 @@ impl Visibility for Dense {
     }
 
     fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
-        let visited = cols.div_ceil(engine.cols as usize);
-        Extent { tiles: rows.div_ceil(engine.rows as usize), cols, visited }
+        let (tile, step) = (engine.rows as usize, engine.cols as usize);
+        // As many as a tile of rows sees where both ends of the window follow the diagonal; its first tile may begin before.
+        let right = if self.causal == Some(Causal::BottomRight) { Some(0) } else { self.window.right };
+        let seen = self.window.left.zip(right).map(|(left, right)| left.saturating_add(right).saturating_add(tile));
+        let seen = seen.unwrap_or(cols).min(cols);
+        let visited = cols.div_ceil(step).min(seen.div_ceil(step) + 1);
+        Extent { tiles: rows.div_ceil(tile), cols: seen, visited }
     }
 
     fn describe(&self, _: &AttentionShapes, _: &Portable) -> Option<String> {

@@ -69,7 +69,7 @@ impl Rotary {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for a theta that is not finite or not above 0.
+    /// [`crate::Error::Argument`] for a theta that is not finite or not above 0, and for an odd `dim`.
     pub fn new(gpu: &Gpu, params: RotaryParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, cache: Arc::default() })
