@@ -124,6 +124,7 @@ fn run_refuses_bad_input_in_one_line_and_leaves_nothing_behind() {
     }
     refuses(&["run", "flush", &input, &output], &["flush", "flash"]);
     refuses(&["run", "flash", &input, &output, "--adapter", "no such GPU"], &["no such GPU", "present: ["]);
+    refuses(&["run", "flash", &input, &input], &["output is", "good", "another file than the input"]);
     let nowhere = files.path("no such folder/output");
     refuses(&["run", "flash", &input, &nowhere], &["no such folder/output", "a file that can be written"]);
     let left: Vec<String> = std::fs::read_dir(&files.0)

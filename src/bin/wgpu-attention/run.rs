@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Type::Bf16 => DType::Bf16,
     });
     let inputs = Inputs::read(&options.input, options.layout, dtype)?;
-    let destination = Destination::new(&options.output)?;
+    let destination = Destination::new(&options.output, &options.input)?;
     let outputs = match options.kernel {
         Kernel::Flash => flash::problem(options, &inputs)?.run(options, &inputs)?,
         Kernel::BlockSparse => block_sparse::run(options, &inputs)?,

@@ -282,8 +282,12 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Makes sure that the file can be written, before anything is computed.
-    pub fn new(path: &Path) -> Result<Self> {
+    /// Makes sure that the file can be written, before anything is computed, and that it is not the one that was read.
+    pub fn new(path: &Path, input: &Path) -> Result<Self> {
+        let same = |other: &Path| Some(std::fs::canonicalize(path).ok()? == std::fs::canonicalize(other).ok()?);
+        if same(input) == Some(true) {
+            return Err(error("output", format!("\"{}\"", path.display()), "another file than the input"));
+        }
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let new = Self { path: path.into(), part: part.into() };
