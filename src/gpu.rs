@@ -11,6 +11,7 @@ pub(crate) mod timing;
 
 use crate::small_map::SmallMap;
 use crate::{AdapterKind, Backend, Caps, Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
 use futures::FutureExt;
 use futures::channel::oneshot;
 use pipeline::Pipelines;
@@ -314,23 +315,27 @@ impl Gpu {
             self.0.queue.submit([encoder.finish()]);
         });
         self.refused("submit", popped.await).await?;
-        self.still_there().await
+        #[cfg(not(target_arch = "wasm32"))]
+        self.still_there().await?;
+        Ok(())
     }
 
     /// An `Error` if the device was lost meanwhile: on native, work for a lost one is taken without a word.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) async fn still_there(&self) -> Result<()> {
-        if cfg!(target_arch = "wasm32") {
-            return self.alive();
-        }
         self.alive()?;
         if self.hands_out_invalid_buffers().await { Err(self.lost()) } else { Ok(()) }
     }
 
+    /// Why a buffer cannot be used; a browser tells it in a console.
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) fn unusable(&self, _: &wgpu::Buffer) -> Option<&'static str> {
+        None
+    }
+
     /// Why a buffer cannot be used, where that shows.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn unusable(&self, buffer: &wgpu::Buffer) -> Option<&'static str> {
-        if cfg!(target_arch = "wasm32") {
-            return None;
-        }
         if buffer.get_mapped_range(0..buffer.size().min(8)).is_ok() {
             return Some("a mapped buffer");
         }

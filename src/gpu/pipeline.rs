@@ -23,21 +23,25 @@ impl Default for Pipelines {
 
 impl Pipelines {
     fn find(&mut self, wgsl: &str) -> Option<Arc<Pipeline>> {
-        let i = self.all.iter().rposition(|(text, _)| text == wgsl)?;
-        self.all[i..].rotate_left(1);
-        self.all.last().map(|(_, pipeline)| pipeline.clone())
+        let i = self.all.iter().position(|(text, _)| text == wgsl)?;
+        let found = self.all.remove(i);
+        let pipeline = found.1.clone();
+        self.all.push(found);
+        Some(pipeline)
     }
 
     fn keep(&mut self, wgsl: &str, pipeline: Arc<Pipeline>) {
         // Another task may have built the same meanwhile.
-        self.all.retain(|(text, _)| text != wgsl);
-        self.all.push((wgsl.into(), pipeline));
+        if self.find(wgsl).is_none() {
+            self.all.push((wgsl.into(), pipeline));
+        }
         self.trim();
     }
 
     fn trim(&mut self) {
-        let over = self.all.len().saturating_sub(self.most);
-        self.all.drain(..over);
+        while self.all.len() > self.most {
+            self.all.remove(0);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::program::Rule;
 use crate::{DType, Error, Gpu, Layout, Result};
 
 /// Elements that are read of a view that repeats some.
-const MOST_REPEATED: u128 = 1 << 28;
+const MOST_REPEATED: u64 = 1 << 28;
 
 /// A tensor on the GPU. It shares its buffer with whoever else holds that buffer; cloning copies no data.
 #[derive(Clone)]
@@ -91,6 +91,7 @@ impl Tensor {
         let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
         let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
         gpu.refused("write", popped.await).await?;
+        #[cfg(not(target_arch = "wasm32"))]
         gpu.still_there().await?;
         Ok(tensor)
     }
@@ -151,7 +152,9 @@ impl Tensor {
         require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_DST, to be written")?;
         let ((), popped) = self.gpu.scoped(|_| self.write_rows(values));
         self.gpu.refused("write", popped.await).await.map_err(|e| self.blamed(e))?;
-        self.gpu.still_there().await
+        #[cfg(not(target_arch = "wasm32"))]
+        self.gpu.still_there().await?;
+        Ok(())
     }
 
     /// What the API refused, by what is wrong with the buffer.
@@ -189,8 +192,8 @@ impl Tensor {
             return Ok(Vec::new());
         }
         let span = self.layout.byte_span()?;
-        let count = self.layout.shape.iter().map(|&n| n as u128).product::<u128>();
-        let most = u128::from((span.end - span.start) / self.layout.dtype.bytes()).max(MOST_REPEATED);
+        let count = self.layout.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n as u64)).unwrap_or(u64::MAX);
+        let most = ((span.end - span.start) / self.layout.dtype.bytes()).max(MOST_REPEATED);
         let bound = format!("such that a view that repeats elements has at most {most}");
         require(count <= most, "tensor.shape", format!("{:?}", self.layout.shape), bound)?;
         for check in &self.checks {

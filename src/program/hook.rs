@@ -9,6 +9,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 pub(crate) use text::Text;
+#[cfg(feature = "wgpu")]
+pub(crate) use text::without_prefixes;
 
 /// What a buffer's name begins with in a shader.
 pub(crate) const BUFFER_PREFIX: &str = "hooks_";
@@ -278,32 +280,41 @@ pub(crate) fn element(layout: &Layout) -> &'static str {
     if layout.dtype == DType::F32 { "f32" } else { "u32" }
 }
 
-const KEYWORDS: &str = " _ alias break case const const_assert continue continuing default diagnostic discard else enable false fn for if \
-    let loop override requires return struct switch true var while ";
+/// What is no name in WGSL.
+const KEYWORDS: [&str; 27] = [
+    "_",
+    "alias",
+    "break",
+    "case",
+    "const",
+    "const_assert",
+    "continue",
+    "continuing",
+    "default",
+    "diagnostic",
+    "discard",
+    "else",
+    "enable",
+    "false",
+    "fn",
+    "for",
+    "if",
+    "let",
+    "loop",
+    "override",
+    "requires",
+    "return",
+    "struct",
+    "switch",
+    "true",
+    "var",
+    "while",
+];
 
 fn is_name(text: &str) -> bool {
     let mut letters = text.chars();
     letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
         && !text.starts_with("__")
-        && !KEYWORDS.contains(&format!(" {text} "))
-}
-
-/// What a compiler says, with names as the caller wrote them.
-#[cfg(feature = "wgpu")]
-pub(crate) fn without_prefixes(message: &str) -> String {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let (mut said, mut rest) = (String::new(), message);
-    while !rest.is_empty() {
-        let (word, after) = rest.split_at(rest.find(|c| !is_word(c)).unwrap_or(rest.len()));
-        let numbered = word.strip_prefix("hook").and_then(|word| {
-            let name = word.trim_start_matches(|c: char| c.is_ascii_digit());
-            name.strip_prefix('_').filter(|_| name.len() < word.len())
-        });
-        said += numbered.or(word.strip_prefix(BUFFER_PREFIX)).unwrap_or(word);
-        let (between, next) = after.split_at(after.find(is_word).unwrap_or(after.len()));
-        said += between;
-        rest = next;
-    }
-    said
+        && !KEYWORDS.contains(&text)
 }

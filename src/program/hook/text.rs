@@ -50,9 +50,35 @@ pub(crate) struct Text<'a> {
     declared: Vec<&'a str>,
 }
 
-/// Line breaks of WGSL.
-fn ends_line(c: char) -> bool {
-    matches!(c, '\n'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}')
+/// Whether a byte belongs to a word. Of characters beyond ASCII, WGSL's blanks excepted, none stands for itself.
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+/// The length of the blank that a text begins with, 0 if there is none, and whether a line ends there.
+fn blank(text: &[u8]) -> (usize, bool) {
+    match text {
+        [b' ' | b'\t', ..] => (1, false),
+        [b'\n'..=b'\r', ..] => (1, true),
+        [0xc2, 0x85, ..] => (2, true),
+        [0xe2, 0x80, 0xa8 | 0xa9, ..] => (3, true),
+        [0xe2, 0x80, 0x8e | 0x8f, ..] => (3, false),
+        _ => (0, false),
+    }
+}
+
+/// How far a text goes on as bytes for which this holds, from a place on.
+fn up_to(text: &[u8], from: usize, mut goes_on: impl FnMut(&[u8]) -> bool) -> usize {
+    let mut at = from;
+    while at < text.len() && goes_on(&text[at..]) {
+        at += 1;
+    }
+    at
+}
+
+/// How far a word goes on.
+fn word_end(text: &[u8], from: usize) -> usize {
+    up_to(text, from, |rest| is_word(rest[0]) && blank(rest).0 == 0)
 }
 
 fn problem<T>(line: u32, message: impl Into<String>) -> Result<T, Problem> {
@@ -60,44 +86,58 @@ fn problem<T>(line: u32, message: impl Into<String>) -> Result<T, Problem> {
 }
 
 /// The length of the token that a text begins with, and its kind.
-fn first_token(text: &str, line: u32) -> Result<(usize, Kind), Problem> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let up_to = |end: &dyn Fn(char) -> bool| text.find(end).unwrap_or(text.len());
-    let first = text.chars().next().unwrap_or(' ');
-    if text.starts_with("//") {
-        return Ok((up_to(&ends_line), Kind::Blank));
-    }
-    if text.starts_with("/*") {
-        let (mut at, mut open) = (2, 1);
-        while open > 0 {
-            let rest = &text[at..];
-            let next = rest
-                .find("*/")
-                .map(|close| rest.find("/*").map_or((close, -1), |o| if o < close { (o, 1) } else { (close, -1) }));
-            let Some((found, step)) = next else { return problem(line, "a comment is not closed") };
-            (at, open) = (at + found + 2, open + step);
+fn first_token(text: &[u8], line: u32) -> Result<(usize, Kind), Problem> {
+    let found = match *text {
+        [b'/', b'/', ..] => (up_to(text, 2, |rest| !blank(rest).1), Kind::Blank),
+        [b'/', b'*', ..] => {
+            let (mut at, mut open) = (2, 1);
+            while open > 0 {
+                (at, open) = match text[at..] {
+                    [b'*', b'/', ..] => (at + 2, open - 1),
+                    [b'/', b'*', ..] => (at + 2, open + 1),
+                    [_, ..] => (at + 1, open),
+                    [] => return problem(line, "a comment is not closed"),
+                };
+            }
+            (at, Kind::Blank)
         }
-        return Ok((at, Kind::Blank));
+        _ if blank(text).0 > 0 => (blank(text).0, Kind::Blank),
+        [b'0'..=b'9', ..] | [b'.', b'0'..=b'9', ..] => {
+            let hex = matches!(text, [b'0', b'x' | b'X', ..]);
+            let mut before = 0;
+            let end = up_to(text, 0, |rest| {
+                let exponent = matches!(before, b'p' | b'P') || (!hex && matches!(before, b'e' | b'E'));
+                before = rest[0];
+                (is_word(before) && blank(rest).0 == 0) || before == b'.' || (exponent && matches!(before, b'+' | b'-'))
+            });
+            (end, Kind::Number)
+        }
+        [first, ..] if is_word(first) => (word_end(text, 1), Kind::Word),
+        _ => (1, Kind::Sign),
+    };
+    Ok(found)
+}
+
+/// What a compiler says, with names as the caller wrote them.
+#[cfg(feature = "wgpu")]
+pub(crate) fn without_prefixes(message: &str) -> String {
+    let (mut said, mut at) = (String::new(), 0);
+    while at < message.len() {
+        let end = word_end(message.as_bytes(), at);
+        let word = &message[at..end];
+        let numbered = word.strip_prefix("hook").and_then(|rest| {
+            let digits = up_to(rest.as_bytes(), 0, |rest| rest[0].is_ascii_digit());
+            rest[digits..].strip_prefix('_').filter(|_| digits > 0)
+        });
+        said += numbered.or(word.strip_prefix(super::BUFFER_PREFIX)).unwrap_or(word);
+        at = up_to(message.as_bytes(), end, |rest| !is_word(rest[0]) || blank(rest).0 > 0);
+        // A blank of several bytes ends with bytes that would be a word's.
+        while !message.is_char_boundary(at) {
+            at += 1;
+        }
+        said += &message[end..at];
     }
-    if first.is_whitespace() {
-        return Ok((up_to(&|c| !c.is_whitespace()), Kind::Blank));
-    }
-    let is_number = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
-    if is_number(text) || (first == '.' && is_number(&text[1..])) {
-        let hex = text.starts_with("0x") || text.starts_with("0X");
-        let mut before = ' ';
-        let ends = |c: char| {
-            let exponent = matches!(before, 'p' | 'P') || (!hex && matches!(before, 'e' | 'E'));
-            let goes_on = is_word(c) || c == '.' || (exponent && matches!(c, '+' | '-'));
-            before = c;
-            !goes_on
-        };
-        return Ok((text.find(ends).unwrap_or(text.len()), Kind::Number));
-    }
-    match is_word(first) {
-        true => Ok((up_to(&|c| !is_word(c)), Kind::Word)),
-        false => Ok((first.len_utf8(), Kind::Sign)),
-    }
+    said
 }
 
 impl<'a> Text<'a> {
@@ -108,10 +148,10 @@ impl<'a> Text<'a> {
     pub fn new(source: &'a str) -> Result<Self, Problem> {
         let (mut tokens, mut at, mut line) = (vec![], 0, 1);
         while at < source.len() {
-            let (length, kind) = first_token(&source[at..], line)?;
+            let (length, kind) = first_token(&source.as_bytes()[at..], line)?;
             let text = &source[at..at + length];
             tokens.push(Token { kind, text, line, is_member: false });
-            line += text.matches('\n').count() as u32;
+            line += text.bytes().filter(|&byte| byte == b'\n').count() as u32;
             at += length;
         }
         let mut found = Self { tokens, declared: vec![] };
@@ -226,7 +266,7 @@ impl<'a> Text<'a> {
                 );
             }
             let of_group = |start: &str| {
-                word.strip_prefix(start).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
+                word.strip_prefix(start).is_some_and(|rest| rest.bytes().next().is_some_and(|b| b.is_ascii_uppercase()))
             };
             let waits =
                 matches!(word, "workgroupBarrier" | "storageBarrier" | "textureBarrier" | "workgroupUniformLoad");
@@ -249,7 +289,7 @@ impl<'a> Text<'a> {
         for token in &self.tokens {
             let text = token.text;
             if token.kind == Kind::Blank {
-                all.extend(text.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+                all.extend(text.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
                 continue;
             }
             if token.kind == Kind::Word && !token.is_member {
@@ -381,22 +421,26 @@ impl<'a> Types<'a> {
 
     /// A whole number, or a constant that is one.
     fn count(&self, n: usize) -> Result<u64, Problem> {
-        let value = |text: &str| {
-            let digits = text.trim_end_matches(['u', 'i']);
-            let hex = digits.strip_prefix("0x").or(digits.strip_prefix("0X"));
-            hex.map_or(digits.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
-        };
         let constant = || {
             let at = self.declaration("const", self.text(n))?;
             let is = (at + 2..at + 6).find(|&k| self.text(k) == "=")?;
-            value(self.text(is + 1)).filter(|_| self.text(is + 2) == ";")
+            whole_number(self.text(is + 1)).filter(|_| self.text(is + 2) == ";")
         };
-        let found = value(self.text(n)).or_else(constant);
+        let found = whole_number(self.text(n)).or_else(constant);
         found.map_or_else(
             || problem(self.line(n), format!("`{}` must be a number, or a constant that is one", self.text(n))),
             Ok,
         )
     }
+}
+
+/// A whole number as WGSL writes it.
+fn whole_number(text: &str) -> Option<u64> {
+    let digits = text.strip_suffix('u').or(text.strip_suffix('i')).unwrap_or(text);
+    let hex = digits.strip_prefix("0x").or(digits.strip_prefix("0X"));
+    let (digits, radix) = hex.map_or((digits, 10), |digits| (digits, 16));
+    let next = |sum: u64, byte| sum.checked_mul(radix.into())?.checked_add(char::from(byte).to_digit(radix)?.into());
+    digits.bytes().try_fold(0, next).filter(|_| !digits.is_empty())
 }
 
 #[cfg(test)]
@@ -432,7 +476,7 @@ mod tests {
             renamed("/* fn a() {}\n /* } */ */fn b() { // c {\n}"),
             "            \n           fn hook0_b() {       \n}"
         );
-        assert_eq!(renamed("//\u{2028}fn a() {}"), "   fn hook0_a() {}");
+        assert_eq!(renamed("//\u{2028}fn a() {}"), "     fn hook0_a() {}");
     }
 
     #[test]
