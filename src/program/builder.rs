@@ -7,7 +7,6 @@ use super::{
     Slice, Source, TensorSpec,
 };
 use crate::error::require;
-use crate::layout::{MAX_BATCH, MAX_HEADS};
 use crate::program::hook::{self, Placed};
 use crate::program::shader::{self, Shader};
 use crate::{Caps, Error, Layout, Result};
@@ -78,17 +77,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// [`crate::Error::Argument`] for a tensor that leaves 2^64 bytes, or with more batch entries or heads than any kernel takes.
     pub fn new(caps: &'a Caps, shapes: &Shapes) -> Result<Self> {
-        for (name, layout, _) in shapes.tensors() {
-            layout.byte_span().map_err(|e| e.of(name))?;
-            for (i, most) in [MAX_BATCH, MAX_HEADS, u32::MAX as usize, u32::MAX as usize].into_iter().enumerate() {
-                require(
-                    layout.shape[i] <= most,
-                    &format!("{name}.shape[{i}]"),
-                    layout.shape[i],
-                    format!("at most {most}"),
-                )?;
-            }
-        }
+        shapes.check_sizes()?;
         let tensor = |(name, layout, buffer): &(Name, Layout, usize)| {
             let (name, layout) = (name.clone(), layout.clone());
             TensorSpec { name, layout, written: false, buffer: *buffer }

@@ -1,5 +1,7 @@
 //! Functions of the caller's own that change a score or hide a key, as FlexAttention has them.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod rules;
 mod text;
 
 use crate::error::require;
@@ -30,6 +32,8 @@ pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 /// not called by anything else, and nothing of a kernel's can be reached. A source has at most 64 KiB and no directives, no overrides,
 /// no attributes but `@align`, `@size` and `@must_use`, no variables that threads share, no barriers and no subgroup operations. Its
 /// arrays and structs hold at most 16 KiB, counted as often as they are named; lengths of arrays are numbers or constants that are.
+///
+/// In browsers their own compilers hold these rules, or bounds of their own.
 ///
 /// Give variables a value where they are declared: a browser was seen to leave `var sum: f32;` as it was from one call to the next.
 ///
@@ -166,8 +170,10 @@ impl Placed {
         let bound = format!("at most {} bytes", text::MOST_BYTES);
         require(bytes <= text::MOST_BYTES, &format!("{place}.source.len()"), bytes, bound)?;
         let refused = |line, message| Error::Hook { hook: self.describe(), line, message };
-        let text = Text::new(&hook.source).and_then(|text| text.check().map(|()| text));
-        let text = text.map_err(|problem| refused(Some(problem.line), problem.message))?;
+        let told = |problem: text::Problem| refused(Some(problem.line), problem.message);
+        let text = Text::new(&hook.source).map_err(told)?;
+        #[cfg(not(target_arch = "wasm32"))]
+        text.check().map_err(told)?;
         for entry in [Some(&hook.entry), hook.grad_entry.as_ref()].into_iter().flatten() {
             if !text.declares(entry) {
                 return Err(refused(None, format!("the source has no function `{entry}`")));
@@ -198,7 +204,7 @@ impl Placed {
     /// Whether its source has this word anywhere, be it in a comment. Without the name of a field it cannot read the field,
     /// and without a keyword it has no such statement.
     pub fn says(&self, word: &str) -> bool {
-        self.hook.source.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+        self.hook.source.as_bytes().split(|&byte| !text::is_word(byte)).any(|found| found == word.as_bytes())
     }
 
     /// Whether its source may have a loop, or anything like it.

@@ -257,7 +257,7 @@ impl Shader {
         for (table, ty) in &self.optional_tables {
             let is_there =
                 self.bindings.iter().any(|binding| matches!(binding, Binding::Table { name, .. } if name == table));
-            let _ = writeln!(text, "const HAS_{}: bool = {is_there};", table.to_uppercase());
+            let _ = writeln!(text, "const HAS_{}: bool = {is_there};", table.to_ascii_uppercase());
             if !is_there {
                 let _ = writeln!(text, "var<private> {table}: array<{ty}, 1>;");
             }
@@ -266,7 +266,7 @@ impl Shader {
             let own = || self.accesses.iter().filter(|access| access.name == name);
             if self.optional[..i].iter().all(|(other, _)| *other != name) {
                 let is_there = own().next().is_some();
-                let _ = writeln!(text, "const HAS_{}: bool = {is_there};", name.to_uppercase());
+                let _ = writeln!(text, "const HAS_{}: bool = {is_there};", name.to_ascii_uppercase());
                 if !is_there {
                     text += &neutral_row(name);
                 }

@@ -2,6 +2,7 @@
 
 use super::Name;
 use crate::error::require;
+use crate::layout::{MAX_BATCH, MAX_HEADS};
 use crate::{Error, Layout, Result};
 
 /// Types, shapes and strides of a call's tensors by name, and what else it is planned for: lengths and offsets on the host, sizes of
@@ -119,6 +120,19 @@ impl Shapes {
 
     fn place(&self, name: &str) -> Option<usize> {
         self.tensors.iter().position(|(other, ..)| other == name)
+    }
+
+    /// Tensors within 2^64 bytes, with no more batch entries and heads than any kernel takes.
+    pub(crate) fn check_sizes(&self) -> Result<()> {
+        for (name, layout, _) in &self.tensors {
+            layout.byte_span().map_err(|e| e.of(name))?;
+            let most = [MAX_BATCH, MAX_HEADS, u32::MAX as usize, u32::MAX as usize];
+            if let Some(i) = (0..4).find(|&i| layout.shape[i] > most[i]) {
+                let bound = format!("at most {}", most[i]);
+                return Err(Error::argument(format!("{name}.shape[{i}]"), layout.shape[i], bound));
+            }
+        }
+        Ok(())
     }
 
     /// Nothing but these tensors and numbers.
