@@ -95,7 +95,7 @@ impl LinearParams {
             require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
-            let bound = "within 0..=1e28: a head forgets at the rate exp(−slope)";
+            let bound = "at least 0, at most 1e28: a head forgets at the rate exp(−slope)";
             require((0.0..=MAX_SLOPE).contains(&slope), &format!("slopes[{h}]"), slope, bound)?;
         }
         let gated = self.slopes.is_some() && !self.causal;

@@ -240,7 +240,7 @@ fn what_a_hook_cannot_have_is_refused_by_name_and_line() {
     refused("var<workgroup> shared_sum: f32;", &["line 1", "var<workgroup>"]);
     refused("fn wait() {\n  workgroupBarrier();\n}", &["line 2", "workgroupBarrier"]);
     refused("fn all() -> f32 { return subgroupAdd(1.0); }", &["line 1", "subgroupAdd"]);
-    refused("var<private> much: array<f32, 5000>;", &["line 1", "80000 bytes", "16384"]);
+    refused("var<private> much: array<vec4f, 5000>;", &["line 1", "80000 bytes", "16384"]);
     refused("fn open() {", &["line 1", "is not closed"]);
     refused("}", &["line 1", "closes nothing"]);
     refused("/* begun here", &["line 1", "comment is not closed"]);
@@ -275,4 +275,23 @@ fn what_a_hook_cannot_have_is_refused_by_name_and_line() {
     let twice = Hook::new("plus", "const data = 1.0; fn plus(score: f32, at: Position) -> f32 { return score; }");
     let twice = twice.with_buffer("data", &tensor([1, 1, 1, 4], &[1.0; 4]));
     says(FlashAttention::new(gpu(), with(vec![twice], vec![])), &["score_mod[0].buffers: data", "another name"]);
+}
+
+/// Blanks beyond ASCII part words as others do: what a source says decides how it is compiled and what its map holds.
+#[test]
+fn blanks_beyond_ascii_part_words() {
+    let (heads, n) = (2, 5);
+    let x = tensor([1, heads, n, 4], &vec![0.0; heads * n * 4]);
+    let source = "fn own(at: Position) -> bool { return at.\u{200e}head == 0u || at.key == 0u; }";
+    let attention = FlashAttention::new(gpu(), with(vec![], vec![Hook::new("own", source)])).unwrap();
+    let found = read(&block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap().1);
+    let expected = [5f32.ln(); 5].into_iter().chain([0.0; 5]);
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+    for blank in ['\u{2028}', '\u{200e}', '\u{85}'] {
+        let source =
+            format!("fn all(at: Position) -> bool {{{blank}loop {{{blank}if true {{ break; }} }} return true; }}");
+        let attention = FlashAttention::new(gpu(), with(vec![], vec![Hook::new("all", source)])).unwrap();
+        let plan = attention.plan(&Shapes::of(AttentionInputs::new(&x, &x, &x))).unwrap();
+        assert!(plan.kernels.iter().any(|kernel| kernel.guards == wgpu_attention::program::Guards::All));
+    }
 }

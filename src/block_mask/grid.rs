@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// Most blocks of a mask that the host makes.
 #[cfg(feature = "wgpu")]
-const MAX_HOST_BLOCKS: usize = 1 << 28;
+const MAX_HOST_BLOCKS: usize = 1 << 30;
 
 /// What a block mask lies over: queries and keys in blocks, the last of which may be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use super::argument::{Argument, bound_range};
 use crate::{Caps, Result};
 
 /// Most dispatches of one kernel of a call: the host plans each, and keeps its parameters.
-const MOST_PARTS: usize = 1 << 16;
+const MOST_PARTS: usize = 1 << 18;
 
 /// `Ok` if work in so many dispatches can be planned.
 pub(crate) fn within_parts(caps: &Caps, what: &str, parts: f64) -> Result<()> {

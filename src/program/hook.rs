@@ -201,10 +201,10 @@ impl Placed {
         call + &gradient.unwrap_or_default()
     }
 
-    /// Whether its source has this word anywhere, be it in a comment. Without the name of a field it cannot read the field,
+    /// Whether its source has this word, outside of comments. Without the name of a field it cannot read the field,
     /// and without a keyword it has no such statement.
     pub fn says(&self, word: &str) -> bool {
-        self.hook.source.as_bytes().split(|&byte| !text::is_word(byte)).any(|found| found == word.as_bytes())
+        Text::new(&self.hook.source).map_or(true, |text| text.says(word))
     }
 
     /// Whether its source may have a loop, or anything like it.

@@ -47,7 +47,7 @@ impl Text<'_> {
             };
             let waits =
                 matches!(word, "workgroupBarrier" | "storageBarrier" | "textureBarrier" | "workgroupUniformLoad");
-            if (waits || of_group("subgroup") || of_group("quad")) && !self.declares(word) {
+            if (waits || of_group("subgroup") || of_group("quad")) && text(n + 1) == "(" && !self.declares(word) {
                 return problem(line, format!("a hook does not call `{word}`: not all threads call a hook together"));
             }
         }
@@ -56,7 +56,7 @@ impl Text<'_> {
         }
         let declares = |&n: &usize| matches!(text(n), "struct" | "alias" | "const");
         let places = (0..solid.len()).filter(declares).collect();
-        Types { solid, places, known: SmallMap::default(), declared: &self.declared }.check()
+        Types { solid, places, depth: 0, known: SmallMap::default(), declared: &self.declared }.check()
     }
 }
 
@@ -96,6 +96,8 @@ struct Types<'a> {
     solid: Vec<&'a Token<'a>>,
     /// Where it declares something.
     places: Vec<usize>,
+    /// Types within types that are looked at.
+    depth: usize,
     declared: &'a [&'a str],
     /// Of what it declares: bytes, or nothing while they are looked for.
     known: SmallMap<&'a str, Option<u64>>,
@@ -144,6 +146,16 @@ impl<'a> Types<'a> {
 
     /// Bytes of the type that begins at a word, and what comes behind it.
     fn bytes(&mut self, n: usize) -> Result<(u64, usize), Problem> {
+        self.depth += 1;
+        let found = match self.depth > MOST_NESTED {
+            true => problem(self.line(n), format!("types nest more than {MOST_NESTED} deep")),
+            false => self.bytes_within(n),
+        };
+        self.depth -= 1;
+        found
+    }
+
+    fn bytes_within(&mut self, n: usize) -> Result<(u64, usize), Problem> {
         let name = self.text(n);
         if name == "array" && self.text(n + 1) == "<" {
             let (element, mut next) = self.bytes(n + 2)?;
@@ -173,7 +185,14 @@ impl<'a> Types<'a> {
                 }
                 next += 1;
             }
-            return Ok((if name.starts_with("mat") { 64 } else { 16 }, next));
+            return Ok((
+                match name {
+                    _ if name.starts_with("mat") => 64,
+                    "f32" | "i32" | "u32" | "bool" => 4,
+                    _ => 16,
+                },
+                next,
+            ));
         }
         self.known.insert(name, None);
         let bytes = match (of_struct, of_alias) {
@@ -192,6 +211,9 @@ impl<'a> Types<'a> {
             if self.text(n) == "@" && self.text(n + 1) != "must_use" {
                 // @size(…) and @align(…) may make it larger.
                 all = all.saturating_add(self.count(n + 3)?);
+                if !matches!(self.text(n + 4), ")" | ",") {
+                    return problem(self.line(n), "`@size` and `@align` must have a number, or a constant that is one");
+                }
             }
             if self.solid[n].is_member && self.text(n + 1) == ":" {
                 let (bytes, next) = self.bytes(n + 2)?;
@@ -207,6 +229,11 @@ impl<'a> Types<'a> {
     fn count(&self, n: usize) -> Result<u64, Problem> {
         let constant = || {
             let at = self.declaration("const", self.text(n))?;
+            // Of two of one name the text does not say, word by word, which is meant.
+            let all = self.places.iter().filter(|&&k| self.text(k) == "const" && self.text(k + 1) == self.text(n));
+            if all.count() > 1 {
+                return None;
+            }
             let is = (at + 2..at + 6).find(|&k| self.text(k) == "=")?;
             whole_number(self.text(is + 1)).filter(|_| self.text(is + 2) == ";")
         };
@@ -247,13 +274,17 @@ mod tests {
         says("var<workgroup> x: u32;", 1, "var<workgroup>");
         says("fn f() {\n workgroupBarrier(); }", 2, "workgroupBarrier");
         says("fn f() { subgroupAdd(1); }", 1, "subgroupAdd");
-        says("var<private> x: array<f32, 2000>;", 1, "32000 bytes");
+        says("var<private> x: array<f32, 5000>;", 1, "20000 bytes");
         says("const n = 1000u; struct S { a: array<vec4f, n> }\nvar<private> x: array<S, 2>;", 2, "48000");
         says("alias A = B; alias B = A; var<private> x: A;", 1, "contains itself");
         says("fn f() { var x: array<f32, 1 + 1>; }", 1, "number");
         says(&format!("fn f() {{ {}1{}; }}", "(".repeat(100), ")".repeat(100)), 1, "nest");
         says(&"fn f() {}".repeat(300), 1, "300 names");
         says(&format!("const x = 1{};", "+1".repeat(3000)), 1, "an expression");
+        says("fn g() { const n = 4; } fn f() { const n = 9999999; var x: array<f32, n>; }", 1, "number");
+        says("struct S { @size(16 * 9999999) a: f32 } var<private> x: S;", 1, "@size");
+        says(&format!("var<private> x: {}f32{};", "array<".repeat(60), ">".repeat(60)), 1, "types nest");
+        assert_eq!(Text::new("fn f(quadIndex: u32) { let subgroupId = quadIndex; }").unwrap().check(), Ok(()));
         let fine = "fn workgroupBarrier() {} const n: u32 = 16; fn f() -> array<f32, n> { workgroupBarrier(); var x: array<array<f32, 4>, n,>; return x[0]; }";
         assert_eq!(Text::new(fine).unwrap().check(), Ok(()));
     }

@@ -38,7 +38,7 @@ pub(crate) struct Text<'a> {
 }
 
 /// Whether a byte belongs to a word. Of characters beyond ASCII, WGSL's blanks excepted, none stands for itself.
-pub(super) fn is_word(byte: u8) -> bool {
+fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
 
@@ -186,7 +186,7 @@ impl<'a> Text<'a> {
                 let declares = matches!(before, "fn" | "struct" | "alias" | "const" | "override");
                 let begins = |k: usize| n > k && text_at(&self.tokens, n - k - 1) == "var";
                 // var name, var<private> name
-                if declares || before == "var" || (before == ">" && (begins(3) || begins(5))) {
+                if declares || before == "var" || (before == ">" && (3..7).any(begins)) {
                     self.declared.push(text);
                 }
             }
@@ -195,6 +195,11 @@ impl<'a> Text<'a> {
             Some((text, line)) => problem(*line, format!("`{text}` is not closed")),
             None => Ok(()),
         }
+    }
+
+    /// Whether it has this word.
+    pub fn says(&self, word: &str) -> bool {
+        self.tokens.iter().any(|token| token.kind == Kind::Word && token.text == word)
     }
 
     /// Whether it declares this at module level.
