@@ -10,9 +10,9 @@ const MOST_DECLARED: usize = 256;
 /// Brackets within brackets.
 const MOST_NESTED: usize = 48;
 /// Words and signs of one expression, with those around it: compilers go through an expression by calling themselves.
-const MOST_IN_EXPRESSION: usize = 1024;
+const MOST_IN_EXPRESSION: usize = 256;
 /// Words `else`: compilers go through them in the same way.
-const MOST_ELSE: usize = 256;
+const MOST_ELSE: usize = 64;
 
 impl Text<'_> {
     /// What a hook must not contain: what reaches other memory than its own, what other threads take part in, arrays that leave a
