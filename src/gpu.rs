@@ -2,7 +2,10 @@
 
 pub(crate) mod call;
 pub(crate) mod calls;
+mod caps;
 pub(crate) mod forward;
+mod health;
+pub(crate) mod parts;
 pub(crate) mod pipeline;
 pub(crate) mod prepared;
 mod relation;
@@ -10,9 +13,7 @@ pub(crate) mod tensor;
 pub(crate) mod timing;
 
 use crate::small_map::SmallMap;
-use crate::{AdapterKind, Backend, Caps, Error, Result};
-#[cfg(not(target_arch = "wasm32"))]
-use futures::FutureExt;
+use crate::{Caps, Error, Result};
 use futures::channel::oneshot;
 use pipeline::Pipelines;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -39,9 +40,6 @@ pub struct GpuOptions {
 
 /// How much of the granted memory is used where nothing else is asked for.
 const MEMORY_PERCENT: u8 = 95;
-
-/// Why a device is gone, where its driver does not say.
-const LOST: &str = "it was destroyed, unplugged or reset";
 
 fn instance(options: &GpuOptions) -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
@@ -138,11 +136,7 @@ impl Gpu {
         let lost = Arc::new(OnceLock::new());
         let cell = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
-            let _ = cell.set(match reason {
-                wgpu::DeviceLostReason::Destroyed => "it was destroyed".into(),
-                _ if message.is_empty() => LOST.into(),
-                _ => message,
-            });
+            let _ = cell.set(health::reason(reason, message));
         });
         Ok(Self::build(device, queue, options.checked_shaders, lost))
     }
@@ -181,25 +175,6 @@ impl Gpu {
     /// What the device can do.
     pub fn caps(&self) -> &Caps {
         &self.0.caps
-    }
-
-    /// Runs `make` so that what the API objects to becomes an `Error`. Scopes are per thread: pushed and popped before
-    /// anything is awaited.
-    pub(crate) fn scoped<T, F: FnOnce(&wgpu::Device) -> T>(
-        &self,
-        make: F,
-    ) -> (T, impl Future<Output = Option<wgpu::Error>> + use<T, F>) {
-        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
-        let device = &self.0.device;
-        let scopes = [OutOfMemory, Internal, Validation].map(|filter| device.push_error_scope(filter));
-        let made = make(device);
-        let [memory, internal, validation] = scopes;
-        let [validation, internal, memory] = [validation, internal, memory].map(|scope| scope.pop());
-        // Whatever else is wrong follows from a lack of memory, if there is one.
-        (made, async move {
-            let (validation, internal) = (validation.await, internal.await);
-            memory.await.or(internal).or(validation)
-        })
     }
 
     /// A buffer of at least `bytes` bytes (16 at the least: no binding is empty), with `contents` in it.
@@ -270,35 +245,6 @@ impl Gpu {
         }
     }
 
-    /// What the API objected to, as an `Error`: the loss of the device if that is the cause.
-    pub(crate) async fn refused(&self, what: &str, popped: Option<wgpu::Error>) -> Result<()> {
-        let Some(e) = popped else { return Ok(()) };
-        self.alive()?;
-        if self.hands_out_invalid_buffers().await {
-            return Err(self.lost());
-        }
-        Err(match e {
-            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what: what.into() },
-            _ => Error::Internal { what: what.into(), message: e.to_string() },
-        })
-    }
-
-    /// A lost device makes buffers without complaint; mapping one is refused. (A borrowed device has no other sign.)
-    async fn hands_out_invalid_buffers(&self) -> bool {
-        let (buffer, made) = self.scoped(|device| {
-            let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("probe"),
-                size: 4,
-                usage,
-                mapped_at_creation: false,
-            })
-        });
-        let made = made.await.is_none();
-        let ((), mapped) = self.scoped(|_| buffer.map_async(wgpu::MapMode::Read, .., |_| {}));
-        made && mapped.await.is_some()
-    }
-
     /// What is kept prepared of calls that no type keeps.
     pub(crate) fn cache(&self) -> &forward::Cache {
         &self.0.cache
@@ -314,56 +260,7 @@ impl Gpu {
         let ((), popped) = self.scoped(|_| {
             self.0.queue.submit([encoder.finish()]);
         });
-        self.refused("submit", popped.await).await?;
-        #[cfg(not(target_arch = "wasm32"))]
-        self.still_there().await?;
-        Ok(())
-    }
-
-    /// An `Error` if the device was lost meanwhile: on native, work for a lost one is taken without a word.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) async fn still_there(&self) -> Result<()> {
-        self.alive()?;
-        if self.hands_out_invalid_buffers().await { Err(self.lost()) } else { Ok(()) }
-    }
-
-    /// Why a buffer cannot be used; a browser tells it in a console.
-    #[cfg(target_arch = "wasm32")]
-    pub(crate) fn unusable(&self, _: &wgpu::Buffer) -> Option<&'static str> {
-        None
-    }
-
-    /// Why a buffer cannot be used, where that shows.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) fn unusable(&self, buffer: &wgpu::Buffer) -> Option<&'static str> {
-        if buffer.get_mapped_range(0..buffer.size().min(8)).is_ok() {
-            return Some("a mapped buffer");
-        }
-        let (_, popped) = self.scoped(|device| {
-            let ty = wgpu::BufferBindingType::Storage { read_only: true };
-            let entry = wgpu::BindGroupLayoutEntry {
-                binding: 0,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-                count: None,
-            };
-            let layout =
-                device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &[entry] });
-            let size = wgpu::BufferSize::new(4);
-            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size });
-            let entries = &[wgpu::BindGroupEntry { binding: 0, resource }];
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries })
-        });
-        popped.now_or_never().flatten().map(|_| "a destroyed or invalid buffer")
-    }
-
-    /// An `Error` if the device is known to be lost.
-    pub(crate) fn alive(&self) -> Result<()> {
-        self.0.lost.get().map_or(Ok(()), |reason| Err(Error::DeviceLost { reason: reason.clone() }))
-    }
-
-    fn lost(&self) -> Error {
-        Error::DeviceLost { reason: self.0.lost.get().cloned().unwrap_or_else(|| LOST.into()) }
+        self.queued("submit", popped.await).await
     }
 
     fn kept_pipelines(&self) -> &Mutex<Pipelines> {
@@ -399,49 +296,5 @@ impl PartialEq for Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gpu").field("caps", &self.0.caps).field("checked_shaders", &self.0.checked_shaders).finish()
-    }
-}
-
-impl Caps {
-    /// What a device with these limits and features can do.
-    pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
-        Self {
-            adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
-            backend: match info.backend {
-                wgpu::Backend::Noop => Backend::Noop,
-                wgpu::Backend::Vulkan => Backend::Vulkan,
-                wgpu::Backend::Metal => Backend::Metal,
-                wgpu::Backend::Dx12 => Backend::Dx12,
-                wgpu::Backend::Gl => Backend::Gl,
-                wgpu::Backend::BrowserWebGpu => Backend::BrowserWebGpu,
-            },
-            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-            kind: match info.device_type {
-                wgpu::DeviceType::Cpu => AdapterKind::Software,
-                wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
-                _ => AdapterKind::Integrated,
-            },
-            workgroup_memory: limits.max_compute_workgroup_storage_size,
-            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
-            storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            binding_bytes: limits.max_storage_buffer_binding_size,
-            buffer_bytes: limits.max_buffer_size,
-            workgroups: limits.max_compute_workgroups_per_dimension,
-            storage_alignment: limits.min_storage_buffer_offset_alignment,
-            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn core_caps_are_the_default_limits() {
-        let info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, wgpu::Backend::BrowserWebGpu);
-        let found = Caps::of(&info, &wgpu::Limits::default(), wgpu::Features::empty());
-        assert_eq!(Caps::core(), Caps { adapter: Caps::core().adapter, ..found });
     }
 }

@@ -23,15 +23,14 @@ pub enum HeadBlocks {
 }
 
 impl HeadBlocks {
-    // More heads than any call takes are cut off: a call refuses them all the same.
-
-    /// Every head sees the first `sink` keys and the last `local` ones (StreamingLLM, arXiv 2309.17453).
+    /// Every head sees the first `sink` keys and the last `local` ones (StreamingLLM, arXiv 2309.17453). Heads beyond 2^20, which no call
+    /// takes, are left out.
     pub fn streaming_llm(heads: usize, sink: usize, local: usize) -> Vec<Self> {
         vec![Self::Streaming { sink, local }; heads.min(MAX_HEADS + 1)]
     }
 
     /// DuoAttention (arXiv 2410.10819) and RazorAttention (arXiv 2407.15891): the `group` query heads of a key head see every
-    /// key where it is a retrieval head, and the first `sink` and last `local` ones where it is not.
+    /// key where it is a retrieval head, and the first `sink` and last `local` ones where it is not. Heads beyond 2^20 are left out.
     pub fn duo_attention(retrieval: &[bool], group: usize, sink: usize, local: usize) -> Vec<Self> {
         let head = |&retrieval: &bool| if retrieval { Self::Dense } else { Self::Streaming { sink, local } };
         retrieval.iter().map(head).flat_map(|head| std::iter::repeat_n(head, group)).take(MAX_HEADS + 1).collect()

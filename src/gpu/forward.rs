@@ -1,7 +1,8 @@
 //! Calls in one go: what is prepared is kept.
 
 use super::call::Call;
-use super::prepared::{Parts, Prepared, check_device};
+use super::parts::Parts;
+use super::prepared::{Prepared, check_device};
 use crate::program::{Name, Program};
 use crate::{Caps, Gpu, Result, Shapes, Tensor};
 use std::sync::{Arc, Mutex};

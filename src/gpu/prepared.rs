@@ -1,16 +1,15 @@
-//! The one executor: makes pipelines and buffers of a program, and records its dispatches.
+//! The one executor: records the dispatches of a program whose pipelines and buffers are made.
 
 use super::call::Call;
-use super::pipeline::Pipeline;
-use super::relation::Relation;
+use super::parts::{Bound, Parts};
 use super::tensor::DeferredCheck;
 use crate::error::require;
-use crate::program::{BindingAccess, Contents, Name, Program, Source, TensorSpec};
+use crate::program::{BindingAccess, Name, Program, Source, TensorSpec};
 use crate::{Caps, Error, Gpu, Layout, Result, Tensor};
 use futures::FutureExt;
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// How many sets of tensors a prepared call keeps bind groups for.
 const BIND_GROUP_SETS: usize = 8;
@@ -27,78 +26,10 @@ pub struct Prepared {
     defaults: Vec<Option<Tensor>>,
 }
 
-/// What a program is made of on a device. It holds no [`Gpu`], which may hold it.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub program: Program,
-    /// For each kernel.
-    pipelines: Vec<Arc<Pipeline>>,
-    uniforms: wgpu::Buffer,
-    uniform_stride: u64,
-    tables: Vec<wgpu::Buffer>,
-    scratch: Vec<wgpu::Buffer>,
-    /// For tensors without elements: one to read, one to write.
-    empty: [wgpu::Buffer; 2],
-    relations: Vec<Relation>,
-    bound: Mutex<Vec<Bound>>,
-}
-
-/// The bind groups of one set of tensors: of each dispatch, one for each group.
-#[derive(Debug)]
-struct Bound {
-    key: Vec<(wgpu::Buffer, u64)>,
-    groups: Arc<Vec<Vec<wgpu::BindGroup>>>,
-}
-
 /// A call's tensors in the order of the program's, and how far each lies from where it was planned, in bytes.
 struct Resolved<'a> {
     tensors: Vec<&'a Tensor>,
     shifts: Vec<u64>,
-}
-
-impl Parts {
-    /// Builds pipelines, uploads constants, allocates scratch.
-    pub async fn new(gpu: &Gpu, program: Program) -> Result<Self> {
-        use wgpu::BufferUsages as Usage;
-        gpu.alive()?;
-        let mut pipelines = vec![];
-        for kernel in &program.kernels {
-            pipelines.push(gpu.pipeline_of(kernel).await?);
-        }
-        let largest = program.dispatches.iter().map(|dispatch| dispatch.uniform.len() as u64).max().unwrap_or(0);
-        let uniform_stride = largest.next_multiple_of(u64::from(gpu.caps().uniform_alignment)).max(1);
-        let mut bytes = vec![0; program.dispatches.len() * uniform_stride as usize];
-        for (dispatch, at) in program.dispatches.iter().zip(bytes.chunks_exact_mut(uniform_stride as usize)) {
-            at[..dispatch.uniform.len()].copy_from_slice(&dispatch.uniform);
-        }
-        let uniforms = gpu.buffer("parameters", bytes.len() as u64, Usage::UNIFORM | Usage::COPY_DST, &bytes).await?;
-        let mut tables = vec![];
-        for contents in &program.tables {
-            tables.push(gpu.constants(contents).await?);
-        }
-        let mut scratch = vec![];
-        for one in &program.scratch {
-            let usage = Usage::STORAGE | Usage::UNIFORM | Usage::COPY_SRC | Usage::COPY_DST;
-            scratch.push(gpu.buffer(&one.name, one.bytes, usage, &[]).await?);
-        }
-        let empty = async || gpu.buffer("empty tensor", 16, Usage::STORAGE, &[]).await;
-        Ok(Self {
-            pipelines,
-            uniforms,
-            uniform_stride,
-            tables,
-            scratch,
-            empty: [empty().await?, empty().await?],
-            relations: Relation::all(&program),
-            bound: Mutex::default(),
-            program,
-        })
-    }
-
-    /// Lets go of the tensors of all calls so far.
-    pub fn forget(&self) {
-        self.bound.lock().expect("no panic under this lock").clear();
-    }
 }
 
 impl Prepared {
@@ -148,8 +79,7 @@ impl Prepared {
     /// # Errors
     /// Those of [`Prepared::encode`].
     pub fn encode_in(&self, pass: &mut wgpu::ComputePass<'_>, call: impl Call) -> Result<()> {
-        let (tensors, numbers) = (call.tensors(), call.numbers());
-        let resolved = self.resolve(tensors, numbers)?;
+        let resolved = self.resolve(call.tensors(), call.numbers())?;
         self.record_in(pass, 0..self.slices(), &resolved).map_err(|e| self.blamed(e, &resolved))
     }
 
@@ -195,14 +125,9 @@ impl Prepared {
         Ok(checks)
     }
 
-    /// What the API refused, by the name of the tensor that is to blame.
     fn blamed(&self, e: Error, resolved: &Resolved) -> Error {
-        let Error::Internal { .. } = e else { return e };
         let named = self.parts.program.tensors.iter().zip(&resolved.tensors);
-        let wrong =
-            |(spec, tensor): (&TensorSpec, &&Tensor)| Some((spec.name.clone(), self.gpu.unusable(tensor.buffer())?));
-        let found = named.into_iter().find_map(wrong);
-        found.map_or(e, |(name, why)| Error::argument(format!("{name}.buffer"), why, "one that can be used"))
+        self.gpu.blamed(e, named.map(|(spec, tensor)| (&*spec.name, tensor.buffer())))
     }
 
     /// Copies of the words that tell what was wrong, which later work does not change.
@@ -387,18 +312,4 @@ pub(crate) fn check_device(name: &str, tensor: &Tensor, gpu: &Gpu) -> Result<()>
     }
     let (theirs, ours) = (tensor.gpu().caps().adapter.clone(), gpu.caps().adapter.clone());
     Err(Error::OtherDevice { argument: name.into(), theirs, ours })
-}
-
-impl Gpu {
-    /// A table of constants: those of rotary angles are made once, and kept for the device's life.
-    async fn constants(&self, contents: &Contents) -> Result<wgpu::Buffer> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        match *contents {
-            Contents::Bytes(ref bytes) => self.buffer("table", bytes.len() as u64, usage, bytes).await,
-            Contents::RotaryAngles { theta, dim } => {
-                let key = ("angles", [u64::from(theta.to_bits()), dim as u64]);
-                self.table(key, || contents.bytes().into_owned()).await
-            }
-        }
-    }
 }

@@ -90,9 +90,7 @@ impl Tensor {
     pub async fn upload_u32(gpu: &Gpu, values: &[u32]) -> Result<Self> {
         let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
         let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
-        gpu.refused("write", popped.await).await?;
-        #[cfg(not(target_arch = "wasm32"))]
-        gpu.still_there().await?;
+        gpu.queued("write", popped.await).await?;
         Ok(tensor)
     }
 
@@ -151,17 +149,11 @@ impl Tensor {
         let needed = wgpu::BufferUsages::COPY_DST;
         require(usage.contains(needed), "buffer.usage", format!("{usage:?}"), "COPY_DST, to be written")?;
         let ((), popped) = self.gpu.scoped(|_| self.write_rows(values));
-        self.gpu.refused("write", popped.await).await.map_err(|e| self.blamed(e))?;
-        #[cfg(not(target_arch = "wasm32"))]
-        self.gpu.still_there().await?;
-        Ok(())
+        self.gpu.queued("write", popped.await).await.map_err(|e| self.blamed(e))
     }
 
-    /// What the API refused, by what is wrong with the buffer.
     fn blamed(&self, e: Error) -> Error {
-        let Error::Internal { .. } = e else { return e };
-        let why = self.gpu.unusable(&self.buffer);
-        why.map_or(e, |why| Error::argument("tensor.buffer", why, "one that can be used"))
+        self.gpu.blamed(e, std::iter::once(("tensor", &self.buffer)))
     }
 
     fn write_rows(&self, values: &[f32]) {

@@ -201,15 +201,15 @@ impl Placed {
         call + &gradient.unwrap_or_default()
     }
 
-    /// Whether its source has this word, outside of comments. Without the name of a field it cannot read the field,
+    /// Whether its source has any of these words, outside of comments. Without the name of a field it cannot read the field,
     /// and without a keyword it has no such statement.
-    pub fn says(&self, word: &str) -> bool {
-        Text::new(&self.hook.source).map_or(true, |text| text.says(word))
+    pub fn says(&self, words: &[&str]) -> bool {
+        Text::new(&self.hook.source).map_or(true, |text| text.says(words))
     }
 
     /// Whether its source may have a loop, or anything like it.
     pub fn may_loop(&self) -> bool {
-        ["for", "while", "loop"].iter().any(|word| self.says(word))
+        self.says(&["for", "while", "loop"])
     }
 
     /// What it carries for a buffer.

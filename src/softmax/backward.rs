@@ -65,7 +65,6 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let caps = &caps.for_attention(own.forward.pairs());
     let engine = visibility.engine(caps, &what, head_dim, widest)?;
     let stats_bytes = 8 * (batch * heads * queries) as u64;
-    caps.within(&what, "maxStorageBufferBindingSize", stats_bytes, caps.binding_bytes)?;
     let stats = builder.scratch_bytes("stats", stats_bytes)?;
     let mut first: Vec<usize> = vec![];
     for step in own.transpositions(caps)? {

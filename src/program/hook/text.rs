@@ -4,6 +4,7 @@
 
 /// Largest source, in bytes.
 pub(super) const MOST_BYTES: usize = 64 << 10;
+
 /// What is wrong with a text, and in which of its lines.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Problem {
@@ -197,9 +198,9 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Whether it has this word.
-    pub fn says(&self, word: &str) -> bool {
-        self.tokens.iter().any(|token| token.kind == Kind::Word && token.text == word)
+    /// Whether it has any of these words.
+    pub fn says(&self, words: &[&str]) -> bool {
+        self.tokens.iter().any(|token| token.kind == Kind::Word && words.contains(&token.text))
     }
 
     /// Whether it declares this at module level.

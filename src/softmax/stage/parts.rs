@@ -72,7 +72,7 @@ impl Parts<'_> {
     pub fn masks_differ_by_head(&self) -> bool {
         let mask = self.setup.shapes.mask.as_ref().map(|mask| &mask.layout);
         mask.is_some_and(|mask| mask.strides[1] != 0 && mask.shape[1] > 1)
-            || self.chain().of_masks().hooks.iter().any(|placed| placed.says("head"))
+            || self.chain().of_masks().hooks.iter().any(|placed| placed.says(&["head"]))
     }
 
     /// The files behind the chain.
