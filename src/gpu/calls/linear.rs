@@ -27,7 +27,9 @@ pub struct LinearInputs<'a> {
     pub h0: Option<&'a Tensor>,
     /// Tokens of each batch entry; the rest is padding, and its output is left alone.
     pub seqlens: Option<&'a [usize]>,
-    /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])`, and a state of its own.
+    /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])`, and a state of its own. The first
+    /// offset is 0, they ascend, and the last is at most the number of tokens. Rows behind the last belong to no sequence and are left
+    /// alone.
     pub cu_seqlens: Option<&'a [usize]>,
 }
 
