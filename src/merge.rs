@@ -40,8 +40,8 @@ impl Shapes {
         require(!parts.is_empty(), "parts.len()", 0, "at least 1")?;
         let first = parts[0][0].layout.clone();
         let ([batch, heads, rows, _], dtype) = (first.shape, first.dtype);
-        let out = builder.output("out", Layout::heads_first(dtype, first.shape));
-        let lse = builder.output("lse", Layout::heads_first(DType::F32, [batch, heads, rows, 1]));
+        let out = builder.output("out", Layout::heads_first(dtype, first.shape))?;
+        let lse = builder.output("lse", Layout::heads_first(DType::F32, [batch, heads, rows, 1]))?;
         let named = parts.iter().enumerate().map(|(i, part)| (format!("parts[{i}]."), part));
         for (name, [out, lse]) in named.chain([(String::new(), &[out.clone(), lse.clone()])]) {
             check(&name, &out.layout, &lse.layout, first.shape)?;

@@ -73,7 +73,7 @@ impl RotaryParams {
         shapes.check_names(&["x", "positions", "out"], &["positions"])?;
         let mut builder = Builder::new(caps, shapes)?;
         let x = builder.input("x")?;
-        let out = builder.output("out", Layout::heads_first(x.layout.dtype, x.shape()));
+        let out = builder.output("out", Layout::heads_first(x.layout.dtype, x.shape()))?;
         let positions = builder.tensor("positions");
         let ([batch, heads, rows, width], dim) = (x.shape(), self.dim.unwrap_or(x.shape()[3]));
         check(dim, &x.layout, &out.layout, positions.as_ref().map(|positions| &positions.layout))?;

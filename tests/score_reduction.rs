@@ -6,7 +6,7 @@ use common::{bits, gpu, random, read, run_all, says, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{random_score_reduction_cases, score_reduction_cases};
 use wgpu_attention::{
-    AttentionInputs, FlashAttention, FlashParams, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
+    AttentionInputs, FlashAttention, FlashParams, Hook, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
     ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor,
 };
 
@@ -143,4 +143,15 @@ fn segments_of_no_keys() {
     gpu().queue().submit([encoder.finish()]);
     assert_eq!(read(&to.values), [0.0; 12]);
     block_on(prepared.check()).unwrap();
+}
+
+/// A reduction has no gradient, so its hooks need none.
+#[test]
+fn hooks_without_gradient() {
+    let [q, k, lse] = [zeros([1, 1, 4, 8]), zeros([1, 1, 6, 8]), zeros([1, 1, 4, 1])];
+    let source = "fn ahead(score: f32, at: Position) -> f32 { return score - f32(at.key) - 1.0; }";
+    let attention = FlashParams { score_mod: vec![Hook::new("ahead", source)], ..FlashParams::default() };
+    let params = ScoreReductionParams { attention, keys: KeyGroups::All, ..ScoreReductionParams::default() };
+    let found = reduce(params, [&q, &k, &lse], None).unwrap();
+    assert!((read(&found.values)[0] - (-1.0f32).exp()).abs() < 1e-6);
 }

@@ -1,6 +1,7 @@
 //! Block masks from one form to another.
 
 use super::BlockGrid;
+use crate::error::require;
 use crate::program::shader::{AccessKind, Binding, Chain, Shader, file};
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Part, Program, Rule, Step, Table, cut, hook};
 use crate::{Caps, DType, Hook, Layout, Result, Shapes};
@@ -139,7 +140,7 @@ impl BlockGrid {
     pub fn plan_transposition(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         self.check()?;
         let mut builder = Builder::new(caps, shapes)?;
-        let (from, to) = (builder.input("from")?, builder.output("to", self.transposed().bitmap()));
+        let (from, to) = (builder.input("from")?, builder.output("to", self.transposed().bitmap())?);
         let steps = vec![transposition(caps, self, [&from, &to])?];
         program(builder, steps, "a block mask transposed")
     }
@@ -153,7 +154,7 @@ impl BlockGrid {
         self.check()?;
         let mut builder = Builder::new(caps, shapes)?;
         let (offsets, indices, with) = (builder.input("offsets")?, builder.input("indices")?, builder.tensor("with"));
-        let to = builder.output("to", self.bitmap());
+        let to = builder.output("to", self.bitmap())?;
         let (cols, count) = (self.blocks()[1], indices.shape()[3]);
         let problem = builder.scratch_bytes("problem", 16)?;
         builder.check(problem, Rule::BlockList { name, cols, count });
@@ -197,8 +198,10 @@ impl BlockGrid {
         let mut builder = Builder::new(caps, shapes)?;
         let (from, without) = (builder.input("from")?, builder.tensor("without"));
         let numbers = |count: usize| Layout::heads_first(DType::U32, [1, 1, 1, count]);
-        let offsets = builder.output("offsets", numbers(self.rows() + 1));
-        let indices = builder.output("indices", numbers(capacity));
+        let offsets = builder.output("offsets", numbers(self.rows() + 1))?;
+        let most = u32::MAX as usize;
+        require(capacity <= most, "capacity", capacity, format!("at most {most}"))?;
+        let indices = builder.output("indices", numbers(capacity))?;
         let problem = builder.scratch_bytes("problem", 16)?;
         builder.check(problem, Rule::Capacity { name, capacity });
         let (mode, other) =
@@ -243,7 +246,7 @@ impl BlockGrid {
         hook::check(caps, hooks)?;
         let mut builder = Builder::new(caps, shapes)?;
         builder.hook_buffers(hooks)?;
-        let (chosen, full) = (builder.output("chosen", self.bitmap()), builder.output("full", self.bitmap()));
+        let (chosen, full) = (builder.output("chosen", self.bitmap())?, builder.output("full", self.bitmap())?);
         let words = self.shape().iter().product();
         let task = Task {
             name: "from masks",

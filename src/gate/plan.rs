@@ -135,9 +135,9 @@ impl SeerGateParams {
 /// What is chosen, and the logits, which may be the program's own. Returns whether scores are wanted.
 pub(super) fn declare_outputs(builder: &mut Builder, frame: &Frame, grid: &BlockGrid, why: &str) -> Result<bool> {
     let of_chosen = Layout::heads_first(DType::U32, grid.shape());
-    let chosen = builder.output("chosen", of_chosen.clone());
-    let logits = builder.output_if("logits", || frame.logits());
-    let scores = builder.output_if("scores", || frame.logits());
+    let chosen = builder.output("chosen", of_chosen.clone())?;
+    let logits = builder.output_if("logits", || frame.logits())?;
+    let scores = builder.output_if("scores", || frame.logits())?;
     if logits.is_none() {
         builder.scratch("logits", frame.logits())?;
     }

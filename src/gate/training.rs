@@ -22,18 +22,18 @@ impl Training {
         let mut builder = Builder::new(caps, shapes)?;
         for side in [Side::Queries, Side::Keys] {
             if self.0.side(side).pools.is_some() {
-                builder.output(SideTensors::of(side).pooled, self.0.pooled(side));
+                builder.output(SideTensors::of(side).pooled, self.0.pooled(side))?;
             }
-            builder.output(self.0.side(side).vectors, self.0.vectors(side));
+            builder.output(self.0.side(side).vectors, self.0.vectors(side))?;
         }
-        builder.output("logits", self.0.logits());
+        builder.output("logits", self.0.logits())?;
         self.finish(builder, self.0.to_logits(), "gate: logits")
     }
 
     /// A `target` from numbers that are `wanted`, which are not negative.
     pub fn plan_target(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         let mut builder = Builder::new(caps, shapes)?;
-        builder.output("target", self.0.logits());
+        builder.output("target", self.0.logits())?;
         self.finish(builder, vec![self.0.target()], "gate: target")
     }
 
@@ -41,8 +41,8 @@ impl Training {
     pub fn plan_loss(&self, weight: f32, from_row: usize, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         let mut builder = Builder::new(caps, shapes)?;
         let [batch, heads, rows, cols] = self.logits_shape();
-        builder.output("loss", Layout::heads_first(DType::F32, [1; 4]));
-        builder.output("dlogits", self.0.logits());
+        builder.output("loss", Layout::heads_first(DType::F32, [1; 4]))?;
+        builder.output("dlogits", self.0.logits())?;
         let shares = [batch, heads, rows, 1];
         builder.scratch("row shares", Layout::heads_first(DType::F32, shares))?;
         let elements = batch * heads * (rows - from_row.min(rows)) * cols;
@@ -70,12 +70,12 @@ impl Training {
             tasks.push(if side == Side::Queries { self.0.gradient_query() } else { self.0.gradient_key() });
             tasks.push(self.0.unproject(side));
             if of.weighted {
-                builder.output(tensors.weights_gradient, self.0.weights(side));
+                builder.output(tensors.weights_gradient, self.0.weights(side))?;
                 tasks.push(self.0.gradient_weights(side));
             }
             if of.normed {
                 let norm = Layout::heads_first(DType::F32, [1, 1, 1, self.0.gate_dim]);
-                builder.output(tensors.norm_gradient, norm);
+                builder.output(tensors.norm_gradient, norm)?;
                 tasks.push(self.0.sum_rows(tensors.norm_rows, tensors.norm_gradient, vectors.shape));
             }
         }

@@ -95,7 +95,7 @@ impl LinearParams {
             require_set(name, given, given && layout.is_some(), "as what it is the gradient of")?;
             let Some(layout) = layout else { continue };
             let shape = layout.shape;
-            check_output(name, Some(&builder.output(name, layout)), shape, is_exact)?;
+            check_output(name, Some(&builder.output(name, layout)?), shape, is_exact)?;
         }
         Ok(())
     }

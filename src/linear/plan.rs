@@ -24,9 +24,9 @@ impl LinearParams {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "state", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
-        let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()));
-        let (ht, state) = (builder.output_if("ht", || inputs.state()), builder.tensor("state"));
-        let snapshots = builder.output_if("snapshots", || inputs.snapshots());
+        let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()))?;
+        let (ht, state) = (builder.output_if("ht", || inputs.state())?, builder.tensor("state"));
+        let snapshots = builder.output_if("snapshots", || inputs.snapshots())?;
         check_output("o", Some(&o), inputs.output_shape(), false)?;
         check_output("ht", ht.as_ref(), inputs.state().shape, true)?;
         check_output("state", state.as_ref(), inputs.state().shape, true)?;

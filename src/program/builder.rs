@@ -1,6 +1,7 @@
 //! How a program comes about: tensors and scratch are declared, kernels added, their dispatches put into slices.
 
 use super::argument::{Argument, Operand, addresses, bind, bound_range, together};
+use super::shapes::check_size;
 use super::table::{self, Table};
 use super::{
     Binding, BindingAccess, Check, Contents, Dispatch, Guards, Kernel, Name, Part, Program, Rule, Scratch, Shapes,
@@ -113,18 +114,22 @@ impl<'a> Builder<'a> {
     }
 
     /// An output, with this layout if it was not given another.
-    pub fn output(&mut self, name: impl Into<Name>, layout: Layout) -> Operand {
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] for one that no buffer could hold.
+    pub fn output(&mut self, name: impl Into<Name>, layout: Layout) -> Result<Operand> {
         let name = name.into();
         if self.program.tensor(&name).is_none() {
+            check_size(&name, &layout)?;
             let buffer = self.program.tensors.len();
             self.program.tensors.push(TensorSpec { name: name.clone(), layout, written: false, buffer });
         }
-        self.tensor(&name).expect("it was put there")
+        Ok(self.tensor(&name).expect("it was put there"))
     }
 
     /// An output that may be left out, if it is there or wanted.
-    pub fn output_if(&mut self, name: &'static str, layout: impl FnOnce() -> Layout) -> Option<Operand> {
-        self.shapes.wants(name).then(|| self.output(name, layout()))
+    pub fn output_if(&mut self, name: &'static str, layout: impl FnOnce() -> Layout) -> Result<Option<Operand>> {
+        self.shapes.wants(name).then(|| self.output(name, layout())).transpose()
     }
 
     /// The buffers of hooks.
@@ -134,7 +139,7 @@ impl<'a> Builder<'a> {
     pub fn hook_buffers(&mut self, hooks: &[Placed]) -> Result<()> {
         let alignment = self.caps.binding_alignment();
         for (name, declared) in hook::buffers(hooks) {
-            let Operand { layout, .. } = self.output(hook::tensor_name(name), declared.clone());
+            let Operand { layout, .. } = self.output(hook::tensor_name(name), declared.clone())?;
             let start = layout.offset as u64 * layout.dtype.bytes();
             let fits =
                 start.is_multiple_of(alignment) && Layout { offset: declared.offset, ..layout.clone() } == *declared;

@@ -124,15 +124,7 @@ impl Shapes {
 
     /// Tensors within 2^64 bytes, with no more batch entries and heads than any kernel takes.
     pub(crate) fn check_sizes(&self) -> Result<()> {
-        for (name, layout, _) in &self.tensors {
-            layout.byte_span().map_err(|e| e.of(name))?;
-            let most = [MAX_BATCH, MAX_HEADS, u32::MAX as usize, u32::MAX as usize];
-            if let Some(i) = (0..4).find(|&i| layout.shape[i] > most[i]) {
-                let bound = format!("at most {}", most[i]);
-                return Err(Error::argument(format!("{name}.shape[{i}]"), layout.shape[i], bound));
-            }
-        }
-        Ok(())
+        self.tensors.iter().try_for_each(|(name, layout, _)| check_size(name, layout))
     }
 
     /// Nothing but these tensors and numbers.
@@ -147,6 +139,17 @@ impl Shapes {
         }
         Ok(())
     }
+}
+
+/// The same for one tensor.
+pub(super) fn check_size(name: &str, layout: &Layout) -> Result<()> {
+    layout.byte_span().map_err(|e| e.of(name))?;
+    let most = [MAX_BATCH, MAX_HEADS, u32::MAX as usize, u32::MAX as usize];
+    if let Some(i) = (0..4).find(|&i| layout.shape[i] > most[i]) {
+        let bound = format!("at most {}", most[i]);
+        return Err(Error::argument(format!("{name}.shape[{i}]"), layout.shape[i], bound));
+    }
+    Ok(())
 }
 
 /// From an object: a tensor is one of `dtype`, `shape` and, where they are not those of a contiguous one, `strides` and `offset`; those

@@ -31,10 +31,11 @@ impl Results {
             require(layout.dtype == DType::U32, "segments.dtype", layout.dtype, "u32")?;
             layout.byte_span()?;
         }
-        let values = builder.output("values", Layout::heads_first(DType::F32, wanted));
+        let values = builder.output("values", Layout::heads_first(DType::F32, wanted))?;
         let has_indices = params.has_indices();
         let of_indices = Layout::heads_first(DType::U32, wanted);
-        let indices = if has_indices { Some(builder.output("indices", of_indices)) } else { builder.tensor("indices") };
+        let indices =
+            if has_indices { Some(builder.output("indices", of_indices)?) } else { builder.tensor("indices") };
         require_set("indices", indices.is_some(), has_indices, "as the reduction has indices or not")?;
         for (name, operand, dtype) in [("values", Some(&values), DType::F32), ("indices", indices.as_ref(), DType::U32)]
         {

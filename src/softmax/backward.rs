@@ -122,16 +122,18 @@ impl Gradients {
         let mut like = |name: &'static str, like: &Operand| {
             builder.output(name, Layout::heads_first(like.layout.dtype, like.shape()))
         };
-        let (dq, dk, dv) = (like("dq", &forward.q), like("dk", &forward.k), like("dv", &forward.v));
-        let additional =
-            forward.additional.as_ref().map(|[k, v]| [like("d_additional_k", k), like("d_additional_v", v)]);
+        let (dq, dk, dv) = (like("dq", &forward.q)?, like("dk", &forward.k)?, like("dv", &forward.v)?);
+        let additional = match &forward.additional {
+            Some([k, v]) => Some([like("d_additional_k", k)?, like("d_additional_v", v)?]),
+            None => None,
+        };
         for name in ["d_additional_k", "d_additional_v"] {
             let given = builder.tensor(name).is_some();
             require_set(name, given, forward.additional.is_some(), "as the additional keys are")?;
         }
         let of_bias = Layout::heads_first(DType::F32, forward.bias_shape());
         require(forward.bias.is_some() || !bias, "dbias", "set", "unset without a bias")?;
-        let dbias = bias.then(|| builder.output("dbias", of_bias));
+        let dbias = bias.then(|| builder.output("dbias", of_bias)).transpose()?;
         let by_keys = [None, None];
         let mut own = Self { forward, dout, dlse, dq, dk, dv, dbias, dq_so_far, by_keys };
         own.check(builder.caps, additional.as_ref())?;

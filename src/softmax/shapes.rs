@@ -45,7 +45,7 @@ impl AttentionShapes {
             Outputs::Written => {
                 let of_out = Layout::heads_first(q.layout.dtype, [batch, heads, queries, v.shape()[3]]);
                 let of_lse = Layout::heads_first(DType::F32, [batch, heads, queries, 1]);
-                (Some(builder.output("out", of_out)), builder.output("lse", of_lse))
+                (Some(builder.output("out", of_out)?), builder.output("lse", of_lse)?)
             }
             Outputs::Read => (Some(builder.input("out")?), builder.input("lse")?),
             Outputs::LseRead => (None, builder.input("lse")?),

@@ -61,7 +61,7 @@ impl Parts<'_> {
             masks: self.setup.shapes.mask.iter().map(|_| "mask").collect(),
             hooks: self.setup.params.hooks(),
             gradient: match self.pass {
-                Pass::Forward => None,
+                Pass::Forward | Pass::Reduction => None,
                 Pass::Bias => Some(Gradient::Bias),
                 _ => Some(Gradient::Score),
             },
