@@ -19,6 +19,7 @@ mod linear_backward;
 mod linear_cases;
 mod merge;
 mod neighborhood_cases;
+mod problem;
 mod ready;
 mod rotary;
 mod score_reduction;
@@ -48,6 +49,7 @@ pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
 };
+pub use problem::{KernelParams, Problem};
 pub use ready::Ready;
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
 pub use score_reduction::ScoreReductionCase;
@@ -73,6 +75,11 @@ pub trait Case {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>>;
     /// Runs the kernel once more and measures it.
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>>;
+    /// The case as one call, for a file that repeats it. None of a case that is several calls.
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        let _ = gpu;
+        Box::pin(std::future::ready(Ok(None)))
+    }
 }
 
 /// How well a case came out.

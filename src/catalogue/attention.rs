@@ -1,6 +1,9 @@
 //! Cases of softmax attention: flash and neighborhood.
 
-use super::{AttentionCase, BlockCase, Case, Known, KnownHook, Outcome, Scores, Tolerance, normal};
+use super::ready::Owned;
+use super::{
+    AttentionCase, BlockCase, Case, KernelParams, Known, KnownHook, Outcome, Problem, Ready, Scores, Tolerance, normal,
+};
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
 use crate::{AttentionParams, Caps, DType, Gpu, GpuTime, NeighborhoodAxis, Program, Result};
 use futures::future::LocalBoxFuture;
@@ -188,6 +191,23 @@ impl Case for AttentionCase {
             let (inputs, to) = self.arguments(&tensors);
             let prepared = self.prepare(gpu, &tensors).await?;
             gpu.time(|pass| prepared.encode_in(pass, (&inputs, &to))).await
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let tensors = self.upload(gpu).await?;
+            let mut call = Owned::of(self.arguments(&tensors));
+            call.tensors.extend(self.buffers_on(gpu).await?);
+            let params = self.in_family(self.params_on(gpu).await?);
+            let prepared = self.prepare(gpu, &tensors).await?;
+            let (out, lse) = self.expected();
+            Ok(Some(Problem {
+                params: KernelParams::Attention(params),
+                backward: false,
+                ready: Ready::new(call, prepared),
+                expected: vec![("out", out.to_vec()), ("lse", lse.to_vec())],
+            }))
         })
     }
 }

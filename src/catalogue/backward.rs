@@ -1,7 +1,10 @@
 //! Cases of the gradients.
 
 use super::ready::{Owned, Ready};
-use super::{AttentionCase, Case, Outcome, Scores, Tolerance, flash_cases, normal, poisoned, random_flash_cases};
+use super::{
+    AttentionCase, Case, KernelParams, Outcome, Problem, Scores, Tolerance, flash_cases, normal, poisoned,
+    random_flash_cases,
+};
 use crate::reference::{Gradients as Expected, flash_backward, place_of};
 use crate::{Attention, AttentionParams, Caps, DType, Gpu, GpuTime, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
@@ -88,6 +91,17 @@ impl BackwardCase {
         sums
     }
 
+    /// The gradients that come out, by name.
+    fn results(&self, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
+        let Expected { dq, dk, dv, dbias, d_additional_k, d_additional_v, .. } = self.expected();
+        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dbias, d_additional_k, d_additional_v]);
+        all.filter_map(|(name, expected)| {
+            let shape = ready.tensor(name)?.shape();
+            Some((name, if name == "dbias" { self.reduced(expected, shape) } else { expected.clone() }))
+        })
+        .collect()
+    }
+
     /// Uploads what the forward pass leaves, and prepares the backward one.
     ///
     /// # Errors
@@ -135,15 +149,23 @@ impl Case for BackwardCase {
             let ready = self.prepare(gpu).await?;
             ready.run().await?;
             let magnitude = self.forward.reference().magnitude;
-            let Expected { dq, dk, dv, dbias, d_additional_k, d_additional_v, .. } = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (name, expected) in GRADIENTS.into_iter().zip([dq, dk, dv, dbias, d_additional_k, d_additional_v]) {
-                let Some(found) = ready.tensor(name) else { continue };
+            for (name, expected) in self.results(&ready) {
+                let found = ready.tensor(name).expect("a result");
                 let tolerance = Tolerance { dtype: found.layout().dtype, unit: 5e-5, magnitude };
-                let reduced = (name == "dbias").then(|| self.reduced(expected, found.shape()));
-                outcome = outcome.and(tolerance.compare(&found.read().await?, reduced.as_ref().unwrap_or(expected)));
+                outcome = outcome.and(tolerance.compare(&found.read().await?, &expected));
             }
             Ok(outcome)
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let mut ready = self.prepare(gpu).await?;
+            ready.extend(self.forward.buffers_on(gpu).await?);
+            let expected = self.results(&ready);
+            let params = KernelParams::Attention(self.forward.in_family(self.forward.params_on(gpu).await?));
+            Ok(Some(Problem { params, backward: true, ready, expected }))
         })
     }
 

@@ -58,6 +58,8 @@ pub struct AttentionCase {
     pub scores: Scores,
     /// [batch, sequence, heads, head_dim] in memory with an odd offset and gaps, instead of contiguous.
     pub strided: bool,
+    /// Outputs and gradients are [batch, sequence, heads, head_dim] in memory.
+    pub heads_last: bool,
     /// Of the random values.
     pub seed: u64,
     /// Filled at first use: leave it empty.
@@ -97,6 +99,7 @@ impl Default for AttentionCase {
             hooks: Vec::new(),
             scores: Scores::Normal(1.0),
             strided: false,
+            heads_last: false,
             seed: 1,
             known: OnceLock::new(),
         }

@@ -6,6 +6,7 @@ use crate::{AttentionParams, BlockSparseParams, FlashParams, NeighborhoodParams,
 
 /// The params of one family or another.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(untagged))]
 pub enum CaseParams {
     /// Dense attention.
     Flash(FlashParams),

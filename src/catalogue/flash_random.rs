@@ -86,6 +86,7 @@ fn random_case(seed: u64) -> AttentionCase {
         mask,
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
         strided: r.random_range(0..2) == 0,
+        heads_last: r.random_range(0..3) == 0,
         seed,
         axes: vec![],
         blocks: None,

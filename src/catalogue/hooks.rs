@@ -2,6 +2,7 @@
 
 use super::KnownHook::{self, Checks, Coordinates, Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 use super::{AttentionCase, normal};
+use crate::program::{Name, hook::tensor_name};
 use crate::reference::At;
 use crate::{DType, FlashParams, Gpu, Hook, Result, Tensor};
 
@@ -160,6 +161,21 @@ fn coordinates(case: &AttentionCase, token: usize) -> [usize; 3] {
     at
 }
 
+impl KnownHook {
+    /// What it reads: its name, and the tensor.
+    async fn upload(self, gpu: &Gpu, case: &AttentionCase) -> Result<Option<(&'static str, Tensor)>> {
+        let Some((name, values)) = self.buffer(case) else { return Ok(None) };
+        let tensor = match self {
+            Documents(_) => {
+                let numbers: Vec<u32> = values.iter().map(|&x| x as u32).collect();
+                Tensor::upload_u32(gpu, &numbers).await?
+            }
+            _ => Tensor::upload(gpu, [1, 1, 1, values.len()], DType::F32, &values).await?,
+        };
+        Ok(Some((name, tensor)))
+    }
+}
+
 impl AttentionCase {
     /// The params with the hooks of the case, as far as they read nothing.
     pub(super) fn params_without_buffers(&self) -> FlashParams {
@@ -170,6 +186,15 @@ impl AttentionCase {
         FlashParams { score_mod: hooks(scores), mask_mod: hooks(masks), ..self.params.clone() }
     }
 
+    /// The buffers of the hooks, by the names of a call.
+    pub(super) async fn buffers_on(&self, gpu: &Gpu) -> Result<Vec<(Name, Tensor)>> {
+        let mut all = vec![];
+        for known in &self.hooks {
+            all.extend(known.upload(gpu, self).await?.map(|(name, tensor)| (tensor_name(name), tensor)));
+        }
+        Ok(all)
+    }
+
     /// The params with the hooks of the case and their buffers.
     ///
     /// # Errors
@@ -178,14 +203,7 @@ impl AttentionCase {
         let mut params = self.params.clone();
         for &known in &self.hooks {
             let mut hook = known.hook(self);
-            if let Some((name, values)) = known.buffer(self) {
-                let tensor = match known {
-                    Documents(_) => {
-                        let numbers: Vec<u32> = values.iter().map(|&x| x as u32).collect();
-                        Tensor::upload_u32(gpu, &numbers).await?
-                    }
-                    _ => Tensor::upload(gpu, [1, 1, 1, values.len()], DType::F32, &values).await?,
-                };
+            if let Some((name, tensor)) = known.upload(gpu, self).await? {
                 hook = hook.with_buffer(name, &tensor);
             }
             if known.is_mask() { &mut params.mask_mod } else { &mut params.score_mod }.push(hook);

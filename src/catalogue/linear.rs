@@ -1,7 +1,7 @@
 //! Cases of linear attention.
 
 use super::ready::{Owned, Ready};
-use super::{Case, Outcome, normal, poisoned};
+use super::{Case, KernelParams, Outcome, Problem, normal, poisoned};
 use crate::reference::{self, LinearProblem};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Program, Result, Shapes, Tensor,
@@ -31,9 +31,11 @@ pub struct LinearCase {
     pub sequences: Vec<usize>,
     /// Whether sequences lie one after another.
     pub packed: bool,
+    /// Rows behind the last of the packed sequences.
+    pub spare: usize,
     /// Types of q and k, of v and o.
     pub dtypes: [DType; 2],
-    /// [batch, tokens, heads, width] in memory instead of contiguous.
+    /// [batch, tokens, heads, width] in memory instead of contiguous: q, k, v and, where the case brings its outputs, o.
     pub strided: bool,
     /// Of the random values.
     pub seed: u64,
@@ -52,6 +54,7 @@ impl Default for LinearCase {
             in_place: false,
             sequences: vec![],
             packed: false,
+            spare: 0,
             dtypes: [DType::F32; 2],
             strided: false,
             seed: 0,
@@ -72,7 +75,7 @@ impl LinearCase {
     }
 
     fn rows(&self) -> usize {
-        if self.packed { self.sequences.iter().sum() } else { self.tokens }
+        if self.packed { self.sequences.iter().sum::<usize>() + self.spare } else { self.tokens }
     }
 
     pub(super) fn token_shapes(&self) -> [[usize; 4]; 3] {
@@ -182,18 +185,20 @@ impl LinearCase {
 
     /// NaN in padding.
     pub(super) fn pad(&self, values: &mut [f32], [_, heads, rows, width]: [usize; 4]) {
-        if self.packed || self.sequences.is_empty() {
+        if self.sequences.is_empty() {
             return;
         }
+        let all: usize = self.sequences.iter().sum();
         for (n, row) in values.chunks_exact_mut(width).enumerate() {
-            if n % rows >= self.sequences[n / rows / heads] {
+            if n % rows >= if self.packed { all } else { self.sequences[n / rows / heads] } {
                 row.fill(f32::NAN);
             }
         }
     }
 
     pub(super) async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
-        let Values { tokens, g, h0 } = self.values();
+        let Values { tokens, mut g, h0 } = self.values();
+        self.pad(&mut g, self.of_gates());
         let mut found = vec![];
         for (mut values, layout) in tokens.into_iter().zip(self.layouts()) {
             self.pad(&mut values, layout.shape);
@@ -257,10 +262,23 @@ impl Case for LinearCase {
 
     fn name(&self) -> String {
         let Self {
-            batch, heads, tokens, dims, params, gates, h0, in_place, sequences, packed, dtypes: [qk, v], ..
+            batch,
+            heads,
+            tokens,
+            dims,
+            params,
+            gates,
+            h0,
+            in_place,
+            sequences,
+            packed,
+            dtypes: [qk, v],
+            spare,
+            ..
         } = self;
         let LinearParams { causal, reverse, slopes, algorithm, chunk, .. } = params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
+        let lengths = if *packed && *spare > 0 { format!("{lengths} of {}", self.rows()) } else { lengths };
         let gate = match (gates, slopes) {
             (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
             (None, Some(_)) => " slopes".into(),
@@ -281,16 +299,26 @@ impl Case for LinearCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let uploaded = self.upload(gpu).await?;
-            let attention = LinearAttention::new(gpu, self.params.clone())?;
-            let inputs = self.inputs(&uploaded);
-            let (o, state) = match (&uploaded.h0, self.in_place) {
-                (Some(state), true) => (attention.forward_in_place(&inputs, state).await?, state.clone()),
-                _ => attention.forward_with_state(&inputs).await?,
+            let (o, state) = match self.strided {
+                true => {
+                    let ready = self.ready(gpu).await?;
+                    ready.run().await?;
+                    let result = |name| ready.tensor(name).expect("a result").clone();
+                    (result("o"), result(self.last_state()))
+                }
+                false => self.forward(gpu).await?,
             };
             let expected = self.expected();
             let outcome = compare(self.dtypes[1], ALLOWED, &o.read().await?, &expected.o);
             Ok(outcome.and(compare(DType::F32, ALLOWED, &state.read().await?, &expected.ht)))
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let (ready, reference) = (self.ready(gpu).await?, self.expected());
+            let expected = vec![("o", reference.o), (self.last_state(), reference.ht)];
+            Ok(Some(Problem { params: KernelParams::Linear(self.params.clone()), backward: false, ready, expected }))
         })
     }
 
@@ -300,6 +328,20 @@ impl Case for LinearCase {
 }
 
 impl LinearCase {
+    /// The output and the last state, in tensors of the library's own.
+    async fn forward(&self, gpu: &Gpu) -> Result<(Tensor, Tensor)> {
+        let uploaded = self.upload(gpu).await?;
+        let (attention, inputs) = (LinearAttention::new(gpu, self.params.clone())?, self.inputs(&uploaded));
+        match (&uploaded.h0, self.in_place) {
+            (Some(state), true) => Ok((attention.forward_in_place(&inputs, state).await?, state.clone())),
+            _ => attention.forward_with_state(&inputs).await,
+        }
+    }
+
+    fn last_state(&self) -> &'static str {
+        if self.in_place { "state" } else { "ht" }
+    }
+
     /// Uploads the values and prepares the kernels.
     ///
     /// # Errors
@@ -312,7 +354,10 @@ impl LinearCase {
             call.push("state", state);
         }
         for &name in if self.in_place { &["o"][..] } else { &["o", "ht"] } {
-            let layout = self.plan(gpu.caps())?.tensor(name).expect("a result").layout.clone();
+            let mut layout = self.plan(gpu.caps())?.tensor(name).expect("a result").layout.clone();
+            if self.strided && name == "o" {
+                layout = Layout::heads_last(layout.dtype, layout.shape).at(2);
+            }
             call.push(name, Tensor::empty(gpu, layout).await?);
         }
         let prepared = attention.prepare(&Shapes::of(&call)).await?;

@@ -2,7 +2,7 @@
 
 use super::linear::compare;
 use super::ready::{Owned, Ready};
-use super::{Case, LinearCase, Outcome, linear_cases, normal, poisoned, random_linear_cases};
+use super::{Case, KernelParams, LinearCase, Outcome, Problem, linear_cases, normal, poisoned, random_linear_cases};
 use crate::reference::{LinearGradientsReference, linear_backward};
 use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearParams, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
@@ -29,6 +29,13 @@ impl LinearBackwardCase {
         // A state that goes on in place is gone when gradients are wanted.
         let h0 = forward.h0 || forward.in_place;
         Self { forward: LinearCase { in_place: false, h0, ..forward }, dht }
+    }
+
+    /// The gradients that come out, by name.
+    fn results(&self, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
+        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = self.expected();
+        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dslopes, dh0]);
+        all.filter(|(name, _)| ready.tensor(name).is_some()).collect()
     }
 
     fn rows(&self) -> [usize; 4] {
@@ -114,13 +121,20 @@ impl Case for LinearBackwardCase {
         Box::pin(async move {
             let ready = self.ready(gpu).await?;
             ready.run().await?;
-            let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = self.expected();
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (name, expected) in GRADIENTS.into_iter().zip([dq, dk, dv, dg, dslopes, dh0]) {
-                let Some(found) = ready.tensor(name) else { continue };
+            for (name, expected) in self.results(&ready) {
+                let found = ready.tensor(name).expect("a result");
                 outcome = outcome.and(compare(found.layout().dtype, ALLOWED, &found.read().await?, &expected));
             }
             Ok(outcome)
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let ready = self.ready(gpu).await?;
+            let (params, expected) = (KernelParams::Linear(self.forward.params.clone()), self.results(&ready));
+            Ok(Some(Problem { params, backward: true, ready, expected }))
         })
     }
 

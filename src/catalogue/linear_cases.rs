@@ -70,6 +70,20 @@ pub fn linear_cases() -> Vec<LinearCase> {
         let params = LinearParams { algorithm: Some(algorithm), chunk: Some(32), ..LinearParams::default() };
         cases.push(LinearCase { tokens, dims, params, gates: Some((1.0, 20)), h0: true, ..LinearCase::default() });
     }
+    for (i, algorithm) in ALGORITHMS.into_iter().enumerate() {
+        let by_head = i % 2 == 1;
+        let slopes = by_head.then(|| slopes(2));
+        cases.push(LinearCase {
+            heads: if by_head { [2, 1, 1] } else { [1, 2, 1] },
+            params: LinearParams { algorithm, reverse: i > 1, slopes, ..LinearParams::default() },
+            gates: (!by_head).then_some((1.0, 13)),
+            sequences: vec![9, 0, 70],
+            packed: true,
+            spare: 40,
+            h0: true,
+            ..LinearCase::default()
+        });
+    }
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }
@@ -120,6 +134,7 @@ fn random_case(seed: u64) -> LinearCase {
             [(); 2].map(|()| *types.choose(r).expect("three"))
         },
         strided: r.random_range(0..2) == 0,
+        spare: r.random_range(0..3) * r.random_range(0..40),
         seed,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::data::DTYPES;
 use super::ready::{Owned, Ready};
-use super::{Case, Outcome, Tolerance, normal, poisoned};
+use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
 use crate::reference::merge;
 use crate::{Caps, DType, Gpu, GpuTime, Layout, Merge, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
@@ -133,6 +133,14 @@ impl Case for MergeCase {
                 outcome = outcome.and(Tolerance { dtype, unit: 2e-5, magnitude: 0.0 }.compare(&found, expected));
             }
             Ok(outcome)
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let (ready, (out, lse)) = (self.prepare(gpu).await?, self.expected());
+            let expected = vec![("out", out.clone()), ("lse", lse.clone())];
+            Ok(Some(Problem { params: KernelParams::Merge {}, backward: false, ready, expected }))
         })
     }
 

@@ -160,6 +160,7 @@ fn random_case(seed: u64) -> AttentionCase {
         hooks,
         scores: Scores::Normal(*[1.0, 3.0, 6.0].choose(r).expect("three")),
         strided: r.random_range(0..4) == 0,
+        heads_last: r.random_range(0..4) == 0,
         seed,
         ..case
     }

@@ -55,6 +55,11 @@ impl Ready {
         self.prepared.plan()
     }
 
+    /// The tensors by name.
+    pub fn tensors(&self) -> &[(Name, Tensor)] {
+        &self.call.tensors
+    }
+
     /// Runs it once, and measures.
     ///
     /// # Errors
@@ -66,6 +71,11 @@ impl Ready {
     /// Runs it once.
     pub(super) async fn run(&self) -> Result<()> {
         self.prepared.submit(&self.call).await
+    }
+
+    /// Tensors that the params carry, for a call that brings them.
+    pub(super) fn extend(&mut self, tensors: Vec<(Name, Tensor)>) {
+        self.call.tensors.extend(tensors);
     }
 
     pub(super) fn tensor(&self, name: &str) -> Option<&Tensor> {

@@ -1,9 +1,9 @@
 //! Cases of rotary embeddings.
 
-use super::{Case, Outcome, Tolerance, normal, poisoned};
+use super::ready::{Owned, Ready};
+use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, Positions, Prepared, Program, Result, Rotary, RotaryParams, Shapes, Tensor,
-    reference,
+    Caps, DType, Gpu, GpuTime, Layout, Positions, Program, Result, Rotary, RotaryParams, Shapes, Tensor, reference,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -89,27 +89,24 @@ impl RotaryCase {
         if self.backward { self.params.plan_backward(caps, &shapes) } else { self.params.plan(caps, &shapes) }
     }
 
-    async fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
-        let (rotary, shapes) = (Rotary::new(gpu, self.params.clone())?, self.shapes());
-        if self.backward { rotary.prepare_backward(&shapes).await } else { rotary.prepare(&shapes).await }
-    }
-
-    async fn upload(&self, gpu: &Gpu) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-        let x = poisoned(gpu, self.layout(0), &self.x()).await?;
-        let out = Tensor::empty(gpu, self.layout(1)).await?;
-        let positions = match self.given() {
+    async fn ready(&self, gpu: &Gpu) -> Result<Ready> {
+        let given = match self.given() {
             Some((layout, values)) => Some(Tensor::upload_u32(gpu, &values).await?.view(layout)?),
             None => None,
         };
-        Ok((x, out, positions))
-    }
-
-    fn positions<'a>(&self, given: &'a Option<Tensor>) -> Positions<'a> {
-        match (given, self.positions) {
+        let mut call = Owned::of(match (&given, self.positions) {
             (Some(tensor), _) => Positions::Given(tensor),
             (None, CasePositions::Counted(start, step)) => Positions::Counted { start, step },
             _ => unreachable!("positions that are given have a tensor"),
-        }
+        });
+        call.push("x", poisoned(gpu, self.layout(0), &self.x()).await?);
+        call.push("out", Tensor::empty(gpu, self.layout(1)).await?);
+        let (rotary, shapes) = (Rotary::new(gpu, self.params.clone())?, Shapes::of(&call));
+        let prepared = match self.backward {
+            true => rotary.prepare_backward(&shapes).await?,
+            false => rotary.prepare(&shapes).await?,
+        };
+        Ok(Ready::new(call, prepared))
     }
 }
 
@@ -133,20 +130,26 @@ impl Case for RotaryCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let (x, out, given) = self.upload(gpu).await?;
-            let call = (self.positions(&given), [("x", &x), ("out", &out)]);
-            self.prepare(gpu).await?.submit(call).await?;
+            let ready = self.ready(gpu).await?;
+            ready.run().await?;
             let tolerance = Tolerance { dtype: self.dtypes[1], unit: 2e-6, magnitude: 0.0 };
-            Ok(tolerance.compare(&out.read().await?, &self.expected()))
+            Ok(tolerance.compare(&ready.tensor("out").expect("a result").read().await?, &self.expected()))
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            Ok(Some(Problem {
+                params: KernelParams::Rotary(self.params.clone()),
+                backward: self.backward,
+                ready: self.ready(gpu).await?,
+                expected: vec![("out", self.expected())],
+            }))
         })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
-        Box::pin(async move {
-            let (x, out, given) = self.upload(gpu).await?;
-            let prepared = self.prepare(gpu).await?;
-            gpu.time(|pass| prepared.encode_in(pass, (self.positions(&given), [("x", &x), ("out", &out)]))).await
-        })
+        Box::pin(async move { self.ready(gpu).await?.time(gpu).await })
     }
 }
 

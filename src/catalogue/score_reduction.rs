@@ -1,6 +1,7 @@
 //! Cases of score reduction.
 
-use super::{AttentionCase, Case, Outcome, Tolerance};
+use super::ready::{Owned, Ready};
+use super::{AttentionCase, Case, KernelParams, Outcome, Problem, Tolerance};
 use crate::reference::{self, FlashProblem};
 use crate::{
     AttentionInputs, AttentionOutputs, Caps, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout, Program,
@@ -191,6 +192,25 @@ impl Case for ScoreReductionCase {
                 None => None,
             };
             Ok(self.compare(&values.read().await?, indices.as_deref()))
+        })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            let uploaded = self.upload(gpu).await?;
+            let inputs = self.inputs(&uploaded);
+            let to = uploaded.reduction.forward(&inputs).await?;
+            let mut call = Owned::of((&inputs, &to));
+            let prepared = uploaded.reduction.prepare(&Shapes::of(&call)).await?;
+            call.tensors.extend(self.attention.buffers_on(gpu).await?);
+            // Of groups that are equally large either may come, and what is near a bound may count or not.
+            let decided = self.top_k.is_none() && !matches!(self.reduction, Reduction::Count { .. });
+            Ok(Some(Problem {
+                params: KernelParams::ScoreReduction(uploaded.reduction.params().clone()),
+                backward: false,
+                ready: Ready::new(call, prepared),
+                expected: decided.then(|| ("values", self.known(|params| params))).into_iter().collect(),
+            }))
         })
     }
 

@@ -1,6 +1,7 @@
 //! Cases of SeerAttention's gate: its logits, its choice, and its training.
 
-use super::{Case, Outcome, Tolerance, normal, poisoned};
+use super::ready::{Owned, Ready};
+use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
 use crate::reference::{self, SeerGateProblem, SeerGateReference};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Program, Result, SeerGate, SeerGateInputs, SeerGateParams, Seqlens, Shapes,
@@ -343,6 +344,29 @@ impl Case for SeerGateCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move { if self.training { self.train(gpu).await } else { self.choose(gpu).await } })
+    }
+
+    fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
+        Box::pin(async move {
+            if self.training {
+                return Ok(None);
+            }
+            let (uploaded, gate) = (self.upload(gpu).await?, SeerGate::new(gpu, self.params.clone())?);
+            let mut call = Owned::of(self.inputs(&uploaded));
+            let program = gate.plan(&Shapes::of(&call).wanted("logits").wanted("scores"))?;
+            for name in ["chosen", "logits", "scores"] {
+                let layout = program.tensor(name).expect("a result").layout.clone();
+                call.push(name, Tensor::empty(gpu, layout).await?);
+            }
+            let prepared = gate.prepare(&Shapes::of(&call)).await?;
+            let logits = self.with_problem(|problem| reference::seer_gate(&self.params, problem).logits);
+            Ok(Some(Problem {
+                params: KernelParams::Gate(self.params.clone()),
+                backward: false,
+                ready: Ready::new(call, prepared),
+                expected: vec![("logits", logits)],
+            }))
+        })
     }
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {

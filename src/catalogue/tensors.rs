@@ -27,6 +27,9 @@ const SEQLENS: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlen
 impl AttentionCase {
     pub(super) fn layout(&self, which: usize, dtype: DType, shape: [usize; 4]) -> Layout {
         let contiguous = Layout::heads_first(dtype, shape);
+        if self.heads_last && which >= 3 {
+            return Layout::heads_last(dtype, shape).at(8);
+        }
         if !self.strided {
             return contiguous;
         }

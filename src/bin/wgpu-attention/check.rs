@@ -1,13 +1,16 @@
 //! `check`: the case catalogue on every adapter present.
 
+mod fuzz;
+
 use super::Device;
+use super::run::file::error;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use wgpu_attention::catalogue::{Case, FAMILIES, activations};
-use wgpu_attention::{Error, Gpu, Result};
+use wgpu_attention::catalogue::{Case, FAMILIES, Outcome, activations};
+use wgpu_attention::{Error, Gpu, GpuTime, Result};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -18,12 +21,24 @@ pub struct Options {
     /// Write the figures to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// So many random cases besides the catalogue.
+    /// So many random problems besides the catalogue, of all families in turn, on all adapters at the same time.
     #[arg(long, value_name = "N", default_value_t = 0)]
     fuzz: usize,
-    /// Which random cases; the same number gives the same ones.
+    /// Which random problems; the same number gives the same ones.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// No random problem begins after so many minutes of them.
+    #[arg(long, value_name = "M", requires = "fuzz")]
+    minutes: Option<u64>,
+    /// Random problems without the catalogue.
+    #[arg(long, requires = "fuzz")]
+    random_only: bool,
+    /// Write each random problem that fails to a file in this folder, which `run problem` takes.
+    #[arg(long, value_name = "DIR", requires = "fuzz")]
+    problems: Option<PathBuf>,
+    /// How many times the tolerance an error may be, at least 0.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    tolerance: f64,
     /// A real model's activations (safetensors with q, k, v, seqlens_k, out, lse) as one more case.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -48,6 +63,10 @@ struct Report {
 }
 
 pub fn check(options: &Options) -> Result<ExitCode> {
+    let tolerance = options.tolerance;
+    if !(tolerance.is_finite() && tolerance >= 0.0) {
+        return Err(error("--tolerance", tolerance, "finite, at least 0"));
+    }
     let cases = cases(options)?;
     let device = options.device.options();
     let adapters = pollster::block_on(Gpu::request_all(&device));
@@ -55,18 +74,18 @@ pub fn check(options: &Options) -> Result<ExitCode> {
         return Err(super::no_adapter(&device));
     }
     let mut reports = Vec::new();
-    let mut refused = 0;
-    for gpu in adapters {
-        match gpu {
-            Ok(gpu) => {
-                let of_adapter = run(&gpu, &cases);
-                print(&gpu, &of_adapter);
-                reports.extend(of_adapter);
-            }
-            Err(e) => {
-                eprintln!("not checked: {e}");
-                refused += 1;
-            }
+    let (gpus, refused): (Vec<_>, Vec<_>) = adapters.into_iter().partition(Result::is_ok);
+    let gpus: Vec<Gpu> = gpus.into_iter().flatten().collect();
+    refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(|e| eprintln!("not checked: {e}"));
+    for gpu in gpus.iter().filter(|_| !options.random_only) {
+        let of_adapter = run(gpu, &cases, tolerance);
+        print(gpu, &of_adapter);
+        reports.extend(of_adapter);
+    }
+    if options.fuzz > 0 {
+        for (gpu, found) in gpus.iter().zip(fuzz::run(&gpus, options)?) {
+            found.print(gpu, options.seed);
+            reports.extend(found.reports);
         }
     }
     if options.data.is_none() {
@@ -76,7 +95,7 @@ pub fn check(options: &Options) -> Result<ExitCode> {
         write(path, &reports)?;
     }
     let failed = reports.iter().filter(|r| !r.passed).count();
-    println!("{} passed, {failed} failed{}", reports.len() - failed, note(refused));
+    println!("{} passed, {failed} failed{}", reports.len() - failed, note(refused.len()));
     Ok(ExitCode::from(u8::from(failed > 0 || reports.is_empty())))
 }
 
@@ -87,43 +106,51 @@ fn note(refused: usize) -> String {
 fn cases(options: &Options) -> Result<Vec<Box<dyn Case>>> {
     let names: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
     if let Some(unknown) = options.kernels.iter().find(|k| !names.contains(&k.as_str())) {
-        let bound = format!("one of {}", names.join(", "));
-        return Err(Error::Argument { argument: "KERNEL".into(), value: unknown.clone(), bound });
+        return Err(error("KERNEL", unknown, format!("one of {}", names.join(", "))));
     }
-    let chosen = |name: &str| options.kernels.is_empty() || options.kernels.iter().any(|k| k == name);
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
-    for family in FAMILIES.iter().filter(|f| chosen(f.name)) {
+    for family in FAMILIES.iter().filter(|family| chosen(options, family.name)) {
         cases.extend((family.cases)());
-        cases.extend((family.random)(options.fuzz, options.seed));
     }
-    if let Some(path) = options.data.as_ref().filter(|_| chosen("flash")) {
+    if let Some(path) = options.data.as_ref().filter(|_| chosen(options, "flash")) {
         cases.push(Box::new(activations(path)?));
     }
     Ok(cases)
 }
 
-fn run(gpu: &Gpu, cases: &[Box<dyn Case>]) -> Vec<Report> {
+fn chosen(options: &Options, name: &str) -> bool {
+    options.kernels.is_empty() || options.kernels.iter().any(|kernel| kernel == name)
+}
+
+fn run(gpu: &Gpu, cases: &[Box<dyn Case>], tolerance: f64) -> Vec<Report> {
     let style = "{bar:32} {pos}/{len} {elapsed}  {wide_msg}";
     let style = ProgressStyle::with_template(style).expect("a valid template");
     let bar = ProgressBar::new(cases.len() as u64).with_style(style);
     let mut reports = Vec::new();
     for case in cases {
         bar.set_message(format!("{}  {}", gpu.caps().adapter, case.name()));
-        reports.push(report(gpu, case.as_ref()));
+        let outcome = pollster::block_on(case.run(gpu));
+        let time = pollster::block_on(case.time(gpu));
+        reports.push(judge(gpu, case.as_ref(), outcome, Some(time), tolerance));
         bar.inc(1);
     }
     bar.finish_and_clear();
     reports
 }
 
-fn report(gpu: &Gpu, case: &dyn Case) -> Report {
-    let outcome = pollster::block_on(case.run(gpu));
-    let time = pollster::block_on(case.time(gpu));
+fn judge(
+    gpu: &Gpu,
+    case: &dyn Case,
+    outcome: Result<Outcome>,
+    time: Option<Result<GpuTime>>,
+    tolerance: f64,
+) -> Report {
     let failure = match (&outcome, &time) {
-        (Err(e), _) | (_, Err(e)) => Some(e.to_string()),
-        (Ok(outcome), _) if !outcome.passed() => Some("beyond the tolerance".into()),
-        _ => None,
+        (Err(e), _) | (_, Some(Err(e))) => Some(e.to_string()),
+        (Ok(Outcome { over_tolerance, .. }), _) if *over_tolerance <= tolerance => None,
+        _ => Some("beyond the tolerance".into()),
     };
+    let time = time.and_then(Result::ok);
     let caps = gpu.caps();
     let finite = |x: f64| x.is_finite().then_some(x);
     Report {
@@ -135,8 +162,8 @@ fn report(gpu: &Gpu, case: &dyn Case) -> Report {
         passed: failure.is_none(),
         error: outcome.as_ref().ok().and_then(|o| finite(o.error)),
         over_tolerance: outcome.ok().and_then(|o| finite(o.over_tolerance)),
-        gpu_seconds: time.as_ref().ok().map(|t| t.seconds),
-        by_timestamps: time.ok().map(|t| t.by_timestamps),
+        gpu_seconds: time.as_ref().map(|t| t.seconds),
+        by_timestamps: time.map(|t| t.by_timestamps),
         flops: case.flops(),
         failure,
     }
@@ -176,13 +203,13 @@ fn print(gpu: &Gpu, reports: &[Report]) {
     );
 }
 
+fn unwritable(argument: &str, path: &Path, e: &std::io::Error) -> Error {
+    error(argument, format!("{} ({e})", path.display()), "a path that can be written")
+}
+
 /// Whole or not at all.
 fn write(path: &Path, reports: &[Report]) -> Result<()> {
-    let failed = |e: std::io::Error| Error::Argument {
-        argument: "--json".into(),
-        value: format!("{} ({e})", path.display()),
-        bound: "a file that can be written".into(),
-    };
+    let failed = |e: std::io::Error| unwritable("--json", path, &e);
     let text = serde_json::to_string_pretty(reports).expect("plain data");
     let part = path.with_extension("part");
     std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path)).map_err(failed)

@@ -3,6 +3,7 @@
 mod check;
 mod info;
 mod plan;
+mod problem;
 mod run;
 
 use clap::{Parser, Subcommand};

@@ -4,8 +4,9 @@ use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::process::ExitCode;
 use wgpu_attention::{
-    AttentionParams, BlockSparseParams, Caps, Error, FlashParams, LinearParams, NeighborhoodParams, Program, Result,
-    RotaryParams, ScoreReductionParams, SeerDecodeGateParams, SeerGateParams, Shapes,
+    Attention, AttentionParams, BlockSparseParams, Caps, Error, FlashParams, Gpu, LinearAttention, LinearParams, Merge,
+    NeighborhoodParams, Prepared, Program, Result, Rotary, RotaryParams, ScoreReduction, ScoreReductionParams,
+    SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Shapes,
 };
 
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Kernel {
+pub enum Kernel {
     /// `FlashParams`
     Flash,
     /// `NeighborhoodParams`
@@ -64,7 +65,7 @@ pub fn plan(options: &Options) -> Result<ExitCode> {
         "core" => Caps::core(),
         file => parse::<Caps>("--caps", &read("--caps", file)?)?,
     };
-    let program = program(options, &caps, &shapes)?;
+    let program = options.kernel.plan(&options.params, options.backward, &caps, &shapes)?;
     if options.json {
         println!("{}", serde_json::to_string(&program).expect("a program is plain data"));
     } else {
@@ -73,27 +74,50 @@ pub fn plan(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn program(options: &Options, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-    let (params, backward) = (&options.params, options.backward);
-    let forward_only = |plan: Result<Program>| match backward {
-        true => Err(error("--backward", "set", "unset: this kernel has no gradients of its own")),
-        false => plan,
-    };
-    match options.kernel {
-        Kernel::Flash => attention::<FlashParams>(params, backward, caps, shapes),
-        Kernel::Neighborhood => attention::<NeighborhoodParams>(params, backward, caps, shapes),
-        Kernel::BlockSparse => attention::<BlockSparseParams>(params, backward, caps, shapes),
-        Kernel::ScoreReduction => forward_only(parse::<ScoreReductionParams>("--params", params)?.plan(caps, shapes)),
-        Kernel::Gate => forward_only(parse::<SeerGateParams>("--params", params)?.plan(caps, shapes)),
-        Kernel::DecodeGate => forward_only(parse::<SeerDecodeGateParams>("--params", params)?.plan(caps, shapes)),
-        Kernel::Merge => forward_only(shapes.plan_merge(caps)),
-        Kernel::Linear => {
-            let params: LinearParams = parse("--params", params)?;
-            if backward { params.plan_backward(caps, shapes) } else { params.plan(caps, shapes) }
+impl Kernel {
+    /// What runs, with these params.
+    pub fn plan(self, params: &str, backward: bool, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        let forward_only = |plan: Result<Program>| match backward {
+            true => Err(error("--backward", "set", "unset: this kernel has no gradients of its own")),
+            false => plan,
+        };
+        match self {
+            Self::Flash => attention::<FlashParams>(params, backward, caps, shapes),
+            Self::Neighborhood => attention::<NeighborhoodParams>(params, backward, caps, shapes),
+            Self::BlockSparse => attention::<BlockSparseParams>(params, backward, caps, shapes),
+            Self::ScoreReduction => forward_only(parse_params::<ScoreReductionParams>(params)?.plan(caps, shapes)),
+            Self::Gate => forward_only(parse_params::<SeerGateParams>(params)?.plan(caps, shapes)),
+            Self::DecodeGate => forward_only(parse_params::<SeerDecodeGateParams>(params)?.plan(caps, shapes)),
+            Self::Merge => forward_only(shapes.plan_merge(caps)),
+            Self::Linear => {
+                let params: LinearParams = parse_params(params)?;
+                if backward { params.plan_backward(caps, shapes) } else { params.plan(caps, shapes) }
+            }
+            Self::Rotary => {
+                let params: RotaryParams = parse_params(params)?;
+                if backward { params.plan_backward(caps, shapes) } else { params.plan(caps, shapes) }
+            }
         }
-        Kernel::Rotary => {
-            let params: RotaryParams = parse("--params", params)?;
-            if backward { params.plan_backward(caps, shapes) } else { params.plan(caps, shapes) }
+    }
+
+    /// The same, prepared on a device.
+    pub async fn prepare(self, params: &str, backward: bool, gpu: &Gpu, shapes: &Shapes) -> Result<Prepared> {
+        match self {
+            Self::Flash => attention_on::<FlashParams>(params, backward, gpu, shapes).await,
+            Self::Neighborhood => attention_on::<NeighborhoodParams>(params, backward, gpu, shapes).await,
+            Self::BlockSparse => attention_on::<BlockSparseParams>(params, backward, gpu, shapes).await,
+            Self::ScoreReduction => ScoreReduction::new(gpu, parse_params(params)?)?.prepare(shapes).await,
+            Self::Gate => SeerGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,
+            Self::DecodeGate => SeerDecodeGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,
+            Self::Merge => Merge::new(gpu).prepare(shapes).await,
+            Self::Linear => {
+                let linear = LinearAttention::new(gpu, parse_params(params)?)?;
+                if backward { linear.prepare_backward(shapes).await } else { linear.prepare(shapes).await }
+            }
+            Self::Rotary => {
+                let rotary = Rotary::new(gpu, parse_params(params)?)?;
+                if backward { rotary.prepare_backward(shapes).await } else { rotary.prepare(shapes).await }
+            }
         }
     }
 }
@@ -104,15 +128,29 @@ fn attention<P: AttentionParams + DeserializeOwned>(
     caps: &Caps,
     shapes: &Shapes,
 ) -> Result<Program> {
-    let params: P = parse("--params", params)?;
+    let params: P = parse_params(params)?;
     if backward { params.plan_backward(caps, shapes) } else { params.plan(caps, shapes) }
+}
+
+async fn attention_on<P: AttentionParams + DeserializeOwned>(
+    params: &str,
+    backward: bool,
+    gpu: &Gpu,
+    shapes: &Shapes,
+) -> Result<Prepared> {
+    let attention = Attention::<P>::new(gpu, parse_params(params)?)?;
+    if backward { attention.prepare_backward(shapes).await } else { attention.prepare(shapes).await }
+}
+
+fn parse_params<T: DeserializeOwned>(text: &str) -> Result<T> {
+    parse("--params", text)
 }
 
 fn read(argument: &str, file: &str) -> Result<String> {
     std::fs::read_to_string(Path::new(file)).map_err(|e| error(argument, file, format!("a file that can be read: {e}")))
 }
 
-fn parse<T: DeserializeOwned>(argument: &str, text: &str) -> Result<T> {
+pub fn parse<T: DeserializeOwned>(argument: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| error(argument, text, format!("JSON of what is described in --help: {e}")))
 }
 

@@ -2,8 +2,8 @@
 
 mod attention;
 mod block_sparse;
-mod call;
-mod file;
+pub mod call;
+pub mod file;
 mod flash;
 mod gate;
 mod gradients;
@@ -11,7 +11,7 @@ mod linear;
 mod neighborhood;
 mod sequences;
 
-use file::{Destination, Inputs, Order};
+use file::{Destination, Inputs, Order, Output};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wgpu_attention::{DType, Result};
@@ -65,6 +65,9 @@ enum Kernel {
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
     Neighborhood,
+    /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and no other option
+    /// but --adapter counts. Writes what the kernel writes, and prints how far that is from the float64 reference.
+    Problem,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -86,6 +89,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Type::F16 => DType::F16,
         Type::Bf16 => DType::Bf16,
     });
+    if let Kernel::Problem = options.kernel {
+        return problem(options);
+    }
     let inputs = Inputs::read(&options.input, options.layout, dtype)?;
     let destination = Destination::new(&options.output, &options.input)?;
     let outputs = match options.kernel {
@@ -93,14 +99,40 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Kernel::BlockSparse => block_sparse::run(options, &inputs)?,
         Kernel::Linear => linear::run(options, &inputs)?,
         Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
+        Kernel::Problem => unreachable!("it has its own way"),
     };
     destination.write(&outputs)?;
-    for output in &outputs {
-        println!("{} {:?} {}", output.name, output.shape, output.dtype);
-    }
+    show(&outputs);
     let unread = inputs.unread();
     if !unread.is_empty() {
         println!("not read: {}", unread.join(", "));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn problem(options: &Options) -> Result<ExitCode> {
+    let given = [
+        ("--params", options.params != "{}"),
+        ("--layout", options.layout != Order::HeadsFirst),
+        ("--dtype", options.dtype.is_some()),
+        ("--backend", options.backend != Backend::Gpu),
+        ("--backward", options.backward),
+    ];
+    if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(file::error(name, "set", "unset: the file says what runs"));
+    }
+    let destination = Destination::new(&options.output, &options.input)?;
+    let outputs = pollster::block_on(async {
+        let gpu = attention::request(options.adapter.as_deref()).await?;
+        crate::problem::run(&options.input, &gpu).await
+    })?;
+    destination.write(&outputs)?;
+    show(&outputs);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(outputs: &[Output]) {
+    for output in outputs {
+        println!("{} {:?} {}", output.name, output.shape, output.dtype);
+    }
 }

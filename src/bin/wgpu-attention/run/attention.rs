@@ -80,7 +80,7 @@ impl<P: AttentionParams> Problem<P> {
         let out = Floats { dtype: self.tensors["q"].dtype, shape: rows, values: out };
         let out = inputs.output("out", out, packed);
         let shape = if packed { vec![h, n] } else { vec![b, h, n] };
-        Ok(vec![out, Output { name: "lse", dtype: DType::F32, shape, values: lse }])
+        Ok(vec![out, Output { name: "lse".into(), dtype: DType::F32, shape, values: lse }])
     }
 
     /// The shape of the output.

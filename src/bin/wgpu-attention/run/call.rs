@@ -17,8 +17,12 @@ pub struct Uploaded {
 }
 
 impl Uploaded {
+    pub fn empty(gpu: &Gpu) -> Self {
+        Self { gpu: gpu.clone(), tensors: BTreeMap::new(), numbers: vec![] }
+    }
+
     pub async fn new(gpu: &Gpu, tensors: &Named) -> Result<Self> {
-        let mut new = Self { gpu: gpu.clone(), tensors: BTreeMap::new(), numbers: vec![] };
+        let mut new = Self::empty(gpu);
         new.upload(tensors).await?;
         Ok(new)
     }

@@ -31,7 +31,7 @@ impl Floats {
 
 /// A result, in the order in which it is written.
 pub struct Output {
-    pub name: &'static str,
+    pub name: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
@@ -233,11 +233,11 @@ impl Inputs {
             (false, Order::HeadsLast) => (vec![b, n, h, d], swap(&values, [b, h, n, d])),
             (false, Order::HeadsFirst) => (vec![b, h, n, d], values),
         };
-        Output { name, dtype, shape, values }
+        Output { name: name.into(), dtype, shape, values }
     }
 }
 
-const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+pub const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 fn stored(dtype: Dtype) -> DType {
     match dtype {
@@ -247,7 +247,7 @@ fn stored(dtype: Dtype) -> DType {
     }
 }
 
-fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+pub fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     let halves = || data.chunks_exact(2).map(|two| [two[0], two[1]]);
     match dtype {
         Dtype::F16 => halves().map(|two| half::f16::from_le_bytes(two).to_f32()).collect(),
@@ -256,7 +256,7 @@ fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     }
 }
 
-fn encode(dtype: DType, values: &[f32]) -> (Dtype, Vec<u8>) {
+pub fn encode(dtype: DType, values: &[f32]) -> (Dtype, Vec<u8>) {
     match dtype {
         DType::F16 => (Dtype::F16, values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect()),
         DType::Bf16 => (Dtype::BF16, values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()),
@@ -303,7 +303,7 @@ impl Destination {
         let encoded: Vec<(Dtype, Vec<u8>)> = outputs.iter().map(|o| encode(o.dtype, &o.values)).collect();
         let views = outputs.iter().zip(&encoded).map(|(o, (dtype, bytes))| {
             let view = TensorView::new(*dtype, o.shape.clone(), bytes).map_err(|e| self.failed(&e))?;
-            Ok((o.name, view))
+            Ok((&o.name, view))
         });
         let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(|e| self.failed(&e))?;
         let written = std::fs::write(&self.part, bytes).and_then(|()| std::fs::rename(&self.part, &self.path));

@@ -176,7 +176,7 @@ pub fn run(
         false => prefill::run(options, params, &tensors, problem)?,
         true => decode::run(options, inputs, params, &tensors, problem)?,
     };
-    let output = |name, dtype, values| Output { name, dtype, shape: shape.to_vec(), values };
+    let output = |name: &str, dtype, values| Output { name: name.into(), dtype, shape: shape.to_vec(), values };
     let mut outputs = vec![
         output("mask", DType::U8, chosen.clone()),
         output("gate_logits", DType::F32, logits),

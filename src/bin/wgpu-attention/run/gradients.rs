@@ -34,7 +34,7 @@ impl<P: AttentionParams> Problem<P> {
             Backend::Reference => self.gradients_on_cpu(&from)?,
         };
         let output = |((name, of), values): ((&'static str, &Floats), Vec<f32>)| match name {
-            "dbias" => Output { name, dtype: DType::F32, shape: of.shape.into(), values },
+            "dbias" => Output { name: name.into(), dtype: DType::F32, shape: of.shape.into(), values },
             _ => inputs.output(name, Floats { values, ..*of }, packed),
         };
         Ok(self.wanted().zip(found).map(output).collect())

@@ -96,8 +96,8 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let output = |(name, values): (&'static str, Vec<f32>)| {
         let Layout { dtype, shape, .. } = program.tensor(name).expect("a result of the program").layout;
         match name {
-            "ht" | "dh0" => Output { name, dtype, shape: shape.into(), values },
-            "dslopes" => Output { name, dtype, shape: vec![values.len()], values },
+            "ht" | "dh0" => Output { name: name.into(), dtype, shape: shape.into(), values },
+            "dslopes" => Output { name: name.into(), dtype, shape: vec![values.len()], values },
             "dg" => {
                 let mut output = inputs.output(name, Floats { dtype, shape, values }, packed);
                 output.shape.pop();
