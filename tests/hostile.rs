@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{bits, gpu, named, random, read, says, tensor};
+use common::{bits, gpu, named, program_on_driver, random, read, says, tensor};
 use pollster::block_on;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use wgpu_attention::{
     AttentionInputs, AttentionOutputs, AttentionParams, BlockGrid, BlockMask, BlockSparseParams, Caps, DType, Error,
@@ -164,10 +163,23 @@ const ATTEMPTS: &[Attempt] = &[
             format!("if score > 0.0 {{}} {}", "else if score > 1.0 {}".repeat(2_900)),
             format!("var a: {}f32{};", "array<".repeat(4_000), ", 1>".repeat(4_000)),
             "return score;".repeat(500),
+            "return f0(score);".into(),
+            "var a = array(score, 1.0); var b = array(a, a, a, a, a, a, a, a); var c = array(b, b, b, b, b, b, b, b); \
+             var d = array(c, c, c, c, c, c, c, c); var e = array(d, d, d, d, d, d, d, d); var f = array(e, e, e, e, e, e, e, e); \
+             var g = array(f, f, f, f, f, f, f, f); return g[u32(score)][0][0][0][0][0][0];"
+                .into(),
+            format!("var a: array<f32, 4000>; a[u32(score)] = score; {}", "{ var b = a; a[1] = b[at.key]; }".repeat(500)),
         ];
+        // Each calls the next one twice.
+        let doubling: String = (0..22)
+            .map(|n| format!("fn f{n}(x: f32) -> f32 {{ return f{}(f{}(x) + 1.0); }}\n", n + 1, n + 1))
+            .collect();
         let x = tensor([1, 1, 4, 8], &random(1, 32));
         for body in sources {
-            let source = format!("fn deep(score: f32, at: Position) -> f32 {{ {body} return score; }}");
+            let source = format!(
+                "fn deep(score: f32, at: Position) -> f32 {{ {body} return score; }}\n{doubling}fn f22(x: f32) -> f32 {{ return sin(x); }}"
+            );
+            let source = if body.contains("f0") { source } else { source.lines().next().unwrap_or_default().into() };
             let params = FlashParams { score_mod: vec![Hook::new("deep", source)], ..FlashParams::default() };
             let result = FlashAttention::new(gpu(), params);
             let result = result.and_then(|attention| {
@@ -195,18 +207,11 @@ fn attempt() {
 
 #[test]
 fn nothing_ends_the_process_or_hangs() {
-    // A driver in another folder is reached through its own loader, which the system takes for this program.
+    // Its own loader is what the system takes for this program, where it has one.
     let program = std::env::args().next().expect("this program");
-    let runner =
-        std::env::var(format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase()));
-    let mut words: Vec<String> = runner.unwrap_or_default().split_whitespace().map(String::from).collect();
-    words.push(program);
     for (name, _) in ATTEMPTS {
-        let mut command = Command::new(&words[0]);
-        command
-            .args(&words[1..])
-            .args(["--exact", "attempt", "--ignored", "--nocapture"])
-            .env("WGPU_ATTENTION_ATTEMPT", name);
+        let mut command = program_on_driver(&program);
+        command.args(["--exact", "attempt", "--ignored", "--nocapture"]).env("WGPU_ATTENTION_ATTEMPT", name);
         let mut child = command.spawn().expect("this program again");
         let start = Instant::now();
         let status = loop {

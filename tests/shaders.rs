@@ -7,7 +7,7 @@ use naga::valid::{ModuleInfo, ValidationFlags};
 use naga::{Module, ShaderStage};
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wgpu_attention::catalogue::FAMILIES;
 
@@ -99,8 +99,10 @@ fn metal() {
     });
 }
 
+/// HLSL. `WGPU_ATTENTION_HLSL` names a folder that the texts go to, for another compiler.
 #[test]
 fn direct_x() {
+    let folder = std::env::var_os("WGPU_ATTENTION_HLSL").map(PathBuf::from);
     let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
         fake_missing_bindings: true,
@@ -113,6 +115,9 @@ fn direct_x() {
         let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
         written.unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(text.contains("numthreads"), "{name}: no entry point");
+        if let Some(folder) = &folder {
+            std::fs::write(folder.join(format!("{name}.hlsl")), text).expect("a writable folder");
+        }
     });
 }
 

@@ -9,6 +9,7 @@
 pub mod golden;
 
 use std::ops::Range;
+use std::process::Command;
 use std::sync::OnceLock;
 use wgpu_attention::catalogue::{Case, normal};
 use wgpu_attention::{Call, Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
@@ -45,6 +46,17 @@ pub fn gpu() -> &'static Gpu {
         eprintln!("{} {options:?}", gpu.caps());
         gpu
     })
+}
+
+/// A program on the same driver: one in another folder is reached through its own loader.
+pub fn program_on_driver(program: &str) -> Command {
+    let runner =
+        std::env::var(format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase()));
+    let words = runner.unwrap_or_default();
+    let mut words = words.split_whitespace().chain([program]);
+    let mut command = Command::new(words.next().expect("one at least"));
+    command.args(words);
+    command
 }
 
 /// A contiguous tensor.

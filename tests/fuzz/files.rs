@@ -1,9 +1,10 @@
 //! The command line on files and JSON that nobody means: it ends by itself, in time, with a result or with one line that says why not.
 
+use super::common::program_on_driver;
 use super::program::{Files, floats, integers};
 use super::source::Source;
 use safetensors::Dtype;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);
@@ -145,7 +146,7 @@ pub fn attempt(s: &mut Source, files: &Files) {
         words.extend(s.maybe(4, |_| "--layout=heads-last".into()));
         words
     };
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wgpu-attention"));
+    let mut command = program_on_driver(env!("CARGO_BIN_EXE_wgpu-attention"));
     command.args(&words).env("XDG_RUNTIME_DIR", std::env::temp_dir()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     let start = Instant::now();

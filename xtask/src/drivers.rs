@@ -46,6 +46,30 @@ pub fn chromium() -> Result<PathBuf> {
     manifest(&["/usr/bin/chromium"], &["chromium"])
 }
 
+/// Wine, a screen for it, without which it has no Vulkan, and what links programs for it.
+pub fn wine() -> Result<()> {
+    manifest(&["/usr/bin/wine"], &["wine", "wine64"])?;
+    manifest(&["/usr/bin/xvfb-run"], &["xvfb", "xauth"])?;
+    manifest(&["/usr/bin/x86_64-w64-mingw32-gcc"], &["gcc-mingw-w64-x86-64"]).map(|_| ())
+}
+
+/// Microsoft's HLSL compiler for Linux, which a package of Python's index has among its sources.
+pub fn dxc() -> Result<PathBuf> {
+    const PACKAGE: &str = "compushady-0.17.5";
+    let folder = cache().join("dxc");
+    let file = format!("{PACKAGE}/compushady/backends/libdxcompiler_{}.so.3.7", std::env::consts::ARCH);
+    let library = folder.join(&file);
+    if !library.exists() {
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let mut download = Command::new("python3");
+        download.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:", "--dest"]);
+        run(download.arg(&folder).arg(PACKAGE.replacen('-', "==", 1)))?;
+        let archive = folder.join(format!("{PACKAGE}.tar.gz"));
+        run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(&folder).arg(&file))?;
+    }
+    Ok(library)
+}
+
 /// The SPIR-V validator, which `tests/shaders.rs` uses where it is installed.
 pub fn spirv_val() -> Result<PathBuf> {
     manifest(&["/usr/bin/spirv-val"], &["spirv-tools"])
@@ -66,9 +90,7 @@ pub fn cooperative() -> Result<Cooperative> {
         "aarch64" => ("aarch64-linux-gnu", "lib/ld-linux-aarch64.so.1"),
         other => return Err(format!("Mesa's driver with cooperative matrices is not set up on {other}")),
     };
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let folder = cache.unwrap_or_else(std::env::temp_dir).join("wgpu-attention/mesa-unstable");
+    let folder = cache().join("mesa-unstable");
     let manifest = folder.with_extension("json");
     if !manifest.exists() {
         if !Path::new("/usr/sbin/debootstrap").exists() {
@@ -89,6 +111,13 @@ pub fn cooperative() -> Result<Cooperative> {
     let libraries = ["usr/lib", "lib"].map(|part| folder.join(part).join(lib).display().to_string());
     let runner = format!("{} --library-path {}", folder.join(loader).display(), libraries.join(":"));
     Ok(Cooperative { manifest, runner })
+}
+
+/// Where what was downloaded stays.
+fn cache() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    cache.unwrap_or_else(std::env::temp_dir).join("wgpu-attention")
 }
 
 impl Cooperative {

@@ -1,6 +1,9 @@
-//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask web`, `cargo xtask browser`.
+//! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask fuzz`, `cargo xtask portable`,
+//! `cargo xtask web`, `cargo xtask browser`.
 
 mod drivers;
+mod dxc;
+mod portable;
 mod stages;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +34,22 @@ enum Task {
         #[arg(long)]
         matrix: bool,
     },
+    /// Check what can be of other platforms: compile for Windows, macOS, Linux on Arm and Android; take every shader's HLSL through
+    /// Microsoft's compiler; run some tests as Windows programs under Wine. Installs what it needs on Debian and Ubuntu.
+    Portable {
+        /// Only one of them.
+        #[arg(value_enum)]
+        part: Option<portable::Part>,
+    },
+    /// Ask the public API for random things, most of them wrong, for some minutes.
+    Fuzz {
+        /// For how long.
+        #[arg(long, value_name = "M", default_value_t = 30)]
+        minutes: u64,
+        /// The first attempt's number; each attempt is made from its own.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        first: u64,
+    },
     /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
     Browser,
     /// Show a page of a folder in headless Chromium, and print what it writes: for pages that measure.
@@ -59,6 +78,8 @@ fn main() -> ExitCode {
         Task::Check { options } => check(&options),
         Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| run_all(all_tests())),
         Task::Test { matrix: true } => matrix(),
+        Task::Portable { part } => portable::all(part),
+        Task::Fuzz { minutes, first } => drivers::ensure_any().and_then(|()| fuzz(minutes, first)),
         Task::Browser => browser_compiles().and_then(run_all),
         Task::Page { folder, name } => page(&folder, &name),
         Task::Web { out: Some(out), .. } => web_target().and_then(|()| run(build_web(&out))),
@@ -89,6 +110,11 @@ fn check(options: &[String]) -> Result<()> {
 /// Every test, each benchmark once, and the examples in the documentation.
 fn all_tests() -> Vec<Command> {
     ["--all-targets", "--doc"].map(|what| cargo(&["test", CLI, what, "--", "--nocapture"])).into()
+}
+
+fn fuzz(minutes: u64, first: u64) -> Result<()> {
+    let mut command = cargo(&["test", CLI, "--test=fuzz", "--", "--nocapture"]);
+    run(command.env("WGPU_ATTENTION_FUZZ", format!("{},{first}", 60 * minutes)))
 }
 
 /// The test programs that use no GPU, or go by themselves.

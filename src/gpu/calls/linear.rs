@@ -63,7 +63,8 @@ pub struct LinearGradients {
     pub dv: Tensor,
     /// Of the gates, f32 [batch, heads, tokens, 1], where tokens have some.
     pub dg: Option<Tensor>,
-    /// Of the slopes, f32 [1, heads, 1, 1], where heads have some: the sum over batch entries and tokens.
+    /// Of the slopes, f32 [1, heads, 1, 1], where heads have some: −Σ dg over batch entries and tokens, within 10⁻⁵ · Σ |dg|. Where the
+    /// terms cancel, that may be more than the sum itself.
     pub dslopes: Option<Tensor>,
     /// Of the initial state, of its shape, where there is one.
     pub dh0: Option<Tensor>,

@@ -1,5 +1,7 @@
 //! What a hook's text must not contain. A browser's compiler has bounds of its own; a native one ends the process.
 
+mod calls;
+
 use super::text::{Kind, Problem, Text, Token, problem};
 use crate::small_map::SmallMap;
 
@@ -56,7 +58,8 @@ impl Text<'_> {
         }
         let declares = |&n: &usize| matches!(text(n), "struct" | "alias" | "const");
         let places = (0..solid.len()).filter(declares).collect();
-        Types { solid, places, depth: 0, known: SmallMap::default(), declared: &self.declared }.check()
+        let types = Types { solid: &solid, places, depth: 0, known: SmallMap::default(), declared: &self.declared };
+        calls::check(&solid, &types.check()?)
     }
 }
 
@@ -93,7 +96,7 @@ fn check_depth(solid: &[&Token]) -> Result<(), Problem> {
 
 /// How large the types are that a text names.
 struct Types<'a> {
-    solid: Vec<&'a Token<'a>>,
+    solid: &'a [&'a Token<'a>],
     /// Where it declares something.
     places: Vec<usize>,
     /// Types within types that are looked at.
@@ -122,8 +125,11 @@ impl<'a> Types<'a> {
         self.declared.contains(&name) && ["struct", "alias"].iter().any(|what| self.declaration(what, name).is_some())
     }
 
-    fn check(mut self) -> Result<(), Problem> {
-        let (mut n, mut all) = (0, 0u64);
+    /// Arrays and structs that are named, by where they are: their bytes.
+    fn check(mut self) -> Result<Vec<(usize, u64)>, Problem> {
+        let (mut n, mut all, mut found) = (0, 0u64, vec![]);
+        // Arrays without a type may be elements of one another.
+        let mut without_type = 1u64;
         while n < self.solid.len() {
             let is_type = self.solid[n].kind == Kind::Word && !self.solid[n].is_member;
             let declares = n > 0 && matches!(self.text(n - 1), "struct" | "alias" | "fn");
@@ -131,17 +137,40 @@ impl<'a> Types<'a> {
             if own || (is_type && self.text(n) == "array" && self.text(n + 1) == "<") {
                 let (bytes, next) = self.bytes(n)?;
                 all = all.saturating_add(bytes);
-                if all > MOST_ARRAY_BYTES {
-                    let message =
-                        format!("the arrays and structs up to here hold {all} bytes; at most {MOST_ARRAY_BYTES}");
-                    return problem(self.line(n), message);
-                }
+                found.push((n, bytes));
                 n = next;
+            } else if is_type && self.text(n) == "array" && self.text(n + 1) == "(" {
+                without_type = without_type.saturating_mul(self.elements(n + 1));
+                all = all.saturating_add(without_type.saturating_mul(16));
+                found.push((n, without_type.saturating_mul(16)));
+                n += 1;
             } else {
                 n += 1;
             }
+            if all > MOST_ARRAY_BYTES {
+                let message = format!(
+                    "the arrays and structs up to here hold {all} bytes; at most {MOST_ARRAY_BYTES}, and `array(…)` without a type \
+                     counts as the largest that it may be"
+                );
+                return problem(self.line(n - 1), message);
+            }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// How many elements a list has, of which the bracket is here.
+    fn elements(&self, bracket: usize) -> u64 {
+        let (mut n, mut open, mut commas) = (bracket + 1, 1, 0);
+        while open > 0 && n < self.solid.len() {
+            match self.text(n) {
+                "(" | "[" | "{" => open += 1,
+                ")" | "]" | "}" => open -= 1,
+                "," if open == 1 => commas += 1,
+                _ => {}
+            }
+            n += 1;
+        }
+        commas + 1
     }
 
     /// Bytes of the type that begins at a word, and what comes behind it.
@@ -276,6 +305,16 @@ mod tests {
         says("fn f() { subgroupAdd(1); }", 1, "subgroupAdd");
         says("var<private> x: array<f32, 5000>;", 1, "20000 bytes");
         says("const n = 1000u; struct S { a: array<vec4f, n> }\nvar<private> x: array<S, 2>;", 2, "48000");
+        says(
+            "fn f() { let a = array(1, 2); let b = array(a, a, a, a, a, a, a); let c = array(b, b, b, b, b, b, b, b); let d = array(c, c, c, c, c, c, c, c, c); let e = array(d, d); }",
+            1,
+            "without a type",
+        );
+        let chain: String = (0..20).map(|n| format!("fn f{n}() {{ f{}(); f{}(); }}\n", n + 1, n + 1)).collect();
+        says(&(chain + "fn f20() {}"), 1, "`f0` has 20971506 words");
+        says("fn f() { g(); }\nfn g() { f(); }", 1, "calls itself");
+        let copies = "let b = a;".repeat(40);
+        says(&format!("fn f() {{ var a: array<f32, 2000>; {copies} }}"), 1, "copies");
         says("alias A = B; alias B = A; var<private> x: A;", 1, "contains itself");
         says("fn f() { var x: array<f32, 1 + 1>; }", 1, "number");
         says(&format!("fn f() {{ {}1{}; }}", "(".repeat(100), ")".repeat(100)), 1, "nest");
