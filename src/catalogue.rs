@@ -38,7 +38,7 @@ pub use block_sparse_cases::{
 };
 pub use case::{AttentionCase, BlockCase, Known, KnownHook, MaskSource, Scores};
 use data::upload_numbers;
-pub use data::{Tolerance, normal, poisoned};
+pub use data::{Tolerance, normal, poisoned, poisoned_bytes};
 pub use family::CaseParams;
 pub use flash_cases::flash_cases;
 pub use flash_random::random_flash_cases;

@@ -1,4 +1,4 @@
-//! Random calls of the public API, most of them wrong: no panic, no defect reported, no hang, no allocation beyond bounds.
+//! Random calls of the public API, many of them wrong: no panic, no defect reported, no hang, no allocation beyond bounds.
 //!
 //! `WGPU_ATTENTION_FUZZ=SECONDS,FIRST` says for how long and from which attempt on; each has a number, from which all of it is made.
 //! Default: 10 seconds, from 0.
@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 use wgpu_attention::catalogue::poisoned;
 use wgpu_attention::program::Name;
 use wgpu_attention::{
-    AdapterKind, BlockGrid, BlockMask, Call, Caps, DType, Error, Layout, Prepared, Program, Result, Tensor,
+    AdapterKind, AttentionParams, BlockGrid, BlockMask, Call, Caps, DType, Error, FlashAttention, FlashParams, Hook,
+    Layout, Prepared, Program, Result, Shapes, Tensor,
 };
 
 /// Bytes that planning may allocate in all, on the host: a call with the most batch entries, heads and dispatches has tables of them.
@@ -154,8 +155,8 @@ fn run(s: &mut Source, problem: &Problem) {
     let Some(program) = plan(problem, gpu().caps()) else { return };
     let bytes: usize =
         program.tensors.iter().map(|spec| elements(&spec.layout).saturating_mul(4)).fold(0, usize::saturating_add);
-    let flops: usize = program.kernels.len() * program.dispatches.len();
-    if bytes > 4 << 20 || flops > 4000 {
+    let work = program.kernels.len() * program.dispatches.len();
+    if bytes > 4 << 20 || work > 4000 {
         return;
     }
     let Some(prepared) = honest((problem.prepare)(gpu(), &problem.shapes)) else { return };
@@ -197,6 +198,22 @@ fn finish(prepared: &Prepared, call: &Filled) {
                 }
             }));
         }
+    }
+}
+
+/// A call with hooks, whose texts are compiled.
+fn hooked(s: &mut Source) {
+    let score_mod: Vec<Hook> = (0..s.below(3)).map(|_| hooks::score(s)).collect();
+    let mask_mod: Vec<Hook> = (0..s.below(3)).map(|_| hooks::mask(s)).collect();
+    say(format!("{score_mod:?} {mask_mod:?}"));
+    let layout = Layout::heads_first(DType::F32, [1, 1, 4, 4]);
+    let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, layout.clone())));
+    let params = FlashParams { score_mod, mask_mod, ..FlashParams::default() };
+    let start = Instant::now();
+    let planned = honest(params.plan(gpu().caps(), &shapes));
+    assert!(start.elapsed() < PATIENCE, "planning took {:?}", start.elapsed());
+    if planned.is_some() {
+        honest(FlashAttention::new(gpu(), params).and_then(|attention| block_on(attention.prepare(&shapes)).map(drop)));
     }
 }
 
@@ -304,10 +321,11 @@ fn attempt(number: u64, files: &Files) {
         0..3 => masks(s),
         3..6 => tensors(s),
         6 => files::attempt(s, files),
+        7..11 => hooked(s),
         kind => {
             let problem = Problem::any(s);
             say(format!("{}, {:?}", problem.words, problem.shapes));
-            if kind < 12 { run(s, &problem) } else { drop(plan(&problem, &caps(s))) }
+            if kind < 16 { run(s, &problem) } else { drop(plan(&problem, &caps(s))) }
         }
     }
 }
@@ -345,5 +363,6 @@ fn nothing_that_is_asked_breaks_it() {
         let [planned, run] = [PLANNED.load(Relaxed), RUN.load(Relaxed)];
         eprintln!("{} attempts on {}, {planned} planned, {run} run", number - first, gpu().caps().adapter);
         assert!(failures.is_empty(), "attempts {failures:?} failed");
+        assert!(number - first < 100 || (planned > 0 && run > 0), "what fits together is refused");
     });
 }

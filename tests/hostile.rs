@@ -169,17 +169,21 @@ const ATTEMPTS: &[Attempt] = &[
              var g = array(f, f, f, f, f, f, f, f); return g[u32(score)][0][0][0][0][0][0];"
                 .into(),
             format!("var a: array<f32, 4000>; a[u32(score)] = score; {}", "{ var b = a; a[1] = b[at.key]; }".repeat(500)),
+            format!(
+                "var a: array<f32, 4000>; a[u32(score)] = score; {}",
+                "{ var<function> b = a; a[1] = b[at.key]; }".repeat(500)
+            ),
+            format!("let a = array<f32, 4000>(); var sum = 0.0; {}", "sum += a[at.key];".repeat(500)),
         ];
         // Each calls the next one twice.
         let doubling: String = (0..22)
             .map(|n| format!("fn f{n}(x: f32) -> f32 {{ return f{}(f{}(x) + 1.0); }}\n", n + 1, n + 1))
             .collect();
+        let doubling = doubling + "fn f22(x: f32) -> f32 { return sin(x); }";
         let x = tensor([1, 1, 4, 8], &random(1, 32));
         for body in sources {
-            let source = format!(
-                "fn deep(score: f32, at: Position) -> f32 {{ {body} return score; }}\n{doubling}fn f22(x: f32) -> f32 {{ return sin(x); }}"
-            );
-            let source = if body.contains("f0") { source } else { source.lines().next().unwrap_or_default().into() };
+            let source = format!("fn deep(score: f32, at: Position) -> f32 {{ {body} return score; }}\n");
+            let source = if body.contains("f0(") { source + &doubling } else { source };
             let params = FlashParams { score_mod: vec![Hook::new("deep", source)], ..FlashParams::default() };
             let result = FlashAttention::new(gpu(), params);
             let result = result.and_then(|attention| {

@@ -17,26 +17,24 @@ pub fn normal(seed: u64, count: usize, amplitude: f32, dtype: DType) -> Vec<f32>
 /// # Errors
 /// Those of [`Tensor::wrap`], and a lack of memory.
 pub async fn poisoned(gpu: &Gpu, layout: Layout, values: &[f32]) -> Result<Tensor> {
-    let rows = layout.shape[..3].iter().product::<usize>();
-    let reach = |i: usize| layout.strides[i] * layout.shape[i].saturating_sub(1);
-    let elements = layout.offset + reach(0) + reach(1) + reach(2) + layout.shape[3] + 64;
-    let size = layout.dtype.bytes() as usize;
+    let values = layout.dtype.encode(values);
+    poisoned_bytes(gpu, layout, &values).await
+}
+
+/// The same from the bytes of the elements, one after another.
+///
+/// # Errors
+/// Those of [`poisoned`]; [`crate::Error::Argument`] and [`crate::Error::Limit`] for a layout that no buffer could hold.
+pub async fn poisoned_bytes(gpu: &Gpu, layout: Layout, values: &[u8]) -> Result<Tensor> {
+    let (end, size) = (layout.byte_span()?.end, layout.dtype.bytes() as usize);
+    gpu.caps().within("a tensor", "maxBufferSize", end.saturating_add(64), gpu.caps().buffer_bytes)?;
     // All bits set is a NaN in every type.
-    let mut bytes = vec![0xff_u8; (elements * size).next_multiple_of(16)];
-    for row in 0..rows {
-        let [_, heads, length, width] = layout.shape;
+    let mut bytes = vec![0xff_u8; (end as usize + 64 * size).next_multiple_of(16)];
+    let [_, heads, length, width] = layout.shape;
+    for (row, values) in values.chunks_exact((width * size).max(1)).enumerate() {
         let index = [row / length / heads, row / length % heads, row % length];
         let start = layout.offset + index.iter().zip(layout.strides).map(|(i, s)| i * s).sum::<usize>();
-        for (at, &x) in (start..).zip(&values[row * width..(row + 1) * width]) {
-            let element: Vec<u8> = match layout.dtype {
-                DType::F32 => x.to_le_bytes().into(),
-                DType::F16 => half::f16::from_f32(x).to_le_bytes().into(),
-                DType::Bf16 => half::bf16::from_f32(x).to_le_bytes().into(),
-                DType::U8 => vec![x as u8],
-                DType::U32 => (x as u32).to_le_bytes().into(),
-            };
-            bytes[at * size..(at + 1) * size].copy_from_slice(&element);
-        }
+        bytes[start * size..][..values.len()].copy_from_slice(values);
     }
     Tensor::of_bytes(gpu, layout, bytes.len() as u64, &bytes).await
 }

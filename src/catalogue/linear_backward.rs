@@ -31,16 +31,15 @@ impl LinearBackwardCase {
         Self { forward: LinearCase { in_place: false, h0, ..forward }, dht }
     }
 
-    /// The gradients that come out, by name.
-    fn results(&self, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
-        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = self.expected();
+    /// Those that come out, by name.
+    fn results(of: LinearGradientsReference, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
+        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = of;
         let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dslopes, dh0]);
         all.filter(|(name, _)| ready.tensor(name).is_some()).collect()
     }
 
     /// A slope's gradient is a sum of the tokens' that may cancel: its error counts against the sum of their magnitudes.
-    fn compare_slopes(&self, found: &[f32], expected: &[f64]) -> Outcome {
-        let dg = self.expected().dg;
+    fn compare_slopes(&self, found: &[f32], expected: &[f64], dg: &[f64]) -> Outcome {
         let [batch, heads, tokens, _] = self.rows();
         let row = |b: usize, h: usize| &dg[(b * heads + h) * tokens..][..tokens];
         let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
@@ -139,11 +138,13 @@ impl Case for LinearBackwardCase {
             let ready = self.ready(gpu).await?;
             ready.run().await?;
             let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (name, expected) in self.results(&ready) {
+            let expected = self.expected();
+            let dg = expected.dg.clone();
+            for (name, expected) in Self::results(expected, &ready) {
                 let found = ready.tensor(name).expect("a result");
                 let (dtype, values) = (found.layout().dtype, found.read().await?);
                 outcome = outcome.and(match name {
-                    "dslopes" => self.compare_slopes(&values, &expected),
+                    "dslopes" => self.compare_slopes(&values, &expected, &dg),
                     _ => compare(dtype, ALLOWED, &values, &expected),
                 });
             }
@@ -154,7 +155,8 @@ impl Case for LinearBackwardCase {
     fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
         Box::pin(async move {
             let ready = self.ready(gpu).await?;
-            let (params, expected) = (KernelParams::Linear(self.forward.params.clone()), self.results(&ready));
+            let (params, expected) =
+                (KernelParams::Linear(self.forward.params.clone()), Self::results(self.expected(), &ready));
             Ok(Some(Problem { params, backward: true, ready, expected }))
         })
     }

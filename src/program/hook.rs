@@ -31,9 +31,9 @@ pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 /// hook's source stands alone, and a text that several share is taken once. Its names are its own: a function `log2` of a hook's is
 /// not called by anything else, and nothing of a kernel's can be reached. A source has at most 64 KiB and no directives, no overrides,
 /// no attributes but `@align`, `@size` and `@must_use`, no variables that threads share, no barriers and no subgroup operations. Its
-/// arrays and structs hold at most 16 KiB, counted as often as they are named; lengths of arrays are numbers or constants that are. With
-/// all that it calls, each as often as it is called, a function has at most 65,536 words and signs, and 256 KiB of arrays with their
-/// copies.
+/// arrays and structs hold at most 16 KiB, counted as often as they are named; lengths of arrays are numbers or constants that are. A
+/// function, counting everything that it calls once per call, has at most 65,536 words and signs, and 256 KiB of arrays, structs and
+/// copies of them.
 ///
 /// In browsers their own compilers hold these rules, or bounds of their own.
 ///

@@ -3,9 +3,11 @@
 use super::common::program_on_driver;
 use super::program::{Files, floats, integers};
 use super::source::Source;
-use safetensors::Dtype;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use wgpu_attention::DType;
 
 type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -115,6 +117,36 @@ fn object(s: &mut Source, depth: usize) -> String {
     format!("{{{}}}", (0..count).map(|_| field(s)).collect::<Vec<_>>().join(", "))
 }
 
+/// A problem as `check` writes it, with something else in what it says of itself.
+fn problem(s: &mut Source) -> Vec<u8> {
+    let shape = [s.pick(&[1, 2]), 2, s.pick(&[0, 1, 9]), 4];
+    let mut layout = s.layout(DType::F32, shape);
+    if s.one_in(2) {
+        let (which, n) = (s.below(8), s.number());
+        match which {
+            0..3 => layout.strides[which] = n,
+            3 => layout.offset = n,
+            _ => layout.shape[which - 4] = n,
+        }
+    }
+    let mut metadata = HashMap::from([
+        ("kernel", "rotary".to_string()),
+        ("params", "{\"theta\": 100}".into()),
+        ("shapes", format!("{{\"x\": {}}}", serde_json::to_string(&layout).expect("plain data"))),
+        ("backward", "false".into()),
+        ("case", "a turn".into()),
+    ]);
+    if s.one_in(3) {
+        let name = s.pick(&["kernel", "params", "shapes", "backward", "case"]);
+        metadata.insert(name, if s.one_in(2) { json(s, 0) } else { object(s, 0) });
+    }
+    let values = vec![0; 4 * shape.iter().product::<usize>()];
+    let view = TensorView::new(Dtype::F32, shape.into(), &values).expect("as many values as its shape says");
+    let expected = TensorView::new(Dtype::F32, vec![1], &[0; 4]).expect("one value");
+    let metadata = metadata.into_iter().map(|(name, text)| (name.into(), text)).collect();
+    safetensors::serialize([("x", view), ("expected.out", expected)], Some(metadata)).expect("valid tensors")
+}
+
 /// One call of the program.
 pub fn attempt(s: &mut Source, files: &Files) {
     let params = match s.below(4) {
@@ -131,6 +163,9 @@ pub fn attempt(s: &mut Source, files: &Files) {
         ]);
         let shapes = if shapes.is_empty() { object(s, 0) } else { shapes.into() };
         vec!["plan".into(), kernel.into(), format!("--shapes={shapes}"), format!("--params={params}"), "--json".into()]
+    } else if s.one_in(3) {
+        std::fs::write(files.path("input"), problem(s)).expect("a writable folder");
+        vec!["run".into(), "problem".into(), files.path("input"), files.path("output")]
     } else {
         let kernel = s.pick(&KERNELS);
         let input = files.write("input", &tensors(s, kernel));

@@ -78,11 +78,11 @@ impl Compiler {
         }
     }
 
-    /// Compiles a compute shader as wgpu does, or returns what is wrong with it.
+    /// Compiles a compute shader as strictly as wgpu does, or returns what is wrong with it.
     pub fn compile(&self, text: &str) -> Result<()> {
         // Characters are 32 bits wide on Linux.
         let wide = |word: &str| word.chars().map(|c| c as i32).chain([0]).collect::<Vec<_>>();
-        let words = ["-E", "main", "-T", "cs_6_2", "-HV", "2018", "-no-warnings"].map(wide);
+        let words = ["-E", "main", "-T", "cs_6_2", "-HV", "2018", "-Ges", "-no-warnings"].map(wide);
         let arguments = words.each_ref().map(|word| word.as_ptr());
         let source = Buffer { text: text.as_ptr(), bytes: text.len(), encoding: UTF_8 };
         // SAFETY: the types are those of the library's header, and what is passed lives until the calls return.

@@ -41,7 +41,7 @@ enum Task {
         #[arg(value_enum)]
         part: Option<portable::Part>,
     },
-    /// Ask the public API for random things, most of them wrong, for some minutes.
+    /// Make random calls of the public API, many of them wrong, for some minutes.
     Fuzz {
         /// For how long.
         #[arg(long, value_name = "M", default_value_t = 30)]
@@ -114,7 +114,7 @@ fn all_tests() -> Vec<Command> {
 
 fn fuzz(minutes: u64, first: u64) -> Result<()> {
     let mut command = cargo(&["test", CLI, "--test=fuzz", "--", "--nocapture"]);
-    run(command.env("WGPU_ATTENTION_FUZZ", format!("{},{first}", 60 * minutes)))
+    run(command.env("WGPU_ATTENTION_FUZZ", format!("{},{first}", minutes.saturating_mul(60))))
 }
 
 /// The test programs that use no GPU, or go by themselves.

@@ -21,22 +21,22 @@ pub struct Options {
     /// Write the figures to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// So many random problems besides the catalogue, of all families in turn, on all adapters at the same time.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Run N random problems in addition to the catalogue, of all families in turn, on all adapters at the same time.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = at_most_a_million)]
     fuzz: usize,
     /// Which random problems; the same number gives the same ones.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// No random problem begins after so many minutes of them.
+    /// Start no further random problem after M minutes.
     #[arg(long, value_name = "M", requires = "fuzz")]
-    minutes: Option<u64>,
-    /// Random problems without the catalogue.
+    minutes: Option<u32>,
+    /// Run the random problems without the catalogue and --data.
     #[arg(long, requires = "fuzz")]
     random_only: bool,
-    /// Write each random problem that fails to a file in this folder, which `run problem` takes.
+    /// Write each random problem that fails, if it is one call, to a file in this folder, which `run problem` takes.
     #[arg(long, value_name = "DIR", requires = "fuzz")]
     problems: Option<PathBuf>,
-    /// How many times the tolerance an error may be, at least 0.
+    /// Multiply every tolerance by X, 0 or more.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     tolerance: f64,
     /// A real model's activations (safetensors with q, k, v, seqlens_k, out, lse) as one more case.
@@ -88,7 +88,7 @@ pub fn check(options: &Options) -> Result<ExitCode> {
             reports.extend(found.reports);
         }
     }
-    if options.data.is_none() {
+    if options.data.is_none() || options.random_only {
         println!("A real model's activations were not checked: give them with --data FILE.");
     }
     if let Some(path) = &options.json {
@@ -97,6 +97,11 @@ pub fn check(options: &Options) -> Result<ExitCode> {
     let failed = reports.iter().filter(|r| !r.passed).count();
     println!("{} passed, {failed} failed{}", reports.len() - failed, note(refused.len()));
     Ok(ExitCode::from(u8::from(failed > 0 || reports.is_empty())))
+}
+
+fn at_most_a_million(text: &str) -> std::result::Result<usize, String> {
+    let count: usize = text.parse().map_err(|e| format!("{e}"))?;
+    if count <= 1_000_000 { Ok(count) } else { Err("at most 1000000".into()) }
 }
 
 fn note(refused: usize) -> String {

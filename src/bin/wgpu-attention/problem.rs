@@ -5,40 +5,33 @@
 
 use super::plan::{self, Kernel};
 use super::run::call::Uploaded;
-use super::run::file::{FLOATS, Output, decode, encode, error};
+use super::run::file::{Destination, Encoded, decode, encode, error};
 use clap::ValueEnum;
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;
-use wgpu_attention::catalogue::{Problem, poisoned};
-use wgpu_attention::{DType, Error, Gpu, Layout, Result, Shapes, Tensor};
+use wgpu_attention::catalogue::{Problem, poisoned_bytes};
+use wgpu_attention::{DType, Gpu, Result, Shapes, Tensor};
 
 /// Names of what must come out begin so.
 const EXPECTED: &str = "expected.";
 
 /// Writes a problem, whole or not at all.
 pub async fn write(path: &Path, case: &str, problem: &Problem) -> Result<()> {
-    let program = problem.ready.plan();
+    let destination = Destination::of(path)?;
     let (mut shapes, mut tensors) = (serde_json::Map::new(), vec![]);
     for (name, tensor) in problem.ready.tensors() {
-        let (layout, shape) = (tensor.layout(), tensor.shape().to_vec());
-        shapes.insert(name.to_string(), serde_json::to_value(layout).expect("plain data"));
-        tensors.push(match layout.dtype {
-            DType::U32 => {
-                (name.to_string(), Dtype::U32, shape, bytemuck::cast_slice(&tensor.read_u32().await?).to_vec())
-            }
-            dtype => {
-                let (dtype, bytes) = encode(dtype, &tensor.read().await?);
-                (name.to_string(), dtype, shape, bytes)
-            }
-        });
+        shapes.insert(name.to_string(), serde_json::to_value(tensor.layout()).expect("plain data"));
+        tensors.push(read(name, tensor).await?);
     }
-    program.numbers.iter().for_each(|(name, numbers)| drop(shapes.insert(name.to_string(), json!(numbers))));
+    for (name, numbers) in &problem.ready.plan().numbers {
+        shapes.insert(name.to_string(), json!(numbers));
+    }
     for (name, values) in &problem.expected {
-        let (_, bytes) = encode(DType::F32, &values.iter().map(|&x| x as f32).collect::<Vec<_>>());
-        tensors.push((format!("{EXPECTED}{name}"), Dtype::F32, vec![values.len()], bytes));
+        let (dtype, bytes) = encode(DType::F32, &values.iter().map(|&x| x as f32).collect::<Vec<_>>());
+        tensors.push((format!("{EXPECTED}{name}"), dtype, vec![values.len()], bytes));
     }
     let metadata = HashMap::from([
         ("kernel".into(), problem.params.kernel().into()),
@@ -47,17 +40,20 @@ pub async fn write(path: &Path, case: &str, problem: &Problem) -> Result<()> {
         ("backward".into(), problem.backward.to_string()),
         ("case".into(), case.into()),
     ]);
-    let failed = |e: &dyn std::fmt::Display| error(path.display(), format!("\"{e}\""), "a file that can be written");
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        Ok((name, TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| failed(&e))?))
-    });
-    let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata)).map_err(|e| failed(&e))?;
-    let part = path.with_extension("part");
-    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| failed(&e))
+    destination.write_tensors(&tensors, Some(metadata))
+}
+
+/// A tensor as a file has it.
+async fn read(name: &str, tensor: &Tensor) -> Result<Encoded> {
+    let (dtype, bytes) = match tensor.layout().dtype {
+        DType::U32 => (Dtype::U32, bytemuck::cast_slice(&tensor.read_u32().await?).to_vec()),
+        dtype => encode(dtype, &tensor.read().await?),
+    };
+    Ok((name.into(), dtype, tensor.shape().into(), bytes))
 }
 
 /// Runs the problem of a file, and says how far its results are from what is expected.
-pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Output>> {
+pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Encoded>> {
     let file = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|e| error(&file, format!("\"{e}\""), "a readable file"))?;
     let broken = |e: safetensors::SafeTensorError| error(&file, format!("\"{e}\""), "a safetensors file");
@@ -67,78 +63,56 @@ pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Output>> {
         let said = metadata.metadata().as_ref().and_then(|all| all.get(name)).map(String::as_str);
         said.ok_or_else(|| error(&file, format!("without \"{name}\" in its metadata"), "a problem that `check` wrote"))
     };
-    let kernel = Kernel::from_str(said("kernel")?, false).map_err(|e| error("kernel", e, "one of `plan`"))?;
+    let kernel = said("kernel")?;
+    let bound = || "a kernel that `plan` takes: see `wgpu-attention plan --help`";
+    let kernel = Kernel::from_str(kernel, false).map_err(|_| error("kernel", kernel, bound()))?;
     let shapes: Shapes = plan::parse("shapes", said("shapes")?)?;
-    let (params, backward) = (said("params")?, said("backward")? == "true");
-    kernel.plan(params, backward, gpu.caps(), &shapes)?;
+    let (params, backward) = (said("params")?, said("backward")?);
+    let backward = backward.parse().map_err(|_| error("backward", backward, "true or false"))?;
+    // What the layouts say is wrong is told before anything is made of them.
+    let program = kernel.plan(params, backward, gpu.caps(), &shapes)?;
     let mut call = Uploaded::empty(gpu);
-    for (name, view) in found.tensors().into_iter().filter(|(name, _)| !name.starts_with(EXPECTED)) {
-        let layout = shapes.layout(&name).ok_or_else(|| error(&name, "in the file", "one of its shapes"))?;
-        if view.shape() != layout.shape || !of_file(layout.dtype).contains(&view.dtype()) {
+    for spec in &program.tensors {
+        let Some(layout) = shapes.layout(&spec.name) else { continue };
+        let view =
+            found.tensor(&spec.name).map_err(|e| error(&file, format!("\"{e}\""), format!("with {}", spec.name)))?;
+        let (dtype, _) = encode(layout.dtype, &[]);
+        let dtype = if layout.dtype == DType::U32 { Dtype::U32 } else { dtype };
+        if view.shape() != layout.shape || view.dtype() != dtype {
             let value = format!("{:?} {:?}", view.dtype(), view.shape());
-            return Err(error(name, value, format!("{} {:?}, by shapes", layout.dtype, layout.shape)));
+            return Err(error(&spec.name, value, format!("{dtype:?} {:?}, by shapes", layout.shape)));
         }
-        let tensor = upload(gpu, layout.clone(), &view).await?;
-        call.tensors.insert(name.into(), tensor);
+        let tensor = poisoned_bytes(gpu, layout.clone(), view.data()).await?;
+        call.tensors.insert(spec.name.clone(), tensor);
     }
     println!("{}\n{}", said("case")?, gpu.caps());
     let prepared = kernel.prepare(params, backward, gpu, &shapes).await?;
     println!("{}", prepared.plan());
-    for spec in prepared.plan().tensors.iter().filter(|spec| !spec.written) {
-        if !call.tensors.contains_key(&spec.name) {
-            return Err(error(&file, format!("without {}", spec.name), "with all that the kernel reads"));
-        }
+    if let Some(spec) = program.tensors.iter().find(|spec| !spec.written && !call.tensors.contains_key(&spec.name)) {
+        return Err(error(&file, format!("without {}", spec.name), "with all that the kernel reads"));
     }
     call.run(&prepared).await?;
     let mut outputs = vec![];
-    for spec in prepared.plan().tensors.iter().filter(|spec| spec.written) {
+    for spec in program.tensors.iter().filter(|spec| spec.written) {
         let tensor = &call.tensors[&spec.name];
-        let values = match spec.layout.dtype {
-            DType::U32 => tensor.read_u32().await?.iter().map(|&x| x as f32).collect(),
-            _ => tensor.read().await?,
-        };
-        if let Ok(view) = found.tensor(&format!("{EXPECTED}{}", spec.name)) {
+        outputs.push(read(&spec.name, tensor).await?);
+        let name = format!("{EXPECTED}{}", spec.name);
+        if let Ok(view) = found.tensor(&name) {
+            let values = tensor.read().await?;
+            if view.dtype() != Dtype::F32 || view.shape() != [values.len()] {
+                let value = format!("{:?} {:?}", view.dtype(), view.shape());
+                return Err(error(name, value, format!("F32 [{}], as {}", values.len(), spec.name)));
+            }
             let expected = decode(Dtype::F32, view.data());
-            let differences = values.iter().zip(&expected).filter(|(a, b)| a != b).map(|(a, b)| (a - b).abs());
-            let largest = differences.fold(0.0, |most: f32, x| if x.is_nan() { f32::NAN } else { most.max(x) });
-            println!("{}: {largest:.1e} from the reference at most", spec.name);
+            println!("{}: {:.1e} from the reference at most", spec.name, largest_difference(&values, &expected));
         }
-        outputs.push(Output {
-            name: spec.name.to_string(),
-            dtype: if spec.layout.dtype == DType::U32 { DType::F32 } else { spec.layout.dtype },
-            shape: spec.layout.shape.into(),
-            values,
-        });
     }
     Ok(outputs)
 }
 
-/// The types in which a file has tensors of this one.
-fn of_file(dtype: DType) -> Vec<Dtype> {
-    match dtype {
-        DType::U8 => vec![Dtype::U8],
-        DType::U32 => vec![Dtype::U32],
-        _ => FLOATS.to_vec(),
-    }
-}
-
-/// A tensor that lies as it did, with NaN in its gaps.
-async fn upload(gpu: &Gpu, layout: Layout, view: &TensorView<'_>) -> Result<Tensor, Error> {
-    if layout.dtype != DType::U32 {
-        let values = match view.dtype() {
-            Dtype::U8 => view.data().iter().map(|&x| f32::from(x)).collect(),
-            dtype => decode(dtype, view.data()),
-        };
-        return poisoned(gpu, layout, &values).await;
-    }
-    // Words keep all their bits.
-    let words: Vec<u32> = bytemuck::pod_collect_to_vec(view.data());
-    let [_, heads, rows, width] = layout.shape;
-    let place = |i: usize| {
-        let index = [i / width / rows / heads, i / width / rows % heads, i / width % rows];
-        layout.offset + index.iter().zip(layout.strides).map(|(i, stride)| i * stride).sum::<usize>() + i % width
-    };
-    let mut all = vec![u32::MAX; (0..words.len()).map(place).max().map_or(layout.offset, |last| last + 1)];
-    words.iter().enumerate().for_each(|(i, &word)| all[place(i)] = word);
-    Tensor::upload_u32(gpu, &all).await?.view(layout)
+/// NaN where one of them has a NaN and the other has not.
+fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
+    let differs = |(a, b): &(&f32, &f32)| a != b && !(a.is_nan() && b.is_nan());
+    let differences = found.iter().zip(expected).filter(differs).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most, x| if most.is_nan() || x.is_nan() { f32::NAN } else { most.max(x) })
 }

@@ -11,7 +11,7 @@ mod linear;
 mod neighborhood;
 mod sequences;
 
-use file::{Destination, Inputs, Order, Output};
+use file::{Destination, Inputs, Order};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wgpu_attention::{DType, Result};
@@ -65,8 +65,8 @@ enum Kernel {
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
     /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
     Neighborhood,
-    /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and no other option
-    /// but --adapter counts. Writes what the kernel writes, and prints how far that is from the float64 reference.
+    /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and options other
+    /// than --adapter are refused. Writes what the kernel writes, and prints how far that is from the float64 reference.
     Problem,
 }
 
@@ -102,7 +102,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Kernel::Problem => unreachable!("it has its own way"),
     };
     destination.write(&outputs)?;
-    show(&outputs);
+    for output in &outputs {
+        println!("{} {:?} {}", output.name, output.shape, output.dtype);
+    }
     let unread = inputs.unread();
     if !unread.is_empty() {
         println!("not read: {}", unread.join(", "));
@@ -126,13 +128,9 @@ fn problem(options: &Options) -> Result<ExitCode> {
         let gpu = attention::request(options.adapter.as_deref()).await?;
         crate::problem::run(&options.input, &gpu).await
     })?;
-    destination.write(&outputs)?;
-    show(&outputs);
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show(outputs: &[Output]) {
-    for output in outputs {
-        println!("{} {:?} {}", output.name, output.shape, output.dtype);
+    destination.write_tensors(&outputs, None)?;
+    for (name, dtype, shape, _) in &outputs {
+        println!("{name} {shape:?} {dtype:?}");
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -59,7 +59,8 @@ impl Text<'_> {
         let declares = |&n: &usize| matches!(text(n), "struct" | "alias" | "const");
         let places = (0..solid.len()).filter(declares).collect();
         let types = Types { solid: &solid, places, depth: 0, known: SmallMap::default(), declared: &self.declared };
-        calls::check(&solid, &types.check()?)
+        let nested = types.is_nested();
+        calls::check(&solid, &types.check()?, nested)
     }
 }
 
@@ -127,50 +128,74 @@ impl<'a> Types<'a> {
 
     /// Arrays and structs that are named, by where they are: their bytes.
     fn check(mut self) -> Result<Vec<(usize, u64)>, Problem> {
-        let (mut n, mut all, mut found) = (0, 0u64, vec![]);
-        // Arrays without a type may be elements of one another.
-        let mut without_type = 1u64;
+        let (mut n, mut all, mut largest, mut found) = (0, 0u64, 0, vec![]);
         while n < self.solid.len() {
             let is_type = self.solid[n].kind == Kind::Word && !self.solid[n].is_member;
             let declares = n > 0 && matches!(self.text(n - 1), "struct" | "alias" | "fn");
             let own = is_type && !declares && self.is_own(self.text(n));
-            if own || (is_type && self.text(n) == "array" && self.text(n + 1) == "<") {
-                let (bytes, next) = self.bytes(n)?;
-                all = all.saturating_add(bytes);
+            let (bytes, next) = match (self.text(n), self.text(n + 1)) {
+                ("array", "<") if is_type => self.bytes(n)?,
+                ("array", "(") if is_type => (self.list_bytes(n + 1, largest), n + 1),
+                _ if own => self.bytes(n)?,
+                _ => (0, n + 1),
+            };
+            if bytes > 0 {
                 found.push((n, bytes));
-                n = next;
-            } else if is_type && self.text(n) == "array" && self.text(n + 1) == "(" {
-                without_type = without_type.saturating_mul(self.elements(n + 1));
-                all = all.saturating_add(without_type.saturating_mul(16));
-                found.push((n, without_type.saturating_mul(16)));
-                n += 1;
-            } else {
-                n += 1;
+                largest = largest.max(bytes);
+                all = all.saturating_add(bytes);
+                if all > MOST_ARRAY_BYTES {
+                    let message =
+                        format!("the arrays and structs up to here hold {all} bytes; at most {MOST_ARRAY_BYTES}");
+                    return problem(self.line(n), message);
+                }
             }
-            if all > MOST_ARRAY_BYTES {
-                let message = format!(
-                    "the arrays and structs up to here hold {all} bytes; at most {MOST_ARRAY_BYTES}, and `array(…)` without a type \
-                     counts as the largest that it may be"
-                );
-                return problem(self.line(n - 1), message);
-            }
+            n = next;
         }
         Ok(found)
     }
 
-    /// How many elements a list has, of which the bracket is here.
-    fn elements(&self, bracket: usize) -> u64 {
-        let (mut n, mut open, mut commas) = (bracket + 1, 1, 0);
+    /// Bytes of `array(…)`, of which the bracket is here: its elements are numbers, vectors and matrices, or may be as large as the
+    /// largest array or struct so far.
+    fn list_bytes(&self, bracket: usize, largest: u64) -> u64 {
+        let (mut n, mut open, mut count, mut element, mut begins) = (bracket + 1, 1, 0u64, 16, true);
         while open > 0 && n < self.solid.len() {
-            match self.text(n) {
+            let (text, next) = (self.text(n), self.text(n + 1));
+            if begins && text != ")" {
+                count += 1;
+                let is_word = self.solid[n].kind == Kind::Word;
+                element = element.max(match text {
+                    "array" if next == "(" => self.list_bytes(n + 1, largest),
+                    "(" | "*" | "&" => largest,
+                    _ if is_word && text.starts_with("mat") => 64,
+                    _ if is_word && matches!(next, "," | ")" | "[" | ".") => largest,
+                    _ if is_word && next == "(" && self.declared.contains(&text) => largest,
+                    _ => 0,
+                });
+            }
+            begins = open == 1 && text == ",";
+            match text {
                 "(" | "[" | "{" => open += 1,
                 ")" | "]" | "}" => open -= 1,
-                "," if open == 1 => commas += 1,
                 _ => {}
             }
             n += 1;
         }
-        commas + 1
+        count.saturating_mul(element)
+    }
+
+    /// Whether elements or members may be arrays or structs themselves.
+    fn is_nested(&self) -> bool {
+        let within = |n: usize| {
+            let inner = self.text(n + 2);
+            self.text(n) == "array" && self.text(n + 1) == "<" && (inner == "array" || self.is_own(inner))
+        };
+        let list = |n: usize| {
+            self.text(n) == "array"
+                && self.text(n + 1) == "("
+                && !self.solid[n + 2..].is_empty()
+                && self.solid[n + 2].kind == Kind::Word
+        };
+        self.places.iter().any(|&n| self.text(n) == "struct") || (0..self.solid.len()).any(|n| within(n) || list(n))
     }
 
     /// Bytes of the type that begins at a word, and what comes behind it.
@@ -305,16 +330,29 @@ mod tests {
         says("fn f() { subgroupAdd(1); }", 1, "subgroupAdd");
         says("var<private> x: array<f32, 5000>;", 1, "20000 bytes");
         says("const n = 1000u; struct S { a: array<vec4f, n> }\nvar<private> x: array<S, 2>;", 2, "48000");
-        says(
-            "fn f() { let a = array(1, 2); let b = array(a, a, a, a, a, a, a); let c = array(b, b, b, b, b, b, b, b); let d = array(c, c, c, c, c, c, c, c, c); let e = array(d, d); }",
-            1,
-            "without a type",
-        );
+        let list = |of: &str| format!("array({of}{})", format!(", {of}").repeat(7));
+        let lists =
+            [("b", "a"), ("c", "b"), ("d", "c"), ("e", "d")].map(|(to, of)| format!("let {to} = {};", list(of)));
+        says(&format!("fn f(x: f32) {{ let a = array(x, 1); {} }}", lists.concat()), 1, "hold 18720 bytes");
+        says(&format!("fn f() {{ let a = array<f32, 1000>(); {} }}", lists.concat()), 1, "hold 36000 bytes");
+        says(&format!("fn f() {{ let a = {}; }}", list(&list(&list(&list("1"))))), 1, "hold 65536 bytes");
         let chain: String = (0..20).map(|n| format!("fn f{n}() {{ f{}(); f{}(); }}\n", n + 1, n + 1)).collect();
-        says(&(chain + "fn f20() {}"), 1, "`f0` has 20971506 words");
+        says(&(chain + "fn f20() {}"), 1, "`f0` and all that it calls have 20971506 words");
         says("fn f() { g(); }\nfn g() { f(); }", 1, "calls itself");
-        let copies = "let b = a;".repeat(40);
-        says(&format!("fn f() {{ var a: array<f32, 2000>; {copies} }}"), 1, "copies");
+        for copy in ["let b = a;", "var<function> b = a;", "b = a;", "_ = a;", "let b = (a);", "x = t[i];", "return a;"]
+        {
+            let copies = copy.repeat(70);
+            says(&format!("const t = array<f32, 1000>(); fn f() {{ var a: array<f32, 1000>; {copies} }}"), 1, "copies");
+        }
+        let scalars = "let x = score + 1.0; var y = x * 2.0; y = x + y; y += a[3]; let z = g(y); if y == z { y = -x; }";
+        let scalars = scalars.repeat(40);
+        let fine = format!(
+            "fn g(x: f32) -> f32 {{ return x * 2.0; }} fn f(score: f32) {{ var a: array<f32, 4000>; {scalars} }}"
+        );
+        assert_eq!(Text::new(&fine).unwrap().check(), Ok(()));
+        let tables = ["A", "B", "C"].map(|name| format!("const {name} = array(1.0{});", ", 2.0".repeat(31)));
+        assert_eq!(Text::new(&tables.concat()).unwrap().check(), Ok(()));
+        says(&format!("fn own() {{ {} }}", "fn a(); ".repeat(300)), 1, "256 functions");
         says("alias A = B; alias B = A; var<private> x: A;", 1, "contains itself");
         says("fn f() { var x: array<f32, 1 + 1>; }", 1, "number");
         says(&format!("fn f() {{ {}1{}; }}", "(".repeat(100), ")".repeat(100)), 1, "nest");

@@ -6,10 +6,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use wgpu_attention::catalogue::{Case, FAMILIES};
-use wgpu_attention::{Gpu, Result};
+use wgpu_attention::catalogue::{Case, FAMILIES, Family};
+use wgpu_attention::{Error, Gpu, Result};
 
 /// What became of the problems on one adapter.
 pub struct Found {
@@ -20,11 +21,12 @@ pub struct Found {
 
 /// So many problems, the families in turn.
 fn problems(options: &Options) -> Vec<Box<dyn Case>> {
-    let mut lists: Vec<Vec<Box<dyn Case>>> = FAMILIES
-        .iter()
-        .filter(|family| chosen(options, family.name))
+    let families: Vec<&Family> = FAMILIES.iter().filter(|family| chosen(options, family.name)).collect();
+    let each = options.fuzz.div_ceil(families.len().max(1));
+    let mut lists: Vec<Vec<Box<dyn Case>>> = families
+        .into_iter()
         .map(|family| {
-            let mut all = (family.random)(options.fuzz, options.seed);
+            let mut all = (family.random)(each, options.seed);
             all.shuffle(&mut SmallRng::seed_from_u64(options.seed));
             all
         })
@@ -44,17 +46,17 @@ pub fn run(gpus: &[Gpu], options: &Options) -> Result<Vec<Found>> {
     }
     let bars = MultiProgress::new();
     std::thread::scope(|scope| {
-        let start = |(number, gpu): (usize, &'_ Gpu)| {
+        let start = |(number, gpu): (usize, &Gpu)| {
             let bar = bars.add(ProgressBar::new(options.fuzz as u64));
             let gpu = gpu.clone();
             scope.spawn(move || on(&gpu, number, options, &bar))
         };
         let running: Vec<_> = gpus.iter().enumerate().map(start).collect();
-        running.into_iter().map(|thread| thread.join().expect("a thread that does not panic")).collect()
+        Ok(running.into_iter().map(|thread| thread.join().expect("panics are caught")).collect())
     })
 }
 
-fn on(gpu: &Gpu, number: usize, options: &Options, bar: &ProgressBar) -> Result<Found> {
+fn on(gpu: &Gpu, number: usize, options: &Options, bar: &ProgressBar) -> Found {
     bar.set_style(
         ProgressStyle::with_template("{bar:32} {pos}/{len} {elapsed}  {wide_msg}").expect("a valid template"),
     );
@@ -62,32 +64,39 @@ fn on(gpu: &Gpu, number: usize, options: &Options, bar: &ProgressBar) -> Result<
     let mut found = Found { reports: vec![], files: vec![] };
     // Each is dropped with its values once it is done.
     for (i, case) in all.into_iter().enumerate() {
-        if options.minutes.is_some_and(|minutes| start.elapsed() > Duration::from_secs(60 * minutes)) {
+        if options.minutes.is_some_and(|minutes| start.elapsed() > Duration::from_secs(60 * u64::from(minutes))) {
             break;
         }
         bar.set_message(format!("{}  {}", gpu.caps().adapter, case.name()));
-        let report = judge(gpu, case.as_ref(), pollster::block_on(case.run(gpu)), None, options.tolerance);
+        // A defect of one problem is not the end of the others.
+        let outcome = catch_unwind(AssertUnwindSafe(|| pollster::block_on(case.run(gpu))));
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(Error::Internal { what: case.name(), message: "panicked".into() }));
+        let report = judge(gpu, case.as_ref(), outcome, None, options.tolerance);
         if let (false, Some(folder)) = (report.passed, &options.problems) {
             let name = format!("{}-{}-{i}-{number}.safetensors", report.kernel, options.seed);
-            found.files.push(save(gpu, case.as_ref(), &folder.join(name))?);
+            found.files.push(save(gpu, case.as_ref(), &folder.join(name)));
         }
         found.reports.push(report);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(found)
+    found
 }
 
 /// Writes a problem; says where, or why not.
-fn save(gpu: &Gpu, case: &dyn Case, path: &Path) -> Result<String> {
-    Ok(match pollster::block_on(case.problem(gpu)) {
-        Ok(Some(problem)) => {
-            pollster::block_on(crate::problem::write(path, &case.name(), &problem))?;
-            format!("wgpu-attention run problem {} OUT", path.display())
+fn save(gpu: &Gpu, case: &dyn Case, path: &Path) -> String {
+    let written = pollster::block_on(async {
+        match case.problem(gpu).await? {
+            Some(problem) => crate::problem::write(path, &case.name(), &problem).await.map(|()| true),
+            None => Ok(false),
         }
-        Ok(None) => format!("not written, since it is more than one call: {}", case.name()),
+    });
+    match written {
+        Ok(true) => format!("wgpu-attention run problem {} OUT", path.display()),
+        Ok(false) => format!("not written, since it is more than one call: {}", case.name()),
         Err(e) => format!("not written ({e}): {}", case.name()),
-    })
+    }
 }
 
 impl Found {

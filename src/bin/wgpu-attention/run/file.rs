@@ -3,7 +3,7 @@
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use wgpu_attention::{DType, Error, Layout, Result};
 
@@ -28,6 +28,9 @@ impl Floats {
         Layout::heads_first(self.dtype, self.shape)
     }
 }
+
+/// A tensor as a file has it: name, type, shape and bytes.
+pub type Encoded = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// A result, in the order in which it is written.
 pub struct Output {
@@ -237,7 +240,7 @@ impl Inputs {
     }
 }
 
-pub const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 fn stored(dtype: Dtype) -> DType {
     match dtype {
@@ -282,12 +285,17 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Makes sure that the file can be written, before anything is computed, and that it is not the one that was read.
+    /// The same as [`Destination::of`], but not the file that was read.
     pub fn new(path: &Path, input: &Path) -> Result<Self> {
         let same = |other: &Path| Some(std::fs::canonicalize(path).ok()? == std::fs::canonicalize(other).ok()?);
         if same(input) == Some(true) {
             return Err(error("output", format!("\"{}\"", path.display()), "another file than the input"));
         }
+        Self::of(path)
+    }
+
+    /// Makes sure that the file can be written, before anything is computed.
+    pub fn of(path: &Path) -> Result<Self> {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let new = Self { path: path.into(), part: part.into() };
@@ -300,12 +308,20 @@ impl Destination {
     }
 
     pub fn write(self, outputs: &[Output]) -> Result<()> {
-        let encoded: Vec<(Dtype, Vec<u8>)> = outputs.iter().map(|o| encode(o.dtype, &o.values)).collect();
-        let views = outputs.iter().zip(&encoded).map(|(o, (dtype, bytes))| {
-            let view = TensorView::new(*dtype, o.shape.clone(), bytes).map_err(|e| self.failed(&e))?;
-            Ok((&o.name, view))
+        let encode = |output: &Output| {
+            let (dtype, bytes) = encode(output.dtype, &output.values);
+            (output.name.clone(), dtype, output.shape.clone(), bytes)
+        };
+        self.write_tensors(&outputs.iter().map(encode).collect::<Vec<_>>(), None)
+    }
+
+    /// The same of tensors as a file has them: name, type, shape and bytes.
+    pub fn write_tensors(self, tensors: &[Encoded], metadata: Option<HashMap<String, String>>) -> Result<()> {
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            Ok((name, TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| self.failed(&e))?))
         });
-        let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(|e| self.failed(&e))?;
+        let views = views.collect::<Result<Vec<_>>>()?;
+        let bytes = safetensors::serialize(views, metadata).map_err(|e| self.failed(&e))?;
         let written = std::fs::write(&self.part, bytes).and_then(|()| std::fs::rename(&self.part, &self.path));
         written.map_err(|e| self.failed(&e))
     }

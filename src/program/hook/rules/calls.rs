@@ -1,11 +1,12 @@
 //! What calls and copies come to: compilers write a function out wherever it is called, with its variables.
 
+use super::MOST_DECLARED;
 use crate::program::hook::text::{Kind, Problem, Token, problem};
 use crate::small_map::SmallMap;
 
-/// Words and signs of all functions, each as often as it is called.
+/// Words and signs of a function with all that it calls.
 const MOST_WORDS: u64 = 1 << 16;
-/// Bytes of their arrays and structs, counted likewise.
+/// Bytes of its arrays and structs and of their copies, with those of all that it calls.
 const MOST_BYTES: u64 = 256 << 10;
 /// Bytes of an array or a struct whose copies count.
 const LARGE: u64 = 64;
@@ -15,29 +16,84 @@ struct Function<'a> {
     line: u32,
     words: u64,
     bytes: u64,
+    /// Of what is passed and returned.
+    passed: u64,
     calls: Vec<&'a str>,
 }
 
-/// `named` are the arrays and structs that a text names: where, and how many bytes they have.
-pub(super) fn check(solid: &[&Token], named: &[(usize, u64)]) -> Result<(), Problem> {
-    let text = |n: usize| solid.get(n).map_or("", |token| token.text);
-    let is_word = |n: &usize| solid[*n].kind == Kind::Word && !solid[*n].is_member;
-    let starts: Vec<usize> = (0..solid.len()).filter(is_word).filter(|&n| text(n) == "fn").collect();
-    let names: Vec<&str> = starts.iter().map(|&n| text(n + 1)).collect();
+/// The words of a text, and the bytes of the arrays and structs that it names, by where they are.
+struct Words<'a> {
+    solid: &'a [&'a Token<'a>],
+    named: &'a [(usize, u64)],
+    /// Names of values that are no variables: a compiler copies them to look at one of their elements.
+    values: Vec<&'a str>,
+    /// Whether an element or a member may be an array or a struct itself.
+    nested: bool,
+}
+
+impl<'a> Words<'a> {
+    fn text(&self, n: usize) -> &'a str {
+        self.solid.get(n).map_or("", |token| token.text)
+    }
+
+    fn is_word(&self, n: usize) -> bool {
+        self.solid.get(n).is_some_and(|token| token.kind == Kind::Word && !token.is_member)
+    }
+
+    /// Whether what begins here, behind `=` or `return`, may be a whole array or struct that has a name.
+    fn is_copy(&self, n: usize) -> bool {
+        match (self.text(n), self.text(n + 1)) {
+            ("(" | "*" | "&", _) => true,
+            (_, ";") => self.is_word(n),
+            (_, "[" | ".") => self.is_word(n) && self.nested,
+            _ => false,
+        }
+    }
+
+    /// Whether this is the sign of an assignment or of an initial value.
+    fn assigns(&self, n: usize) -> bool {
+        let part_of_another =
+            |text: &str| matches!(text, "=" | "<" | ">" | "!" | "+" | "-" | "*" | "/" | "%" | "&" | "|" | "^");
+        self.text(n) == "=" && self.text(n + 1) != "=" && !part_of_another(self.text(n - 1))
+    }
+
+    /// Copies of arrays and structs between two places, as far as words tell.
+    fn copies(&self, start: usize, end: usize) -> u64 {
+        let copied = |n: usize| {
+            let whole = (self.assigns(n) || self.text(n) == "return") && self.is_copy(n + 1);
+            let looked_at = self.is_word(n) && self.text(n + 1) == "[" && self.values.contains(&self.text(n));
+            whole || looked_at
+        };
+        (start + 1..end).filter(|&n| copied(n)).count() as u64
+    }
+
+    fn bytes(&self, start: usize, end: usize) -> u64 {
+        self.named.iter().filter(|(n, _)| (start..end).contains(n)).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Functions, with what they come to.
+pub(super) fn check<'a>(solid: &'a [&'a Token<'a>], named: &'a [(usize, u64)], nested: bool) -> Result<(), Problem> {
+    let mut words = Words { solid, named, values: vec![], nested };
+    let values = (0..solid.len()).filter(|&n| words.is_word(n) && matches!(words.text(n), "const" | "let"));
+    words.values = values.map(|n| words.text(n + 1)).collect();
+    let starts: Vec<usize> = (0..solid.len()).filter(|&n| words.is_word(n) && words.text(n) == "fn").collect();
+    if starts.len() > MOST_DECLARED {
+        return problem(solid[starts[MOST_DECLARED]].line, format!("a hook has at most {MOST_DECLARED} functions"));
+    }
+    let names: Vec<&str> = starts.iter().map(|&n| words.text(n + 1)).collect();
     let largest = named.iter().map(|(_, bytes)| *bytes).max().filter(|&bytes| bytes > LARGE).unwrap_or(0);
     let function = |(i, &start): (usize, &usize)| {
         let end = starts.get(i + 1).copied().unwrap_or(solid.len());
-        let own = || (start + 2..end).filter(is_word);
-        let calls: Vec<&str> = own().filter(|&n| text(n + 1) == "(" && names.contains(&text(n))).map(text).collect();
-        // A variable without a type may be a copy of any of them, and so may what a call returns.
-        let copies = own().filter(|&n| matches!(text(n), "var" | "let") && text(n + 2) == "=").count() + calls.len();
-        let bytes: u64 = named.iter().filter(|(n, _)| (start..end).contains(n)).map(|(_, bytes)| bytes).sum();
+        let body = (start..end).find(|&n| words.text(n) == "{").unwrap_or(end);
+        let called = |&n: &usize| words.is_word(n) && words.text(n + 1) == "(" && names.contains(&words.text(n));
         Function {
             name: names[i],
             line: solid[start].line,
             words: (end - start) as u64,
-            bytes: bytes.saturating_add(largest.saturating_mul(copies as u64)),
-            calls,
+            bytes: words.bytes(start, end).saturating_add(largest.saturating_mul(words.copies(start, end))),
+            passed: words.bytes(start, body),
+            calls: (start + 2..end).filter(called).map(|n| words.text(n)).collect(),
         }
     };
     let functions: Vec<Function> = starts.iter().enumerate().map(function).collect();
@@ -46,12 +102,12 @@ pub(super) fn check(solid: &[&Token], named: &[(usize, u64)]) -> Result<(), Prob
         let (words, bytes) = total(function, &functions, &mut known)?;
         let Function { name, line, .. } = function;
         if words > MOST_WORDS {
-            let message = format!("`{name}` has {words} words and signs with all that it calls; at most {MOST_WORDS}");
+            let message = format!("`{name}` and all that it calls have {words} words and signs; at most {MOST_WORDS}");
             return problem(*line, message);
         }
         if bytes > MOST_BYTES {
             let message = format!(
-                "the arrays and structs of `{name}` and of all that it calls, with their copies, hold {bytes} bytes; at most {MOST_BYTES}"
+                "`{name}` and all that it calls hold {bytes} bytes of arrays and structs and of copies of them; at most {MOST_BYTES}"
             );
             return problem(*line, message);
         }
@@ -72,9 +128,10 @@ fn total<'a>(
     }
     let (mut words, mut bytes) = (function.words, function.bytes);
     for name in &function.calls {
-        let called = functions.iter().find(|other| other.name == *name);
-        let more = called.map_or(Ok((0, 0)), |called| total(called, functions, known))?;
-        (words, bytes) = (words.saturating_add(more.0), bytes.saturating_add(more.1));
+        let Some(called) = functions.iter().find(|other| other.name == *name) else { continue };
+        let more = total(called, functions, known)?;
+        words = words.saturating_add(more.0);
+        bytes = bytes.saturating_add(more.1).saturating_add(called.passed);
     }
     known.insert(function.name, Some((words, bytes)));
     Ok((words, bytes))
