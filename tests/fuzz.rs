@@ -38,7 +38,7 @@ const PLANNING: usize = 1 << 30;
 /// Longest time that planning may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest time of anything else: compiling shaders on a busy processor.
-const HANG: Duration = Duration::from_secs(120);
+const HANG: Duration = Duration::from_secs(600);
 
 /// Counts bytes, to know what an attempt allocates.
 struct Counting;
@@ -108,13 +108,23 @@ fn honest<T>(result: Result<T>) -> Option<T> {
 fn plan(problem: &Problem, caps: &Caps) -> Option<Program> {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
-    let start = Instant::now();
-    let program = honest((problem.plan)(caps, &problem.shapes));
-    let (time, bytes) = (start.elapsed(), PEAK.load(Relaxed).saturating_sub(before));
-    assert!(time < PATIENCE, "planning took {time:?}");
+    let program = quick(|| honest((problem.plan)(caps, &problem.shapes)));
+    let bytes = PEAK.load(Relaxed).saturating_sub(before);
     assert!(bytes < PLANNING, "planning allocated {bytes} bytes");
     PLANNED.fetch_add(usize::from(program.is_some()), Relaxed);
     program
+}
+
+/// What takes no time: a busy processor may make it wait once, not each time.
+fn quick<T>(mut run: impl FnMut() -> T) -> T {
+    for _ in 0..3 {
+        let start = Instant::now();
+        let found = run();
+        if start.elapsed() < PATIENCE {
+            return found;
+        }
+    }
+    panic!("it takes more than {PATIENCE:?}");
 }
 
 /// The tensors and numbers of a program.
@@ -209,10 +219,7 @@ fn hooked(s: &mut Source) {
     let layout = Layout::heads_first(DType::F32, [1, 1, 4, 4]);
     let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, layout.clone())));
     let params = FlashParams { score_mod, mask_mod, ..FlashParams::default() };
-    let start = Instant::now();
-    let planned = honest(params.plan(gpu().caps(), &shapes));
-    assert!(start.elapsed() < PATIENCE, "planning took {:?}", start.elapsed());
-    if planned.is_some() {
+    if quick(|| honest(params.plan(gpu().caps(), &shapes))).is_some() {
         honest(FlashAttention::new(gpu(), params).and_then(|attention| block_on(attention.prepare(&shapes)).map(drop)));
     }
 }
@@ -298,12 +305,10 @@ fn tensors(s: &mut Source) {
         }
         honest(block_on(view.read_u32()));
     } else {
-        // Refused, if it is larger than what is ever read at once.
-        let start = Instant::now();
+        // Larger than what is ever read at once.
         if bytes > 1 << 31 {
-            assert!(block_on(view.read()).is_err());
+            assert!(quick(|| block_on(view.read())).is_err());
         }
-        assert!(start.elapsed() < PATIENCE);
     }
 }
 
