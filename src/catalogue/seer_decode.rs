@@ -242,11 +242,12 @@ impl SeerDecodeCase {
         let wanted: Vec<f32> = wanted.iter().map(|x| (x - 0.5).max(0.0)).collect();
         let target = Tensor::upload(gpu, shape, DType::F32, &wanted).await?;
         let weight = shape.iter().product::<usize>() as f32;
+        let from_row = usize::from(shape[2] > 1);
         // What calls before leave behind does not show.
         let nan = Tensor::upload(gpu, shape, DType::F32, &vec![f32::NAN; wanted.len()]).await?;
-        gate.loss(&saved, &nan, weight, 1).await?;
+        gate.loss(&saved, &nan, weight, from_row).await?;
         gate.backward(&saved, &nan).await?;
-        let (loss, dlogits) = gate.loss(&saved, &target, weight, 1).await?;
+        let (loss, dlogits) = gate.loss(&saved, &target, weight, from_row).await?;
         let gradients = gate.backward(&saved, &dlogits).await?;
         let read = async |tensor: Option<Tensor>| match tensor {
             Some(tensor) => tensor.read().await,
@@ -262,7 +263,7 @@ impl SeerDecodeCase {
         ];
         Ok(self.with_problem(|problem| {
             let SeerGateReference { logits, magnitude, .. } = reference::seer_decode_gate(&self.params, problem);
-            let (loss, dlogits) = reference::seer_gate_loss(shape, &logits, &wanted, weight.into(), 1);
+            let (loss, dlogits) = reference::seer_gate_loss(shape, &logits, &wanted, weight.into(), from_row);
             let [[dwq, dwk], [of_q, of_k]] = reference::seer_decode_gradients(&self.params, problem, &dlogits);
             let tolerance = Tolerance { dtype: DType::F32, unit: 5e-5, magnitude };
             let none = Outcome { error: 0.0, over_tolerance: 0.0 };
