@@ -4,14 +4,20 @@
 //! Default: the first 300, as far as they come in 10 seconds.
 
 mod common;
+#[path = "fuzz/draft.rs"]
+mod draft;
 #[path = "fuzz/files.rs"]
 mod files;
 #[path = "fuzz/hooks.rs"]
 mod hooks;
+#[path = "fuzz/others.rs"]
+mod others;
 #[path = "fuzz/problems.rs"]
 mod problems;
 #[path = "common/program.rs"]
 mod program;
+#[path = "fuzz/softmax.rs"]
+mod softmax;
 #[path = "fuzz/source.rs"]
 mod source;
 
