@@ -5,8 +5,8 @@ use crate::packed::Side;
 use crate::program::shader::{AccessKind, Binding, file};
 use crate::program::{Table, table};
 use crate::softmax::visibility::{Extent, Visibility};
-use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, Dense, Portable, ScoreParams, SoftmaxParams};
-use crate::{Caps, Causal, Error, HeadBlocks, Hook, Result, Window};
+use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, Dense, ScoreParams, SoftmaxParams, Tiling};
+use crate::{Causal, Error, HeadBlocks, Hook, Result, Window};
 use std::sync::Arc;
 
 /// What block-sparse attention computes, besides the block mask that comes with the inputs.
@@ -55,10 +55,6 @@ impl Visibility for Blocks {
         mask.check(shapes.pairs(), shapes.k.shape()[1])
     }
 
-    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
-        self.0.engine(caps, what, head_dim, value_dim)
-    }
-
     fn takes_few_rows(&self) -> bool {
         true
     }
@@ -87,11 +83,11 @@ impl Visibility for Blocks {
         ["blocks", "full_blocks"].map(|name| (name, AccessKind::LoadBits)).to_vec()
     }
 
-    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)> {
+    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Vec<(&'static str, u32)> {
         vec![("SEVERAL", u32::from(several(side, mask_of(shapes), engine)))]
     }
 
-    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)> {
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Vec<(Binding, Table)> {
         let mask = mask_of(shapes);
         let [rows, cols] = block(side, mask);
         let by_key_head = mask.chosen.as_ref().is_some_and(|chosen| chosen.shape()[1] == shapes.k.shape()[1]);
@@ -102,11 +98,11 @@ impl Visibility for Blocks {
         tables
     }
 
-    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
+    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent {
         self.0.extent(side, rows, cols, engine)
     }
 
-    fn describe(&self, shapes: &AttentionShapes, engine: &Portable) -> Option<String> {
+    fn describe(&self, shapes: &AttentionShapes, engine: &Tiling) -> Option<String> {
         let mask = shapes.block_mask.as_ref()?;
         let [queries, keys] = mask.block;
         let kinds = |name: &str, of: fn(&HeadBlocks) -> bool| {
@@ -142,9 +138,9 @@ fn block(side: Side, mask: &BlockMaskShape) -> [usize; 2] {
 }
 
 /// Whether a tile holds several blocks.
-fn several(side: Side, mask: &BlockMaskShape, engine: &Portable) -> bool {
+fn several(side: Side, mask: &BlockMaskShape, engine: &Tiling) -> bool {
     let [rows, cols] = block(side, mask);
-    mask.chosen.is_some() && (rows < engine.rows as usize || cols < engine.cols as usize)
+    mask.chosen.is_some() && (rows < engine.rows() as usize || cols < engine.cols() as usize)
 }
 
 #[cfg(test)]

@@ -33,6 +33,26 @@ pub enum Backend {
     BrowserWebGpu,
 }
 
+/// What goes over the tiles of softmax attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Engine {
+    /// For every device: core WebGPU, rows and columns pass through workgroup memory.
+    Portable,
+    /// For adapters whose shaders run on a CPU, if subgroups have one size: rows in registers, columns by subgroup broadcasts. Serves
+    /// the forward pass; gradients and score reductions go by the other one.
+    Processor,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Engine::Portable => "portable",
+            Engine::Processor => "processor",
+        })
+    }
+}
+
 /// The limits and features of a device that planning looks at.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(
@@ -67,6 +87,10 @@ pub struct Caps {
     pub uniform_alignment: u32,
     /// Whether the GPU can time its own work.
     pub timestamps: bool,
+    /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
+    pub subgroup: u32,
+    /// What goes over the tiles of softmax attention: [`Engine::Processor`] only with a `subgroup`, a power of two from 4 on.
+    pub engine: Engine,
 }
 
 impl Caps {
@@ -86,6 +110,8 @@ impl Caps {
             storage_alignment: 256,
             uniform_alignment: 256,
             timestamps: false,
+            subgroup: 0,
+            engine: Engine::Portable,
         }
     }
 
@@ -100,6 +126,11 @@ impl Caps {
             storage_buffers: u32::MAX,
             ..Self::core()
         }
+    }
+
+    /// Whether [`Engine::Processor`] runs in subgroups of so many threads.
+    pub(crate) fn serves_processor(subgroup: u32) -> bool {
+        subgroup.is_power_of_two() && (4..=64).contains(&subgroup)
     }
 
     /// Bytes that the offset of a tensor's binding is a multiple of: the device's, and whole vec4.
@@ -164,7 +195,8 @@ impl fmt::Display for Caps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ({:?}, {}, {}): {} KiB workgroup memory, {} threads a workgroup, {} storage buffers of at most {} MiB, {}",
+            "{} ({:?}, {}, {}): {} KiB workgroup memory, {} threads a workgroup, {} storage buffers of at most {} MiB, {}{}, \
+             engine {}",
             self.adapter,
             self.backend,
             self.driver,
@@ -177,7 +209,9 @@ impl fmt::Display for Caps {
             self.invocations,
             self.storage_buffers,
             self.binding_bytes >> 20,
-            if self.timestamps { "timestamps" } else { "no timestamps" }
+            if self.timestamps { "timestamps" } else { "no timestamps" },
+            if self.subgroup > 0 { format!(", subgroups of {}", self.subgroup) } else { String::new() },
+            self.engine
         )
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod tensor;
 pub(crate) mod timing;
 
 use crate::small_map::SmallMap;
-use crate::{Caps, Error, Result};
+use crate::{Caps, Engine, Error, Result};
 use futures::channel::oneshot;
 use pipeline::Pipelines;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -32,6 +32,9 @@ pub struct GpuOptions {
     /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
     /// native), since every index in them is checked on the host or clamped.
     pub checked_shaders: bool,
+    /// What goes over the tiles of softmax attention. Unset: [`Engine::Portable`], which runs everywhere. [`Engine::Processor`] is for
+    /// adapters whose shaders run on a CPU, and needs subgroups that all have the same size.
+    pub engine: Option<Engine>,
     /// Percent of the memory that the driver grants this program, beyond which nothing is allocated any more and what asks
     /// for more gets [`Error::OutOfMemory`]. Unset: 95. Only where the driver tells how much it grants (Vulkan's memory
     /// budget, DX12).
@@ -124,7 +127,7 @@ impl Gpu {
             required_features: if core {
                 wgpu::Features::empty()
             } else {
-                adapter.features() & wgpu::Features::TIMESTAMP_QUERY
+                adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP)
             },
             required_limits: if core { wgpu::Limits::default() } else { adapter.limits() },
             ..Default::default()
@@ -133,23 +136,35 @@ impl Gpu {
             .request_device(&descriptor)
             .await
             .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+        let mut caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
+        caps.engine = options.engine.unwrap_or(caps.engine);
+        if caps.engine == Engine::Processor && !Caps::serves_processor(caps.subgroup) {
+            let reason = "engine processor needs subgroups that all have the same size".into();
+            return Err(Error::NoDevice { adapter: caps.adapter, reason });
+        }
         let lost = Arc::new(OnceLock::new());
         let cell = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
             let _ = cell.set(health::reason(reason, message));
         });
-        Ok(Self::build(device, queue, options.checked_shaders, lost))
+        Ok(Self::build(device, queue, caps, options.checked_shaders, lost))
     }
 
     /// Wraps a device and queue that the caller owns. Its callbacks stay the caller's; its limits are respected as they
     /// are. Tensors and kernels made from the result work in the caller's own encoders. Wrap a device once, and clone the
     /// result: a second wrap counts as another device.
     pub fn from_device(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
-        Self::build(device.clone(), queue.clone(), false, Arc::default())
+        let caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
+        Self::build(device.clone(), queue.clone(), caps, false, Arc::default())
     }
 
-    fn build(device: wgpu::Device, queue: wgpu::Queue, checked_shaders: bool, lost: Arc<OnceLock<String>>) -> Self {
-        let caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
+    fn build(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        caps: Caps,
+        checked_shaders: bool,
+        lost: Arc<OnceLock<String>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             device,
             queue,

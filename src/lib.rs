@@ -27,7 +27,7 @@ pub mod catalogue;
 
 pub use block_mask::{BlockGrid, HeadBlocks};
 pub use block_sparse::BlockSparseParams;
-pub use caps::{AdapterKind, Backend, Caps};
+pub use caps::{AdapterKind, Backend, Caps, Engine};
 pub use error::{Error, Result};
 pub use flash::FlashParams;
 pub use gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};

@@ -3,10 +3,12 @@
 
 mod backward;
 mod dense;
+mod engine;
 mod few_queries;
 mod params;
 mod plan;
 mod portable;
+mod processor;
 mod shapes;
 pub(crate) mod stage;
 mod uniforms;
@@ -14,9 +16,11 @@ pub(crate) mod visibility;
 
 pub(crate) use dense::Dense;
 pub use dense::{Causal, Window};
+pub(crate) use engine::Tiling;
 pub use params::{AnyVisibility, ScoreParams, SoftmaxParams};
 pub(crate) use plan::NAMES;
 pub(crate) use portable::Portable;
+pub(crate) use processor::Processor;
 pub(crate) use shapes::{AttentionShapes, Outputs};
 
 use crate::program::Program;

@@ -10,6 +10,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wgpu_attention::catalogue::FAMILIES;
+use wgpu_attention::{
+    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, NeighborhoodAxis, NeighborhoodParams, Shapes,
+};
 
 /// What wgpu would allow in a shader on a device without optional features.
 fn validate(name: &str, text: &str) -> (Module, ModuleInfo) {
@@ -162,6 +165,41 @@ fn fits(row: &[&str], found: &[&str]) -> bool {
     })
 }
 
+/// The kernels of engine `processor`, in subgroups of several sizes.
+fn of_processor() -> Vec<(String, String)> {
+    let mut all = vec![];
+    for (subgroup, width) in [(4, 20), (8, 16), (8, 64), (8, 256), (16, 96)] {
+        let caps = Caps { subgroup, engine: Engine::Processor, ..Caps::unlimited() };
+        let [batch, heads, rows] = [1, 2, 70];
+        let shapes = ["q", "k", "v"].into_iter().fold(Shapes::default(), |shapes, name| {
+            shapes.tensor(name, Layout::heads_first(DType::F16, [batch, heads, rows, width]))
+        });
+        let masked = FlashParams { causal: Some(Causal::BottomRight), softcap: Some(3.0), ..FlashParams::default() };
+        for params in [FlashParams::default(), masked] {
+            let program = params.plan(&caps, &shapes).expect("a plan");
+            all.extend(program.kernels.into_iter().map(|kernel| ("flash_processor".to_string(), kernel.wgsl)));
+        }
+        let axes = vec![NeighborhoodAxis::new(7, 3), NeighborhoodAxis::new(10, 5)];
+        let program =
+            NeighborhoodParams { axes, ..NeighborhoodParams::default() }.plan(&caps, &shapes).expect("a plan");
+        all.extend(program.kernels.into_iter().map(|kernel| ("neighborhood_processor".to_string(), kernel.wgsl)));
+    }
+    all
+}
+
+/// They ask for subgroups, and for nothing else.
+#[test]
+fn kernels_of_engine_processor() {
+    let features = wgpu::Features::SUBGROUP;
+    for (name, text) in of_processor() {
+        let module =
+            naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));
+        let mut validator =
+            wgpu_naga_bridge::create_validator(features, wgpu::DownlevelFlags::all(), ValidationFlags::all());
+        validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&text)));
+    }
+}
+
 /// `shaders/README.md` says which files make which kernel, and every file is in one.
 #[test]
 fn files_of_kernels_are_as_listed() {
@@ -177,7 +215,7 @@ fn files_of_kernels_are_as_listed() {
         .map(|(kernel, files)| (kernel.replace(' ', "_"), files.split(' ').collect()))
         .collect();
     let (mut used, mut met) = (BTreeSet::new(), BTreeSet::new());
-    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
+    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()).chain(of_processor()) {
         let mut found: Vec<(usize, &str)> =
             all.iter().filter_map(|(file, line)| Some((text.find(line)?, file.as_str()))).collect();
         found.sort_unstable();

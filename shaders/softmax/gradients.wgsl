@@ -7,9 +7,9 @@
 var<private> t: array<array<f32, CT>, RT>;
 
 fn gradient_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    multiply_tiles(WEIGHT_GRADIENTS, w, visit, tile, thread);
+    multiply_weight_gradients(w, visit, tile, thread);
     take_gradients();
-    multiply_tiles(SCORES, w, visit, tile, thread);
+    multiply_scores(w, visit, tile, thread);
     if (is_masked(tile)) {
         masked_gradients(w, visit, tile, thread);
     } else {

@@ -8,7 +8,7 @@
 // values, indices [batch, groups of heads, groups of queries, groups of keys] by strides. Groups of queries and keys are powers of
 // two of them, or all. A workgroup owns the cells of one tile (or of the tiles that go together), visits the tiles of one head
 // after the other, and keeps what each thread has found of its pairs, as (bits of the value, key). Division among threads and
-// workgroup memory are those of portable.wgsl, and cells [PASS][BC] of vec2u.
+// workgroup memory are those of forward.wgsl and engines/portable, and cells [PASS][BC] of vec2u.
 
 // The table `reduction`: (queries of a group within a tile, keys of one, groups of queries, groups of keys), (heads, tiles of
 // queries, tiles of keys that go together, parts along the keys), (bits of the bound, 0, 0, 0). The constant MODE says what
@@ -60,7 +60,7 @@ fn pair_of(workgroup: vec3u, step: u32) -> Pair {
     return Pair(w, visit, i, key_tile >= visit.first_tile && i < tile_count(visit));
 }
 
-// The next step from `start` on in which something is seen: passed over outside of the body, see portable.wgsl.
+// The next step from `start` on in which something is seen: passed over outside of the body, see forward.wgsl.
 fn next_step(workgroup: vec3u, start: u32, end: u32) -> u32 {
     for (var step = start; step < end; step++) {
         if (pair_of(workgroup, step).seen) { return step; }

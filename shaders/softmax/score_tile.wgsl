@@ -1,15 +1,11 @@
 // Scores of one tile: s = score(q_factor · q·kᵀ) in log2 units, MASKED where the row does not see the key.
-//
-// q and k pass through workgroup memory in chunks of BD4 vec4 along the head dimension, so that any head dim fits: as
-// [d][row] of vec4, where neighbouring threads read neighbouring keys and all threads of a row group read the same query.
+// An engine multiplies: `multiply_scores`, and for gradients `multiply_weight_gradients` (dout · vᵀ).
 
 // −2^127: loses against every score that f32 can carry through the product; recognised by its bits.
 const MASKED: f32 = -170141183460469231731687303715884105728.0;
 const MASKED_BITS: u32 = 0xff000000u;
-const K_BASE: u32 = BD4 * BR;
 const TC: u32 = BC / CT;
 
-var<workgroup> tile_data: array<vec4f, TILE>;
 var<private> s: array<array<f32, CT>, RT>;
 
 // Tile number i of the visit, with what the masks make of it.
@@ -19,57 +15,18 @@ fn nth_tile(w: Work, visit: Visit, i: u32) -> Tile {
     return tile;
 }
 
-// Leaves the scores in `s`, and the workgroup's memory free to write.
-fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    let tc = thread % TC;
-    let row0 = (thread / TC) * RT;
-    multiply_tiles(SCORES, w, visit, tile, thread);
-    // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
-    if (SCORED) { change_scores(w, visit, tile, tc, row0); }
-    if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
-}
-
-// What is multiplied: the scores, or, for gradients, those of the weights (dout · vᵀ). sides/ says of which tensors.
+// Which of its engine's products sides/ are asked for: the scores, or, for gradients, those of the weights.
 const SCORES: u32 = 0u;
 const WEIGHT_GRADIENTS: u32 = 1u;
 
-// s = rows · colsᵀ
-fn multiply_tiles(what: u32, w: Work, visit: Visit, tile: Tile, thread: u32) {
+// Leaves the scores in `s`.
+fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    for (var i = 0u; i < RT; i++) {
-        for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
-    }
-    let busy = owns_rows(visit, row0);
-    let depth = select(D4, DV4, what == WEIGHT_GRADIENTS);
-    for (var d0 = 0u; d0 < depth; d0 += BD4) {
-        stage_rows(what, w, visit, d0, depth, thread);
-        stage_cols(what, w, visit, tile, d0, depth, thread);
-        workgroupBarrier();
-        if (busy) { add_products(tc, row0); }
-        workgroupBarrier();
-    }
-}
-
-// s += rows · colsᵀ over one chunk of the summed dimension. (Loops to EVERY some constant may be written out: src/program/shader/unroll.rs.)
-fn add_products(tc: u32, row0: u32) {
-    for (var d = 0u; d < BD4; d++) {
-        var k: array<vec4f, CT>;
-        for (var j = 0u; j < EVERY_CT; j++) { k[j] = tile_data[K_BASE + d * BC + tc + TC * j]; }
-        for (var i = 0u; i < EVERY_RT; i++) {
-            let q = tile_data[d * BR + row0 + i];
-            for (var j = 0u; j < EVERY_CT; j++) {
-                s[i][j] = fma(q.w, k[j].w, fma(q.z, k[j].z, fma(q.y, k[j].y, fma(q.x, k[j].x, s[i][j]))));
-            }
-        }
-    }
-}
-
-// Whether any of this thread's rows is a query: few queries, and the ends of packed sequences, leave many without.
-fn owns_rows(visit: Visit, row0: u32) -> bool {
-    var owns = false;
-    for (var i = 0u; i < RT; i++) { owns = owns | (row_token(visit, row0 + i) != NONE); }
-    return owns;
+    multiply_scores(w, visit, tile, thread);
+    // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
+    if (SCORED) { change_scores(w, visit, tile, tc, row0); }
+    if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
 }
 
 // Whether scores of this tile can be MASKED: by the visiting order, by a mask, or because something made them −inf.
@@ -78,9 +35,9 @@ fn is_masked(tile: Tile) -> bool {
 }
 
 fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         let row = row_state(w, visit, row0 + i);
-        for (var j = 0u; j < CT; j++) {
+        for (var j = 0u; j < EACH_CT; j++) {
             let col = col_state(w, visit, tile, tc + TC * j);
             let x = score(s[i][j], row, col, w);
             s[i][j] = select(x, MASKED, bitcast<u32>(x) == MINUS_INFINITY_BITS);
@@ -89,39 +46,13 @@ fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
 }
 
 fn hide_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         let row = row_state(w, visit, row0 + i);
-        for (var j = 0u; j < CT; j++) {
+        for (var j = 0u; j < EACH_CT; j++) {
             let col = col_state(w, visit, tile, tc + TC * j);
             let seen = visible(row, col) & chosen(row, col, w) & mask_allows(row, col, w)
                 & (bitcast<u32>(s[i][j]) != MINUS_INFINITY_BITS);
             s[i][j] = select(MASKED, s[i][j], seen);
         }
-    }
-}
-
-// A thread stages one place of the head dimension for every STAGE_ROWS-th row: eight rows side by side, then along the head
-// dimension, so that a load touches few cache lines and a store no bank twice. Threads beyond whole groups of rows rest.
-const STAGE_ROWS: u32 = WG / (8u * BD4) * 8u;
-
-fn stage_row(thread: u32) -> u32 {
-    return thread % 8u + 8u * (thread / (8u * BD4));
-}
-
-fn stage_rows(what: u32, w: Work, visit: Visit, d0: u32, depth: u32, thread: u32) {
-    let d = (thread / 8u) % BD4;
-    let inside = min(d0 + d, depth - 1u);
-    for (var r = stage_row(thread); r < BR && thread < STAGE_ROWS * BD4; r += STAGE_ROWS) {
-        let token = row_token(visit, r);
-        tile_data[d * BR + r] = select(vec4f(), row_part(what, w, token, inside), token != NONE && d0 + d < depth);
-    }
-}
-
-fn stage_cols(what: u32, w: Work, visit: Visit, tile: Tile, d0: u32, depth: u32, thread: u32) {
-    let d = (thread / 8u) % BD4;
-    let inside = min(d0 + d, depth - 1u);
-    for (var c = stage_row(thread); c < BC && thread < STAGE_ROWS * BD4; c += STAGE_ROWS) {
-        let token = col_token(visit, tile, c);
-        tile_data[K_BASE + d * BC + c] = select(vec4f(), col_part(what, w, token, inside), token != NONE && d0 + d < depth);
     }
 }

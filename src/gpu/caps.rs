@@ -1,10 +1,13 @@
 //! What a device can do, from what wgpu says of it.
 
-use crate::{AdapterKind, Backend, Caps};
+use crate::{AdapterKind, Backend, Caps, Engine};
 
 impl Caps {
     /// What a device with these limits and features can do.
     pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
+        let size = info.subgroup_min_size;
+        let known = features.contains(wgpu::Features::SUBGROUP) && size == info.subgroup_max_size;
+        let subgroup = if known { size } else { 0 };
         Self {
             adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
             backend: match info.backend {
@@ -30,6 +33,8 @@ impl Caps {
             storage_alignment: limits.min_storage_buffer_offset_alignment,
             uniform_alignment: limits.min_uniform_buffer_offset_alignment,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            subgroup,
+            engine: Engine::Portable,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Tiles of a space: which boxes of queries and keys are multiplied with one another.
 
 use super::{NeighborhoodAxis, check};
+use crate::Result;
 use crate::packed::Side;
 use crate::program::shader::{Binding, file};
 use crate::program::{Table, small_table};
 use crate::small_map::SmallMap;
 use crate::softmax::visibility::{Extent, Visibility};
-use crate::softmax::{AttentionShapes, Portable};
-use crate::{Caps, Result};
+use crate::softmax::{AttentionShapes, Tiling};
 use std::sync::Mutex;
 
 /// An axis that a space does not have.
@@ -112,9 +112,9 @@ impl Boxes {
     }
 
     /// The boxes for one side, chosen once.
-    fn sizes(&self, side: Side, engine: &Portable) -> Sizes {
+    fn sizes(&self, side: Side, engine: &Tiling) -> Sizes {
         let mut chosen = self.chosen.lock().expect("no panic under this lock");
-        let key = (side, engine.rows, engine.cols);
+        let key = (side, engine.rows(), engine.cols());
         if let Some(found) = chosen.get(&key) {
             return *found;
         }
@@ -124,10 +124,10 @@ impl Boxes {
     }
 
     /// The boxes with the least work: tiles to multiply, where one without a mask costs a little less, and workgroups to start.
-    fn choose(&self, side: Side, engine: &Portable) -> Sizes {
+    fn choose(&self, side: Side, engine: &Tiling) -> Sizes {
         const MASK: f64 = 0.15;
         const START: f64 = 0.5;
-        let (volume, cols) = (engine.rows as usize, engine.cols as usize);
+        let (volume, cols) = (engine.rows() as usize, engine.cols() as usize);
         let longest = self.padded.map(|axis| axis.longest());
         let used = |i: usize| if longest[i] > 1 { cols } else { 1 };
         let row_boxes = boxes(volume, longest);
@@ -156,8 +156,8 @@ impl Boxes {
 
 impl Boxes {
     /// The part of the computed scores that windows ask for.
-    fn useful(&self, sizes: Sizes, engine: &Portable) -> f64 {
-        let tile = f64::from(engine.rows * engine.cols);
+    fn useful(&self, sizes: Sizes, engine: &Tiling) -> f64 {
+        let tile = f64::from(engine.rows() * engine.cols());
         let axes = self.padded.iter().enumerate().map(|(a, axis)| {
             let n = axis.longest();
             // Enough positions to tell.
@@ -179,9 +179,9 @@ impl Visibility for Boxes {
         check(&self.axes, shapes)
     }
 
-    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
-        // What a row sees on each axis: two numbers.
-        Portable::plan(caps, what, head_dim, value_dim, 8 * self.axes.len() as u32)
+    /// What a row sees on each axis: two numbers.
+    fn memory_per_row(&self) -> u32 {
+        8 * self.axes.len() as u32
     }
 
     fn files(&self, side: Side) -> Vec<&'static str> {
@@ -191,11 +191,11 @@ impl Visibility for Boxes {
         }
     }
 
-    fn constants(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(&'static str, u32)> {
+    fn constants(&self, _: Side, _: &AttentionShapes, _: &Tiling) -> Vec<(&'static str, u32)> {
         vec![("AXES", self.axes.len() as u32)]
     }
 
-    fn tables(&self, side: Side, _: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)> {
+    fn tables(&self, side: Side, _: &AttentionShapes, engine: &Tiling) -> Vec<(Binding, Table)> {
         let Sizes { rows, cols } = self.sizes(side, engine);
         let of = |value: &dyn Fn(usize) -> usize| [value(0) as u32, value(1) as u32, value(2) as u32, 0];
         let axes = &self.padded;
@@ -216,9 +216,9 @@ impl Visibility for Boxes {
         vec![small_table("space", &table)]
     }
 
-    fn extent(&self, side: Side, _: usize, _: usize, engine: &Portable) -> Extent {
+    fn extent(&self, side: Side, _: usize, _: usize, engine: &Tiling) -> Extent {
         let Sizes { rows, cols } = self.sizes(side, engine);
-        let mut extent = Extent { tiles: 1, cols: engine.cols as usize, visited: 1 };
+        let mut extent = Extent { tiles: 1, cols: engine.cols() as usize, visited: 1 };
         for (a, axis) in self.padded.iter().enumerate() {
             // Groups differ in length by one at most, and see no more than the longest does, but for a strided end.
             let most = axis.spans(side, rows[a]).map(|(seen, _)| seen).max().unwrap_or(0) + axis.stride - 1;
@@ -230,7 +230,7 @@ impl Visibility for Boxes {
         extent
     }
 
-    fn describe(&self, _: &AttentionShapes, engine: &Portable) -> Option<String> {
+    fn describe(&self, _: &AttentionShapes, engine: &Tiling) -> Option<String> {
         let sizes = self.sizes(Side::Queries, engine);
         let first = 3 - self.axes.len();
         let size = |size: [usize; 3]| size[first..].iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ");

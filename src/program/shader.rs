@@ -9,6 +9,7 @@ pub(crate) mod layout;
 mod unroll;
 
 pub(crate) use chain::{Chain, Gradient};
+pub(crate) use unroll::WrittenOut;
 
 use crate::DType;
 use crate::program::hook::{self, Placed};
@@ -86,8 +87,8 @@ pub(crate) struct Shader {
     pub optional: Vec<(&'static str, AccessKind)>,
     /// Tables that may not be there, with their types: nothing reads them then.
     pub optional_tables: Vec<(&'static str, &'static str)>,
-    /// Whether loops over what a thread holds in registers are written out.
-    pub unrolled: bool,
+    /// Which loops over what a thread holds in registers are written out.
+    pub written_out: WrittenOut,
 }
 
 /// Whose a part of the text is.
@@ -155,7 +156,7 @@ impl Shader {
             files,
             optional: vec![],
             optional_tables: vec![],
-            unrolled: false,
+            written_out: WrittenOut::None,
         }
     }
 
@@ -194,10 +195,7 @@ impl Shader {
     /// The text in parts.
     fn parts(&self) -> Vec<(Part<'_>, String)> {
         let mut parts = vec![(Part::Own, self.prelude())];
-        let text = |file: &&'static str| match self.unrolled {
-            true => unroll::unrolled(file, &self.constants),
-            false => unroll::looped(file),
-        };
+        let text = |file: &&'static str| self.written_out.text(file, &self.constants);
         parts.extend(self.files.iter().map(|file| (Part::Own, format!("\n{}", text(file)))));
         let hooks = self.hooks();
         if hooks.is_empty() {

@@ -4,7 +4,7 @@ use super::plan::{BY_SEQUENCE, NAMES};
 use super::stage::{Pass, Setup, Stage};
 use super::uniforms::{BiasDivision, Division, uniforms};
 use super::visibility::Visibility;
-use super::{AttentionShapes, Dense, Outputs, ScoreParams};
+use super::{AttentionShapes, Dense, Outputs, Portable, ScoreParams, Tiling};
 use crate::block_mask::transposition;
 use crate::error::{require, require_set};
 use crate::packed::Side;
@@ -63,7 +63,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let widest = head_dim.max(own.forward.v.shape()[3]);
     let what = format!("{} backward", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
-    let engine = visibility.engine(caps, &what, head_dim, widest)?;
+    let engine = Portable::plan(caps, &what, head_dim, widest, visibility.memory_per_row()).map(Tiling::Portable)?;
     let stats_bytes = 8 * (batch * heads * queries) as u64;
     let stats = builder.scratch_bytes("stats", stats_bytes)?;
     let mut first: Vec<usize> = vec![];
@@ -91,7 +91,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let heading = setup.heading().replacen(visibility.family(), &what, 1);
     if let Some(additional) = &additional {
         let (dense, params) = (Dense::default(), params.without_places());
-        let engine = dense.engine(caps, &what, head_dim, widest)?;
+        let engine = Portable::plan(caps, &what, head_dim, widest, 0).map(Tiling::Portable)?;
         let (shapes, prefix) = (&additional.forward, "additional ");
         let setup = Setup { visibility: &dense, params: &params, shapes, engine: &engine, prefix, ..setup };
         stages.extend(additional.stages(&mut builder, &setup)?);
@@ -102,7 +102,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
 
 fn words(mut words: String, stages: &[Stage]) -> String {
     for stage in stages {
-        let (slices, pass) = (stage.parts.len(), stage.pass.gradients());
+        let (slices, pass) = (stage.parts.len(), stage.pass.name());
         let _ = write!(words, "; {slices} slice{} for {pass}", if slices == 1 { "" } else { "s" });
     }
     if stages.iter().any(|stage| stage.pass == Pass::Keys) {

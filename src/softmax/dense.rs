@@ -1,13 +1,13 @@
 //! Everyone sees everyone, but for a causal mask and a window.
 
 use super::visibility::{Extent, Visibility};
-use super::{AttentionShapes, Portable};
+use super::{AttentionShapes, Tiling};
+use crate::Result;
 use crate::error::require;
 use crate::layout::MAX_SEQUENCE;
 use crate::packed::Side;
 use crate::program::shader::{Binding, file};
 use crate::program::{Table, small_table};
-use crate::{Caps, Result};
 
 /// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,10 +48,6 @@ impl Visibility for Dense {
         require(shapes.block_mask.is_none(), "block_mask", "set", "unset: `BlockSparseAttention` takes one")
     }
 
-    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable> {
-        Portable::plan(caps, what, head_dim, value_dim, 0)
-    }
-
     fn takes_few_rows(&self) -> bool {
         true
     }
@@ -69,19 +65,19 @@ impl Visibility for Dense {
         }
     }
 
-    fn constants(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(&'static str, u32)> {
+    fn constants(&self, _: Side, _: &AttentionShapes, _: &Tiling) -> Vec<(&'static str, u32)> {
         vec![]
     }
 
-    fn tables(&self, _: Side, _: &AttentionShapes, _: &Portable) -> Vec<(Binding, Table)> {
+    fn tables(&self, _: Side, _: &AttentionShapes, _: &Tiling) -> Vec<(Binding, Table)> {
         // A bound as long as any sequence is an open one.
         let bound = |bound: Option<usize>| bound.filter(|&n| n < MAX_SEQUENCE).map_or(NONE, |n| n as u32);
         let Window { left, right } = self.window;
         vec![small_table("dense", &[[causal_code(self.causal), bound(left), bound(right), 0]])]
     }
 
-    fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Portable) -> Extent {
-        let (tile, step) = (engine.rows as usize, engine.cols as usize);
+    fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent {
+        let (tile, step) = (engine.rows() as usize, engine.cols() as usize);
         // As many as a tile of rows sees where both ends of the window follow the diagonal; its first tile may begin before.
         let right = if self.causal == Some(Causal::BottomRight) { Some(0) } else { self.window.right };
         let seen = self.window.left.zip(right).map(|(left, right)| left.saturating_add(right).saturating_add(tile));
@@ -90,7 +86,7 @@ impl Visibility for Dense {
         Extent { tiles: rows.div_ceil(tile), cols: seen, visited }
     }
 
-    fn describe(&self, _: &AttentionShapes, _: &Portable) -> Option<String> {
+    fn describe(&self, _: &AttentionShapes, _: &Tiling) -> Option<String> {
         None
     }
 }

@@ -1,10 +1,9 @@
 //! What runs for given params and shapes: decided without a GPU.
 
 use super::few_queries::FewQueries;
-use super::portable::Portable;
 use super::stage::{Pass, Setup, Stage};
 use super::visibility::Visibility;
-use super::{AttentionShapes, Dense, Outputs, ScoreParams};
+use super::{AttentionShapes, Dense, Outputs, ScoreParams, Tiling};
 use crate::merge::{Partial, merge_pairs, merge_splits};
 use crate::program::shader::AccessKind;
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Program};
@@ -117,8 +116,8 @@ impl PartPlan {
         let (visibility, shapes) =
             as_rows.as_ref().map_or((visibility, shapes), |(visibility, shapes)| (&**visibility, shapes));
         let engine = match few {
-            Some(FewQueries { rows, .. }) => Portable::few(caps, visibility.family(), [head_dim, value_dim], rows)?,
-            None => visibility.engine(caps, visibility.family(), head_dim, value_dim)?,
+            Some(FewQueries { rows, .. }) => Tiling::few(caps, visibility.family(), [head_dim, value_dim], rows)?,
+            None => Tiling::plan(caps, visibility.family(), [head_dim, value_dim], visibility.memory_per_row())?,
         };
         let splits = few.map_or(1, |few| few.splits);
         let to = [shapes.out.clone().unwrap_or(shapes.lse.clone()), shapes.lse.clone()];

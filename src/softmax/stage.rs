@@ -4,7 +4,7 @@
 mod parts;
 
 use super::visibility::Visibility;
-use super::{AttentionShapes, Portable, ScoreParams};
+use super::{AttentionShapes, ScoreParams, Tiling};
 use crate::error::require;
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, file};
@@ -38,36 +38,36 @@ impl Pass {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// What it computes, in words; nothing for the forward pass.
+    pub fn name(self) -> &'static str {
         match self {
-            Pass::Forward => "portable",
-            Pass::Queries => "portable dq",
-            Pass::KeysAndValues => "portable dk dv",
-            Pass::Keys => "portable dk",
-            Pass::Values => "portable dv",
-            Pass::Bias => "portable dbias",
-            Pass::Reduction => "portable score reduction",
+            Pass::Forward => "",
+            Pass::Queries => "dq",
+            Pass::KeysAndValues => "dk dv",
+            Pass::Keys => "dk",
+            Pass::Values => "dv",
+            Pass::Bias => "dbias",
+            Pass::Reduction => "score reduction",
         }
     }
 
-    /// What a gradient pass computes, in words.
-    pub fn gradients(self) -> &'static str {
-        self.name().trim_start_matches("portable").trim_start()
+    /// The kernel's name in an engine.
+    fn kernel(self, engine: &Tiling) -> String {
+        format!("{} {}", engine.name(), self.name()).trim_end().into()
     }
 
-    fn files(self) -> Vec<&'static str> {
-        let gradients = [file::ACCUMULATE, file::GRADIENTS];
+    fn files(self, engine: &Tiling) -> Vec<&'static str> {
+        let gradients = [engine.sums(), file::GRADIENTS];
         match self {
             Pass::Forward => {
-                let workgroups = [file::WORKGROUPS_SPLIT, file::ACCUMULATE];
-                [&[file::PORTABLE, file::SIDES_FORWARD], &workgroups[..], &[file::STATE_SOFTMAX, file::EPILOGUE_FINAL]]
-                    .concat()
+                let sums = [engine.sums(), engine.row_values(), file::STATE_SOFTMAX, file::EPILOGUE_FINAL];
+                [&[file::FORWARD, file::SIDES_FORWARD, file::WORKGROUPS_SPLIT], &sums[..]].concat()
             }
-            Pass::Queries => [&gradients[..], &[file::PORTABLE_DQ, file::SIDES_DQ]].concat(),
+            Pass::Queries => [&gradients[..], &[file::DQ, file::SIDES_DQ]].concat(),
             Pass::KeysAndValues | Pass::Keys | Pass::Values => {
-                [&gradients[..], &[file::PORTABLE_DKV, file::SIDES_DKV, file::DK, file::DV]].concat()
+                [&gradients[..], &[file::DKV, file::SIDES_DKV, file::DK, file::DV]].concat()
             }
-            Pass::Bias => [&gradients[..], &[file::PORTABLE_DBIAS, file::SIDES_DQ]].concat(),
+            Pass::Bias => [&gradients[..], &[file::DBIAS, file::SIDES_DQ]].concat(),
             Pass::Reduction => vec![file::REDUCE_SCORES, file::SIDES_SCORES, file::REDUCTION_VALUE],
         }
     }
@@ -117,7 +117,7 @@ pub(crate) struct Setup<'a> {
     pub visibility: &'a dyn Visibility,
     pub params: &'a ScoreParams,
     pub shapes: &'a AttentionShapes,
-    pub engine: &'a Portable,
+    pub engine: &'a Tiling,
     /// What goes together in a score reduction.
     pub cells: Option<Cells>,
     /// Parts of what a tile visits, each a workgroup's.
@@ -183,15 +183,15 @@ impl Stage {
         let heads_q = shapes.q.shape()[1];
         let slopes = slopes(params, heads_q)?;
         let side = pass.side();
-        let name = format!("{}{}", setup.prefix, pass.name());
+        let name = format!("{}{}", setup.prefix, pass.kernel(engine));
         // All passes look at the same lengths.
         let checked = matches!(pass, Pass::Forward | Pass::Queries | Pass::Reduction);
-        let schedule = shapes.schedule(builder, &name, (side, engine.rows as usize), checked)?;
+        let schedule = shapes.schedule(builder, &name, (side, engine.rows() as usize), checked)?;
         let mut parts = Parts { setup: *setup, pass, slopes, schedule, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();
         arguments.retain(|argument| argument.name != "full_blocks" || parts.chain().masks_hide());
-        check_rounds(setup, pass, cols.max(visited * engine.cols as usize) * group / setup.splits)?;
-        let tile_flops = f64::from(engine.rows) * (cols * group) as f64 * flops_per_pair;
+        check_rounds(setup, pass, cols.max(visited * engine.cols() as usize) * group / setup.splits)?;
+        let tile_flops = f64::from(engine.rows()) * (cols * group) as f64 * flops_per_pair;
         for name in ["blocks", "full_blocks"] {
             // What loops are bounded by must be the same for a whole workgroup: a compiler sees that of what is only read.
             let found = arguments.iter().find(|a| a.name == name);

@@ -1,10 +1,10 @@
 //! Who sees whom: what a family brings to the softmax engine beside its file in `shaders/tiles/`.
 
-use super::{AttentionShapes, Portable};
+use super::{AttentionShapes, Tiling};
+use crate::Result;
 use crate::packed::Side;
 use crate::program::Table;
 use crate::program::shader::{AccessKind, Binding};
-use crate::{Caps, Result};
 
 /// Who sees whom, and how tiles of rows and columns are visited.
 pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
@@ -19,11 +19,10 @@ pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Tile sizes of the engine, for one pass.
-    ///
-    /// # Errors
-    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
-    fn engine(&self, caps: &Caps, what: &str, head_dim: usize, value_dim: usize) -> Result<Portable>;
+    /// Bytes of workgroup memory that its files use for each row of a tile.
+    fn memory_per_row(&self) -> u32 {
+        0
+    }
 
     /// Whether the engine for few rows serves it too: its tiles may have any number of rows.
     fn takes_few_rows(&self) -> bool {
@@ -49,16 +48,16 @@ pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
     }
 
     /// Constants of those files.
-    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(&'static str, u32)>;
+    fn constants(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Vec<(&'static str, u32)>;
 
     /// Tables that those files read.
-    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Portable) -> Vec<(Binding, Table)>;
+    fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Vec<(Binding, Table)>;
 
     /// The work on one batch entry and head of so many rows and columns.
-    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Portable) -> Extent;
+    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent;
 
     /// What is special about a plan, in words.
-    fn describe(&self, shapes: &AttentionShapes, engine: &Portable) -> Option<String>;
+    fn describe(&self, shapes: &AttentionShapes, engine: &Tiling) -> Option<String>;
 }
 
 /// The work on one batch entry and head.

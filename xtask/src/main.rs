@@ -170,6 +170,7 @@ fn matrix() -> Result<()> {
     all.iter_mut().for_each(|command| {
         command.env("WGPU_ATTENTION_SHARE", "0/4");
     });
+    let attention = ["--test=flash", "--test=neighborhood", "--test=block_sparse"];
     // A software driver compiles on one core: two stages at a time.
     let together = vec![
         Stage::new("every shader through a browser's compiler", browser_compiles()?),
@@ -183,6 +184,7 @@ fn matrix() -> Result<()> {
             "Mesa's lavapipe with cooperative matrices, a sixteenth",
             gpu(&tests, ("", "5/16"), &on_cooperative),
         ),
+        Stage::new("lavapipe, engine processor, an eighth", gpu(&attention, ("processor", "5/8"), &on(&lavapipe))),
         Stage::new(
             "SwiftShader, checked shaders, core features and limits",
             gpu(&tests, ("checked,core", "0/1"), &on(&swiftshader)),

@@ -9,7 +9,7 @@ mod run;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgpu_attention::{Error, GpuOptions};
+use wgpu_attention::{Engine, Error, GpuOptions};
 
 #[derive(Parser)]
 #[command(version, about, long_about = None)]
@@ -57,6 +57,15 @@ struct Device {
     /// Keep bounds checks and loop guards in the shaders.
     #[arg(long)]
     checked: bool,
+    /// What goes over the tiles of softmax attention: portable (everywhere), processor (adapters whose shaders run on a CPU).
+    #[arg(long, value_name = "ENGINE", value_parser = engine)]
+    engine: Option<Engine>,
+}
+
+fn engine(name: &str) -> Result<Engine, String> {
+    let known = [Engine::Portable, Engine::Processor];
+    let found = known.into_iter().find(|engine| engine.to_string() == name);
+    found.ok_or_else(|| format!("it must be one of {}", known.map(|engine| engine.to_string()).join(", ")))
 }
 
 impl Device {
@@ -65,6 +74,7 @@ impl Device {
             adapter: self.adapter.clone(),
             core_limits: self.core,
             checked_shaders: self.checked,
+            engine: self.engine,
             ..GpuOptions::default()
         }
     }

@@ -1,35 +1,46 @@
-//! Loops over what a thread holds in registers: written out where [`crate::Caps::wants_unrolled`].
+//! Loops over what a thread holds in registers: written out where [`crate::Caps::wants_unrolled`], and in engine `processor`.
 
 use std::fmt::Write;
 
-/// What the bound of such a loop begins with: `for (var i = 0u; i < EVERY_RT; i++) { … }`, also `EVERY_CT / 4u`. The rest is the
-/// name of a constant.
-const MARK: &str = "EVERY_";
+/// Which marked loops are written out.
+///
+/// A mark is what the bound begins with: `for (var i = 0u; i < EVERY_RT; i++) { … }`, also `EVERY_CT / 4u`. The rest is the name of a
+/// constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WrittenOut {
+    None,
+    /// Those with `EVERY_`: the innermost, which browsers do not see through.
+    Every,
+    /// Those with `EACH_` too: all, where a register that is chosen by a variable is out of the question.
+    Each,
+}
 
-/// The text with such loops as loops.
-pub(super) fn looped(text: &str) -> String {
-    match text.find(MARK) {
-        Some(at) => text[..at].to_string() + &looped(&text[at + MARK.len()..]),
-        None => text.into(),
+const MARKS: [&str; 2] = ["EVERY_", "EACH_"];
+
+impl WrittenOut {
+    /// The text with these loops written out: their bodies one after another, with a number in place of the variable.
+    pub(super) fn text(self, text: &str, constants: &[(&'static str, u32)]) -> String {
+        let (written, looped) = MARKS.split_at(self as usize);
+        let text = written.iter().fold(text.to_string(), |text, mark| unrolled(&text, mark, constants));
+        looped.iter().fold(text, |text, mark| text.replace(mark, ""))
     }
 }
 
-/// The text with such loops written out: their bodies one after another, with a number in place of the variable.
-pub(super) fn unrolled(text: &str, constants: &[(&'static str, u32)]) -> String {
-    let Some(at) = text.find(MARK) else { return text.into() };
+fn unrolled(text: &str, mark: &str, constants: &[(&'static str, u32)]) -> String {
+    let Some(at) = text.find(mark) else { return text.into() };
     // `for (var i = 0u; i < `
     let (before, head) = text[..at].rsplit_once('(').expect("a loop");
     let before = &before[..before.len() - "for ".len()];
     let variable = head.split(' ').nth(1).expect("its variable");
-    let (bound, after) = text[at + MARK.len()..].split_once(';').expect("a bound");
+    let (bound, after) = text[at + mark.len()..].split_once(';').expect("a bound");
     let (_, after) = after.split_once('{').expect("a body");
     let (body, after) = after.split_at(block_end(after));
-    let body = unrolled(body, constants);
+    let body = unrolled(body, mark, constants);
     let mut all = before.to_string();
     for i in 0..count(bound, constants) {
         let _ = write!(all, "{{{}}}", substituted(&body, variable, &format!("{i}u")));
     }
-    all + &unrolled(&after[1..], constants)
+    all + &unrolled(&after[1..], mark, constants)
 }
 
 /// Where the block ends that has begun before the text.
@@ -65,13 +76,19 @@ fn substituted(text: &str, word: &str, by: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{looped, unrolled};
+    use super::WrittenOut;
 
     #[test]
     fn marked_loops_are_written_out() {
-        let text = "a; for (var i = 0u; i < EVERY_N; i++) { x[i] = is; for (var j = 0u; j < EVERY_M / 4u; j++) {y[i][j]} } for (k) {z}";
-        let out = "a; { x[0u] = is; {y[0u][0u]}{y[0u][1u]} }{ x[1u] = is; {y[1u][0u]}{y[1u][1u]} } for (k) {z}";
-        assert_eq!(unrolled(text, &[("M", 8), ("N", 2)]), out);
-        assert_eq!(looped("i < EVERY_M / 4u;"), "i < M / 4u;");
+        let text = "a; for (var i = 0u; i < EVERY_N; i++) { x[i] = is; for (var j = 0u; j < EACH_M / 4u; j++) {y[i][j]} } for (k) {z}";
+        let looped =
+            "a; for (var i = 0u; i < N; i++) { x[i] = is; for (var j = 0u; j < M / 4u; j++) {y[i][j]} } for (k) {z}";
+        let inner = |i: u32| format!("for (var j = 0u; j < M / 4u; j++) {{y[{i}u][j]}}");
+        let every = format!("a; {{ x[0u] = is; {} }}{{ x[1u] = is; {} }} for (k) {{z}}", inner(0), inner(1));
+        let each = "a; { x[0u] = is; {y[0u][0u]}{y[0u][1u]} }{ x[1u] = is; {y[1u][0u]}{y[1u][1u]} } for (k) {z}";
+        let constants = [("M", 8), ("N", 2)];
+        assert_eq!(WrittenOut::None.text(text, &constants), looped);
+        assert_eq!(WrittenOut::Every.text(text, &constants), every);
+        assert_eq!(WrittenOut::Each.text(text, &constants), each);
     }
 }

@@ -121,8 +121,11 @@ impl Parts<'_> {
         constants.extend(steps.map(|(_, constant, pairs)| (constant, shapes.key_step(pairs.as_ref()))));
         let name = format!("{} {name}", visibility.family());
         let optional = [self.pass.optional(), visibility.optional()].concat();
-        let shader =
-            Shader { unrolled: caps.wants_unrolled(), optional, ..Shader::of(name, constants, files, Some(chain)) };
+        let shader = Shader {
+            written_out: engine.written_out(caps),
+            optional,
+            ..Shader::of(name, constants, files, Some(chain))
+        };
         let params = |part: &Part| uniforms(params, shapes, division, part);
         Step::new(caps, shader, arguments, tables, parts.to_vec(), params)
     }
@@ -133,7 +136,7 @@ impl Parts<'_> {
             return BiasDivision::default();
         }
         let (pairs, bias) = (self.setup.shapes.pairs(), self.setup.shapes.bias_shape());
-        let tiles = [1, 1, self.setup.engine.rows as usize, self.setup.engine.cols as usize];
+        let tiles = [1, 1, self.setup.engine.rows() as usize, self.setup.engine.cols() as usize];
         let together = std::array::from_fn(|i| if bias[i] == pairs[i] { 1 } else { pairs[i].div_ceil(tiles[i]) });
         BiasDivision { key_tiles: bias[3].div_ceil(tiles[3]), together }
     }
@@ -159,7 +162,7 @@ impl Parts<'_> {
             Side::Keys => (heads_kv, heads_q / heads_kv, longest_queries),
         };
         if let Some(Cells { within, groups, together, .. }) = self.setup.cells {
-            let tile = [engine.rows as usize, engine.cols as usize];
+            let tile = [engine.rows() as usize, engine.cols() as usize];
             let parts = |i: usize| groups[i + 1].div_ceil(tile[i] / within[i]);
             let cols = tile[1] * together.iter().product::<usize>();
             let (batches, heads, tiles) = (shapes.pairs()[0], groups[0], parts(0) * parts(1));
@@ -169,12 +172,12 @@ impl Parts<'_> {
             _ if self.pass == Pass::Bias => {
                 let [batches, heads, ..] = shapes.bias_shape();
                 let BiasDivision { key_tiles, together } = self.bias_division();
-                let query_tiles = longest_queries.div_ceil(engine.rows as usize) / together[2].max(1);
-                let cols = engine.cols as usize * together.iter().product::<usize>();
+                let query_tiles = longest_queries.div_ceil(engine.rows() as usize) / together[2].max(1);
+                let cols = engine.cols() as usize * together.iter().product::<usize>();
                 Work { batches, heads, group, tiles: query_tiles * key_tiles, cols, visited }
             }
             Some(PackedWork { items, cols, .. }) => {
-                let visited = longest.div_ceil(engine.cols as usize);
+                let visited = longest.div_ceil(engine.cols() as usize);
                 Work { batches, heads, group, tiles: items, cols, visited }
             }
             None => Work { batches, heads, group, tiles, cols, visited },
@@ -198,14 +201,16 @@ impl Parts<'_> {
         let mapped = if self.map.is_some() { file::MAPPED } else { file::UNMAPPED };
         files.extend(visibility.choice(side).unwrap_or(vec![mapped]));
         files.extend(visibility.files(side));
-        files.extend(self.pass.files());
-        self.kernel((self.pass.name(), self.setup.splits), arguments, tables, files, self.chain(), parts)
+        let engine = self.setup.engine;
+        files.push(engine.products());
+        files.extend(self.pass.files(engine));
+        self.kernel((&self.pass.kernel(engine), self.setup.splits), arguments, tables, files, self.chain(), parts)
     }
 
     /// The table of a score reduction.
     fn cells(&self) -> Option<[[u32; 4]; 3]> {
         let Cells { within, groups, together, mode, .. } = self.setup.cells?;
-        let parts = groups[2].div_ceil(self.setup.engine.cols as usize / within[1]);
+        let parts = groups[2].div_ceil(self.setup.engine.cols() as usize / within[1]);
         let rows = [
             [within[0], within[1], groups[1], groups[2]],
             [together[0], together[1], together[2], parts],

@@ -4,7 +4,7 @@
 //
 // A workgroup owns BC keys of one tile of queries (all keys or all tiles, where the bias is repeated along them), one head and one
 // batch entry of the bias, and adds up what is repeated, one after another: no atomics, the same bits every time. Division
-// among threads and workgroup memory are those of portable.wgsl. dbias is f32.
+// among threads and workgroup memory are those of forward.wgsl and engines/portable. dbias is f32.
 
 var<private> row_stats: array<vec2f, RT>;
 var<private> total: array<array<f32, CT>, RT>;

@@ -1,9 +1,9 @@
-// Gradients of keys and values, engine `portable`:
+// Gradients of keys and values:
 //
 //   dv[j] = Σ_i p[i][j] · dout[i],   dk[j] = scale · Σ_i ds[i][j] · q[i],   over all query heads that use the key's head
 //
 // A workgroup owns BR keys of one (batch, key head) and visits, head by head, the tiles of queries that see them; the
-// division among threads and the workgroup memory are those of portable.wgsl. No atomics: the same bits every time. Where a
+// division among threads is that of forward.wgsl. No atomics: the same bits every time. Where a
 // device has too few storage buffers, dk and dv come in two passes, each without the other (HAS_DK, HAS_DV).
 
 var<private> col_stats: array<vec2f, CT>;
@@ -19,7 +19,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     begin_visit(w, visit, thread);
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    if (thread == 0u) { atomicStore(&leak, 0u); }
+    begin_tiles(w, visit, thread);
     reset_dk();
     reset_dv();
     // One loop, not one in another: a CPU's driver walks through the body of an inner loop that has nothing to do.

@@ -1,4 +1,4 @@
-// What a tile adds to the results: weights · values, through workgroup memory.
+// What a tile adds to the results in engine `portable`: weights · values, through workgroup memory.
 //
 // In P a vec4 holds four columns of one row. A thread owns columns that lie TC apart, so quad number n means the columns
 // n % TC + TC·(4·(n / TC) + e), e = 0 … 3; the rows of values are staged in that order.
@@ -9,6 +9,10 @@ const V_WIDTH: u32 = OV * TC;
 // Set once this workgroup has met a value that is not finite in a tile with masked scores; stays set.
 var<workgroup> leak: atomic<u32>;
 alias Sums = array<array<vec4f, OV>, RT>;
+
+fn begin_tiles(w: Work, visit: Visit, thread: u32) {
+    if (thread == 0u) { atomicStore(&leak, 0u); }
+}
 
 fn is_finite4(x: vec4f) -> bool {
     return all((bitcast<vec4u>(x) & vec4u(0x7f800000u)) != vec4u(0x7f800000u));

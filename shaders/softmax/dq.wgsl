@@ -1,7 +1,7 @@
-// Gradient of queries, engine `portable`:   dq[i] = scale · Σ_j ds[i][j] · k[j] + what other keys gave so far
+// Gradient of queries:   dq[i] = scale · Σ_j ds[i][j] · k[j] + what other keys gave so far
 //
 // Recomputed from the log-sum-exp (Dao, FlashAttention-2, arXiv 2307.08691, algorithm 2); no atomics. A workgroup owns BR
-// query rows of one (batch, query head) and visits the tiles of keys that they see, as portable.wgsl does, with the same
+// query rows of one (batch, query head) and visits the tiles of keys that they see, as forward.wgsl does, with the same
 // division among threads and the same workgroup memory.
 
 var<private> dq: Sums;
@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let count = tile_count(visit);
     begin_visit(w, visit, thread);
     let row0 = (thread / TC) * RT;
-    if (thread == 0u) { atomicStore(&leak, 0u); }
+    begin_tiles(w, visit, thread);
     reset_sums(&dq);
     for (var i = 0u; i < RT; i++) {
         row_stats[i] = stats_of(w, row_token(visit, row0 + i));

@@ -1,0 +1,119 @@
+//! The engines that go over tiles: which one a device gets, and its tile sizes.
+
+use super::{Portable, Processor};
+use crate::error::require;
+use crate::program::shader::{WrittenOut, file};
+use crate::{Caps, Engine, Result};
+use std::fmt;
+
+/// An engine with its tile sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Tiling {
+    Portable(Portable),
+    Processor(Processor),
+}
+
+impl Tiling {
+    /// The device's engine for a head dimension and a value width. The family's files use `beside` bytes of workgroup memory for
+    /// each row of a tile.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises; [`crate::Error::Argument`] for an engine without the
+    /// subgroups that it needs.
+    pub fn plan(caps: &Caps, what: &str, [head_dim, value_dim]: [usize; 2], beside: u32) -> Result<Self> {
+        match engine(caps)? {
+            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, [head_dim, value_dim], beside))),
+            Engine::Portable => Portable::plan(caps, what, head_dim, value_dim, beside).map(Self::Portable),
+        }
+    }
+
+    /// Tile sizes for 8 or 16 rows: many workgroups share the keys.
+    ///
+    /// # Errors
+    /// Those of [`Tiling::plan`].
+    pub fn few(caps: &Caps, what: &str, dims: [usize; 2], rows: u32) -> Result<Self> {
+        match engine(caps)? {
+            Engine::Processor => Ok(Self::Processor(Processor::few(caps, dims, rows))),
+            Engine::Portable => Portable::few(caps, what, dims, rows).map(Self::Portable),
+        }
+    }
+
+    /// Rows of a tile.
+    pub fn rows(&self) -> u32 {
+        match self {
+            Self::Portable(Portable { rows, .. }) | Self::Processor(Processor { rows, .. }) => *rows,
+        }
+    }
+
+    /// Columns of a tile.
+    pub fn cols(&self) -> u32 {
+        match self {
+            Self::Portable(Portable { cols, .. }) | Self::Processor(Processor { cols, .. }) => *cols,
+        }
+    }
+
+    /// The constants that the shader files use.
+    pub fn constants(&self, head_dim: usize, value_dim: usize) -> Vec<(&'static str, u32)> {
+        match self {
+            Self::Portable(portable) => portable.constants(head_dim, value_dim),
+            Self::Processor(processor) => processor.constants(head_dim, value_dim),
+        }
+    }
+
+    /// As users know it.
+    pub fn name(&self) -> Engine {
+        match self {
+            Self::Portable(_) => Engine::Portable,
+            Self::Processor(_) => Engine::Processor,
+        }
+    }
+
+    /// How rows and columns are multiplied.
+    pub fn products(&self) -> &'static str {
+        match self {
+            Self::Portable(_) => file::PORTABLE_PRODUCTS,
+            Self::Processor(_) => file::PROCESSOR_SCORES,
+        }
+    }
+
+    /// How weighted columns are added up.
+    pub fn sums(&self) -> &'static str {
+        match self {
+            Self::Portable(_) => file::PORTABLE_SUMS,
+            Self::Processor(_) => file::PROCESSOR_SUMS,
+        }
+    }
+
+    /// How the threads of a row come to its maximum and its sum.
+    pub fn row_values(&self) -> &'static str {
+        match self {
+            Self::Portable(_) => file::PORTABLE_ROWS,
+            Self::Processor(_) => file::PROCESSOR_ROWS,
+        }
+    }
+
+    /// Which loops of the files are written out.
+    pub fn written_out(&self, caps: &Caps) -> WrittenOut {
+        match self {
+            Self::Processor(_) => WrittenOut::Each,
+            Self::Portable(_) if caps.wants_unrolled() => WrittenOut::Every,
+            Self::Portable(_) => WrittenOut::None,
+        }
+    }
+}
+
+/// The device's engine, if it runs there.
+fn engine(caps: &Caps) -> Result<Engine> {
+    let runs = caps.engine == Engine::Portable || Caps::serves_processor(caps.subgroup);
+    require(runs, "caps.subgroup", caps.subgroup, "a power of two from 4 to 64 for engine processor")?;
+    Ok(caps.engine)
+}
+
+impl fmt::Display for Tiling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Portable(portable) => portable.fmt(f),
+            Self::Processor(processor) => processor.fmt(f),
+        }
+    }
+}
