@@ -14,10 +14,6 @@ fn begin_tiles(w: Work, visit: Visit, thread: u32) {
     if (thread == 0u) { atomicStore(&leak, 0u); }
 }
 
-fn is_finite4(x: vec4f) -> bool {
-    return all((bitcast<vec4u>(x) & vec4u(0x7f800000u)) != vec4u(0x7f800000u));
-}
-
 // sums += weights · values for one tile, PQ quads of columns at a time. The weights are in `s`; `what` is for sum_part.
 fn accumulate(what: u32, sums: ptr<private, Sums>, w: Work, visit: Visit, tile: Tile, thread: u32) {
     let masked = is_masked(tile);

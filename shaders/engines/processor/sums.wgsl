@@ -2,10 +2,6 @@
 
 alias Sums = array<array<vec4f, OV>, RT>;
 
-fn is_finite4(x: vec4f) -> bool {
-    return all((bitcast<vec4u>(x) & vec4u(0x7f800000u)) != vec4u(0x7f800000u));
-}
-
 // sums += weights · values for one tile. The weights are in `s`; `what` is for sum_part.
 //
 // Where a value is not finite and scores may be MASKED, columns go one by one, and a row whose weight is exactly zero (a masked
