@@ -40,7 +40,8 @@ pub enum Engine {
     /// For every device: core WebGPU, rows and columns pass through workgroup memory.
     Portable,
     /// For adapters whose shaders run on a CPU, if subgroups have one size: rows in registers, columns by subgroup broadcasts. Serves
-    /// the forward pass; gradients and score reductions go by the other one.
+    /// the forward pass and the gradients of queries, keys and values; the gradient of a bias, score reductions, and widths beyond 64
+    /// in subgroups of 4 go by the other one.
     Processor,
 }
 

@@ -10,6 +10,7 @@ mod plan;
 mod portable;
 mod processor;
 mod shapes;
+mod sizes;
 pub(crate) mod stage;
 mod uniforms;
 pub(crate) mod visibility;
@@ -22,6 +23,7 @@ pub(crate) use plan::NAMES;
 pub(crate) use portable::Portable;
 pub(crate) use processor::Processor;
 pub(crate) use shapes::{AttentionShapes, Outputs};
+pub(crate) use sizes::Sizes;
 
 use crate::program::Program;
 use crate::{Caps, Result, Shapes};

@@ -171,18 +171,25 @@ fn of_processor() -> Vec<(String, String)> {
     for (subgroup, width) in [(4, 20), (8, 16), (8, 64), (8, 256), (16, 96)] {
         let caps = Caps { subgroup, engine: Engine::Processor, ..Caps::unlimited() };
         let [batch, heads, rows] = [1, 2, 70];
-        let shapes = ["q", "k", "v"].into_iter().fold(Shapes::default(), |shapes, name| {
-            shapes.tensor(name, Layout::heads_first(DType::F16, [batch, heads, rows, width]))
-        });
+        let like = |width| Layout::heads_first(DType::F16, [batch, heads, rows, width]);
+        let shapes = ["q", "k", "v"].into_iter().fold(Shapes::default(), |all, name| all.tensor(name, like(width)));
+        let outputs = shapes.clone().tensor("lse", Layout { dtype: DType::F32, ..like(1) });
+        let training = ["out", "dout"].into_iter().fold(outputs, |all, name| all.tensor(name, like(width)));
         let masked = FlashParams { causal: Some(Causal::BottomRight), softcap: Some(3.0), ..FlashParams::default() };
-        for params in [FlashParams::default(), masked] {
-            let program = params.plan(&caps, &shapes).expect("a plan");
-            all.extend(program.kernels.into_iter().map(|kernel| ("flash_processor".to_string(), kernel.wgsl)));
-        }
         let axes = vec![NeighborhoodAxis::new(7, 3), NeighborhoodAxis::new(10, 5)];
-        let program =
-            NeighborhoodParams { axes, ..NeighborhoodParams::default() }.plan(&caps, &shapes).expect("a plan");
-        all.extend(program.kernels.into_iter().map(|kernel| ("neighborhood_processor".to_string(), kernel.wgsl)));
+        let neighborhood = NeighborhoodParams { axes, ..NeighborhoodParams::default() };
+        // With too few buffers for both, dk and dv come apart.
+        let few = Caps { storage_buffers: 6, ..caps.clone() };
+        let programs = [
+            FlashParams::default().plan(&caps, &shapes),
+            masked.plan(&caps, &shapes),
+            neighborhood.plan(&caps, &shapes),
+            FlashParams::default().plan_backward(&caps, &training),
+            masked.plan_backward(&few, &training),
+            neighborhood.plan_backward(&caps, &training),
+        ];
+        let kernels = programs.into_iter().flat_map(|program| program.expect("a plan").kernels);
+        all.extend(kernels.map(|kernel| (kernel.name.replace([' ', '-'], "_"), kernel.wgsl)));
     }
     all
 }

@@ -1,9 +1,6 @@
 // Which tensors the engine multiplies for the gradients of keys and values: rows are keys, columns queries; the gradient of
 // the output is summed up for values, queries for keys.
 
-const OF_VALUES: u32 = 0u;
-const OF_KEYS: u32 = 1u;
-
 fn row_part(what: u32, w: Work, token: u32, d: u32) -> vec4f {
     if (what == SCORES) { return load_k4(at_k(w.batch, w.kv_head, key_of(w, token)) + 4u * d, HEAD_DIM - 4u * d); }
     return load_v4(at_v(w.batch, w.kv_head, key_of(w, token)) + 4u * d, HEAD_DIM_V - 4u * d);
@@ -12,11 +9,4 @@ fn row_part(what: u32, w: Work, token: u32, d: u32) -> vec4f {
 fn col_part(what: u32, w: Work, token: u32, d: u32) -> vec4f {
     if (what == SCORES) { return load_q4(at_q(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d) * params.q_factor; }
     return load_dout4(at_dout(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM_V - 4u * d);
-}
-
-fn sum_width(what: u32) -> u32 { return select(D4, DV4, what == OF_VALUES); }
-
-fn sum_part(what: u32, w: Work, token: u32, d: u32) -> vec4f {
-    if (what == OF_VALUES) { return load_dout4(at_dout(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM_V - 4u * d); }
-    return load_q4(at_q(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d);
 }

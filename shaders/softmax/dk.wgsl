@@ -10,10 +10,10 @@ fn reset_dk() {
 fn add_dk(w: Work, visit: Visit, tile: Tile, thread: u32) {
     if (HAS_DK) {
         give_gradients();
-        accumulate(OF_KEYS, &dk, w, visit, tile, thread);
+        accumulate(SCORES, &dk, w, visit, tile, thread);
     }
 }
 
 fn write_dk(w: Work, token: u32, d: u32, i: u32, c: u32, none: bool) {
-    if (HAS_DK) { store_dk4(at_dk(w.batch, w.kv_head, key_of(w, token)) + 4u * d, HEAD_DIM - 4u * d, select(dk[i][c] * params.scale, vec4f(), none)); }
+    if (HAS_DK) { store_dk4(at_dk(w.batch, w.kv_head, key_of(w, token)) + 4u * d, HEAD_DIM - 4u * d, select(sum_at(&dk, i, c) * params.sum_factor, vec4f(), none)); }
 }

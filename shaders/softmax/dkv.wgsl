@@ -19,22 +19,22 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     begin_visit(w, visit, thread);
     let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    begin_tiles(w, visit, thread);
+    begin_rows(w, visit, thread);
+    begin_value_rows(w, visit, thread);
+    begin_sums(thread);
     reset_dk();
     reset_dv();
     // One loop, not one in another: a CPU's driver walks through the body of an inner loop that has nothing to do.
     let end = params.heads_together * count;
-    for (var step = next_step(w, visit, 0u, count); step < end; step = next_step(w, visit, step + 1u, count)) {
+    for (var step = next_step(w, visit, 0u, count); step < end; step = next_step(w, visit, after_tile(step), count)) {
         w.head = w.kv_head * params.heads_together + step / count;
         let tile = nth_tile(w, visit, step % count);
-        for (var j = 0u; j < CT; j++) {
-            col_stats[j] = stats_of(w, col_token(visit, tile, tc + TC * j));
-        }
+        col_stats = column_stats(w, visit, tile, thread);
         gradient_tile(w, visit, tile, thread);
         add_dv(w, visit, tile, thread);
         add_dk(w, visit, tile, thread);
     }
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         let token = written_token(w, visit, row0 + i);
         if (token != NONE) {
             let none = row_token(visit, row0 + i) == NONE;

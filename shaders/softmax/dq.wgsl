@@ -22,26 +22,28 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let count = tile_count(visit);
     begin_visit(w, visit, thread);
     let row0 = (thread / TC) * RT;
-    begin_tiles(w, visit, thread);
+    begin_rows(w, visit, thread);
+    begin_value_rows(w, visit, thread);
+    begin_sums(thread);
     reset_sums(&dq);
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         row_stats[i] = stats_of(w, row_token(visit, row0 + i));
     }
-    for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, i + 1u, count)) {
+    for (var i = next_tile(w, visit, 0u, count); i < count; i = next_tile(w, visit, after_tile(i), count)) {
         let tile = nth_tile(w, visit, i);
         gradient_tile(w, visit, tile, thread);
         give_gradients();
-        accumulate(0u, &dq, w, visit, tile, thread);
+        accumulate(SCORES, &dq, w, visit, tile, thread);
     }
     let tc = thread % TC;
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         let token = written_token(w, visit, row0 + i);
         if (token != NONE) {
             let none = row_token(visit, row0 + i) == NONE;
             for (var c = 0u; c < OV; c++) {
                 let d = tc + TC * c;
                 if (d < D4) {
-                    let sum = fma(dq[i][c], vec4f(params.scale), so_far(w, token, d));
+                    let sum = fma(sum_at(&dq, i, c), vec4f(params.sum_factor), so_far(w, token, d));
                     store_dq4(at_dq(w.batch, w.head, query_of(w, token)) + 4u * d, HEAD_DIM - 4u * d, select(sum, vec4f(), none));
                 }
             }

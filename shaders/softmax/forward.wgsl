@@ -10,6 +10,8 @@
 // (CT of them), and of the output the vec4 columns tc, tc + TC, … (OV of them). Everything a thread owns stays in registers.
 // How rows and columns come together is an engine's: engines/portable or engines/processor.
 
+const GRADIENTS: bool = false;
+
 var<private> o: Sums;
 
 @compute @workgroup_size(WG)
@@ -18,14 +20,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let visit = visit_of(w);
     let part = part_of_visit(w, visit, tile_count(visit));
     begin_visit(w, visit, thread);
-    begin_tiles(w, visit, thread);
+    begin_rows(w, visit, thread);
+    begin_sums(thread);
     state_reset();
     // A hidden tile is passed over outside of the body: a CPU's driver walks through all of what a `continue` skips.
-    for (var i = next_tile(w, visit, part.x, part.y); i < part.y; i = next_tile(w, visit, i + 1u, part.y)) {
+    for (var i = next_tile(w, visit, part.x, part.y); i < part.y; i = next_tile(w, visit, after_tile(i), part.y)) {
         let tile = nth_tile(w, visit, i);
         score_tile(w, visit, tile, thread);
         state_weigh(is_masked(tile), thread);
-        accumulate(0u, &o, w, visit, tile, thread);
+        accumulate(VALUES, &o, w, visit, tile, thread);
     }
     write_rows(w, visit, thread);
 }

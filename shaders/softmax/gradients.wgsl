@@ -4,6 +4,8 @@
 //
 // and through what changed the score back to scale · q·k. Leaves p in `s` and the gradients in `t`.
 
+const GRADIENTS: bool = true;
+
 var<private> t: array<array<f32, CT>, RT>;
 
 fn gradient_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
@@ -23,20 +25,20 @@ fn stats_of(w: Work, token: u32) -> vec2f {
 }
 
 fn take_gradients() {
-    for (var i = 0u; i < RT; i++) {
-        for (var j = 0u; j < CT; j++) { t[i][j] = s[i][j]; }
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var j = 0u; j < EACH_CT; j++) { t[i][j] = s[i][j]; }
     }
 }
 
 fn give_gradients() {
-    for (var i = 0u; i < RT; i++) {
-        for (var j = 0u; j < CT; j++) { s[i][j] = t[i][j]; }
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var j = 0u; j < EACH_CT; j++) { s[i][j] = t[i][j]; }
     }
 }
 
 fn plain_gradients() {
-    for (var i = 0u; i < RT; i++) {
-        for (var j = 0u; j < CT; j++) {
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var j = 0u; j < EACH_CT; j++) {
             let known = pair_stats(i, j);
             let p = exp2(s[i][j] - known.x);
             s[i][j] = p;
@@ -47,12 +49,11 @@ fn plain_gradients() {
 
 // A pair that does not see each other has no gradient, whatever lies there.
 fn masked_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    let tc = thread % TC;
     let row0 = (thread / TC) * RT;
-    for (var i = 0u; i < RT; i++) {
+    for (var i = 0u; i < EACH_RT; i++) {
         let row = row_state(w, visit, row0 + i);
-        for (var j = 0u; j < CT; j++) {
-            let col = col_state(w, visit, tile, tc + TC * j);
+        for (var j = 0u; j < EACH_CT; j++) {
+            let col = col_state(w, visit, tile, column_of(j, thread));
             let known = pair_stats(i, j);
             let raw = s[i][j];
             let x = score(raw, row, col, w);
@@ -67,7 +68,7 @@ fn masked_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
 }
 
 fn reset_sums(sums: ptr<private, Sums>) {
-    for (var i = 0u; i < RT; i++) {
-        for (var c = 0u; c < OV; c++) { (*sums)[i][c] = vec4f(); }
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var c = 0u; c < EACH_OV; c++) { (*sums)[i][c] = vec4f(); }
     }
 }

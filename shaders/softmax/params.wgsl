@@ -25,9 +25,10 @@ struct Params {
     map_head: u32,
     // Rows of the tensor that is written: those behind a sequence's end are written too.
     rows: u32,
-    // For gradients: query heads that a workgroup adds up, and the factor of q·k.
+    // For gradients: query heads that a workgroup adds up, and the factor of the sums, scale where keys are summed up (dq); queries
+    // are summed up with q_factor on them already (dk).
     heads_together: u32,
-    scale: f32,
+    sum_factor: f32,
     // Gradient of the bias: batch entries, heads, tiles of queries and tiles of keys that are added up; its tiles of keys, rows and
     // columns.
     together: vec4u,

@@ -15,18 +15,20 @@ fn nth_tile(w: Work, visit: Visit, i: u32) -> Tile {
     return tile;
 }
 
-// Which of its engine's products sides/ are asked for: the scores, or, for gradients, those of the weights.
+// What sides/ are asked for: what makes the scores, or what values and their gradients are multiplied with.
 const SCORES: u32 = 0u;
-const WEIGHT_GRADIENTS: u32 = 1u;
+const VALUES: u32 = 1u;
+
+// vec4 of a row of either.
+fn width_of(what: u32) -> u32 { return select(D4, DV4, what == VALUES); }
 
 // Leaves the scores in `s`.
 fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    let tc = thread % TC;
     let row0 = (thread / TC) * RT;
     multiply_scores(w, visit, tile, thread);
     // Second passes over the registers. No `&&` in them: where lanes differ, a branch costs more than what it saves.
-    if (SCORED) { change_scores(w, visit, tile, tc, row0); }
-    if (tile.kind == BORDER) { hide_scores(w, visit, tile, tc, row0); }
+    if (SCORED) { change_scores(w, visit, tile, thread, row0); }
+    if (tile.kind == BORDER) { hide_scores(w, visit, tile, thread, row0); }
 }
 
 // By the bits: compilers may assume that there is no infinity.
@@ -39,22 +41,22 @@ fn is_masked(tile: Tile) -> bool {
     return SCORED || tile.kind == BORDER;
 }
 
-fn change_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
+fn change_scores(w: Work, visit: Visit, tile: Tile, thread: u32, row0: u32) {
     for (var i = 0u; i < EACH_RT; i++) {
         let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < EACH_CT; j++) {
-            let col = col_state(w, visit, tile, tc + TC * j);
+            let col = col_state(w, visit, tile, column_of(j, thread));
             let x = score(s[i][j], row, col, w);
             s[i][j] = select(x, MASKED, bitcast<u32>(x) == MINUS_INFINITY_BITS);
         }
     }
 }
 
-fn hide_scores(w: Work, visit: Visit, tile: Tile, tc: u32, row0: u32) {
+fn hide_scores(w: Work, visit: Visit, tile: Tile, thread: u32, row0: u32) {
     for (var i = 0u; i < EACH_RT; i++) {
         let row = row_state(w, visit, row0 + i);
         for (var j = 0u; j < EACH_CT; j++) {
-            let col = col_state(w, visit, tile, tc + TC * j);
+            let col = col_state(w, visit, tile, column_of(j, thread));
             let seen = visible(row, col) & chosen(row, col, w) & mask_allows(row, col, w)
                 & (bitcast<u32>(s[i][j]) != MINUS_INFINITY_BITS);
             s[i][j] = select(MASKED, s[i][j], seen);

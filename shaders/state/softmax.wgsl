@@ -41,8 +41,9 @@ fn state_weigh(masked: bool, thread: u32) {
             s[i][j] = p;
             part += p;
         }
-        l[i] = fma(l[i], keep, part);
-        for (var c = 0u; c < EVERY_OV; c++) { o[i][c] *= keep; }
+        // A tile that comes in turns counts once.
+        l[i] = fma(l[i], keep, select(0.0, part, is_first_turn()));
+        rescale(&o, i, keep);
     }
 }
 

@@ -8,6 +8,7 @@ impl Caps {
         let size = info.subgroup_min_size;
         let known = features.contains(wgpu::Features::SUBGROUP) && size == info.subgroup_max_size;
         let subgroup = if known { size } else { 0 };
+        let processor = info.device_type == wgpu::DeviceType::Cpu && Self::serves_processor(subgroup);
         Self {
             adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
             backend: match info.backend {
@@ -34,7 +35,7 @@ impl Caps {
             uniform_alignment: limits.min_uniform_buffer_offset_alignment,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             subgroup,
-            engine: Engine::Portable,
+            engine: if processor { Engine::Processor } else { Engine::Portable },
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams}
 use crate::program::shader::AccessKind;
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Part, Program, Rule, Step, within_parts};
 use crate::softmax::stage::{Cells, Pass, Setup, Stage};
-use crate::softmax::{AttentionShapes, NAMES, Outputs, Portable, SoftmaxParams, Tiling};
+use crate::softmax::{AttentionShapes, NAMES, Outputs, Portable, Sizes, SoftmaxParams, Tiling};
 use crate::{Caps, DType, Layout, Result, Shapes};
 use std::fmt::Write;
 
@@ -30,7 +30,9 @@ impl ScoreReductionParams {
         let results = Results::new(&mut builder, self, &attention)?;
         builder.hook_buffers(&scores.hooks())?;
         // Beside the tile: PASS / BR rows of cells, 8 bytes each.
-        let engine = Tiling::Portable(Portable::plan(caps, "score reduction", attention.q.shape()[3], 1, 64)?);
+        let sizes = attention.sizes("score reduction", 64);
+        let sizes = Sizes { dims: [sizes.dims[0], 1], ..sizes };
+        let engine = Tiling::Portable(Portable::plan(caps, sizes)?);
         let (by_segments, groups) = (matches!(self.keys, KeyGroups::Segments(_)), self.groups(&attention));
         // Segments are made of tokens.
         let first_keys = if by_segments { attention.pairs()[3] } else { groups[2] };

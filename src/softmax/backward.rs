@@ -59,11 +59,11 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     }
     let (own, additional) = Gradients::new(&mut builder, forward, shapes.wants("dbias"))?;
     builder.hook_buffers(&params.hooks())?;
-    let [batch, heads, queries, head_dim] = own.forward.q.shape();
-    let widest = head_dim.max(own.forward.v.shape()[3]);
+    let [batch, heads, queries, _] = own.forward.q.shape();
     let what = format!("{} backward", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
-    let engine = Portable::plan(caps, &what, head_dim, widest, visibility.memory_per_row()).map(Tiling::Portable)?;
+    let sizes = own.forward.sizes(&what, visibility.memory_per_row());
+    let engine = Tiling::gradients(caps, sizes)?;
     let stats_bytes = 8 * (batch * heads * queries) as u64;
     let stats = builder.scratch_bytes("stats", stats_bytes)?;
     let mut first: Vec<usize> = vec![];
@@ -85,14 +85,16 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     };
     let mut stages = own.stages(&mut builder, &setup)?;
     if own.dbias.is_some() {
-        let flops = 2.0 * (head_dim + own.forward.v.shape()[3]) as f64;
+        let engine = Tiling::Portable(Portable::gradients(caps, sizes)?);
+        let setup = Setup { engine: &engine, ..setup };
+        let flops = 2.0 * (sizes.dims[0] + sizes.dims[1]) as f64;
         stages.push(Stage::plan(&mut builder, &setup, Pass::Bias, own.bias_arguments(), flops)?);
     }
     let heading = setup.heading().replacen(visibility.family(), &what, 1);
     if let Some(additional) = &additional {
         let (dense, params) = (Dense::default(), params.without_places());
-        let engine = Portable::plan(caps, &what, head_dim, widest, 0).map(Tiling::Portable)?;
         let (shapes, prefix) = (&additional.forward, "additional ");
+        let engine = Tiling::gradients(caps, shapes.sizes(&what, 0))?;
         let setup = Setup { visibility: &dense, params: &params, shapes, engine: &engine, prefix, ..setup };
         stages.extend(additional.stages(&mut builder, &setup)?);
     }

@@ -1,6 +1,6 @@
 //! The engines that go over tiles: which one a device gets, and its tile sizes.
 
-use super::{Portable, Processor};
+use super::{Portable, Processor, Sizes};
 use crate::error::require;
 use crate::program::shader::{WrittenOut, file};
 use crate::{Caps, Engine, Result};
@@ -14,27 +14,37 @@ pub(crate) enum Tiling {
 }
 
 impl Tiling {
-    /// The device's engine for a head dimension and a value width. The family's files use `beside` bytes of workgroup memory for
-    /// each row of a tile.
+    /// The device's engine for the forward pass.
     ///
     /// # Errors
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises; [`crate::Error::Argument`] for an engine without the
     /// subgroups that it needs.
-    pub fn plan(caps: &Caps, what: &str, [head_dim, value_dim]: [usize; 2], beside: u32) -> Result<Self> {
-        match engine(caps)? {
-            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, [head_dim, value_dim], beside))),
-            Engine::Portable => Portable::plan(caps, what, head_dim, value_dim, beside).map(Self::Portable),
+    pub fn plan(caps: &Caps, sizes: Sizes) -> Result<Self> {
+        match engine(caps, sizes)? {
+            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, sizes))),
+            Engine::Portable => Portable::plan(caps, sizes).map(Self::Portable),
         }
     }
 
-    /// Tile sizes for 8 or 16 rows: many workgroups share the keys.
+    /// For 8 or 16 rows: many workgroups share the keys.
     ///
     /// # Errors
     /// Those of [`Tiling::plan`].
-    pub fn few(caps: &Caps, what: &str, dims: [usize; 2], rows: u32) -> Result<Self> {
-        match engine(caps)? {
-            Engine::Processor => Ok(Self::Processor(Processor::few(caps, dims, rows))),
-            Engine::Portable => Portable::few(caps, what, dims, rows).map(Self::Portable),
+    pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+        match engine(caps, sizes)? {
+            Engine::Processor => Ok(Self::Processor(Processor::few(caps, sizes, rows))),
+            Engine::Portable => Portable::few(caps, sizes, rows).map(Self::Portable),
+        }
+    }
+
+    /// For gradients: both widths are summed up.
+    ///
+    /// # Errors
+    /// Those of [`Tiling::plan`].
+    pub fn gradients(caps: &Caps, sizes: Sizes) -> Result<Self> {
+        match engine(caps, sizes)? {
+            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, sizes))),
+            Engine::Portable => Portable::gradients(caps, sizes).map(Self::Portable),
         }
     }
 
@@ -72,7 +82,7 @@ impl Tiling {
     pub fn products(&self) -> &'static str {
         match self {
             Self::Portable(_) => file::PORTABLE_PRODUCTS,
-            Self::Processor(_) => file::PROCESSOR_SCORES,
+            Self::Processor(_) => file::PROCESSOR_PRODUCTS,
         }
     }
 
@@ -92,6 +102,14 @@ impl Tiling {
         }
     }
 
+    /// What the threads know of a tile's columns for gradients.
+    pub fn stats(&self) -> &'static str {
+        match self {
+            Self::Portable(_) => file::PORTABLE_STATS,
+            Self::Processor(_) => file::PROCESSOR_STATS,
+        }
+    }
+
     /// Which loops of the files are written out.
     pub fn written_out(&self, caps: &Caps) -> WrittenOut {
         match self {
@@ -102,11 +120,14 @@ impl Tiling {
     }
 }
 
-/// The device's engine, if it runs there.
-fn engine(caps: &Caps) -> Result<Engine> {
-    let runs = caps.engine == Engine::Portable || Caps::serves_processor(caps.subgroup);
+/// The device's engine, if it runs there and takes rows so wide.
+fn engine(caps: &Caps, sizes: Sizes) -> Result<Engine> {
+    if caps.engine == Engine::Portable {
+        return Ok(Engine::Portable);
+    }
+    let runs = Caps::serves_processor(caps.subgroup);
     require(runs, "caps.subgroup", caps.subgroup, "a power of two from 4 to 64 for engine processor")?;
-    Ok(caps.engine)
+    Ok(if Processor::takes(caps, sizes) { Engine::Processor } else { Engine::Portable })
 }
 
 impl fmt::Display for Tiling {

@@ -115,9 +115,10 @@ impl PartPlan {
         let as_rows = as_rows.and_then(|_| Some((visibility.grouped(shapes)?, shapes.grouped())));
         let (visibility, shapes) =
             as_rows.as_ref().map_or((visibility, shapes), |(visibility, shapes)| (&**visibility, shapes));
+        let sizes = shapes.sizes(visibility.family(), visibility.memory_per_row());
         let engine = match few {
-            Some(FewQueries { rows, .. }) => Tiling::few(caps, visibility.family(), [head_dim, value_dim], rows)?,
-            None => Tiling::plan(caps, visibility.family(), [head_dim, value_dim], visibility.memory_per_row())?,
+            Some(FewQueries { rows, .. }) => Tiling::few(caps, sizes, rows)?,
+            None => Tiling::plan(caps, sizes)?,
         };
         let splits = few.map_or(1, |few| few.splits);
         let to = [shapes.out.clone().unwrap_or(shapes.lse.clone()), shapes.lse.clone()];

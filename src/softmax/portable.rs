@@ -1,8 +1,9 @@
 //! The softmax engine that flash, block-sparse and neighborhood attention share: its variants and their tile sizes.
 
+use super::Sizes;
 use crate::{Caps, Result};
 
-/// Tile sizes of the `portable` engine; `shaders/softmax/portable.wgsl` says what each means.
+/// Tile sizes of the `portable` engine; `shaders/engines/portable/` says what each means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Portable {
     pub rows: u32,
@@ -27,15 +28,14 @@ const MEMORY: u32 = 17 << 10;
 const FLAG: u32 = 16;
 
 impl Portable {
-    /// Tile sizes for a head dimension and a value width. The family's files use `beside` bytes of workgroup memory for each
-    /// row of a tile.
+    /// Tile sizes for a forward pass.
     ///
     /// # Errors
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
-    pub fn plan(caps: &Caps, what: &str, head_dim: usize, value_dim: usize, beside: u32) -> Result<Self> {
+    pub fn plan(caps: &Caps, sizes: Sizes) -> Result<Self> {
         // Rows, columns and rows a thread: what keeps the output (row_part · out_part vec4) within 64 registers, and no
         // thread idle while it accumulates.
-        let (rows, cols, row_part, col_part) = match value_dim {
+        let tile = match sizes.dims[1] {
             // SwiftShader fetches from workgroup memory word by word: the more sums for each, the better.
             0..=64 if caps.is_software_in_browser() => (64, 64, 16, 8),
             0..=32 => (64, 64, 4, 8),
@@ -44,21 +44,25 @@ impl Portable {
             97..=128 => (64, 64, 8, 4),
             _ => (32, 64, 4, 4),
         };
-        Self::with_tile(caps, what, [head_dim, value_dim], beside, (rows, cols, row_part, col_part))
+        Self::with_tile(caps, sizes, tile)
     }
 
-    fn with_tile(
-        caps: &Caps,
-        what: &str,
-        dims: [usize; 2],
-        beside: u32,
-        (rows, cols, row_part, col_part): (u32, u32, u32, u32),
-    ) -> Result<Self> {
+    /// Tile sizes for gradients, where sums are as wide as the wider of both.
+    ///
+    /// # Errors
+    /// Those of [`Portable::plan`].
+    pub fn gradients(caps: &Caps, sizes: Sizes) -> Result<Self> {
+        let [head_dim, value_dim] = sizes.dims;
+        Self::plan(caps, Sizes { dims: [head_dim, head_dim.max(value_dim)], ..sizes })
+    }
+
+    fn with_tile(caps: &Caps, sizes: Sizes, (rows, cols, row_part, col_part): (u32, u32, u32, u32)) -> Result<Self> {
+        let Sizes { what, dims, .. } = sizes;
         let [d4, v4] = dims.map(|width| width.div_ceil(4) as u32);
         let per_row = cols / col_part;
         let threads = rows / row_part * per_row;
         let out_part = v4.div_ceil(per_row);
-        let beside = beside * rows;
+        let beside = sizes.beside * rows;
         let bytes = caps.workgroup_memory.saturating_sub(beside).min(MEMORY).saturating_sub(FLAG);
         // Every place of a chunk is staged by a group of eight threads.
         let chunk = Self::chunk(d4, (bytes / 16 / (rows + cols)).min(threads / 8));
@@ -76,8 +80,8 @@ impl Portable {
     ///
     /// # Errors
     /// Those of [`Portable::plan`].
-    pub fn few(caps: &Caps, what: &str, [head_dim, value_dim]: [usize; 2], rows: u32) -> Result<Self> {
-        Self::with_tile(caps, what, [head_dim, value_dim], 0, (rows, 64, 4, 4))
+    pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+        Self::with_tile(caps, Sizes { beside: 0, ..sizes }, (rows, 64, 4, 4))
     }
 
     /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.
@@ -134,7 +138,8 @@ mod tests {
         for caps in [Caps::core(), software] {
             for (head_dim, value_dim) in (1..=256).flat_map(|d| [1, 20, 32, 64, 96, 128, 200, 256, d].map(|v| (d, v))) {
                 for beside in [0, 8, 16, 24] {
-                    let plan = Portable::plan(&caps, "test", head_dim, value_dim, beside).expect("core WebGPU");
+                    let sizes = Sizes { what: "test", dims: [head_dim, value_dim], beside, flops: 0.0 };
+                    let plan = Portable::plan(&caps, sizes).expect("core WebGPU");
                     let bytes = 16 * plan.memory + FLAG + plan.beside;
                     assert!(bytes <= caps.workgroup_memory, "{head_dim} {value_dim} {beside}");
                 }

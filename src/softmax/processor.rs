@@ -1,9 +1,10 @@
 //! The engine `processor`: for adapters whose shaders run on a CPU, where a load costs as much as dozens of multiplications.
 
+use super::Sizes;
 use crate::Caps;
 use std::fmt;
 
-/// Tile sizes of the `processor` engine; `shaders/engines/processor/scores.wgsl` says what each means.
+/// Tile sizes of the `processor` engine; `shaders/engines/processor/products.wgsl` says what each means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Processor {
     pub rows: u32,
@@ -15,25 +16,71 @@ pub(crate) struct Processor {
     beside: u32,
 }
 
+/// Tile sizes for one kind of driver.
+struct Driver {
+    /// The widest head dimension or value width: wider ones go by engine `portable`.
+    widest: usize,
+    /// Columns of a tile for widths up to 64, and beyond.
+    cols: [u32; 2],
+    /// From how many floating-point operations of the forward pass on a thread has two rows, and four.
+    flops: [f64; 2],
+}
+
+/// Few threads to a subgroup: SwiftShader has 4. Long texts compile slowly there: D 128 in 937 ms (`portable`: 288), D 256 in more than a
+/// minute. B 1, H 2, N 512, D 64, f32, two cores, in ms:
+///
+/// | rows × columns | forward | backward | first forward | first backward |
+/// |---|---|---|---|---|
+/// | 1 × 1 | 270 | 862 | 532 | 1760 |
+/// | 2 × 1 | 195 | 512 | 592 | 2253 |
+/// | 4 × 1 | 134 | 381 | 1113 | 4637 |
+/// | 1 × 4 | 232 | 756 | 1033 | 3806 |
+/// | 2 × 4 | 126 | 346 | 1650 | 5359 |
+/// | 4 × 2 | 94 | 291 | 3387 | 14691 |
+const SMALL_SUBGROUPS: Driver = Driver { widest: 64, cols: [1, 1], flops: [3e7, 2e8] };
+
+/// Mesa's llvmpipe has 8. Version 22.3, B 1, H 8, N 1024, f32, two cores, in ms:
+///
+/// | D | rows × columns | forward | backward | first forward | first backward |
+/// |---|---|---|---|---|---|
+/// | 32 | 2 × 8 | 70 | 183 | 934 | 2845 |
+/// | | 4 × 8 | 39 | 129 | 1335 | 4269 |
+/// | | 8 × 8 | 43 | 137 | 3223 | 12846 |
+/// | 64 | 2 × 4 | 140 | 413 | 1212 | 3203 |
+/// | | 2 × 8 | 137 | 402 | 1439 | 5762 |
+/// | | 4 × 4 | 113 | 382 | 2526 | 7090 |
+/// | | 4 × 8 | 87 | 298 | 3460 | 11077 |
+/// | 128 | 2 × 4 | 305 | 972 | 1602 | 7579 |
+/// | | 4 × 4 | 241 | 826 | 4049 | 15211 |
+const LARGE_SUBGROUPS: Driver = Driver { widest: 256, cols: [8, 4], flops: [3e7, 1e9] };
+
 impl Processor {
-    /// Tile sizes for a head dimension and a value width.
-    pub fn plan(caps: &Caps, [head_dim, value_dim]: [usize; 2], beside: u32) -> Self {
-        let (row_part, cols) = match head_dim.max(value_dim) {
-            0..=32 => (4, 8),
-            33..=64 => (2, 8),
-            65..=128 => (2, 4),
-            _ => (1, 4),
-        };
-        Self::with_tile(caps, row_part, cols, beside)
+    /// Whether the device runs it for rows so wide.
+    pub fn takes(caps: &Caps, sizes: Sizes) -> bool {
+        sizes.dims[0].max(sizes.dims[1]) <= Self::driver(caps).widest
+    }
+
+    /// Tile sizes for a forward pass or gradients.
+    pub fn plan(caps: &Caps, sizes: Sizes) -> Self {
+        // More rows make a call faster, and its shader slower to compile. A row's bits do not depend on how many there are.
+        let widest = sizes.dims[0].max(sizes.dims[1]);
+        let steps = Self::driver(caps).flops.iter().filter(|&&flops| sizes.flops >= flops).count() as u32;
+        let row_part = (1 << steps).min(if widest > 128 { 2 } else { 4 });
+        Self::with_tile(caps, row_part, sizes)
     }
 
     /// Tile sizes for 8 or 16 rows.
-    pub fn few(caps: &Caps, dims: [usize; 2], rows: u32) -> Self {
-        let cols = if dims[0].max(dims[1]) > 128 { 4 } else { 8 };
-        Self::with_tile(caps, rows.div_ceil(caps.subgroup), cols, 0)
+    pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Self {
+        Self::with_tile(caps, rows.div_ceil(caps.subgroup), Sizes { beside: 0, ..sizes })
     }
 
-    fn with_tile(caps: &Caps, row_part: u32, cols: u32, beside: u32) -> Self {
+    fn driver(caps: &Caps) -> Driver {
+        if caps.subgroup < 8 { SMALL_SUBGROUPS } else { LARGE_SUBGROUPS }
+    }
+
+    fn with_tile(caps: &Caps, row_part: u32, Sizes { dims, beside, .. }: Sizes) -> Self {
+        let [narrow, wide] = Self::driver(caps).cols;
+        let cols = if dims[0].max(dims[1]) > 64 { wide } else { narrow };
         let threads = caps.subgroup;
         let rows = threads * row_part;
         Self { rows, cols: cols.min(threads), row_part, threads, beside: beside * rows }
@@ -44,7 +91,7 @@ impl Processor {
         // Threads that load one column between them, and vec4 of it that each of them loads.
         let parts = self.threads / self.cols;
         let [d4, v4] = [head_dim, value_dim].map(|width| width.div_ceil(4) as u32);
-        let [d_each, v_each] = [d4, v4].map(|width| width.div_ceil(parts));
+        let loads = d4.max(v4).div_ceil(parts);
         vec![
             ("BR", self.rows),
             ("BC", self.cols),
@@ -52,10 +99,9 @@ impl Processor {
             ("CT", self.cols),
             ("WG", self.threads),
             ("PARTS", parts),
-            ("DL", d_each),
-            ("OL", v_each),
-            ("OV", v_each * parts),
-            ("ROW_D4", d_each * parts),
+            ("LOADS", loads),
+            ("WIDTH", loads * parts),
+            ("OV", loads * parts),
             ("HEAD_DIM", head_dim as u32),
             ("D4", d4),
             ("HEAD_DIM_V", value_dim as u32),

@@ -1,5 +1,6 @@
 //! What the engine is planned for: tensors that fit together.
 
+use super::Sizes;
 use crate::block_mask::BlockMaskShape;
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
@@ -172,6 +173,13 @@ impl AttentionShapes {
             None => [batch, heads, queries, self.k.shape()[2]],
             Some([q, k]) => [q.sequences(), heads, q.max_seqlen(), k.max_seqlen()],
         }
+    }
+
+    /// What tile sizes are chosen by, for a family whose files use `beside` bytes of workgroup memory a row.
+    pub fn sizes<'a>(&self, what: &'a str, beside: u32) -> Sizes<'a> {
+        let dims = [self.q.shape()[3], self.v.shape()[3]];
+        let pairs: f64 = self.pairs().iter().map(|&n| n as f64).product();
+        Sizes { what, dims, beside, flops: 2.0 * pairs * (dims[0] + dims[1]) as f64 }
     }
 
     /// Rows of a side.

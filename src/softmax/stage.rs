@@ -65,7 +65,7 @@ impl Pass {
             }
             Pass::Queries => [&gradients[..], &[file::DQ, file::SIDES_DQ]].concat(),
             Pass::KeysAndValues | Pass::Keys | Pass::Values => {
-                [&gradients[..], &[file::DKV, file::SIDES_DKV, file::DK, file::DV]].concat()
+                [&gradients[..], &[engine.stats(), file::DKV, file::SIDES_DKV, file::DK, file::DV]].concat()
             }
             Pass::Bias => [&gradients[..], &[file::DBIAS, file::SIDES_DQ]].concat(),
             Pass::Reduction => vec![file::REDUCE_SCORES, file::SIDES_SCORES, file::REDUCTION_VALUE],

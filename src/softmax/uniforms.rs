@@ -21,7 +21,7 @@ pub(super) struct Params {
     pub map_head: u32,
     pub rows: u32,
     pub heads_together: u32,
-    pub scale: f32,
+    pub sum_factor: f32,
     pub together: [u32; 4],
     pub key_tiles: u32,
     pub bias_rows: u32,
@@ -62,13 +62,15 @@ pub(super) fn uniforms(params: &ScoreParams, shapes: &AttentionShapes, division:
     let scale = params.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
     let group = (heads / heads_kv) as u32;
     let by_keys = division.side == Side::Keys;
+    // The factor of scores before anything changes them: log2(e) turns natural units into those of exp2.
+    let units = if division.scored { 1.0 } else { std::f32::consts::LOG2_E };
     Params {
         first: part.first(),
         softcap: params.softcap.unwrap_or(0.0),
         queries: queries as u32,
         keys: keys as u32,
         group: if by_keys { 1 } else { group },
-        q_factor: if division.scored { scale } else { scale * std::f32::consts::LOG2_E },
+        q_factor: scale * units,
         last_tile: part.tiles.end as u32 - 1,
         tiles: division.tiles as u32,
         sequences: division.sequences as u32,
@@ -76,7 +78,7 @@ pub(super) fn uniforms(params: &ScoreParams, shapes: &AttentionShapes, division:
         map_head: division.map[1] as u32,
         rows: if by_keys { keys } else { queries } as u32,
         heads_together: group,
-        scale,
+        sum_factor: if by_keys { 1.0 / units } else { scale },
         together: division.bias.together.map(|n| n as u32),
         key_tiles: division.bias.key_tiles as u32,
         bias_rows: shapes.bias_shape()[2] as u32,
@@ -96,7 +98,7 @@ mod tests {
         assert_layout!(
             Params, file::PARAMS,
             first softcap queries keys group q_factor last_tile tiles sequences map_tile map_head rows
-            heads_together scale together key_tiles bias_rows bias_cols stats_batch
+            heads_together sum_factor together key_tiles bias_rows bias_cols stats_batch
         );
     }
 }

@@ -1,6 +1,6 @@
 //! The device that a test runs on. The environment variable `WGPU_ATTENTION_MODE` lists `checked` (bounds checks and loop
 //! guards in the shaders), `core` (WebGPU's default limits, no optional feature), `budget` (the driver must tell how much
-//! memory there is), `processor` (that engine instead of `portable`), any of them or none.
+//! memory there is), `portable` (that engine on a processor too), any of them or none.
 //!
 //! `WGPU_ATTENTION_SHARE`, such as `1/4`, takes a quarter of each list of cases, the second of four, by a hash of their names, and
 //! of each list at least one.
@@ -26,13 +26,13 @@ pub const BOTTOM_RIGHT: FlashParams = FlashParams {
 
 pub fn options() -> GpuOptions {
     let mode = std::env::var("WGPU_ATTENTION_MODE").unwrap_or_default();
-    let known = |part: &&str| ["checked", "core", "budget", "processor"].contains(part);
+    let known = |part: &&str| ["checked", "core", "budget", "portable"].contains(part);
     let valid = mode.split(',').filter(|p| !p.is_empty()).all(|p| known(&p));
-    assert!(valid, "WGPU_ATTENTION_MODE={mode}: checked, core, budget, processor");
+    assert!(valid, "WGPU_ATTENTION_MODE={mode}: checked, core, budget, portable");
     GpuOptions {
         core_limits: mode.contains("core"),
         checked_shaders: mode.contains("checked"),
-        engine: mode.contains("processor").then_some(Engine::Processor),
+        engine: mode.contains("portable").then_some(Engine::Portable),
         ..GpuOptions::default()
     }
 }

@@ -147,8 +147,10 @@ fn manifest(places: &[&str], packages: &[&str]) -> Result<PathBuf> {
     find().ok_or_else(|| format!("{} brought none of {}", packages.join(" "), places.join(", ")))
 }
 
-/// The command with only this driver in sight.
+/// The command with only this driver in sight; without debug information in shaders, which takes
+/// time to write for long texts.
 pub fn only<'a>(command: &'a mut Command, manifest: &Path) -> &'a mut Command {
+    command.env("WGPU_DEBUG", "0");
     command.env("VK_DRIVER_FILES", manifest).env("VK_ICD_FILENAMES", manifest).env("WGPU_BACKEND", "vulkan")
 }
 

@@ -184,7 +184,7 @@ fn matrix() -> Result<()> {
             "Mesa's lavapipe with cooperative matrices, a sixteenth",
             gpu(&tests, ("", "5/16"), &on_cooperative),
         ),
-        Stage::new("lavapipe, engine processor, an eighth", gpu(&attention, ("processor", "5/8"), &on(&lavapipe))),
+        Stage::new("lavapipe, engine portable, an eighth", gpu(&attention, ("portable", "5/8"), &on(&lavapipe))),
         Stage::new(
             "SwiftShader, checked shaders, core features and limits",
             gpu(&tests, ("checked,core", "0/1"), &on(&swiftshader)),

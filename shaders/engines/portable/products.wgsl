@@ -12,12 +12,21 @@ const K_BASE: u32 = BD4 * BR;
 
 var<workgroup> tile_data: array<vec4f, TILE>;
 
+// The column of a tile that a thread's score number j is of.
+fn column_of(j: u32, thread: u32) -> u32 { return thread % TC + TC * j; }
+
+// Rows and columns come chunk by chunk, and each tile in one turn.
+fn begin_rows(w: Work, visit: Visit, thread: u32) {}
+fn begin_value_rows(w: Work, visit: Visit, thread: u32) {}
+fn after_tile(i: u32) -> u32 { return i + 1u; }
+fn is_first_turn() -> bool { return true; }
+
 fn multiply_scores(w: Work, visit: Visit, tile: Tile, thread: u32) {
     multiply_tiles(SCORES, w, visit, tile, thread);
 }
 
 fn multiply_weight_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
-    multiply_tiles(WEIGHT_GRADIENTS, w, visit, tile, thread);
+    multiply_tiles(VALUES, w, visit, tile, thread);
 }
 
 // s = rows · colsᵀ
@@ -28,7 +37,7 @@ fn multiply_tiles(what: u32, w: Work, visit: Visit, tile: Tile, thread: u32) {
         for (var j = 0u; j < CT; j++) { s[i][j] = 0.0; }
     }
     let busy = owns_rows(visit, row0);
-    let depth = select(D4, DV4, what == WEIGHT_GRADIENTS);
+    let depth = width_of(what);
     for (var d0 = 0u; d0 < depth; d0 += BD4) {
         stage_rows(what, w, visit, d0, depth, thread);
         stage_cols(what, w, visit, tile, d0, depth, thread);

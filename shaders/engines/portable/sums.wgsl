@@ -10,11 +10,18 @@ const V_WIDTH: u32 = OV * TC;
 var<workgroup> leak: atomic<u32>;
 alias Sums = array<array<vec4f, OV>, RT>;
 
-fn begin_tiles(w: Work, visit: Visit, thread: u32) {
+fn begin_sums(thread: u32) {
     if (thread == 0u) { atomicStore(&leak, 0u); }
 }
 
-// sums += weights · values for one tile, PQ quads of columns at a time. The weights are in `s`; `what` is for sum_part.
+// Makes what a row has so far smaller, before more is added.
+fn rescale(sums: ptr<private, Sums>, i: u32, keep: f32) {
+    for (var c = 0u; c < EVERY_OV; c++) { (*sums)[i][c] *= keep; }
+}
+
+fn sum_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f { return (*sums)[i][c]; }
+
+// sums += weights · values for one tile, PQ quads of columns at a time. The weights are in `s`; `what` says which columns.
 fn accumulate(what: u32, sums: ptr<private, Sums>, w: Work, visit: Visit, tile: Tile, thread: u32) {
     let masked = is_masked(tile);
     let busy = owns_rows(visit, (thread / TC) * RT);
@@ -38,8 +45,8 @@ fn stage_values(what: u32, w: Work, visit: Visit, tile: Tile, first: u32, thread
         let key = n / V_WIDTH;
         let quad = first + key / 4u;
         let token = col_token(visit, tile, quad % TC + TC * (4u * (quad / TC) + key % 4u));
-        let x = sum_part(what, w, token, min(d, sum_width(what) - 1u));
-        let value = select(vec4f(), x, token != NONE && d < sum_width(what));
+        let x = col_part(what, w, token, min(d, width_of(what) - 1u));
+        let value = select(vec4f(), x, token != NONE && d < width_of(what));
         broken = broken || !is_finite4(value);
         tile_data[V_BASE + n] = value;
     }

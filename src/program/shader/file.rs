@@ -83,9 +83,11 @@ files! {
     PORTABLE_PRODUCTS = "engines/portable/products.wgsl";
     PORTABLE_SUMS = "engines/portable/sums.wgsl";
     PORTABLE_ROWS = "engines/portable/rows.wgsl";
-    PROCESSOR_SCORES = "engines/processor/scores.wgsl";
+    PORTABLE_STATS = "engines/portable/stats.wgsl";
+    PROCESSOR_PRODUCTS = "engines/processor/products.wgsl";
     PROCESSOR_SUMS = "engines/processor/sums.wgsl";
     PROCESSOR_ROWS = "engines/processor/rows.wgsl";
+    PROCESSOR_STATS = "engines/processor/stats.wgsl";
     SIDES_FORWARD = "sides/forward.wgsl";
     SIDES_DQ = "sides/dq.wgsl";
     SIDES_DKV = "sides/dkv.wgsl";

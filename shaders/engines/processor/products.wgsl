@@ -1,0 +1,95 @@
+// Products of rows and columns in engine `processor`, for adapters whose shaders run on a CPU. There a load costs as much as dozens
+// of multiplications, whatever the address; workgroup memory is no nearer than a storage buffer.
+//
+// A workgroup is one subgroup of WG threads. A thread keeps RT rows, whole, in registers. Columns come CT at a time: PARTS = WG / CT
+// threads load one between them, each every PARTS-th vec4, and hand it round by broadcasts, so that each load serves WG · RT rows.
+// All loops over registers are written out. No workgroup memory, no barrier.
+
+alias Rows = array<array<vec4f, WIDTH>, RT>;
+alias Columns = array<vec4f, LOADS>;
+
+var<private> score_rows: Rows;
+var<private> value_rows: Rows;
+var<private> score_columns: Columns;
+var<private> value_columns: Columns;
+
+// A value that is not finite must not reach rows that do not see its column, and zero times NaN is NaN. Where a tile with masked
+// scores has one, its columns take turns: each alone is added up, from place 0, where sums.wgsl looks after it; the others' values are
+// zero. Else there is one turn for all. The sums have the same bits either way.
+var<private> turn: u32;
+var<private> in_turns: bool;
+
+// The column at place j, the same for all threads.
+fn column_of(j: u32, thread: u32) -> u32 { return (j + turn) % CT; }
+
+fn is_first_turn() -> bool { return turn == 0u; }
+
+fn begin_rows(w: Work, visit: Visit, thread: u32) { load_rows(SCORES, &score_rows, w, visit, thread); }
+
+fn begin_value_rows(w: Work, visit: Visit, thread: u32) { load_rows(VALUES, &value_rows, w, visit, thread); }
+
+// (The loop over the width stays one: a load takes a compiler longer than the choice of a register.)
+fn load_rows(what: u32, rows: ptr<private, Rows>, w: Work, visit: Visit, thread: u32) {
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var d = 0u; d < EACH_WIDTH; d++) { (*rows)[i][d] = vec4f(); }
+    }
+    for (var at = 0u; at < width_of(what); at++) {
+        for (var i = 0u; i < EACH_RT; i++) {
+            let token = row_token(visit, thread * RT + i);
+            let x = select(vec4f(), row_part(what, w, token, at), token != NONE);
+            for (var d = 0u; d < EACH_WIDTH; d++) { (*rows)[i][d] = select((*rows)[i][d], x, d == at); }
+        }
+    }
+}
+
+// The number to go on from: the same tile's while its columns take turns.
+fn after_tile(i: u32) -> u32 {
+    turn = select(0u, (turn + 1u) % CT, in_turns);
+    return select(i, i + 1u, turn == 0u);
+}
+
+fn multiply_scores(w: Work, visit: Visit, tile: Tile, thread: u32) {
+    multiply(SCORES, &score_rows, &score_columns, w, visit, tile, thread);
+    // Finite where all squares are; a square that overflows only costs time.
+    var squares = vec4f();
+    for (var n = 0u; n < EACH_LOADS; n++) {
+        squares = fma(score_columns[n], score_columns[n], fma(value_columns[n], value_columns[n], squares));
+    }
+    in_turns = is_masked(tile) && subgroupAny(!is_finite4(squares));
+    let alone = !in_turns | (thread / PARTS == 0u);
+    for (var n = 0u; n < EACH_LOADS; n++) {
+        score_columns[n] = select(vec4f(), score_columns[n], alone);
+        value_columns[n] = select(vec4f(), value_columns[n], alone);
+    }
+}
+
+fn multiply_weight_gradients(w: Work, visit: Visit, tile: Tile, thread: u32) {
+    multiply(VALUES, &value_rows, &value_columns, w, visit, tile, thread);
+}
+
+// s = rows · columnsᵀ; the columns stay in registers for what else is done with them.
+fn multiply(what: u32, rows: ptr<private, Rows>, columns: ptr<private, Columns>, w: Work, visit: Visit, tile: Tile, thread: u32) {
+    for (var i = 0u; i < EACH_RT; i++) {
+        for (var j = 0u; j < EACH_CT; j++) { s[i][j] = 0.0; }
+    }
+    let token = col_token(visit, tile, column_of(thread / PARTS, thread));
+    for (var n = 0u; n < EACH_LOADS; n++) {
+        (*columns)[n] = load_column(what, w, token, n, thread);
+        if (!GRADIENTS) { value_columns[n] = load_column(VALUES, w, token, n, thread); }
+        for (var part = 0u; part < EACH_PARTS; part++) {
+            for (var j = 0u; j < EACH_CT; j++) {
+                let k = subgroupBroadcast((*columns)[n], j * PARTS + part);
+                for (var i = 0u; i < EACH_RT; i++) {
+                    let q = (*rows)[i][n * PARTS + part];
+                    s[i][j] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, s[i][j]))));
+                }
+            }
+        }
+    }
+}
+
+fn load_column(what: u32, w: Work, token: u32, n: u32, thread: u32) -> vec4f {
+    let d = n * PARTS + thread % PARTS;
+    let x = col_part(what, w, token, min(d, width_of(what) - 1u));
+    return select(vec4f(), x, token != NONE && d < width_of(what));
+}
