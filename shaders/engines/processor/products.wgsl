@@ -14,13 +14,13 @@ var<private> score_columns: Columns;
 var<private> value_columns: Columns;
 
 // A value that is not finite must not reach rows that do not see its column, and zero times NaN is NaN. Where a tile with masked
-// scores has one, its columns take turns: each alone is added up, from place 0, where sums.wgsl looks after it; the others' values are
-// zero. Else there is one turn for all. The sums have the same bits either way.
+// scores has one, its columns take turns after turn 0, in which all values are zero: each alone is added up, from place 0, where sums.wgsl
+// looks after it. Else turn 0 is the only one. The sums have the same bits either way.
 var<private> turn: u32;
 var<private> in_turns: bool;
 
 // The column at place j, the same for all threads.
-fn column_of(j: u32, thread: u32) -> u32 { return (j + turn) % CT; }
+fn column_of(j: u32, thread: u32) -> u32 { return (j + max(turn, 1u) - 1u) % CT; }
 
 fn is_first_turn() -> bool { return turn == 0u; }
 
@@ -44,7 +44,7 @@ fn load_rows(what: u32, rows: ptr<private, Rows>, w: Work, visit: Visit, thread:
 
 // The number to go on from: the same tile's while its columns take turns.
 fn after_tile(i: u32) -> u32 {
-    turn = select(0u, (turn + 1u) % CT, in_turns);
+    turn = select(0u, (turn + 1u) % (CT + 1u), in_turns);
     return select(i, i + 1u, turn == 0u);
 }
 
@@ -56,10 +56,10 @@ fn multiply_scores(w: Work, visit: Visit, tile: Tile, thread: u32) {
         squares = fma(score_columns[n], score_columns[n], fma(value_columns[n], value_columns[n], squares));
     }
     in_turns = is_masked(tile) && subgroupAny(!is_finite4(squares));
-    let alone = !in_turns | (thread / PARTS == 0u);
+    let added = !in_turns | ((turn > 0u) & (thread / PARTS == 0u));
     for (var n = 0u; n < EACH_LOADS; n++) {
-        score_columns[n] = select(vec4f(), score_columns[n], alone);
-        value_columns[n] = select(vec4f(), value_columns[n], alone);
+        score_columns[n] = select(vec4f(), score_columns[n], added);
+        value_columns[n] = select(vec4f(), value_columns[n], added);
     }
 }
 

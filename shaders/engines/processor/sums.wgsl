@@ -26,7 +26,7 @@ fn add_columns(columns: ptr<private, Columns>, sums: ptr<private, Sums>) {
         }
     }
     for (var i = 0u; i < EACH_RT; i++) {
-        if (!in_turns | (bitcast<u32>(s[i][0]) != 0u)) {
+        if ((turn == 0u) | (bitcast<u32>(s[i][0]) != 0u)) {
             for (var d = 0u; d < EACH_WIDTH; d++) {
                 var sum = (*sums)[i][d] * kept[i];
                 for (var j = 0u; j < EACH_CT; j++) { sum = fma(vec4f(s[i][j]), values[d][j], sum); }
