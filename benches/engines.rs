@@ -6,7 +6,7 @@ mod common;
 #[path = "common/peaks.rs"]
 mod peaks;
 
-use common::{Gradients, Timed, testing};
+use common::{Gradients, Timed, median, testing};
 use peaks::Peaks;
 use wgpu_attention::catalogue::{AttentionCase, BlockCase};
 use wgpu_attention::{Causal, Engine, FlashParams, Gpu, GpuOptions, NeighborhoodAxis};
@@ -108,9 +108,4 @@ fn row(name: &str, flops: f64, peaks: &Peaks, runs: [&dyn Fn() -> f64; 2]) {
         1e-9 * peak,
         100.0 * reached / peak
     );
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }

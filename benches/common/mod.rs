@@ -100,16 +100,16 @@ pub fn ratios(what: &str, runs: &[(&str, &dyn Fn() -> f64)]) -> Vec<f64> {
             times.push(run());
         }
     }
-    let medians: Vec<f64> = times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[rounds / 2]
-        })
-        .collect();
+    let medians: Vec<f64> = times.into_iter().map(median).collect();
     println!("ratio  {what}: {} 1 = {:.3} ms", runs[0].0, 1e3 * medians[0]);
     for ((name, _), median) in runs.iter().zip(&medians).skip(1) {
         println!("ratio    {name} {:.3}", median / medians[0]);
     }
     medians
+}
+
+/// Of an odd number of times.
+pub fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }

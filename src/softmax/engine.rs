@@ -26,11 +26,12 @@ impl Tiling {
         }
     }
 
-    /// For 8 or 16 rows: many workgroups share the keys.
+    /// For 8 or 16 rows, for which the family's files use no workgroup memory: many workgroups share the keys.
     ///
     /// # Errors
     /// Those of [`Tiling::plan`].
     pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+        let sizes = Sizes { beside: 0, ..sizes };
         match engine(caps, sizes)? {
             Engine::Processor => Ok(Self::Processor(Processor::few(caps, sizes, rows))),
             Engine::Portable => Portable::few(caps, sizes, rows).map(Self::Portable),

@@ -52,8 +52,7 @@ impl Portable {
     /// # Errors
     /// Those of [`Portable::plan`].
     pub fn gradients(caps: &Caps, sizes: Sizes) -> Result<Self> {
-        let [head_dim, value_dim] = sizes.dims;
-        Self::plan(caps, Sizes { dims: [head_dim, head_dim.max(value_dim)], ..sizes })
+        Self::plan(caps, Sizes { dims: [sizes.dims[0], sizes.widest()], ..sizes })
     }
 
     fn with_tile(caps: &Caps, sizes: Sizes, (rows, cols, row_part, col_part): (u32, u32, u32, u32)) -> Result<Self> {
@@ -81,7 +80,7 @@ impl Portable {
     /// # Errors
     /// Those of [`Portable::plan`].
     pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
-        Self::with_tile(caps, Sizes { beside: 0, ..sizes }, (rows, 64, 4, 4))
+        Self::with_tile(caps, sizes, (rows, 64, 4, 4))
     }
 
     /// Chunk length that splits `d4` with little padding and few chunks, at most `most`.

@@ -57,33 +57,32 @@ const LARGE_SUBGROUPS: Driver = Driver { widest: 256, cols: [8, 4], flops: [3e7,
 impl Processor {
     /// Whether the device runs it for rows so wide.
     pub fn takes(caps: &Caps, sizes: Sizes) -> bool {
-        sizes.dims[0].max(sizes.dims[1]) <= Self::driver(caps).widest
+        sizes.widest() <= Self::driver(caps).widest
     }
 
     /// Tile sizes for a forward pass or gradients.
     pub fn plan(caps: &Caps, sizes: Sizes) -> Self {
         // More rows make a call faster, and its shader slower to compile. A row's bits do not depend on how many there are.
-        let widest = sizes.dims[0].max(sizes.dims[1]);
         let steps = Self::driver(caps).flops.iter().filter(|&&flops| sizes.flops >= flops).count() as u32;
-        let row_part = (1 << steps).min(if widest > 128 { 2 } else { 4 });
+        let row_part = (1 << steps).min(if sizes.widest() > 128 { 2 } else { 4 });
         Self::with_tile(caps, row_part, sizes)
     }
 
     /// Tile sizes for 8 or 16 rows.
     pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Self {
-        Self::with_tile(caps, rows.div_ceil(caps.subgroup), Sizes { beside: 0, ..sizes })
+        Self::with_tile(caps, rows.div_ceil(caps.subgroup), sizes)
     }
 
     fn driver(caps: &Caps) -> Driver {
         if caps.subgroup < 8 { SMALL_SUBGROUPS } else { LARGE_SUBGROUPS }
     }
 
-    fn with_tile(caps: &Caps, row_part: u32, Sizes { dims, beside, .. }: Sizes) -> Self {
+    fn with_tile(caps: &Caps, row_part: u32, sizes: Sizes) -> Self {
         let [narrow, wide] = Self::driver(caps).cols;
-        let cols = if dims[0].max(dims[1]) > 64 { wide } else { narrow };
+        let cols = if sizes.widest() > 64 { wide } else { narrow };
         let threads = caps.subgroup;
         let rows = threads * row_part;
-        Self { rows, cols: cols.min(threads), row_part, threads, beside: beside * rows }
+        Self { rows, cols: cols.min(threads), row_part, threads, beside: sizes.beside * rows }
     }
 
     /// The constants that the shader files use.

@@ -12,3 +12,10 @@ pub(crate) struct Sizes<'a> {
     /// Floating-point operations of the forward pass, if every query sees every key.
     pub flops: f64,
 }
+
+impl Sizes<'_> {
+    /// The wider of head dimension and value width.
+    pub fn widest(&self) -> usize {
+        self.dims[0].max(self.dims[1])
+    }
+}
