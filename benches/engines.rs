@@ -1,4 +1,4 @@
-//! The engines of softmax attention in turns, on an adapter whose shaders run on a CPU: `portable` over `processor`, what each workload
+//! The engines in turns, on an adapter whose shaders run on a CPU: `portable` over `processor`, what each workload
 //! costs beside dense attention, and the share of what the adapter multiplies and adds at most (`common/peaks.wgsl`, in the same rounds).
 //! `cargo bench --features catalogue --bench engines`. `BENCHMARKS.md` has what was seen.
 
@@ -8,8 +8,9 @@ mod peaks;
 
 use common::{Gradients, Timed, median, testing};
 use peaks::Peaks;
-use wgpu_attention::catalogue::{AttentionCase, BlockCase};
-use wgpu_attention::{Causal, Engine, FlashParams, Gpu, GpuOptions, NeighborhoodAxis};
+use pollster::block_on;
+use wgpu_attention::catalogue::{AttentionCase, BlockCase, LinearBackwardCase, LinearCase, Ready};
+use wgpu_attention::{Causal, Engine, FlashParams, Gpu, GpuOptions, LinearParams, NeighborhoodAxis};
 
 const ROUNDS: usize = 5;
 
@@ -63,7 +64,7 @@ fn workloads() -> Vec<Workload> {
 fn main() {
     let gpu = |engine| {
         let options = GpuOptions { engine: Some(engine), ..GpuOptions::default() };
-        pollster::block_on(Gpu::request_with(&options))
+        block_on(Gpu::request_with(&options))
     };
     let portable = gpu(Engine::Portable).expect("a GPU driver");
     let processor = match gpu(Engine::Processor) {
@@ -86,7 +87,25 @@ fn main() {
             row(&name, 2.5 * flops, &peaks, [&|| backward[0].seconds(), &|| backward[1].seconds()]);
         }
     }
+    linear(&portable, &processor, &peaks);
     println!("\nreads: {:.1} GB/s at most", 1e-9 * median((0..ROUNDS).map(|_| peaks.reads()).collect()));
+}
+
+/// Linear attention with gates of heads, token by token: a state of D × D numbers absorbs and is read. Gradients go three such ways.
+fn linear(portable: &Gpu, processor: &Gpu, peaks: &Peaks) {
+    let (heads, tokens, dim) = if testing() { (1, 300, 16) } else { (4, 8192, 64) };
+    let params = LinearParams { slopes: Some(LinearParams::retnet_slopes(heads)), ..LinearParams::default() };
+    let forward = LinearCase { heads: [heads; 3], tokens, dims: (dim, dim), params, ..LinearCase::default() };
+    let ready = [portable, processor].map(|gpu| block_on(forward.ready(gpu)).expect("memory for the tensors"));
+    let backward = LinearBackwardCase { forward, dht: false };
+    let gradients = [portable, processor].map(|gpu| block_on(backward.ready(gpu)).expect("memory for the tensors"));
+    let seconds = |gpu: &Gpu, ready: &Ready| block_on(ready.time(gpu)).expect("a GPU that works").seconds;
+    let name = format!("linear H {heads} T {tokens} D {dim}");
+    let flops = (4 * heads * tokens * dim * dim) as f64;
+    let all = [(name.clone(), flops, &ready), (format!("{name}, backward"), 3.0 * flops, &gradients)];
+    for (name, flops, [a, b]) in all {
+        row(&name, flops, peaks, [&|| seconds(portable, a), &|| seconds(processor, b)]);
+    }
 }
 
 fn row(name: &str, flops: f64, peaks: &Peaks, runs: [&dyn Fn() -> f64; 2]) {

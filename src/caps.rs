@@ -33,15 +33,16 @@ pub enum Backend {
     BrowserWebGpu,
 }
 
-/// What goes over the tiles of softmax attention.
+/// What goes over the tiles of softmax attention, and the tokens of linear attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Engine {
     /// For every device: core WebGPU, rows and columns pass through workgroup memory.
     Portable,
     /// For adapters whose shaders run on a CPU, if subgroups have one size: rows in registers, columns by subgroup broadcasts. Serves
-    /// the forward pass and the gradients of queries, keys and values; the gradient of a bias, score reductions, and widths beyond 64
-    /// in subgroups of 4 go by the other one.
+    /// softmax attention's forward pass and its gradients of queries, keys and values; the gradient of a bias, score reductions, and
+    /// widths beyond 64 in subgroups of 4 go by the other one. Serves linear attention token by token, with at
+    /// most 32 rows of the state for each thread of a subgroup.
     Processor,
 }
 
@@ -90,7 +91,7 @@ pub struct Caps {
     pub timestamps: bool,
     /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
     pub subgroup: u32,
-    /// What goes over the tiles of softmax attention: [`Engine::Processor`] only with a `subgroup`, a power of two from 4 on.
+    /// What goes over tiles and tokens: [`Engine::Processor`] only with a `subgroup`, a power of two from 4 on.
     pub engine: Engine,
 }
 

@@ -32,7 +32,7 @@ pub struct GpuOptions {
     /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
     /// native), since every index in them is checked on the host or clamped.
     pub checked_shaders: bool,
-    /// What goes over the tiles of softmax attention. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, if their
+    /// What goes over tiles and tokens. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, if their
     /// subgroups all have the same size, else [`Engine::Portable`], which runs everywhere.
     pub engine: Option<Engine>,
     /// Percent of the memory that the driver grants this program, beyond which nothing is allocated any more and what asks

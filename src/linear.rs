@@ -3,6 +3,7 @@
 mod backward;
 mod chunking;
 mod plan;
+mod recurrent;
 mod shapes;
 mod task;
 mod walk;

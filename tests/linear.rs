@@ -37,7 +37,7 @@ const ALGORITHMS: [LinearAlgorithm; 3] =
 fn algorithm_of(plan: &Program) -> LinearAlgorithm {
     let words = plan.to_string();
     let known = [
-        ("linear attention, token by token;", LinearAlgorithm::Recurrent),
+        ("linear attention, token by token", LinearAlgorithm::Recurrent),
         ("linear attention, one pass over chunks of", LinearAlgorithm::OnePass),
         ("linear attention, three passes (", LinearAlgorithm::ThreePass),
     ];
@@ -64,7 +64,13 @@ fn long_sequences() {
         let (with_state, _) = block_on(attention.forward_with_state(&inputs)).unwrap();
         assert_eq!(bits(&read(&alone)), bits(&read(&with_state)));
     }
-    run_all(&[LinearBackwardCase::of(LinearCase { h0: true, ..case.clone() })]);
+    let backward = |case| run_all(&[LinearBackwardCase::of(case)]);
+    backward(LinearCase { h0: true, ..case.clone() });
+    backward(LinearCase { gates: None, tokens: 1100, ..case.clone() });
+    let params = LinearParams { reverse: true, ..Default::default() };
+    let sequences = vec![1100, 0, 70, 1];
+    backward(LinearCase { params: params.clone(), tokens: 1500, ..case.clone() });
+    backward(LinearCase { params, packed: true, sequences, spare: 3, ..case.clone() });
     let params = LinearParams { causal: false, ..Default::default() };
     run_all(&[LinearCase { params, gates: None, ..case }]);
 }

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wgpu_attention::catalogue::FAMILIES;
 use wgpu_attention::{
-    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, NeighborhoodAxis, NeighborhoodParams, Shapes,
+    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, LinearParams, NeighborhoodAxis,
+    NeighborhoodParams, Shapes,
 };
 
 /// What wgpu would allow in a shader on a device without optional features.
@@ -175,6 +176,7 @@ fn of_processor() -> Vec<(String, String)> {
         let shapes = ["q", "k", "v"].into_iter().fold(Shapes::default(), |all, name| all.tensor(name, like(width)));
         let outputs = shapes.clone().tensor("lse", Layout { dtype: DType::F32, ..like(1) });
         let training = ["out", "dout"].into_iter().fold(outputs, |all, name| all.tensor(name, like(width)));
+        let with_gates = shapes.clone().tensor("g", Layout { dtype: DType::F32, ..like(1) });
         let masked = FlashParams { causal: Some(Causal::BottomRight), softcap: Some(3.0), ..FlashParams::default() };
         let axes = vec![NeighborhoodAxis::new(7, 3), NeighborhoodAxis::new(10, 5)];
         let neighborhood = NeighborhoodParams { axes, ..NeighborhoodParams::default() };
@@ -187,6 +189,8 @@ fn of_processor() -> Vec<(String, String)> {
             FlashParams::default().plan_backward(&caps, &training),
             masked.plan_backward(&few, &training),
             neighborhood.plan_backward(&caps, &training),
+            LinearParams::default().plan(&caps, &shapes),
+            LinearParams::default().plan_backward(&caps, &with_gates.tensor("dout", like(width))),
         ];
         let kernels = programs.into_iter().flat_map(|program| program.expect("a plan").kernels);
         all.extend(kernels.map(|kernel| (kernel.name.replace([' ', '-'], "_"), kernel.wgsl)));

@@ -26,7 +26,7 @@ fn absorb(w: Work, t: Token, lane: u32, column: u32) {
         let d = lane + LANES * i;
         let inside = 4u * min(d, D4 - 1u);
         let k = select(vec4f(), load_k4(at + inside, HEAD_DIM - inside), d < D4);
-        for (var e = 0u; e < 4u; e++) { state[i][e] = fma(vec4f(k[e]), v, fma(change, state[i][e], state[i][e])); }
+        for (var e = 0u; e < 4u; e++) { state[i][e] += fma(vec4f(k[e]), v, change * state[i][e]); }
     }
 }
 

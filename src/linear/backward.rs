@@ -6,6 +6,7 @@
 //! ```
 
 use super::chunking::{CHUNK, Chunking, segment_tokens};
+use super::recurrent::Recurrent;
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
 use super::task::{Decay, Frame, THREADS, Task};
 use super::walk::{StateSource, Tensor, Walk};
@@ -30,6 +31,9 @@ const SUMS: [Sum; 3] = [
     Sum { from: "dv by heads", to: "dv", exact: false },
 ];
 
+/// Tokens between the states that the gates' gradient wants, token by token. The fewer, the less its sums round.
+const KEPT: usize = 32;
+
 impl LinearParams {
     /// What runs for gradients. Besides the inputs of [`LinearParams::plan`], `dout`, of the output's shape, and if it is there `dht`, of
     /// the last state's; dq, dk and dv, and with gates of tokens `dg`, f32 [batch, heads, tokens, 1], with slopes `dslopes`, f32 [1, heads,
@@ -48,15 +52,20 @@ impl LinearParams {
         for (each, sum) in each.iter_mut().zip(SUMS) {
             *each = self::each(&mut builder, sum, gated, inputs.heads())?;
         }
-        let walks = self.walks(&builder, &inputs, each, gated);
+        let mut walks = self.walks(&builder, &inputs, each, gated);
         if self.slopes.is_some() {
             let [batch, heads, tokens, _] = inputs.output_shape();
             builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
         }
         let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
+        let by_token = self.by_token(caps, &walks, packed);
+        let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
+        if by_token {
+            walks.iter_mut().for_each(|walk| walk.segment = KEPT);
+        }
         for walk in &walks {
             let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
-            walk.add(&mut builder, LinearAlgorithm::ThreePass, &chunking, packed)?;
+            walk.add(&mut builder, algorithm, &chunking, packed)?;
         }
         let frame = &walks[0].frame;
         for task in gate_gradients(&walks[0], each, self.slopes.is_some()) {
@@ -67,12 +76,23 @@ impl LinearParams {
             sums(frame, sum, &to).add(&mut builder, frame)?;
         }
         let segment = walks[0].segment;
+        let segments = format!("over {} segments of {segment} tokens in chunks of {chunk}", frame.segments(segment));
         builder.finish(format!(
-            "gradients of linear attention: three walks (dq, dk, dv) of three passes each over {} segments of {segment} tokens in \
-             chunks of {chunk}{}",
-            frame.segments(segment),
+            "gradients of linear attention: three walks (dq, dk, dv) {}{}",
+            if by_token {
+                "token by token by engine processor".into()
+            } else {
+                format!("of three passes each {segments}")
+            },
             if gated { ", then the gates' by segments" } else { "" }
         ))
+    }
+
+    /// Whether the walks go token by token: where shaders run on a CPU, unless the caller asks for chunks.
+    fn by_token(&self, caps: &Caps, walks: &[Walk; 3], packed: bool) -> bool {
+        let fits = |walk| matches!(Recurrent::of(caps, walk, packed), Recurrent::Subgroup { .. });
+        let asked = self.chunk.is_some() || !matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
+        self.causal && !asked && walks.iter().all(fits)
     }
 
     /// What comes in and what goes out.

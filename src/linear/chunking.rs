@@ -6,19 +6,10 @@ use crate::{Caps, Result};
 pub(super) const CHUNK: usize = 64;
 /// Tokens of a segment of three passes, at least: as much traffic for states as for two of q, k, v and o at head_dim 128.
 const SEGMENT: usize = 256;
-/// Tokens that one workgroup goes over in a dispatch, in chunks or one by one. A dispatch of seconds is taken for a hang, and Mesa's
-/// llvmpipe ends every loop once all of an invocation's loops have gone round 65535 times, without a word.
+/// Tokens that one workgroup goes over in a dispatch, in chunks; `recurrent.rs` says why not more.
 const STRETCH: usize = 4096;
-pub(super) const RECURRENT_STRETCH: usize = 1024;
 /// Vec4 of head_dim that pass through workgroup memory at a time.
 const BD4: usize = 4;
-/// Columns of the state that a workgroup keeps, and its threads, token by token: whole rows of cache lines, and at most
-/// 64 numbers of the state a thread.
-pub(super) fn of_recurrent((head_dim, value_dim): (usize, usize)) -> (usize, usize) {
-    let cols = value_dim.next_power_of_two().clamp(16, 64);
-    (cols, (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256))
-}
-
 /// How a workgroup divides a state and a chunk: `shaders/linear/chunk.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chunking {

@@ -1,6 +1,7 @@
 //! What runs: decided without a GPU.
 
-use super::chunking::{CHUNK, Chunking, RECURRENT_STRETCH, segment_tokens, stretch_tokens};
+use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
+use super::recurrent::{Recurrent, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
 use super::walk::{StateSource, Walk};
 use super::{LinearAlgorithm, LinearParams};
@@ -57,7 +58,8 @@ impl LinearParams {
         let packed = inputs.cu_seqlens.is_some();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, (inputs.q.shape()[2], packed))?;
         walk.add(&mut builder, algorithm, &chunking, packed)?;
-        builder.finish(words(&walk, algorithm, &chunking, &why))
+        let one_by_one = Recurrent::of(caps, &walk, packed).name();
+        builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
     }
 
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
@@ -79,7 +81,7 @@ impl LinearParams {
         let stretch = stretch_tokens(chunking.chunk);
         if let Some(algorithm) = self.algorithm {
             let most = match algorithm {
-                LinearAlgorithm::Recurrent => RECURRENT_STRETCH,
+                LinearAlgorithm::Recurrent => STRETCH,
                 LinearAlgorithm::OnePass => stretch,
                 LinearAlgorithm::ThreePass => usize::MAX,
             };
@@ -95,7 +97,7 @@ impl LinearParams {
         if !self.causal && tokens > stretch {
             return Ok((LinearAlgorithm::ThreePass, "all tokens read one state".into()));
         }
-        let one_by_one = self.chunk.is_none() && (self.causal || tokens <= RECURRENT_STRETCH);
+        let one_by_one = self.chunk.is_none() && (self.causal || tokens <= STRETCH);
         if one_by_one && caps.kind == AdapterKind::Software {
             return Ok((LinearAlgorithm::Recurrent, "on a processor the least arithmetic wins".into()));
         }
@@ -115,11 +117,11 @@ impl LinearParams {
     }
 }
 
-fn words(walk: &Walk, algorithm: LinearAlgorithm, chunking: &Chunking, why: &str) -> String {
+fn words(walk: &Walk, algorithm: LinearAlgorithm, one_by_one: &str, chunking: &Chunking, why: &str) -> String {
     let Chunking { chunk, cols, threads, .. } = *chunking;
     let state = format!("{threads} threads keep {} × {cols} of a head's state in registers", walk.frame.dims.0);
     let how = match algorithm {
-        LinearAlgorithm::Recurrent => "token by token".into(),
+        LinearAlgorithm::Recurrent => one_by_one.into(),
         LinearAlgorithm::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
         LinearAlgorithm::ThreePass => {
             let tokens = walk.segment;

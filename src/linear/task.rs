@@ -1,6 +1,6 @@
 //! A kernel of linear attention, from what it reads and writes to a plan.
 
-use crate::program::shader::{AccessKind, Shader, file};
+use crate::program::shader::{AccessKind, Shader, WrittenOut, file};
 use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, small_table, within_parts};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -139,6 +139,8 @@ impl Task {
         let shader = Shader {
             optional,
             optional_tables: vec![("slopes", "vec4f")],
+            // Only texts for processors have marks.
+            written_out: WrittenOut::Each,
             ..Shader::of(format!("linear {name}"), constants, files, None)
         };
         let step = Step::new(caps, shader, arguments, tables, parts, of_part).fit(caps)?;

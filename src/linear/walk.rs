@@ -1,7 +1,8 @@
 //! The kernels of one walk over the tokens: forward, and, with tensors in other places, each of its gradients.
 
 use super::LinearAlgorithm;
-use super::chunking::{Chunking, RECURRENT_STRETCH, of_recurrent, stretch_tokens};
+use super::chunking::{Chunking, stretch_tokens};
+use super::recurrent::{Recurrent, STRETCH};
 use super::task::{Access, Decay, Frame, THREADS, Task};
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Rule, Source};
@@ -9,6 +10,9 @@ use crate::{DType, Layout, Result};
 
 /// The name of a tensor of the program.
 pub(super) type Tensor = &'static str;
+
+/// The state between two stretches of a walk that keeps others.
+const GOING_ON: Tensor = "state between stretches";
 
 /// Where the state comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +69,9 @@ impl Walk {
         self.add_between(builder, algorithm, chunking, packed)?;
         let tasks = match algorithm {
             LinearAlgorithm::Recurrent => {
-                let (cols, _) = of_recurrent(self.frame.dims);
-                self.stretches(Self::recurrent, RECURRENT_STRETCH, self.frame.dims.1.div_ceil(cols))
+                let recurrent = Recurrent::of(builder.caps, self, packed);
+                let tiles = self.frame.dims.1.div_ceil(recurrent.cols());
+                self.stretches(|walk| walk.recurrent(recurrent), self.recurrent_stretch(), tiles)
             }
             LinearAlgorithm::OnePass => {
                 let tiles = self.frame.dims.1.div_ceil(chunking.cols);
@@ -89,7 +94,7 @@ impl Walk {
         let segments = self.frame.segments(match algorithm {
             LinearAlgorithm::ThreePass => self.segment,
             LinearAlgorithm::OnePass => stretch_tokens(chunking.chunk),
-            LinearAlgorithm::Recurrent => RECURRENT_STRETCH,
+            LinearAlgorithm::Recurrent => self.recurrent_stretch(),
         });
         let (entries, heads, (head_dim, value_dim)) = (self.frame.sequences.len(), self.frame.heads, self.frame.dims);
         let by_segment = || Layout::heads_first(DType::U32, [entries, heads, 1, segments]);
@@ -105,10 +110,21 @@ impl Walk {
                 builder.scratch("totals", by_segment())?;
             }
             builder.scratch(self.states, rows((segments + usize::from(self.kept)) * head_dim))?;
+        } else if self.kept {
+            let kept = self.frame.segments(self.segment) + 1;
+            builder.scratch(self.states, rows(kept * head_dim))?;
+            if segments > 1 && builder.operand(GOING_ON).is_none() {
+                builder.scratch(GOING_ON, rows(head_dim))?;
+            }
         } else if segments > 1 && self.to.is_none() {
             builder.scratch(self.states, rows(head_dim))?;
         }
         Ok(())
+    }
+
+    /// Whole segments.
+    fn recurrent_stretch(&self) -> usize {
+        if self.kept { STRETCH.next_multiple_of(self.segment) } else { STRETCH }
     }
 
     fn work(&self, tiles: usize) -> [usize; 3] {
@@ -118,7 +134,8 @@ impl Walk {
     /// The same kernel for one stretch of the tokens after another, `tiles` workgroups a head each: the state goes on in place.
     fn stretches(&self, task: impl Fn(&Self) -> Task, stretch: usize, tiles: usize) -> Vec<Task> {
         let count = self.frame.segments(stretch);
-        let to = if count > 1 { Some(self.to.unwrap_or(self.states)) } else { self.to };
+        let between = if self.kept { GOING_ON } else { self.states };
+        let to = if count > 1 { Some(self.to.unwrap_or(between)) } else { self.to };
         let after = Self { from: StateSource::InPlace, to, ..self.clone() };
         let of = |walk: &Self, runs| Task { segment: stretch, work: self.work(tiles), runs, ..task(walk) };
         let first = of(&Self { to, ..self.clone() }, 0..1);
@@ -129,8 +146,7 @@ impl Walk {
         ("CAUSAL", usize::from(self.causal))
     }
 
-    fn recurrent(&self) -> Task {
-        let (cols, threads) = of_recurrent(self.frame.dims);
+    fn recurrent(&self, divided: Recurrent) -> Task {
         let (head_dim, _) = self.frame.dims;
         let (ends, mut tensors) = self.ends();
         tensors.extend([
@@ -139,17 +155,18 @@ impl Walk {
             ("v", self.v, AccessKind::Load4),
         ]);
         tensors.extend(self.snapshots.map(|part| ("snapshots", part, AccessKind::Store4)));
+        tensors.extend(self.kept.then_some(("states", self.states, AccessKind::Store4)));
         tensors.push(("o", self.o, AccessKind::Store4));
+        let kept = [("KEPT", usize::from(self.kept)), ("SEGMENT", self.segment)];
         Task {
-            name: "token by token",
-            files: vec![file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_RECURRENT, self.decays_file()],
-            constants: [&[("WG", threads), ("COLS", cols), ("BATCH", 512 / threads), self.causal()], &ends[..]]
-                .concat(),
+            name: divided.name(),
+            files: vec![file::LINEAR_STATES, file::LINEAR_WORK, divided.file(), self.decays_file()],
+            constants: [&divided.constants(head_dim)[..], &[self.causal()], &kept, &ends].concat(),
             tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
             runs: 0..1,
-            flops: (5 * RECURRENT_STRETCH.min(self.frame.longest()) * head_dim * cols) as f64,
+            flops: (5 * self.recurrent_stretch().min(self.frame.longest()) * head_dim * divided.cols()) as f64,
         }
     }
 

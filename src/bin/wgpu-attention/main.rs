@@ -57,7 +57,7 @@ struct Device {
     /// Keep bounds checks and loop guards in the shaders.
     #[arg(long)]
     checked: bool,
-    /// What goes over the tiles of softmax attention: portable (everywhere), processor (adapters whose shaders run on a CPU).
+    /// What goes over tiles and tokens: portable (everywhere), processor (adapters whose shaders run on a CPU).
     #[arg(long, value_name = "ENGINE", value_parser = engine)]
     engine: Option<Engine>,
 }

@@ -144,6 +144,7 @@ files! {
     ROTARY_ANGLE = "rotary/angle.wgsl";
     LINEAR_SHARED = "linear/shared.wgsl";
     LINEAR_RECURRENT = "linear/recurrent.wgsl";
+    LINEAR_RECURRENT_PROCESSOR = "linear/recurrent_processor.wgsl";
     LINEAR_WORK = "linear/work.wgsl";
     LINEAR_CHUNK = "linear/chunk.wgsl";
     LINEAR_WALK = "linear/walk.wgsl";

@@ -1,0 +1,79 @@
+//! Token by token: how a head's state is divided.
+
+use super::walk::Walk;
+use crate::program::shader::file;
+use crate::{Caps, Engine};
+
+/// Tokens that one workgroup goes over in a dispatch. A dispatch of seconds is taken for a hang, and Mesa's llvmpipe ends every loop
+/// once all of an invocation's loops have gone round 65535 times, without a word.
+pub(super) const STRETCH: usize = 1024;
+/// Up to so many tokens, as in decoding, states weigh more than tokens.
+const FEW: usize = 32;
+/// Rows of the state for each thread of a subgroup at most: beyond, the text takes seconds to compile.
+const MOST_ROWS: usize = 32;
+
+/// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (gradients in `Lanes`' place: three passes):
+///
+/// | | tokens | `Lanes` | `Subgroup` | first `Lanes` | first `Subgroup` |
+/// |---|---|---|---|---|---|
+/// | Mesa's llvmpipe 22.3, H 4 | 8192 | 54.7 | 15.6 | 508 | 557 |
+/// | gradients | | 437 | 94 | 1338 | 1487 |
+/// | SwiftShader, H 4 | 2048 | 159 | 28 | 231 | 618 |
+/// | gradients | | 1444 | 97 | 1773 | 1653 |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recurrent {
+    /// `shaders/linear/recurrent.wgsl`.
+    Lanes { cols: usize, threads: usize },
+    /// `shaders/linear/recurrent_processor.wgsl`: a subgroup of so many threads, sums in so many parts.
+    Subgroup { threads: usize, lanes: usize },
+}
+
+impl Recurrent {
+    pub fn of(caps: &Caps, walk: &Walk, packed: bool) -> Self {
+        let (head_dim, value_dim) = walk.frame.dims;
+        // Whole rows of cache lines, and at most 64 numbers of the state a thread.
+        let cols = value_dim.next_power_of_two().clamp(16, 64);
+        let threads = (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256);
+        let runs = caps.engine == Engine::Processor && Caps::serves_processor(caps.subgroup);
+        let serves = runs && head_dim <= MOST_ROWS * caps.subgroup as usize;
+        let many = packed || walk.frame.longest() > FEW;
+        if serves && many && walk.snapshots.is_none() {
+            return Self::Subgroup { threads: caps.subgroup as usize, lanes: 4 * threads / cols };
+        }
+        Self::Lanes { cols, threads }
+    }
+
+    /// For errors, and in the plan's words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lanes { .. } => "token by token",
+            Self::Subgroup { .. } => "token by token by engine processor",
+        }
+    }
+
+    /// Columns of the state that a workgroup keeps.
+    pub fn cols(self) -> usize {
+        match self {
+            Self::Lanes { cols, .. } => cols,
+            Self::Subgroup { threads, .. } => 4 * threads,
+        }
+    }
+
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Lanes { .. } => file::LINEAR_RECURRENT,
+            Self::Subgroup { .. } => file::LINEAR_RECURRENT_PROCESSOR,
+        }
+    }
+
+    pub fn constants(self, head_dim: usize) -> Vec<(&'static str, usize)> {
+        match self {
+            Self::Lanes { cols, threads } => vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads)],
+            Self::Subgroup { threads, lanes } => {
+                let d4 = head_dim.div_ceil(4);
+                let loads = d4.div_ceil(threads);
+                vec![("WG", threads), ("LANES", lanes), ("FOUR", 4), ("D4", d4), ("LOADS", loads)]
+            }
+        }
+    }
+}
