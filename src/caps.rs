@@ -39,10 +39,10 @@ pub enum Backend {
 pub enum Engine {
     /// For every device: core WebGPU, rows and columns pass through workgroup memory.
     Portable,
-    /// For adapters whose shaders run on a CPU, if subgroups have one size: rows in registers, columns by subgroup broadcasts. Serves
-    /// softmax attention's forward pass and its gradients of queries, keys and values; the gradient of a bias, score reductions, and
-    /// widths beyond 64 in subgroups of 4 go by the other one. Serves linear attention token by token, with at
-    /// most 32 rows of the state for each thread of a subgroup.
+    /// For adapters whose shaders run on a CPU: rows in registers, columns by subgroup broadcasts or, without subgroups of 8 threads,
+    /// at addresses that are the same for all. Serves softmax attention's forward pass, and where subgroups have one size its gradients
+    /// of queries, keys and values (in subgroups of 4 up to widths of 64) and linear attention token by token (up to 32 rows of the
+    /// state for each thread of a subgroup). The other one serves what is left.
     Processor,
 }
 
@@ -91,7 +91,7 @@ pub struct Caps {
     pub timestamps: bool,
     /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
     pub subgroup: u32,
-    /// What goes over tiles and tokens: [`Engine::Processor`] only with a `subgroup`, a power of two from 4 on.
+    /// What goes over tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 on.
     pub engine: Engine,
 }
 
@@ -130,9 +130,9 @@ impl Caps {
         }
     }
 
-    /// Whether [`Engine::Processor`] runs in subgroups of so many threads.
+    /// Whether [`Engine::Processor`] runs in subgroups of so many threads, or without any.
     pub(crate) fn serves_processor(subgroup: u32) -> bool {
-        subgroup.is_power_of_two() && (4..=64).contains(&subgroup)
+        subgroup == 0 || (subgroup.is_power_of_two() && (4..=64).contains(&subgroup))
     }
 
     /// Bytes that the offset of a tensor's binding is a multiple of: the device's, and whole vec4.

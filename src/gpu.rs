@@ -32,8 +32,8 @@ pub struct GpuOptions {
     /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
     /// native), since every index in them is checked on the host or clamped.
     pub checked_shaders: bool,
-    /// What goes over tiles and tokens. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, if their
-    /// subgroups all have the same size, else [`Engine::Portable`], which runs everywhere.
+    /// What goes over tiles and tokens. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, else
+    /// [`Engine::Portable`].
     pub engine: Option<Engine>,
     /// Percent of the memory that the driver grants this program, beyond which nothing is allocated any more and what asks
     /// for more gets [`Error::OutOfMemory`]. Unset: 95. Only where the driver tells how much it grants (Vulkan's memory
@@ -138,10 +138,6 @@ impl Gpu {
             .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
         let mut caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
         caps.engine = options.engine.unwrap_or(caps.engine);
-        if caps.engine == Engine::Processor && !Caps::serves_processor(caps.subgroup) {
-            let reason = "engine processor needs subgroups that all have the same size".into();
-            return Err(Error::NoDevice { adapter: caps.adapter, reason });
-        }
         let lost = Arc::new(OnceLock::new());
         let cell = lost.clone();
         device.set_device_lost_callback(move |reason, message| {

@@ -12,6 +12,7 @@ mod processor;
 mod shapes;
 mod sizes;
 pub(crate) mod stage;
+mod staged;
 mod uniforms;
 pub(crate) mod visibility;
 
@@ -24,6 +25,7 @@ pub(crate) use portable::Portable;
 pub(crate) use processor::Processor;
 pub(crate) use shapes::{AttentionShapes, Outputs};
 pub(crate) use sizes::Sizes;
+pub(crate) use staged::Staged;
 
 use crate::program::Program;
 use crate::{Caps, Result, Shapes};

@@ -6,7 +6,7 @@ use super::{
     linear_cases, merge_cases, neighborhood_cases, rotary_cases, score_reduction_cases, seer_decode_cases,
     seer_gate_cases,
 };
-use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Hook, Layout, Program, Result, Shapes};
+use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Program, Result, Shapes};
 
 /// A flash case of a typical size.
 pub fn flash() -> AttentionCase {
@@ -39,7 +39,7 @@ impl Texts {
 
     /// Other types are reached by the accessors that the forward pass has shown.
     fn backward(&mut self, caps: &Caps, cases: Vec<BackwardCase>) {
-        for case in cases.into_iter().filter(|case| case.forward.dtypes == [DType::F32; 3]) {
+        for case in cases.into_iter().filter(|case| is_f32(&case.forward)) {
             self.add(&text_name(&case.forward, "backward"), texts(case.plan(caps)));
         }
     }
@@ -54,8 +54,17 @@ fn roomy() -> Caps {
     Caps { workgroup_memory: 32 << 10, ..Caps::core() }
 }
 
+/// Where a processor runs the shaders, in a browser.
+fn software() -> Caps {
+    Caps { engine: Engine::Processor, ..Caps::core() }
+}
+
+fn is_f32(case: &AttentionCase) -> bool {
+    case.dtypes == [DType::F32; 3]
+}
+
 /// The distinct shaders of the catalogue, and of tensors that share a buffer with an output: in a browser with WebGPU's default
-/// limits, and with more workgroup memory; and of typical shapes in other programs, where loops stay loops.
+/// limits, with more workgroup memory, and on a software adapter; and of typical shapes in other programs, where loops stay loops.
 pub fn of_flash() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (caps, room) in [(Caps::core(), "16k"), (roomy(), "32k")] {
@@ -76,6 +85,7 @@ pub fn of_flash() -> Vec<(String, String)> {
             }
         }
     }
+    found.forward(&software(), "software", flash_cases().into_iter().filter(is_f32).collect());
     let native = Caps { backend: Backend::Noop, ..Caps::core() };
     for dims in [(32, 32), (64, 64), (128, 128), (256, 256)] {
         let case = || AttentionCase { dims, ..flash() };
@@ -88,9 +98,10 @@ pub fn of_flash() -> Vec<(String, String)> {
 /// The distinct shaders of the catalogue of neighborhoods. How types and layouts are reached, flash attention shows.
 pub fn of_neighborhood() -> Vec<(String, String)> {
     let mut found = Texts::default();
-    let simple = |case: &AttentionCase| case.dtypes == [DType::F32; 3] && !case.strided && case.additional == 0;
+    let simple = |case: &AttentionCase| is_f32(case) && !case.strided && case.additional == 0;
     let cases = || neighborhood_cases().into_iter().filter(simple).collect::<Vec<_>>();
     found.forward(&Caps::core(), "16k", cases());
+    found.forward(&software(), "software", cases());
     found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
     found.0
 }
@@ -98,9 +109,10 @@ pub fn of_neighborhood() -> Vec<(String, String)> {
 /// The distinct shaders of the catalogue of block masks. How types and layouts are reached, flash attention shows.
 pub fn of_block_sparse() -> Vec<(String, String)> {
     let mut found = Texts::default();
-    let simple = |case: &AttentionCase| case.dtypes == [DType::F32; 3] && !case.strided && case.additional == 0;
+    let simple = |case: &AttentionCase| is_f32(case) && !case.strided && case.additional == 0;
     let cases = || block_sparse_cases().into_iter().filter(simple).collect::<Vec<_>>();
     found.forward(&Caps::core(), "16k", cases());
+    found.forward(&software(), "software", cases());
     found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
     found.add("core", conversions(&Caps::core()).expect("a valid grid"));
     found.0

@@ -1,6 +1,6 @@
 //! The engines that go over tiles: which one a device gets, and its tile sizes.
 
-use super::{Portable, Processor, Sizes};
+use super::{Portable, Processor, Sizes, Staged, staged};
 use crate::error::require;
 use crate::program::shader::{WrittenOut, file};
 use crate::{Caps, Engine, Result};
@@ -11,6 +11,7 @@ use std::fmt;
 pub(crate) enum Tiling {
     Portable(Portable),
     Processor(Processor),
+    Staged(Staged),
 }
 
 impl Tiling {
@@ -20,9 +21,10 @@ impl Tiling {
     /// [`crate::Error::Limit`] if the device has less than core WebGPU promises; [`crate::Error::Argument`] for an engine without the
     /// subgroups that it needs.
     pub fn plan(caps: &Caps, sizes: Sizes) -> Result<Self> {
-        match engine(caps, sizes)? {
-            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, sizes))),
-            Engine::Portable => Portable::plan(caps, sizes).map(Self::Portable),
+        match engine(caps)? {
+            Engine::Processor if Staged::serves(caps) => Ok(Self::Staged(Staged::plan(sizes))),
+            Engine::Processor if Processor::takes(caps, sizes) => Ok(Self::Processor(Processor::plan(caps, sizes))),
+            _ => Portable::plan(caps, sizes).map(Self::Portable),
         }
     }
 
@@ -32,9 +34,12 @@ impl Tiling {
     /// Those of [`Tiling::plan`].
     pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
         let sizes = Sizes { beside: 0, ..sizes };
-        match engine(caps, sizes)? {
-            Engine::Processor => Ok(Self::Processor(Processor::few(caps, sizes, rows))),
-            Engine::Portable => Portable::few(caps, sizes, rows).map(Self::Portable),
+        match engine(caps)? {
+            Engine::Processor if Staged::serves(caps) => Ok(Self::Staged(Staged::few(sizes, rows))),
+            Engine::Processor if Processor::takes(caps, sizes) => {
+                Ok(Self::Processor(Processor::few(caps, sizes, rows)))
+            }
+            _ => Portable::few(caps, sizes, rows).map(Self::Portable),
         }
     }
 
@@ -43,16 +48,18 @@ impl Tiling {
     /// # Errors
     /// Those of [`Tiling::plan`].
     pub fn gradients(caps: &Caps, sizes: Sizes) -> Result<Self> {
-        match engine(caps, sizes)? {
-            Engine::Processor => Ok(Self::Processor(Processor::plan(caps, sizes))),
-            Engine::Portable => Portable::gradients(caps, sizes).map(Self::Portable),
+        match engine(caps)? {
+            Engine::Processor if Processor::takes(caps, sizes) => Ok(Self::Processor(Processor::plan(caps, sizes))),
+            _ => Portable::gradients(caps, sizes).map(Self::Portable),
         }
     }
 
     /// Rows of a tile.
     pub fn rows(&self) -> u32 {
         match self {
-            Self::Portable(Portable { rows, .. }) | Self::Processor(Processor { rows, .. }) => *rows,
+            Self::Portable(Portable { rows, .. })
+            | Self::Processor(Processor { rows, .. })
+            | Self::Staged(Staged { rows, .. }) => *rows,
         }
     }
 
@@ -60,6 +67,7 @@ impl Tiling {
     pub fn cols(&self) -> u32 {
         match self {
             Self::Portable(Portable { cols, .. }) | Self::Processor(Processor { cols, .. }) => *cols,
+            Self::Staged(_) => staged::COLS,
         }
     }
 
@@ -68,6 +76,7 @@ impl Tiling {
         match self {
             Self::Portable(portable) => portable.constants(head_dim, value_dim),
             Self::Processor(processor) => processor.constants(head_dim, value_dim),
+            Self::Staged(staged) => staged.constants(head_dim, value_dim),
         }
     }
 
@@ -75,15 +84,16 @@ impl Tiling {
     pub fn name(&self) -> Engine {
         match self {
             Self::Portable(_) => Engine::Portable,
-            Self::Processor(_) => Engine::Processor,
+            Self::Processor(_) | Self::Staged(_) => Engine::Processor,
         }
     }
 
     /// How rows and columns are multiplied.
-    pub fn products(&self) -> &'static str {
+    pub fn products(&self) -> &'static [&'static str] {
         match self {
-            Self::Portable(_) => file::PORTABLE_PRODUCTS,
-            Self::Processor(_) => file::PROCESSOR_PRODUCTS,
+            Self::Portable(_) => &[file::PORTABLE_PRODUCTS],
+            Self::Processor(_) => &[file::PROCESSOR_REGISTERS, file::PROCESSOR_PRODUCTS],
+            Self::Staged(_) => &[file::PROCESSOR_REGISTERS, file::STAGED_PRODUCTS],
         }
     }
 
@@ -92,6 +102,7 @@ impl Tiling {
         match self {
             Self::Portable(_) => file::PORTABLE_SUMS,
             Self::Processor(_) => file::PROCESSOR_SUMS,
+            Self::Staged(_) => file::STAGED_SUMS,
         }
     }
 
@@ -99,7 +110,7 @@ impl Tiling {
     pub fn row_values(&self) -> &'static str {
         match self {
             Self::Portable(_) => file::PORTABLE_ROWS,
-            Self::Processor(_) => file::PROCESSOR_ROWS,
+            Self::Processor(_) | Self::Staged(_) => file::PROCESSOR_ROWS,
         }
     }
 
@@ -107,28 +118,25 @@ impl Tiling {
     pub fn stats(&self) -> &'static str {
         match self {
             Self::Portable(_) => file::PORTABLE_STATS,
-            Self::Processor(_) => file::PROCESSOR_STATS,
+            Self::Processor(_) | Self::Staged(_) => file::PROCESSOR_STATS,
         }
     }
 
     /// Which loops of the files are written out.
     pub fn written_out(&self, caps: &Caps) -> WrittenOut {
         match self {
-            Self::Processor(_) => WrittenOut::Each,
+            Self::Processor(_) | Self::Staged(_) => WrittenOut::Each,
             Self::Portable(_) if caps.wants_unrolled() => WrittenOut::Every,
             Self::Portable(_) => WrittenOut::None,
         }
     }
 }
 
-/// The device's engine, if it runs there and takes rows so wide.
-fn engine(caps: &Caps, sizes: Sizes) -> Result<Engine> {
-    if caps.engine == Engine::Portable {
-        return Ok(Engine::Portable);
-    }
-    let runs = Caps::serves_processor(caps.subgroup);
-    require(runs, "caps.subgroup", caps.subgroup, "a power of two from 4 to 64 for engine processor")?;
-    Ok(if Processor::takes(caps, sizes) { Engine::Processor } else { Engine::Portable })
+/// The device's engine, if it runs there.
+fn engine(caps: &Caps) -> Result<Engine> {
+    let runs = caps.engine == Engine::Portable || Caps::serves_processor(caps.subgroup);
+    require(runs, "caps.subgroup", caps.subgroup, "0 or a power of two from 4 to 64 for engine processor")?;
+    Ok(caps.engine)
 }
 
 impl fmt::Display for Tiling {
@@ -136,6 +144,7 @@ impl fmt::Display for Tiling {
         match self {
             Self::Portable(portable) => portable.fmt(f),
             Self::Processor(processor) => processor.fmt(f),
+            Self::Staged(staged) => staged.fmt(f),
         }
     }
 }

@@ -26,17 +26,17 @@ struct Driver {
     flops: [f64; 2],
 }
 
-/// Few threads to a subgroup: SwiftShader has 4. Long texts compile slowly there: D 128 in 937 ms (`portable`: 288), D 256 in more than a
-/// minute. B 1, H 2, N 512, D 64, f32, two cores, in ms:
+/// Few threads to a subgroup, gradients only ([`super::Staged`] is the forward pass): SwiftShader has 4. Long texts compile slowly there.
+/// B 1, H 2, N 512, D 64, f32, two cores, in ms:
 ///
-/// | rows × columns | forward | backward | first forward | first backward |
-/// |---|---|---|---|---|
-/// | 1 × 1 | 270 | 862 | 532 | 1760 |
-/// | 2 × 1 | 195 | 512 | 592 | 2253 |
-/// | 4 × 1 | 134 | 381 | 1113 | 4637 |
-/// | 1 × 4 | 232 | 756 | 1033 | 3806 |
-/// | 2 × 4 | 126 | 346 | 1650 | 5359 |
-/// | 4 × 2 | 94 | 291 | 3387 | 14691 |
+/// | rows × columns | gradients | first |
+/// |---|---|---|
+/// | 1 × 1 | 862 | 1760 |
+/// | 2 × 1 | 512 | 2253 |
+/// | 4 × 1 | 381 | 4637 |
+/// | 1 × 4 | 756 | 3806 |
+/// | 2 × 4 | 346 | 5359 |
+/// | 4 × 2 | 291 | 14691 |
 const SMALL_SUBGROUPS: Driver = Driver { widest: 64, cols: [1, 1], flops: [3e7, 2e8] };
 
 /// Mesa's llvmpipe has 8. Version 22.3, B 1, H 8, N 1024, f32, two cores, in ms:
@@ -55,9 +55,9 @@ const SMALL_SUBGROUPS: Driver = Driver { widest: 64, cols: [1, 1], flops: [3e7, 
 const LARGE_SUBGROUPS: Driver = Driver { widest: 256, cols: [8, 4], flops: [3e7, 1e9] };
 
 impl Processor {
-    /// Whether the device runs it for rows so wide.
+    /// Whether the device has subgroups, and runs it for rows so wide.
     pub fn takes(caps: &Caps, sizes: Sizes) -> bool {
-        sizes.widest() <= Self::driver(caps).widest
+        caps.subgroup > 0 && sizes.widest() <= Self::driver(caps).widest
     }
 
     /// Tile sizes for a forward pass or gradients.

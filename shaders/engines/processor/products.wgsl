@@ -1,11 +1,9 @@
 // Products of rows and columns in engine `processor`, for adapters whose shaders run on a CPU. There a load costs as much as dozens
 // of multiplications, whatever the address; workgroup memory is no nearer than a storage buffer.
 //
-// A workgroup is one subgroup of WG threads. A thread keeps RT rows, whole, in registers. Columns come CT at a time: PARTS = WG / CT
-// threads load one between them, each every PARTS-th vec4, and hand it round by broadcasts, so that each load serves WG · RT rows.
-// All loops over registers are written out. No workgroup memory, no barrier.
+// A workgroup is one subgroup of WG threads. Columns come CT at a time: PARTS = WG / CT threads load one between them, each every
+// PARTS-th vec4, and hand it round by broadcasts, so that each load serves WG · RT rows. No workgroup memory, no barrier.
 
-alias Rows = array<array<vec4f, WIDTH>, RT>;
 alias Columns = array<vec4f, LOADS>;
 
 var<private> score_rows: Rows;
@@ -27,20 +25,6 @@ fn is_first_turn() -> bool { return turn == 0u; }
 fn begin_rows(w: Work, visit: Visit, thread: u32) { load_rows(SCORES, &score_rows, w, visit, thread); }
 
 fn begin_value_rows(w: Work, visit: Visit, thread: u32) { load_rows(VALUES, &value_rows, w, visit, thread); }
-
-// (The loop over the width stays one: a load takes a compiler longer than the choice of a register.)
-fn load_rows(what: u32, rows: ptr<private, Rows>, w: Work, visit: Visit, thread: u32) {
-    for (var i = 0u; i < EACH_RT; i++) {
-        for (var d = 0u; d < EACH_WIDTH; d++) { (*rows)[i][d] = vec4f(); }
-    }
-    for (var at = 0u; at < width_of(what); at++) {
-        for (var i = 0u; i < EACH_RT; i++) {
-            let token = row_token(visit, thread * RT + i);
-            let x = select(vec4f(), row_part(what, w, token, at), token != NONE);
-            for (var d = 0u; d < EACH_WIDTH; d++) { (*rows)[i][d] = select((*rows)[i][d], x, d == at); }
-        }
-    }
-}
 
 // The number to go on from: the same tile's while its columns take turns.
 fn after_tile(i: u32) -> u32 {

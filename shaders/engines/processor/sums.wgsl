@@ -1,7 +1,5 @@
 // What a tile adds to the results in engine `processor`: weights · values, the values handed round as in products.wgsl.
 
-alias Sums = array<array<vec4f, WIDTH>, RT>;
-
 // What a row's sums are multiplied by before more is added.
 var<private> kept: array<f32, RT>;
 
@@ -36,9 +34,4 @@ fn add_columns(columns: ptr<private, Columns>, sums: ptr<private, Sums>) {
     }
 }
 
-// (A loop over registers that chooses: the caller's loop stays one, because a store takes a compiler long.)
-fn sum_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f {
-    var sum = vec4f();
-    for (var d = 0u; d < EACH_WIDTH; d++) { sum = select(sum, (*sums)[i][d], d == c); }
-    return sum;
-}
+fn sum_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f { return register_at(sums, i, c); }

@@ -84,10 +84,13 @@ files! {
     PORTABLE_SUMS = "engines/portable/sums.wgsl";
     PORTABLE_ROWS = "engines/portable/rows.wgsl";
     PORTABLE_STATS = "engines/portable/stats.wgsl";
+    PROCESSOR_REGISTERS = "engines/processor/registers.wgsl";
     PROCESSOR_PRODUCTS = "engines/processor/products.wgsl";
     PROCESSOR_SUMS = "engines/processor/sums.wgsl";
     PROCESSOR_ROWS = "engines/processor/rows.wgsl";
     PROCESSOR_STATS = "engines/processor/stats.wgsl";
+    STAGED_PRODUCTS = "engines/staged/products.wgsl";
+    STAGED_SUMS = "engines/staged/sums.wgsl";
     SIDES_FORWARD = "sides/forward.wgsl";
     SIDES_DQ = "sides/dq.wgsl";
     SIDES_DKV = "sides/dkv.wgsl";

@@ -202,7 +202,7 @@ impl Parts<'_> {
         files.extend(visibility.choice(side).unwrap_or(vec![mapped]));
         files.extend(visibility.files(side));
         let engine = self.setup.engine;
-        files.push(engine.products());
+        files.extend(engine.products());
         files.extend(self.pass.files(engine));
         self.kernel((&self.pass.kernel(engine), self.setup.splits), arguments, tables, files, self.chain(), parts)
     }
