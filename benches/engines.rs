@@ -91,7 +91,7 @@ fn main() {
     println!("\nreads: {:.1} GB/s at most", 1e-9 * median((0..ROUNDS).map(|_| peaks.reads()).collect()));
 }
 
-/// Linear attention with gates of heads, token by token: a state of D × D numbers absorbs and is read. Gradients go three such ways.
+/// Linear attention with gates of heads, token by token: a state of D × D numbers absorbs and is read. Gradients take three such walks.
 fn linear(portable: &Gpu, processor: &Gpu, peaks: &Peaks) {
     let (heads, tokens, dim) = if testing() { (1, 300, 16) } else { (4, 8192, 64) };
     let params = LinearParams { slopes: Some(LinearParams::retnet_slopes(heads)), ..LinearParams::default() };

@@ -39,10 +39,11 @@ pub enum Backend {
 pub enum Engine {
     /// For every device: core WebGPU, rows and columns pass through workgroup memory.
     Portable,
-    /// For adapters whose shaders run on a CPU: rows in registers, columns by subgroup broadcasts or, without subgroups of 8 threads,
-    /// at addresses that are the same for all. Serves softmax attention's forward pass, and where subgroups have one size its gradients
-    /// of queries, keys and values (in subgroups of 4 up to widths of 64) and linear attention token by token (up to 32 rows of the
-    /// state for each thread of a subgroup). The other one serves what is left.
+    /// For adapters whose shaders run on a CPU. Rows stay in registers. Columns come by subgroup broadcasts; in subgroups of fewer than
+    /// 8 threads, or without any, they are staged in workgroup memory (forward pass only, and not on Mesa's llvmpipe). Serves softmax
+    /// attention's forward pass, and where subgroups have one size its gradients of queries, keys and values (in subgroups of 4 up to
+    /// widths of 64) and linear attention token by token (up to 32 rows of the state for each thread of a subgroup). The other engine
+    /// serves what is left.
     Processor,
 }
 
@@ -91,7 +92,7 @@ pub struct Caps {
     pub timestamps: bool,
     /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
     pub subgroup: u32,
-    /// What goes over tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 on.
+    /// What goes over tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 to 64.
     pub engine: Engine,
 }
 

@@ -138,6 +138,10 @@ impl Gpu {
             .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
         let mut caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
         caps.engine = options.engine.unwrap_or(caps.engine);
+        if caps.engine == Engine::Processor && !Caps::serves_processor(caps.subgroup) {
+            let reason = format!("engine processor does not run in subgroups of {}", caps.subgroup);
+            return Err(Error::NoDevice { adapter: caps.adapter, reason });
+        }
         let lost = Arc::new(OnceLock::new());
         let cell = lost.clone();
         device.set_device_lost_callback(move |reason, message| {

@@ -36,7 +36,7 @@ pub struct LinearParams {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LinearAlgorithm {
-    /// Token by token: for a few of them, as in decoding.
+    /// Token by token: for a few of them, as in decoding, and where shaders run on a CPU.
     Recurrent,
     /// In one pass over chunks of tokens, with the state in registers: for many heads and batch entries.
     OnePass,

@@ -25,6 +25,19 @@ fn activations_of_a_real_model() {
     run_all(&[case]);
 }
 
+/// A cache as long as models have them. Each of its parts finds its keys without a loop over all of them, which llvmpipe would end
+/// without a word; where a mask makes it a loop, the plan has tiles that are few enough.
+#[test]
+fn a_step_of_decoding_over_many_keys() {
+    run_all(&[None, Some([false; 4])].map(|mask| AttentionCase {
+        heads: (1, 1),
+        lengths: (1, 131_072),
+        dims: (68, 68),
+        mask,
+        ..AttentionCase::default()
+    }));
+}
+
 /// What must not pass the comparison, or it checks nothing.
 #[test]
 fn wrong_results_fail() {

@@ -200,6 +200,43 @@ fn bits_do_not_depend_on_the_batch() {
     let (both, alone) = (gradients(0, 2), gradients(half, 1));
     assert!(both.iter().zip(&alone).all(|(both, alone)| both[half..] == alone[..]));
     assert_eq!(both, gradients(0, 2));
+    // A short entry, alone and beside a long one.
+    let short = |lengths: &[usize]| {
+        let batch = lengths.len();
+        let [q, k, v, dout] = [&q, &k, &v, &dout].map(|values| tensor([batch, 2, n, d], &values[..batch * half]));
+        let inputs = LinearInputs { seqlens: Some(lengths), ..LinearInputs::new(&q, &k, &v) };
+        let found = block_on(attention.backward(&inputs, &dout, None)).unwrap();
+        let tokens = |tensor: Tensor| read(&tensor)[..20 * d].to_vec();
+        [found.dq, found.dk, found.dv].map(|tensor| bits(&tokens(tensor)))
+    };
+    assert_eq!(short(&[20]), short(&[20, n]));
+}
+
+/// A gate that leaves nothing: what comes after it is exactly what it would be alone, however large the state was.
+#[test]
+fn hard_gates_clear_the_state() {
+    let (n, d) = (70, 16);
+    for tokens in [8, n] {
+        let [q, k, v] = [1, 2, 3].map(|seed| random(seed, tokens * d));
+        let loud = |values: &[f32]| {
+            values.iter().enumerate().map(|(i, x)| if i < 4 * d { 1e4 * x } else { 1e-2 * x }).collect()
+        };
+        let (k, v): (Vec<f32>, Vec<f32>) = (loud(&k), loud(&v));
+        let gates: Vec<f32> = (0..tokens).map(|t| if t == 4 { f32::NEG_INFINITY } else { -0.1 }).collect();
+        let after = |values: &[f32], width: usize| values[4 * width..].to_vec();
+        let params = LinearParams { algorithm: Some(LinearAlgorithm::Recurrent), ..Default::default() };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let run = |[q, k, v, g]: [&[f32]; 4]| {
+            let rows = g.len();
+            let [q, k, v] = [q, k, v].map(|values| tensor([1, 1, rows, d], values));
+            let g = tensor([1, 1, rows, 1], g);
+            let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&q, &k, &v) };
+            read(&block_on(attention.forward(&inputs)).unwrap())
+        };
+        let whole = run([&q, &k, &v, &gates]);
+        let alone = run([&after(&q, d), &after(&k, d), &after(&v, d), &after(&gates, 1)]);
+        assert_eq!(bits(&whole[4 * d..]), bits(&alone));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wgpu_attention::catalogue::FAMILIES;
 use wgpu_attention::{
-    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, LinearParams, NeighborhoodAxis,
+    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, LinearAlgorithm, LinearParams, NeighborhoodAxis,
     NeighborhoodParams, Shapes,
 };
 
@@ -177,6 +177,10 @@ fn of_processor() -> Vec<(String, String)> {
         let outputs = shapes.clone().tensor("lse", Layout { dtype: DType::F32, ..like(1) });
         let training = ["out", "dout"].into_iter().fold(outputs, |all, name| all.tensor(name, like(width)));
         let with_gates = shapes.clone().tensor("g", Layout { dtype: DType::F32, ..like(1) });
+        let by_token =
+            |causal| LinearParams { causal, algorithm: Some(LinearAlgorithm::Recurrent), ..Default::default() };
+        let of_state = Layout::heads_first(DType::F32, [batch, heads, width, width]);
+        let with_states = ["h0", "ht"].into_iter().fold(shapes.clone(), |all, name| all.tensor(name, of_state.clone()));
         let masked = FlashParams { causal: Some(Causal::BottomRight), softcap: Some(3.0), ..FlashParams::default() };
         let axes = vec![NeighborhoodAxis::new(7, 3), NeighborhoodAxis::new(10, 5)];
         let neighborhood = NeighborhoodParams { axes, ..NeighborhoodParams::default() };
@@ -189,7 +193,8 @@ fn of_processor() -> Vec<(String, String)> {
             FlashParams::default().plan_backward(&caps, &training),
             masked.plan_backward(&few, &training),
             neighborhood.plan_backward(&caps, &training),
-            LinearParams::default().plan(&caps, &shapes),
+            by_token(true).plan(&caps, &with_states),
+            by_token(false).plan(&caps, &shapes),
             LinearParams::default().plan_backward(&caps, &with_gates.tensor("dout", like(width))),
         ];
         let kernels = programs.into_iter().flat_map(|program| program.expect("a plan").kernels);

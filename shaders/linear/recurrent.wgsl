@@ -18,7 +18,7 @@ var<workgroup> parts: array<vec4f, BATCH * WG>;
 
 // Past the last row, keys and queries are 0.
 fn absorb(w: Work, t: Token, lane: u32, column: u32) {
-    let change = vec4f(change_of(gate_of(t)));
+    let fade = fade_of(gate_of(t));
     let at = at_k(t.batch, t.head / params.groups.y, t.row);
     var v = vec4f();
     if (column < HEAD_DIM_V) { v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + column, HEAD_DIM_V - column); }
@@ -26,7 +26,9 @@ fn absorb(w: Work, t: Token, lane: u32, column: u32) {
         let d = lane + LANES * i;
         let inside = 4u * min(d, D4 - 1u);
         let k = select(vec4f(), load_k4(at + inside, HEAD_DIM - inside), d < D4);
-        for (var e = 0u; e < 4u; e++) { state[i][e] += fma(vec4f(k[e]), v, change * state[i][e]); }
+        for (var e = 0u; e < 4u; e++) {
+            state[i][e] = fma(vec4f(fade.x), state[i][e], fma(vec4f(k[e]), v, fade.y * state[i][e]));
+        }
     }
 }
 

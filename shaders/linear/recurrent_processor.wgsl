@@ -36,12 +36,12 @@ fn load_state(w: Work, thread: u32) {
 // To where the walk ends, or as what segment number `segment` begins with.
 fn store_state(w: Work, segment: u32, kept: bool, thread: u32) {
     let column = column_of(w, thread);
-    let change = vec4f(change_of(pending));
+    let fade = fade_of(pending);
     for (var n = 0u; n < D4; n++) {
         for (var e = 0u; e < EACH_FOUR; e++) {
             var x = vec4f();
             for (var d = 0u; d < EACH_D4; d++) { x = select(x, state[d][e], d == n); }
-            x = fma(change, x, x);
+            x = select(fade.x * x + fade.y * x, x, pending == 0.0);
             let row = 4u * n + e;
             let at = at_states(w.batch, w.head, segment * HEAD_DIM + row) + column;
             if (is_inside(row, column)) {
@@ -54,11 +54,11 @@ fn store_state(w: Work, segment: u32, kept: bool, thread: u32) {
 fn pass_token(w: Work, n: u32, absorbs: bool, reads: bool, thread: u32) {
     let t = token_at(w, n);
     let column = column_of(w, thread);
-    var change = vec4f();
+    var fade = vec2f(1.0, 0.0);
     var v = vec4f();
     if (absorbs) {
         let gate = gate_of(t);
-        change = vec4f(change_of(select(gate, pending, params.late == 1u)));
+        fade = fade_of(select(gate, pending, params.late == 1u));
         pending = select(0.0, gate, params.late == 1u);
         let inside = min(column, (HEAD_DIM_V - 1u) / 4u * 4u);
         v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + inside, HEAD_DIM_V - inside);
@@ -79,7 +79,7 @@ fn pass_token(w: Work, n: u32, absorbs: bool, reads: bool, thread: u32) {
                 for (var e = 0u; e < EACH_FOUR; e++) {
                     var x = state[load * WG + part][e];
                     if (absorbs) {
-                        x += fma(vec4f(k[e]), v, change * x);
+                        x = fma(vec4f(fade.x), x, fma(vec4f(k[e]), v, fade.y * x));
                         state[load * WG + part][e] = x;
                     }
                     let lane = (load * WG + part) % LANES;

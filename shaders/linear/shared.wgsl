@@ -46,6 +46,13 @@ fn token_at(w: Work, n: u32) -> Token {
 }
 
 
+// How a state fades by e^g: x · e^g is x · fade.x + x · fade.y, for one addition of what is absorbed to x · fade.y first. A gate
+// that is near 0 leaves x as it is and takes a little away; a hard one leaves nothing that rounds.
+fn fade_of(g: f32) -> vec2f {
+    let change = change_of(g);
+    return select(vec2f(0.0, 1.0 + change), vec2f(1.0, change), change > -0.5);
+}
+
 // e^g − 1 for g ≤ 0, to the last place: a state that is multiplied by a rounded e^g is off by as much in every token after it, so
 // x · e^g is x + (e^g − 1) · x. With g = n · ln 2 + r it is 2^n (e^r − 1) + (2^n − 1); exp is off by several places on some devices.
 fn change_of(g: f32) -> f32 {

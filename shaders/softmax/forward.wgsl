@@ -8,7 +8,7 @@
 // A workgroup owns BR query rows of one (batch, query head) and visits tiles of BC keys, or one of SPLITS parts of them. Its WG =
 // (BR/RT)·(BC/CT) threads form a grid: thread (tr, tc) owns rows tr·RT … and, of each key tile, the keys tc, tc + TC, tc + 2·TC, …
 // (CT of them), and of the output the vec4 columns tc, tc + TC, … (OV of them). Everything a thread owns stays in registers.
-// How rows and columns come together is an engine's: engines/portable or engines/processor.
+// How rows and columns come together is an engine's: engines/portable, engines/processor or engines/staged.
 
 const GRADIENTS: bool = false;
 

@@ -1,5 +1,7 @@
 // Tiles by the map that tile_map.wgsl has written.
 
+const SKIPS: bool = true;
+
 // The word of the map that holds tile number i of the visit.
 fn map_word(w: Work, i: u32) -> u32 {
     return w.item * params.map_tile + w.head * params.map_head + i / 16u;

@@ -31,10 +31,12 @@ fn score_tile(w: Work, visit: Visit, tile: Tile, thread: u32) {
     if (tile.kind == BORDER) { hide_scores(w, visit, tile, thread, row0); }
 }
 
-// By the bits: compilers may assume that there is no infinity.
-fn is_finite4(x: vec4f) -> bool {
-    return all((bitcast<vec4u>(x) & vec4u(0x7f800000u)) != vec4u(0x7f800000u));
+// Which are infinite or NaN. By the bits: compilers may assume that there is no infinity.
+fn is_broken(x: vec4f) -> vec4<bool> {
+    return (bitcast<vec4u>(x) & vec4u(0x7f800000u)) == vec4u(0x7f800000u);
 }
+
+fn is_finite4(x: vec4f) -> bool { return !any(is_broken(x)); }
 
 // Whether scores of this tile can be MASKED: by the visiting order, by a mask, or because something made them −inf.
 fn is_masked(tile: Tile) -> bool {

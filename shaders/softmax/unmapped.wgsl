@@ -1,5 +1,8 @@
 // Every tile of the visit. Without a map, a mask may hide something of any.
 
+// Whether tiles may be passed over.
+const SKIPS: bool = false;
+
 fn next_tile(w: Work, visit: Visit, i: u32, count: u32) -> u32 {
     return i;
 }

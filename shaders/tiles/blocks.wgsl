@@ -7,6 +7,7 @@
 // The constant SEVERAL is 1 where a tile holds several blocks: then pairs are told apart, which costs loads. The table
 // `block_mask`: first (log2 of a block's rows, log2 of its columns, whether key heads share blocks, 0), then for each head (kind,
 // sink, local, 0).
+const SKIPS: bool = true;
 const DENSE: u32 = 0u;
 const STREAMING: u32 = 1u;
 const LISTED: u32 = 2u;

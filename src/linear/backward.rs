@@ -31,8 +31,11 @@ const SUMS: [Sum; 3] = [
     Sum { from: "dv by heads", to: "dv", exact: false },
 ];
 
-/// Tokens between the states that the gates' gradient wants, token by token. The fewer, the less its sums round.
+/// Tokens between the states that the gates' gradient wants, token by token, where they fit: sums over shorter segments round less.
+/// Each of two walks keeps tokens / KEPT + 1 states of a head, head_dim · value_dim numbers.
 const KEPT: usize = 32;
+/// Storage buffers of a walk that keeps states and has gates of tokens.
+const BUFFERS: u32 = 9;
 
 impl LinearParams {
     /// What runs for gradients. Besides the inputs of [`LinearParams::plan`], `dout`, of the output's shape, and if it is there `dht`, of
@@ -60,7 +63,7 @@ impl LinearParams {
         let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
         let by_token = self.by_token(caps, &walks, packed);
         let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
-        if by_token {
+        if by_token && states_fit(caps, &walks[0].frame) {
             walks.iter_mut().for_each(|walk| walk.segment = KEPT);
         }
         for walk in &walks {
@@ -76,23 +79,24 @@ impl LinearParams {
             sums(frame, sum, &to).add(&mut builder, frame)?;
         }
         let segment = walks[0].segment;
-        let segments = format!("over {} segments of {segment} tokens in chunks of {chunk}", frame.segments(segment));
+        let three = || {
+            format!(
+                "of three passes each over {} segments of {segment} tokens in chunks of {chunk}",
+                frame.segments(segment)
+            )
+        };
         builder.finish(format!(
             "gradients of linear attention: three walks (dq, dk, dv) {}{}",
-            if by_token {
-                "token by token by engine processor".into()
-            } else {
-                format!("of three passes each {segments}")
-            },
+            if by_token { "token by token by engine processor".into() } else { three() },
             if gated { ", then the gates' by segments" } else { "" }
         ))
     }
 
-    /// Whether the walks go token by token: where shaders run on a CPU, unless the caller asks for chunks.
+    /// Whether the walks go token by token: in engine `processor`, unless the caller asks for chunks.
     fn by_token(&self, caps: &Caps, walks: &[Walk; 3], packed: bool) -> bool {
         let fits = |walk| matches!(Recurrent::of(caps, walk, packed), Recurrent::Subgroup { .. });
         let asked = self.chunk.is_some() || !matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
-        self.causal && !asked && walks.iter().all(fits)
+        self.causal && !asked && caps.storage_buffers >= BUFFERS && walks.iter().all(fits)
     }
 
     /// What comes in and what goes out.
@@ -170,6 +174,12 @@ impl LinearParams {
             },
         ]
     }
+}
+
+/// Whether the states of a head fit a binding.
+fn states_fit(caps: &Caps, frame: &Frame) -> bool {
+    let state = 4 * frame.dims.0 as u64 * frame.dims.1 as u64;
+    (frame.tokens.div_ceil(KEPT) as u64 + 1) * state <= caps.binding_bytes
 }
 
 /// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.

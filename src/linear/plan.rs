@@ -1,16 +1,13 @@
 //! What runs: decided without a GPU.
 
 use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
-use super::recurrent::{Recurrent, STRETCH};
+use super::recurrent::{FEW, Recurrent, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
 use super::walk::{StateSource, Walk};
 use super::{LinearAlgorithm, LinearParams};
 use crate::error::require;
 use crate::program::{Builder, Program};
 use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
-
-/// Up to so many tokens are absorbed one by one: a chunk would be mostly empty.
-const FEW: usize = 32;
 
 impl LinearParams {
     /// What runs. Tensors, as the fields of [`crate::LinearInputs`] are called: q, k, v, and if they are there g, h0; `o` [batch, heads,

@@ -7,12 +7,12 @@ use crate::{Caps, Engine};
 /// Tokens that one workgroup goes over in a dispatch. A dispatch of seconds is taken for a hang, and Mesa's llvmpipe ends every loop
 /// once all of an invocation's loops have gone round 65535 times, without a word.
 pub(super) const STRETCH: usize = 1024;
-/// Up to so many tokens, as in decoding, states weigh more than tokens.
-const FEW: usize = 32;
+/// Up to so many tokens, as in decoding, states weigh more than tokens, and a chunk would be mostly empty.
+pub(super) const FEW: usize = 32;
 /// Rows of the state for each thread of a subgroup at most: beyond, the text takes seconds to compile.
 const MOST_ROWS: usize = 32;
 
-/// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (gradients in `Lanes`' place: three passes):
+/// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (in the rows of gradients, the column `Lanes` is three passes):
 ///
 /// | | tokens | `Lanes` | `Subgroup` | first `Lanes` | first `Subgroup` |
 /// |---|---|---|---|---|---|
@@ -36,7 +36,8 @@ impl Recurrent {
         let threads = (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256);
         let runs = caps.engine == Engine::Processor && Caps::serves_processor(caps.subgroup);
         let serves = runs && head_dim <= MOST_ROWS * caps.subgroup as usize;
-        let many = packed || walk.frame.longest() > FEW;
+        // Not by the longest entry: what stands beside another must not change its bits.
+        let many = packed || walk.frame.tokens > FEW;
         if serves && many && walk.snapshots.is_none() {
             return Self::Subgroup { threads: caps.subgroup as usize, lanes: 4 * threads / cols };
         }

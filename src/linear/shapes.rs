@@ -88,6 +88,7 @@ impl LinearShapes {
             heads: self.heads(),
             dims: (head_dim, self.v.shape()[3]),
             sequences: self.sequences(),
+            tokens: self.q.shape()[2],
             reverse: params.reverse,
             late: false,
             scale: params.scale_for(head_dim),

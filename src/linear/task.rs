@@ -38,6 +38,8 @@ pub(super) struct Frame {
     pub dims: (usize, usize),
     /// (first row, tokens) of each batch entry or sequence.
     pub sequences: Vec<[u32; 4]>,
+    /// Of the tensors, whatever the lengths.
+    pub tokens: usize,
     pub reverse: bool,
     /// Whether the state fades after a token has read it.
     pub late: bool,

@@ -45,11 +45,11 @@ pub(super) struct Walk {
     pub from: StateSource,
     pub to: Option<Tensor>,
     pub snapshots: Option<Tensor>,
-    /// What lies between three passes, with room for the last state if that is kept.
+    /// What lies between three passes, with room for the last state if that is kept; token by token, the states that are kept.
     pub states: Tensor,
     pub kept: bool,
     pub causal: bool,
-    /// Tokens of a segment of three passes, whole chunks.
+    /// Tokens of a segment of three passes, whole chunks, or between states that are kept.
     pub segment: usize,
     pub frame: Frame,
 }

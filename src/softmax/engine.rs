@@ -22,25 +22,28 @@ impl Tiling {
     /// subgroups that it needs.
     pub fn plan(caps: &Caps, sizes: Sizes) -> Result<Self> {
         match engine(caps)? {
-            Engine::Processor if Staged::serves(caps) => Ok(Self::Staged(Staged::plan(sizes))),
+            Engine::Processor if Staged::serves(caps) => Staged::plan(caps, sizes).map(Self::Staged),
             Engine::Processor if Processor::takes(caps, sizes) => Ok(Self::Processor(Processor::plan(caps, sizes))),
             _ => Portable::plan(caps, sizes).map(Self::Portable),
         }
     }
 
-    /// For 8 or 16 rows, for which the family's files use no workgroup memory: many workgroups share the keys.
+    /// For 8 or 16 rows, for which the family's files use no workgroup memory: many workgroups share the keys. Where tiles may be
+    /// passed over, each of them first goes over all tiles of so many columns, twice.
     ///
     /// # Errors
     /// Those of [`Tiling::plan`].
-    pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+    pub fn few(caps: &Caps, sizes: Sizes, rows: u32, columns: usize) -> Result<Self> {
         let sizes = Sizes { beside: 0, ..sizes };
-        match engine(caps)? {
-            Engine::Processor if Staged::serves(caps) => Ok(Self::Staged(Staged::few(sizes, rows))),
-            Engine::Processor if Processor::takes(caps, sizes) => {
-                Ok(Self::Processor(Processor::few(caps, sizes, rows)))
+        if engine(caps)? == Engine::Processor {
+            if Staged::serves(caps) {
+                return Staged::few(caps, sizes, rows).map(Self::Staged);
             }
-            _ => Portable::few(caps, sizes, rows).map(Self::Portable),
+            if let Some(found) = Processor::few(caps, sizes, rows, columns).filter(|_| Processor::takes(caps, sizes)) {
+                return Ok(Self::Processor(found));
+            }
         }
+        Portable::few(caps, sizes, rows).map(Self::Portable)
     }
 
     /// For gradients: both widths are summed up.

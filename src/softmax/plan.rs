@@ -5,6 +5,8 @@ use super::stage::{Pass, Setup, Stage};
 use super::visibility::Visibility;
 use super::{AttentionShapes, Dense, Outputs, ScoreParams, Tiling};
 use crate::merge::{Partial, merge_pairs, merge_splits};
+
+use crate::packed::Side;
 use crate::program::shader::AccessKind;
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Program};
 use crate::{Caps, DType, Layout, Result, Shapes};
@@ -117,7 +119,11 @@ impl PartPlan {
             as_rows.as_ref().map_or((visibility, shapes), |(visibility, shapes)| (&**visibility, shapes));
         let sizes = shapes.sizes(visibility.family(), visibility.memory_per_row());
         let engine = match few {
-            Some(FewQueries { rows, .. }) => Tiling::few(caps, sizes, rows)?,
+            Some(FewQueries { rows, .. }) => {
+                let skips =
+                    visibility.choice(Side::Queries).is_some() || shapes.mask.is_some() || !scores.mask_mod.is_empty();
+                Tiling::few(caps, sizes, rows, if skips { shapes.rows(Side::Keys) } else { 0 })?
+            }
             None => Tiling::plan(caps, sizes)?,
         };
         let splits = few.map_or(1, |few| few.splits);

@@ -9,7 +9,7 @@ use crate::error::require;
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Argument, Builder, Part, Step, cut, is_written, within_parts};
-use crate::{Caps, Result};
+use crate::{Caps, Engine, Result};
 use parts::{Parts, TileMap, Work, slopes};
 use std::ops::Range;
 
@@ -159,9 +159,11 @@ const TILES_PER_WORD: usize = 16;
 /// quarter of that besides.
 fn check_rounds(setup: &Setup, pass: Pass, columns: usize) -> Result<()> {
     let Some(available) = setup.caps.loop_rounds() else { return Ok(()) };
+    // Where workgroups share the keys, each goes over all tiles first.
+    let available = if setup.splits > 1 { available / 2 } else { available };
     let by_width = match setup.shapes.q.shape()[3].max(setup.shapes.v.shape()[3]) {
-        1..=16 => 80,
-        17..=64 => 160,
+        1..=16 if setup.engine.name() == Engine::Portable => 80,
+        ..=64 => 160,
         _ => 320,
     };
     let by_tile = if pass.has_stats() { 2 * by_width } else { by_width };

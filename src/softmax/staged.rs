@@ -1,7 +1,7 @@
 //! The forward pass of engine `processor` where there are no subgroups (in browsers, wgpu does not ask for them) or small ones.
 
 use super::Sizes;
-use crate::Caps;
+use crate::{Caps, Result};
 use std::fmt;
 
 /// Tile sizes; `shaders/engines/staged/products.wgsl` says what each means.
@@ -39,30 +39,45 @@ const FLOPS: [f64; 3] = [3e7, 2e8, 1e9];
 const MOST: u32 = 128;
 
 impl Staged {
-    /// For drivers whose subgroups are too few threads to share loads: SwiftShader's have 4.
+    /// For drivers whose subgroups are too few threads to share loads (SwiftShader's have 4), and which do not count a loop's rounds.
     pub fn serves(caps: &Caps) -> bool {
-        caps.subgroup < 8
+        caps.subgroup < 8 && caps.loop_rounds().is_none()
     }
 
     /// Tile sizes for a forward pass. A row's bits do not depend on them.
-    pub fn plan(sizes: Sizes) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] if the device has less than core WebGPU promises.
+    pub fn plan(caps: &Caps, sizes: Sizes) -> Result<Self> {
         let steps = FLOPS.iter().filter(|&&flops| sizes.flops >= flops).count();
         let most = (MOST / Self::width(sizes)).max(1);
-        Self::with_rows(THREADS, (1 << steps).min(1 << most.ilog2()), sizes)
+        Self::with_rows(caps, (THREADS, (1 << steps).min(1 << most.ilog2())), sizes)
     }
 
     /// Tile sizes for 8 or 16 rows.
-    pub fn few(sizes: Sizes, rows: u32) -> Self {
-        Self::with_rows(rows, 1, sizes)
+    ///
+    /// # Errors
+    /// Those of [`Staged::plan`].
+    pub fn few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+        Self::with_rows(caps, (rows, 1), sizes)
     }
 
     fn width(sizes: Sizes) -> u32 {
         sizes.widest().div_ceil(4) as u32
     }
 
-    fn with_rows(threads: u32, row_part: u32, sizes: Sizes) -> Self {
+    fn with_rows(caps: &Caps, (threads, row_part): (u32, u32), sizes: Sizes) -> Result<Self> {
         let rows = threads * row_part;
-        Self { rows, row_part, threads, width: Self::width(sizes), beside: sizes.beside * rows }
+        let found = Self { rows, row_part, threads, width: Self::width(sizes), beside: sizes.beside * rows };
+        let (memory, what) = (u64::from(found.memory()), sizes.what);
+        caps.within(what, "maxComputeInvocationsPerWorkgroup", threads.into(), caps.invocations.into())?;
+        caps.within(what, "maxComputeWorkgroupStorageSize", memory, caps.workgroup_memory.into())?;
+        Ok(found)
+    }
+
+    /// Bytes of workgroup memory: columns of both kinds and what is set aside of them, and a flag.
+    fn memory(&self) -> u32 {
+        48 * COLS * self.width + 4 + self.beside
     }
 
     /// The constants that the shader files use.
@@ -92,7 +107,27 @@ impl fmt::Display for Staged {
             self.rows,
             self.threads,
             self.row_part,
-            48 * COLS * self.width + 4 + self.beside
+            self.memory()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Staged;
+    use crate::Caps;
+    use crate::softmax::Sizes;
+
+    #[test]
+    fn every_width_fits_core_webgpu() {
+        for width in 1..=256 {
+            for flops in [0.0, 1e8, 1e12] {
+                let sizes = Sizes { what: "attention", dims: [width, 1], beside: 24, flops };
+                for found in [Staged::plan(&Caps::core(), sizes), Staged::few(&Caps::core(), sizes, 16)] {
+                    let found = found.expect("it fits");
+                    assert!(found.width * found.row_part <= 128 && found.rows == found.threads * found.row_part);
+                }
+            }
+        }
     }
 }

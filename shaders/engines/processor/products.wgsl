@@ -6,7 +6,6 @@
 
 alias Columns = array<vec4f, LOADS>;
 
-var<private> score_rows: Rows;
 var<private> value_rows: Rows;
 var<private> score_columns: Columns;
 var<private> value_columns: Columns;
@@ -21,8 +20,6 @@ var<private> in_turns: bool;
 fn column_of(j: u32, thread: u32) -> u32 { return (j + max(turn, 1u) - 1u) % CT; }
 
 fn is_first_turn() -> bool { return turn == 0u; }
-
-fn begin_rows(w: Work, visit: Visit, thread: u32) { load_rows(SCORES, &score_rows, w, visit, thread); }
 
 fn begin_value_rows(w: Work, visit: Visit, thread: u32) { load_rows(VALUES, &value_rows, w, visit, thread); }
 
@@ -58,8 +55,8 @@ fn multiply(what: u32, rows: ptr<private, Rows>, columns: ptr<private, Columns>,
     }
     let token = col_token(visit, tile, column_of(thread / PARTS, thread));
     for (var n = 0u; n < EACH_LOADS; n++) {
-        (*columns)[n] = load_column(what, w, token, n, thread);
-        if (!GRADIENTS) { value_columns[n] = load_column(VALUES, w, token, n, thread); }
+        (*columns)[n] = column_part(what, w, token, n * PARTS + thread % PARTS);
+        if (!GRADIENTS) { value_columns[n] = column_part(VALUES, w, token, n * PARTS + thread % PARTS); }
         for (var part = 0u; part < EACH_PARTS; part++) {
             for (var j = 0u; j < EACH_CT; j++) {
                 let k = subgroupBroadcast((*columns)[n], j * PARTS + part);
@@ -70,10 +67,4 @@ fn multiply(what: u32, rows: ptr<private, Rows>, columns: ptr<private, Columns>,
             }
         }
     }
-}
-
-fn load_column(what: u32, w: Work, token: u32, n: u32, thread: u32) -> vec4f {
-    let d = n * PARTS + thread % PARTS;
-    let x = col_part(what, w, token, min(d, width_of(what) - 1u));
-    return select(vec4f(), x, token != NONE && d < width_of(what));
 }

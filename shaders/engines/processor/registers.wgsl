@@ -3,6 +3,10 @@
 alias Rows = array<array<vec4f, WIDTH>, RT>;
 alias Sums = array<array<vec4f, WIDTH>, RT>;
 
+var<private> score_rows: Rows;
+
+fn begin_rows(w: Work, visit: Visit, thread: u32) { load_rows(SCORES, &score_rows, w, visit, thread); }
+
 // (The loop over the width stays one: a load takes a compiler longer than the choice of a register.)
 fn load_rows(what: u32, rows: ptr<private, Rows>, w: Work, visit: Visit, thread: u32) {
     for (var i = 0u; i < EACH_RT; i++) {
@@ -22,4 +26,10 @@ fn register_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f {
     var sum = vec4f();
     for (var d = 0u; d < EACH_WIDTH; d++) { sum = select(sum, (*sums)[i][d], d == c); }
     return sum;
+}
+
+// vec4 number d of a column; zero beyond its width, and where there is none.
+fn column_part(what: u32, w: Work, token: u32, d: u32) -> vec4f {
+    let x = col_part(what, w, token, min(d, width_of(what) - 1u));
+    return select(vec4f(), x, token != NONE && d < width_of(what));
 }

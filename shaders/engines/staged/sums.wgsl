@@ -1,5 +1,4 @@
-// What a tile adds to the results in engine `processor` where there are no subgroups: weights · values, read as in
-// products.wgsl.
+// What a tile adds to the results where columns are staged: weights · values, read as in products.wgsl.
 
 // A row's marks: see mark_broken.
 var<private> raised: array<array<u32, WORDS>, RT>;
