@@ -39,7 +39,7 @@ impl Tiling {
             if Staged::serves(caps) {
                 return Staged::few(caps, sizes, rows).map(Self::Staged);
             }
-            if let Some(found) = Processor::few(caps, sizes, rows, columns).filter(|_| Processor::takes(caps, sizes)) {
+            if let Some(found) = Processor::few(caps, sizes, rows, columns) {
                 return Ok(Self::Processor(found));
             }
         }

@@ -68,8 +68,12 @@ impl Processor {
         Self::with_tile(caps, row_part, sizes)
     }
 
-    /// Tile sizes for 8 or 16 rows, if the device's loops may go twice over the tiles of so many columns, and over the map besides.
+    /// Tile sizes for 8 or 16 rows, if the device runs it, and its loops may go twice over the tiles of so many columns and over the
+    /// map besides.
     pub fn few(caps: &Caps, sizes: Sizes, rows: u32, columns: usize) -> Option<Self> {
+        if !Self::takes(caps, sizes) {
+            return None;
+        }
         let found = Self::with_tile(caps, rows.div_ceil(caps.subgroup), sizes);
         let rounds = 4 * columns as u64 / u64::from(found.cols);
         caps.loop_rounds().is_none_or(|most| rounds <= most / 2).then_some(found)
