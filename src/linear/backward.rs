@@ -94,7 +94,7 @@ impl LinearParams {
 
     /// Whether the walks go token by token: in engine `processor`, unless the caller asks for chunks.
     fn by_token(&self, caps: &Caps, walks: &[Walk; 3], packed: bool) -> bool {
-        let fits = |walk| matches!(Recurrent::of(caps, walk, packed), Recurrent::Subgroup { .. });
+        let fits = |walk: &Walk| matches!(walk.one_by_one(caps, packed), Recurrent::Subgroup { .. });
         let asked = self.chunk.is_some() || !matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
         self.causal && !asked && caps.storage_buffers >= BUFFERS && walks.iter().all(fits)
     }

@@ -1,7 +1,7 @@
 //! What runs: decided without a GPU.
 
 use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
-use super::recurrent::{FEW, Recurrent, STRETCH};
+use super::recurrent::{FEW, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
 use super::walk::{StateSource, Walk};
 use super::{LinearAlgorithm, LinearParams};
@@ -55,7 +55,7 @@ impl LinearParams {
         let packed = inputs.cu_seqlens.is_some();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, (inputs.q.shape()[2], packed))?;
         walk.add(&mut builder, algorithm, &chunking, packed)?;
-        let one_by_one = Recurrent::of(caps, &walk, packed).name();
+        let one_by_one = walk.one_by_one(caps, packed).name();
         builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
     }
 

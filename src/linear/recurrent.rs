@@ -1,6 +1,6 @@
 //! Token by token: how a head's state is divided.
 
-use super::walk::Walk;
+use super::task::Frame;
 use crate::program::shader::file;
 use crate::{Caps, Engine};
 
@@ -29,16 +29,16 @@ pub(super) enum Recurrent {
 }
 
 impl Recurrent {
-    pub fn of(caps: &Caps, walk: &Walk, packed: bool) -> Self {
-        let (head_dim, value_dim) = walk.frame.dims;
+    pub fn of(caps: &Caps, frame: &Frame, packed: bool, with_snapshots: bool) -> Self {
+        let (head_dim, value_dim) = frame.dims;
         // Whole rows of cache lines, and at most 64 numbers of the state a thread.
         let cols = value_dim.next_power_of_two().clamp(16, 64);
         let threads = (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256);
         let runs = caps.engine == Engine::Processor && Caps::serves_processor(caps.subgroup);
         let serves = runs && head_dim <= MOST_ROWS * caps.subgroup as usize;
         // Not by the longest entry: what stands beside another must not change its bits.
-        let many = packed || walk.frame.tokens > FEW;
-        if serves && many && walk.snapshots.is_none() {
+        let many = packed || frame.tokens > FEW;
+        if serves && many && !with_snapshots {
             return Self::Subgroup { threads: caps.subgroup as usize, lanes: 4 * threads / cols };
         }
         Self::Lanes { cols, threads }

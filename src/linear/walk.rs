@@ -6,7 +6,7 @@ use super::recurrent::{Recurrent, STRETCH};
 use super::task::{Access, Decay, Frame, THREADS, Task};
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Rule, Source};
-use crate::{DType, Layout, Result};
+use crate::{Caps, DType, Layout, Result};
 
 /// The name of a tensor of the program.
 pub(super) type Tensor = &'static str;
@@ -69,7 +69,7 @@ impl Walk {
         self.add_between(builder, algorithm, chunking, packed)?;
         let tasks = match algorithm {
             LinearAlgorithm::Recurrent => {
-                let recurrent = Recurrent::of(builder.caps, self, packed);
+                let recurrent = self.one_by_one(builder.caps, packed);
                 let tiles = self.frame.dims.1.div_ceil(recurrent.cols());
                 self.stretches(|walk| walk.recurrent(recurrent), self.recurrent_stretch(), tiles)
             }
@@ -120,6 +120,11 @@ impl Walk {
             builder.scratch(self.states, rows(head_dim))?;
         }
         Ok(())
+    }
+
+    /// How the state is divided token by token.
+    pub fn one_by_one(&self, caps: &Caps, packed: bool) -> Recurrent {
+        Recurrent::of(caps, &self.frame, packed, self.snapshots.is_some())
     }
 
     /// Whole segments.
