@@ -1,5 +1,5 @@
-//! The engines in turns, on an adapter whose shaders run on a CPU: `portable` over `processor`, what each workload
-//! costs beside dense attention, and the share of what the adapter multiplies and adds at most (`common/peaks.wgsl`, in the same rounds).
+//! The engines in turns, on an adapter whose shaders run on a CPU: `portable` over `processor`, and the share of what the adapter
+//! multiplies and adds at most (`common/peaks.wgsl`, in the same rounds).
 //! `cargo bench --features catalogue --bench engines`. `BENCHMARKS.md` has what was seen.
 
 mod common;

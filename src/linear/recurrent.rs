@@ -12,14 +12,15 @@ pub(super) const FEW: usize = 32;
 /// Rows of the state for each thread of a subgroup at most: beyond, the text takes seconds to compile.
 const MOST_ROWS: usize = 32;
 
-/// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (in the rows of gradients, the column `Lanes` is three passes):
+/// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (in the rows of gradients, the column `Lanes` is
+/// three passes):
 ///
 /// | | tokens | `Lanes` | `Subgroup` | first `Lanes` | first `Subgroup` |
 /// |---|---|---|---|---|---|
 /// | Mesa's llvmpipe 22.3, H 4 | 8192 | 54.7 | 15.6 | 508 | 557 |
-/// | gradients | | 437 | 94 | 1338 | 1487 |
+/// | gradients | | 428 | 115 | 1352 | 1655 |
 /// | SwiftShader, H 4 | 2048 | 159 | 28 | 231 | 618 |
-/// | gradients | | 1444 | 97 | 1773 | 1653 |
+/// | gradients | | 1456 | 115 | 1786 | 1661 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recurrent {
     /// `shaders/linear/recurrent.wgsl`.

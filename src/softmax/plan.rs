@@ -5,7 +5,6 @@ use super::stage::{Pass, Setup, Stage};
 use super::visibility::Visibility;
 use super::{AttentionShapes, Dense, Outputs, ScoreParams, Tiling};
 use crate::merge::{Partial, merge_pairs, merge_splits};
-
 use crate::packed::Side;
 use crate::program::shader::AccessKind;
 use crate::program::{Argument, Builder, EACH, Heads, Operand, Program};

@@ -36,7 +36,7 @@ fn mark_broken(columns: u32) {
             let v = bitcast<vec4u>(broken_columns[column * WIDTH + d]);
             let broken = is_broken(bitcast<vec4f>(v));
             let nan = (v & vec4u(0x007fffffu)) != vec4u();
-            let bits = vec4u(1u, 2u, 4u, 8u) << vec4u(4u * (d % 8u));
+            let bits = bits_of(d);
             let up = all_bits(select(vec4u(), bits, broken & (nan | (v < vec4u(0x80000000u)))));
             let down = all_bits(select(vec4u(), bits, broken & (nan | (v >= vec4u(0x80000000u)))));
             for (var i = 0u; i < EACH_RT; i++) {
@@ -52,6 +52,9 @@ fn mark_broken(columns: u32) {
     }
 }
 
+// Of the four values of vec4 number d, in word d / 8.
+fn bits_of(d: u32) -> vec4u { return vec4u(1u, 2u, 4u, 8u) << vec4u(4u * (d % 8u)); }
+
 fn all_bits(x: vec4u) -> u32 { return x.x | x.y | x.z | x.w; }
 
 fn sum_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f {
@@ -61,7 +64,7 @@ fn sum_at(sums: ptr<private, Sums>, i: u32, c: u32) -> vec4f {
         up = select(up, raised[i][word], c / 8u == word);
         down = select(down, lowered[i][word], c / 8u == word);
     }
-    let bits = vec4u(1u, 2u, 4u, 8u) << vec4u(4u * (c % 8u));
+    let bits = bits_of(c);
     let raise = (bits & vec4u(up)) != vec4u();
     let lower = (bits & vec4u(down)) != vec4u();
     // By the bits: compilers may assume that there is no infinity.
