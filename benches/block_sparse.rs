@@ -8,7 +8,9 @@ mod common;
 use common::{Gradients, Timed, ratios, testing};
 use criterion::{Criterion, criterion_group, criterion_main};
 use wgpu_attention::catalogue::{AttentionCase, BlockCase, Case, ScoreReductionCase};
-use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu, HeadGroups, KeyGroups, QueryGroups, Reduction};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction};
+use wgpu_attention::{Causal, DType, FlashParams, Gpu};
 
 /// Heads, tokens, head_dim, type, sizes of blocks.
 struct Size {

@@ -10,7 +10,8 @@ use common::{Gradients, Timed, median, testing};
 use peaks::Peaks;
 use pollster::block_on;
 use wgpu_attention::catalogue::{AttentionCase, BlockCase, LinearBackwardCase, LinearCase, Ready};
-use wgpu_attention::{Causal, Engine, FlashParams, Gpu, GpuOptions, LinearParams, NeighborhoodAxis};
+use wgpu_attention::plan::Engine;
+use wgpu_attention::{Causal, FlashParams, Gpu, GpuOptions, LinearParams, NeighborhoodAxis};
 
 const ROUNDS: usize = 5;
 

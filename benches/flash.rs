@@ -12,7 +12,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use unfused::Unfused;
 use wgpu_attention::catalogue::{AttentionCase, KnownHook};
-use wgpu_attention::{AdapterKind, Causal, DType, FlashParams, Gpu};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::{Causal, DType, FlashParams, Gpu};
 
 fn dense(heads: usize, n: usize, d: usize) -> AttentionCase {
     AttentionCase { heads: (heads, heads), lengths: (n, n), dims: (d, d), ..AttentionCase::default() }

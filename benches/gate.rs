@@ -8,10 +8,14 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, normal};
+use wgpu_attention::gate::{
+    SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeWeights, SeerGate, SeerGateInputs,
+    SeerGateParams, Selector,
+};
+use wgpu_attention::plan::AdapterKind;
 use wgpu_attention::{
-    AdapterKind, AttentionInputs, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType, FlashParams, Gpu,
-    Layout, Prepared, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs, SeerDecodeWeights, SeerGate,
-    SeerGateInputs, SeerGateParams, Selector, Seqlens, Shapes, Tensor,
+    AttentionInputs, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType, FlashParams, Gpu, Layout,
+    Prepared, Seqlens, Tensor,
 };
 
 /// A gate, and attention over what it chooses.
@@ -39,11 +43,11 @@ impl<'a> Gated<'a> {
         let causal = (chosen.len() / cols) * (rows + 1) / 2;
         let sparsity = 1.0 - chosen.iter().filter(|&&chosen| chosen).count() as f64 / causal as f64;
         let to = [("chosen", mask.chosen().expect("a mask of lists"))];
-        let gate = gate.prepare(&Shapes::of((&inputs, to))).await.expect("valid shapes");
+        let gate = gate.prepare((&inputs, to)).await.expect("valid shapes");
         let sparse = BlockSparseParams { causal: params.causal, ..BlockSparseParams::default() };
         let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
         let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
-        let attention = sparse.prepare(&Shapes::of((&inputs, &outputs))).await.expect("valid shapes");
+        let attention = sparse.prepare((&inputs, &outputs)).await.expect("valid shapes");
         let name = format!("{name}, sparsity {sparsity:.3}");
         Self { name, gpu, dense, wk, gate, mask, attention, sparsity }
     }
@@ -143,12 +147,12 @@ async fn decoding(gpu: &Gpu) {
     let grid = gate.grid(&inputs);
     let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, grid.shape())).await.expect("memory for the mask");
     let of_step = (&weights, inputs, [("chosen", &chosen)]);
-    let step = gate.prepare(&Shapes::of(of_step)).await.expect("valid tensors");
+    let step = gate.prepare(of_step).await.expect("valid tensors");
     let mask = BlockMask::from_bits(gpu, grid, &chosen, None).expect("a bitmap of the grid's shape");
     let sparse = BlockSparseParams { causal: Some(Causal::BottomRight), ..BlockSparseParams::default() };
     let inputs = AttentionInputs { block_mask: Some(&mask), ..attention };
     let sparse = BlockSparseAttention::new(gpu, sparse).expect("valid params");
-    let prepared = sparse.prepare(&Shapes::of((&inputs, &outputs))).await.expect("valid shapes");
+    let prepared = sparse.prepare((&inputs, &outputs)).await.expect("valid shapes");
     println!("  {}", prepared.plan());
     let time = |gate: bool, attention: bool| {
         let time = gpu.time(|pass| {

@@ -9,7 +9,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, LinearCase, Ready};
-use wgpu_attention::{AdapterKind, Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::{Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams};
 
 /// Sizes to measure.
 struct Sizes {

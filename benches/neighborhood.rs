@@ -7,7 +7,8 @@ mod common;
 use common::{Gradients, Timed, ratios, testing};
 use criterion::{Criterion, criterion_group, criterion_main};
 use wgpu_attention::catalogue::AttentionCase;
-use wgpu_attention::{AdapterKind, Gpu, NeighborhoodAxis};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::{Gpu, NeighborhoodAxis};
 
 struct Space {
     heads: usize,

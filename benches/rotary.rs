@@ -7,7 +7,8 @@ use common::{Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, Case, CasePositions, RotaryCase};
-use wgpu_attention::{AdapterKind, DType, Gpu, RotaryParams};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::{DType, Gpu, RotaryParams};
 
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");

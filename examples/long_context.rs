@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, Causal, DType, Error, FlashAttention, FlashParams, Gpu, Merge, Tensor, Window,
+    AttentionInputs, AttentionOutputs, DType, Error, FlashAttention, FlashParams, Gpu, Merge, Tensor, Window,
 };
 
 const HEADS: usize = 4;
@@ -57,10 +57,10 @@ async fn run(tokens: usize, shards: usize) -> Result<(), Error> {
         let lse = Tensor::upload(&home, [1, HEADS, QUERIES, 1], DType::F32, &lse).await?;
         partials.push((upload(&home, QUERIES, &out).await?, lse));
     }
-    let parts: Vec<AttentionOutputs> = partials.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
+    let parts: Vec<AttentionOutputs> = partials.iter().map(|(out, lse)| AttentionOutputs::new(out, lse)).collect();
     let (out, lse) = Merge::new(&home).forward(&parts).await?;
 
-    let params = FlashParams { causal: Some(Causal::BottomRight), ..Default::default() };
+    let params = FlashParams::causal();
     let (queries, keys, values) =
         (upload(&home, QUERIES, &q).await?, upload(&home, tokens, &k).await?, upload(&home, tokens, &v).await?);
     let whole =

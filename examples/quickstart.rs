@@ -1,6 +1,6 @@
 //! Causal attention in one call: `cargo run --example quickstart`.
 
-use wgpu_attention::{AttentionInputs, Causal, DType, Error, FlashAttention, FlashParams, Gpu, Tensor};
+use wgpu_attention::{AttentionInputs, DType, Error, FlashAttention, FlashParams, Gpu, Tensor};
 
 fn main() -> Result<(), Error> {
     pollster::block_on(async {
@@ -16,7 +16,7 @@ fn main() -> Result<(), Error> {
         let q = Tensor::upload(&gpu, [1, 1, n, d], DType::F32, &q).await?;
         let v = Tensor::upload(&gpu, [1, 1, n, 1], DType::F32, &v).await?;
 
-        let params = FlashParams { causal: Some(Causal::BottomRight), ..Default::default() };
+        let params = FlashParams::causal();
         let attention = FlashAttention::new(&gpu, params)?;
         let (out, lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &q, &v)).await?;
 

@@ -11,9 +11,10 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use std::error::Error as AnyError;
 use std::time::Instant;
+use wgpu_attention::gate::{SeerGate, SeerGateInputs, SeerGateParams, Selector};
 use wgpu_attention::{
-    AttentionInputs, BlockSparseAttention, BlockSparseParams, Causal, DType, Error, FlashAttention, FlashParams, Gpu,
-    Positions, Rotary, RotaryParams, SeerGate, SeerGateInputs, SeerGateParams, Selector, Tensor,
+    AttentionInputs, BlockSparseAttention, BlockSparseParams, DType, Error, FlashAttention, FlashParams, Gpu,
+    Positions, Rotary, RotaryParams, Tensor,
 };
 
 /// Sequences of a step, heads, tokens of a block, blocks of a sequence, width of a head, topics.
@@ -146,7 +147,7 @@ struct Trainer {
 impl Trainer {
     async fn new(random: &mut SmallRng) -> Result<Self, Error> {
         let gpu = Gpu::request().await?;
-        let params = FlashParams { causal: Some(Causal::BottomRight), ..FlashParams::default() };
+        let params = FlashParams::causal();
         let selector = Selector::TopP(0.9);
         let block = [BLOCK; 2];
         let params_of_gate = SeerGateParams {
@@ -199,7 +200,7 @@ impl Trainer {
         let recall = batch.recall(&logits.read().await?);
         let q = self.rotary.forward(&q_pre, Positions::default()).await?;
         let k = self.rotary.forward(&k_pre, Positions::default()).await?;
-        let causal = BlockSparseParams { causal: Some(Causal::BottomRight), ..BlockSparseParams::default() };
+        let causal = BlockSparseParams::causal();
         let dense = AttentionInputs::new(&q, &k, &k_pre);
         let sparse = AttentionInputs { block_mask: Some(&mask), ..dense };
         let (found, _) = BlockSparseAttention::new(&self.gpu, causal)?.forward_with_lse(&sparse).await?;

@@ -5,11 +5,18 @@ use crate::packed::Side;
 use crate::program::shader::{AccessKind, Binding, file};
 use crate::program::{Table, table};
 use crate::softmax::visibility::{Extent, Visibility};
-use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, Dense, ScoreParams, SoftmaxParams, Tiling};
+use crate::softmax::{
+    AnyVisibility, AttentionParams, AttentionShapes, Dense, ScoreParams, SoftmaxParams, Tiling, score_methods,
+};
 use crate::{Causal, Error, HeadBlocks, Hook, Result, Window};
 use std::sync::Arc;
 
 /// What block-sparse attention computes, besides the block mask that comes with the inputs.
+///
+/// ```
+/// use wgpu_attention::{BlockSparseParams, Causal};
+/// assert_eq!(BlockSparseParams::causal().causal, Some(Causal::BottomRight));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct BlockSparseParams {
@@ -25,6 +32,8 @@ pub struct BlockSparseParams {
     /// mask knows as full ([`crate::BlockMask::from_hooks`]).
     pub mask_mod: Vec<Hook>,
 }
+
+score_methods!(BlockSparseParams, causal);
 
 impl AttentionParams for BlockSparseParams {}
 

@@ -6,6 +6,7 @@ use std::fmt;
 /// What kind of processor is behind an adapter: decides how much work goes into one submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum AdapterKind {
     /// The CPU runs the shaders.
     Software,
@@ -18,6 +19,7 @@ pub enum AdapterKind {
 /// Through which interface a device is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Backend {
     /// None: nothing runs.
     Noop,
@@ -36,6 +38,7 @@ pub enum Backend {
 /// What goes over the tiles of softmax attention, and the tokens of linear attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Engine {
     /// For every device: core WebGPU, rows and columns pass through workgroup memory.
     Portable,
@@ -63,6 +66,7 @@ impl fmt::Display for Engine {
     derive(serde::Serialize, serde::Deserialize),
     serde(default = "Caps::core", deny_unknown_fields)
 )]
+#[non_exhaustive]
 pub struct Caps {
     /// The adapter's name, as the driver gives it.
     pub adapter: String,
@@ -92,6 +96,8 @@ pub struct Caps {
     pub timestamps: bool,
     /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
     pub subgroup: u32,
+    /// The same of the adapter, whether or not the device was made with the feature.
+    pub adapter_subgroup: u32,
     /// What goes over tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 to 64.
     pub engine: Engine,
 }
@@ -114,6 +120,7 @@ impl Caps {
             uniform_alignment: 256,
             timestamps: false,
             subgroup: 0,
+            adapter_subgroup: 0,
             engine: Engine::Portable,
         }
     }
@@ -128,6 +135,32 @@ impl Caps {
             workgroups: u32::MAX,
             storage_buffers: u32::MAX,
             ..Self::core()
+        }
+    }
+
+    /// The same with changes.
+    ///
+    /// ```
+    /// use wgpu_attention::plan::Caps;
+    /// assert_eq!(Caps::core().with(|caps| caps.workgroup_memory = 32 << 10).workgroup_memory, 32768);
+    /// ```
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// What a device could have that was made with more than the default limits and features, where this one was not: the adapter's
+    /// subgroups, and as much workgroup memory as nearly all adapters have.
+    pub(crate) fn beyond_default(&self) -> Self {
+        let core = Self::core();
+        Self {
+            workgroup_memory: if self.workgroup_memory == core.workgroup_memory {
+                32 << 10
+            } else {
+                self.workgroup_memory
+            },
+            subgroup: if self.subgroup == core.subgroup { self.adapter_subgroup } else { self.subgroup },
+            ..self.clone()
         }
     }
 
@@ -213,7 +246,11 @@ impl fmt::Display for Caps {
             self.storage_buffers,
             self.binding_bytes >> 20,
             if self.timestamps { "timestamps" } else { "no timestamps" },
-            if self.subgroup > 0 { format!(", subgroups of {}", self.subgroup) } else { String::new() },
+            match (self.subgroup, self.adapter_subgroup) {
+                (0, 0) => String::new(),
+                (0, unused) => format!(", subgroups of {unused} not enabled"),
+                (size, _) => format!(", subgroups of {size}"),
+            },
             self.engine
         )
     }

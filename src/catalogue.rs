@@ -22,6 +22,7 @@ mod neighborhood_cases;
 mod problem;
 mod ready;
 mod rotary;
+mod sample;
 mod score_reduction;
 mod score_reduction_cases;
 mod seer_decode;
@@ -52,6 +53,7 @@ pub use neighborhood_cases::{
 pub use problem::{KernelParams, Problem};
 pub use ready::Ready;
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
+pub use sample::sample;
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
 pub use seer_decode::SeerDecodeCase;
@@ -60,15 +62,21 @@ pub use seer_gate::SeerGateCase;
 pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;
 
+use crate::program::Kernel;
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
 
 /// A problem whose right answer is known.
-pub trait Case {
+pub trait Case: Send + Sync {
     /// The kernel family.
     fn kernel(&self) -> &'static str;
     /// What is special about it: shape, type, masks.
     fn name(&self) -> String;
+    /// Every kernel that it runs on a device with these limits.
+    ///
+    /// # Errors
+    /// Those of planning it.
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>>;
     /// Floating-point operations that have to be done: masked pairs do not count.
     fn flops(&self) -> f64;
     /// Runs the kernel and compares with the reference, which is computed once for all adapters.

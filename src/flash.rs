@@ -3,11 +3,20 @@
 //! `out = softmax(score(scale · q kᵀ) + mask) v`, `lse = ln Σ exp(score(scale · q kᵀ) + mask)`, nothing of size queries × keys
 //! in memory.
 
-use crate::softmax::{AnyVisibility, AttentionParams, Dense, ScoreParams, SoftmaxParams};
+use crate::softmax::{AnyVisibility, AttentionParams, Dense, ScoreParams, SoftmaxParams, score_methods};
 use crate::{Causal, Hook, Result, Window};
 use std::sync::Arc;
 
 /// What flash attention computes.
+///
+/// ```
+/// use wgpu_attention::{Causal, FlashParams, Window};
+/// // Gemma 2: causal, a window of 4096 keys, a soft cap of 50.
+/// let params = FlashParams::causal().with_window(4095, None).with_softcap(50.0);
+/// let window = Window { left: Some(4095), right: None };
+/// let same = FlashParams { causal: Some(Causal::BottomRight), window, softcap: Some(50.0), ..Default::default() };
+/// assert_eq!(params, same);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct FlashParams {
@@ -25,6 +34,20 @@ pub struct FlashParams {
     pub score_mod: Vec<Hook>,
     /// The caller's functions that say which keys are seen, besides all else.
     pub mask_mod: Vec<Hook>,
+}
+
+score_methods!(FlashParams, causal);
+
+impl FlashParams {
+    /// The same with a sliding window: so many keys before the query's own position and after it, inclusive; `None` for all.
+    pub fn with_window(self, left: impl Into<Option<usize>>, right: impl Into<Option<usize>>) -> Self {
+        Self { window: Window { left: left.into(), right: right.into() }, ..self }
+    }
+
+    /// The same with a slope of each query head (ALiBi).
+    pub fn with_alibi_slopes(self, slopes: impl Into<Vec<f32>>) -> Self {
+        Self { alibi_slopes: Some(slopes.into()), ..self }
+    }
 }
 
 impl AttentionParams for FlashParams {}

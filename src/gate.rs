@@ -8,6 +8,10 @@ mod plan;
 mod task;
 mod training;
 
+#[cfg(feature = "wgpu")]
+pub use crate::gpu::calls::seer_decode::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights};
+#[cfg(feature = "wgpu")]
+pub use crate::gpu::calls::seer_gate::{SeerGate, SeerGateInputs};
 pub use decode::SeerDecodeGateParams;
 #[cfg(feature = "wgpu")]
 pub(crate) use training::Training;
@@ -19,6 +23,7 @@ use crate::{Causal, Result};
 /// How the tokens of a block become one row, element by element. A short last block pools over the tokens that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Pool {
     /// The largest.
     Max = 0,
@@ -31,6 +36,7 @@ pub enum Pool {
 /// How a row's scores become a choice of blocks. z are the gate's logits, P their softmax over the blocks that the row sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Selector {
     /// The blocks with P above this, within [0, 1]; SeerAttention's own is 5·10⁻⁴ to 5·10⁻³.
     Threshold(f64),
@@ -99,6 +105,11 @@ impl Default for SeerGateParams {
 }
 
 impl SeerGateParams {
+    /// The same with another choice of blocks.
+    pub fn with_selector(self, selector: Selector) -> Self {
+        Self { selector, ..self }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         for (i, size) in self.block.into_iter().enumerate() {
             check_block(&format!("block[{i}]"), size)?;

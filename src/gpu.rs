@@ -48,6 +48,10 @@ fn instance(options: &GpuOptions) -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     let percent = options.memory_percent.unwrap_or(MEMORY_PERCENT).min(100);
     descriptor.memory_budget_thresholds.for_resource_creation = Some(percent);
+    // wgpu's default in debug builds: lines and names in shaders, which software drivers take a quarter longer to compile with.
+    if std::env::var_os("WGPU_DEBUG").is_none() {
+        descriptor.flags.remove(wgpu::InstanceFlags::DEBUG);
+    }
     wgpu::Instance::new(descriptor)
 }
 
@@ -72,7 +76,7 @@ struct Inner {
 
 impl Gpu {
     /// A device of the system's high-performance adapter, with all the limits that it has. The environment variables
-    /// `WGPU_BACKEND` and those of the Vulkan loader choose among drivers.
+    /// `WGPU_BACKEND` and those of the Vulkan loader choose among drivers; `WGPU_DEBUG=1` keeps lines and names in shaders.
     ///
     /// # Errors
     /// [`Error::NoAdapter`], [`Error::NoDevice`].
@@ -120,18 +124,36 @@ impl Gpu {
         all
     }
 
-    async fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self> {
-        let core = options.core_limits;
-        let descriptor = wgpu::DeviceDescriptor {
+    /// For a program that makes its own device: the features and limits of the adapter that kernels are faster with. With wgpu's
+    /// defaults all of them run too; a plan says where that costs speed.
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// # use wgpu_attention::wgpu;
+    /// use wgpu_attention::{DType, FlashAttention, FlashParams, Gpu, Tensor};
+    /// let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    /// let adapter = instance.request_adapter(&Default::default()).await.unwrap();
+    /// let mut descriptor = Gpu::device_descriptor(&adapter);
+    /// descriptor.label = Some("my program"); // and whatever else it needs
+    /// let (device, queue) = adapter.request_device(&descriptor).await.unwrap();
+    /// let gpu = Gpu::from_device(&device, &queue);
+    /// let x = Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[1.0; 8]).await?;
+    /// let out = FlashAttention::new(&gpu, FlashParams::causal())?.forward(&x, &x, &x).await?;
+    /// assert_eq!(out.read().await?, [1.0; 8]);
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        wgpu::DeviceDescriptor {
             label: Some("wgpu-attention"),
-            required_features: if core {
-                wgpu::Features::empty()
-            } else {
-                adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP)
-            },
-            required_limits: if core { wgpu::Limits::default() } else { adapter.limits() },
+            required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP),
+            required_limits: adapter.limits(),
             ..Default::default()
-        };
+        }
+    }
+
+    async fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self> {
+        let descriptor =
+            if options.core_limits { wgpu::DeviceDescriptor::default() } else { Self::device_descriptor(adapter) };
         let (device, queue) = adapter
             .request_device(&descriptor)
             .await

@@ -1,9 +1,7 @@
-//! Element types, and where the elements of a tensor lie in its buffer.
+//! Where the elements of a tensor lie in its buffer.
 
 use crate::error::require;
-use crate::{Error, Result};
-use half::{bf16, f16};
-use std::fmt;
+use crate::{DType, Error, Result};
 use std::ops::Range;
 
 /// Largest head dimension and value width.
@@ -16,78 +14,6 @@ pub(crate) const MAX_SLOPE: f32 = 1e28;
 pub(crate) const MAX_BATCH: usize = 1 << 22;
 pub(crate) const MAX_HEADS: usize = 1 << 20;
 
-/// The type of stored elements. Arithmetic is f32 whatever is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
-pub enum DType {
-    /// 32-bit IEEE float.
-    F32,
-    /// 16-bit IEEE float.
-    F16,
-    /// The upper 16 bits of an f32.
-    Bf16,
-    /// One byte: for masks, where zero is false.
-    U8,
-    /// 32-bit unsigned integers: offsets and indices, and masks, where zero is false.
-    U32,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> u64 {
-        match self {
-            DType::F32 | DType::U32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-            DType::U8 => 1,
-        }
-    }
-
-    /// `values` rounded to nearest even, as stored.
-    pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
-        match self {
-            DType::F32 => bytemuck::cast_slice(values).to_vec(),
-            DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            DType::U8 => values.iter().map(|&x| x.round_ties_even() as u8).collect(),
-            DType::U32 => values.iter().flat_map(|&x| (x.round_ties_even() as u32).to_le_bytes()).collect(),
-        }
-    }
-
-    pub(crate) fn decode(self, bytes: &[u8]) -> f32 {
-        match self {
-            DType::F32 => bytemuck::pod_read_unaligned(bytes),
-            DType::F16 => bytemuck::pod_read_unaligned::<f16>(bytes).to_f32(),
-            DType::Bf16 => bytemuck::pod_read_unaligned::<bf16>(bytes).to_f32(),
-            DType::U8 => f32::from(bytes[0]),
-            DType::U32 => bytemuck::pod_read_unaligned::<u32>(bytes) as f32,
-        }
-    }
-
-    /// `x` rounded to nearest even in this type.
-    pub fn round(self, x: f32) -> f32 {
-        self.decode(&self.encode(&[x]))
-    }
-}
-
-impl DType {
-    /// Whether it holds numbers to compute with.
-    pub(crate) fn is_float(self) -> bool {
-        matches!(self, DType::F32 | DType::F16 | DType::Bf16)
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::Bf16 => "bf16",
-            DType::U8 => "u8",
-            DType::U32 => "u32",
-        })
-    }
-}
-
 /// Where the elements of a [batch, heads, sequence, head_dim] tensor lie in a buffer. All in elements, not bytes; the
 /// elements of one row are contiguous.
 ///
@@ -96,9 +22,9 @@ impl fmt::Display for DType {
 /// let (batch, heads, n, d) = (2, 12, 100, 64);
 /// let heads_last = Layout::heads_last(DType::F16, [batch, heads, n, d]);
 /// assert_eq!(heads_last.strides, [n * heads * d, d, heads * d]);
-/// // One head's queries for a whole batch, seen as a tensor: any strides and offset will do.
-/// let third = Layout { shape: [batch, 1, n, d], ..heads_last }.at(3 * d);
-/// assert_eq!(third.offset, 192);
+/// // The fourth head alone, seen as a tensor: any strides and offset will do.
+/// assert_eq!(heads_last.narrow(1, 3..4)?.offset, 3 * d);
+/// # Ok::<(), wgpu_attention::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -130,6 +56,54 @@ impl Layout {
         let head = Self::padded(dtype, dim);
         let row = head.saturating_mul(heads);
         Self { dtype, shape, strides: [row.saturating_mul(rows), head, row], offset: 0 }
+    }
+
+    /// Queries, keys and values of one projection: [batch, sequence, heads_q + 2 · heads_kv, head_dim] in memory, the heads of q
+    /// first, then those of k, then those of v. `shape` is [batch, heads_q, sequence, head_dim]. Rows are not padded.
+    ///
+    /// ```
+    /// use wgpu_attention::{DType, Layout};
+    /// // 32 query heads share 8 key and value heads: a row of the projection has (32 + 2 · 8) · 128 numbers.
+    /// let [q, k, v] = Layout::packed_qkv(DType::F16, [1, 32, 512, 128], 8);
+    /// assert_eq!((q.shape, k.shape), ([1, 32, 512, 128], [1, 8, 512, 128]));
+    /// assert_eq!((q.strides, v.strides[2]), ([512 * 6144, 128, 6144], 6144));
+    /// assert_eq!((q.offset, k.offset, v.offset), (0, 32 * 128, 40 * 128));
+    /// ```
+    pub fn packed_qkv(dtype: DType, shape: [usize; 4], heads_kv: usize) -> [Self; 3] {
+        let [batch, heads_q, rows, dim] = shape;
+        let row = heads_q.saturating_add(heads_kv.saturating_mul(2)).saturating_mul(dim);
+        let strides = [row.saturating_mul(rows), dim, row];
+        let part = |heads: usize, before: usize| Self {
+            dtype,
+            shape: [batch, heads, rows, dim],
+            strides,
+            offset: before.saturating_mul(dim),
+        };
+        [part(heads_q, 0), part(heads_kv, heads_q), part(heads_kv, heads_q.saturating_add(heads_kv))]
+    }
+
+    /// The elements of which the index along `axis` (0: batch, 1: heads, 2: sequence, 3: head_dim) lies in `range`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an axis or a range that is not there.
+    ///
+    /// ```
+    /// use wgpu_attention::{DType, Layout};
+    /// let cache = Layout::heads_first(DType::F16, [1, 8, 4096, 128]);
+    /// let filled = cache.clone().narrow(2, 0..100)?; // the first 100 rows of each head
+    /// assert_eq!((filled.shape, &filled.strides), ([1, 8, 100, 128], &cache.strides));
+    /// # Ok::<(), wgpu_attention::Error>(())
+    /// ```
+    pub fn narrow(self, axis: usize, range: Range<usize>) -> Result<Self> {
+        require(axis < 4, "axis", axis, "0 (batch), 1 (heads), 2 (sequence) or 3 (head_dim)")?;
+        let bound = format!("within 0..{}, the layout's axis {axis}", self.shape[axis]);
+        let fits = range.start <= range.end && range.end <= self.shape[axis];
+        require(fits, "range", format!("{range:?}"), bound)?;
+        let stride = self.strides.get(axis).copied().unwrap_or(1);
+        let mut shape = self.shape;
+        shape[axis] = range.len();
+        let offset = self.offset.saturating_add(range.start.saturating_mul(stride));
+        Ok(Self { shape, offset, ..self })
     }
 
     fn padded(dtype: DType, dim: usize) -> usize {

@@ -35,6 +35,7 @@ pub struct LinearParams {
 /// How linear attention goes through the tokens. The result is the same, but for rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum LinearAlgorithm {
     /// Token by token: for a few of them, as in decoding, and where shaders run on a CPU.
     Recurrent,

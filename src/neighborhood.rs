@@ -5,7 +5,7 @@ mod boxes;
 
 use crate::error::require;
 use crate::layout::MAX_SEQUENCE;
-use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, ScoreParams, SoftmaxParams};
+use crate::softmax::{AnyVisibility, AttentionParams, AttentionShapes, ScoreParams, SoftmaxParams, score_methods};
 use crate::{Hook, Result};
 use boxes::Boxes;
 use std::sync::Arc;
@@ -41,6 +41,21 @@ impl NeighborhoodAxis {
     pub fn new(length: usize, window: usize) -> Self {
         Self { length, window, stride: 1, dilation: 1, causal: false }
     }
+
+    /// The same with another stride.
+    pub fn with_stride(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// The same with another dilation.
+    pub fn with_dilation(self, dilation: usize) -> Self {
+        Self { dilation, ..self }
+    }
+
+    /// The same where no query sees keys behind it.
+    pub fn causal(self) -> Self {
+        Self { causal: true, ..self }
+    }
 }
 
 /// What neighborhood attention computes. On an axis of length L with window k, stride s and dilation d, position x stands at
@@ -50,6 +65,13 @@ impl NeighborhoodAxis {
 /// - causal: those from max(c − k + 1, 0) to i, c = min(⌊i/s⌋·s + s − 1, n − 1).
 ///
 /// The neighborhood is the product over the axes, and one softmax runs over it.
+///
+/// ```
+/// use wgpu_attention::{NeighborhoodAxis, NeighborhoodParams};
+/// // A picture of 56 × 56 pixels: each sees 7 × 7 of every second row, and columns up to its own.
+/// let params = NeighborhoodParams::new([NeighborhoodAxis::new(56, 7).with_dilation(2), NeighborhoodAxis::new(56, 7).causal()]);
+/// assert!(params.check().is_ok());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NeighborhoodParams {
@@ -65,6 +87,11 @@ pub struct NeighborhoodParams {
 }
 
 impl NeighborhoodParams {
+    /// Nothing but the axes.
+    pub fn new(axes: impl Into<Vec<NeighborhoodAxis>>) -> Self {
+        Self { axes: axes.into(), ..Self::default() }
+    }
+
     /// Whether there are one to three axes, and every one's numbers go together.
     ///
     /// # Errors
@@ -86,6 +113,8 @@ impl NeighborhoodParams {
         Ok(())
     }
 }
+
+score_methods!(NeighborhoodParams);
 
 impl AttentionParams for NeighborhoodParams {}
 

@@ -95,6 +95,7 @@ pub struct Scratch {
 
 /// What a table holds.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Contents {
     /// These bytes.
     Bytes(Vec<u8>),
@@ -172,6 +173,7 @@ pub struct Kernel {
 /// The compiler's checks that a shader needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Guards {
     /// None: all of the text is this crate's, every index is in bounds and every loop ends.
     None,
@@ -212,6 +214,7 @@ pub struct Binding {
 /// How a buffer is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum BindingAccess {
     /// `var<uniform>`.
     Uniform,
@@ -224,6 +227,7 @@ pub enum BindingAccess {
 /// What a binding is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Source {
     /// The uniform struct of a dispatch.
     Uniform,

@@ -7,11 +7,14 @@ mod results;
 mod steps;
 
 use crate::error::require;
+#[cfg(feature = "wgpu")]
+pub use crate::gpu::calls::score_reduction::{ReducedScores, ScoreReduction, ScoreReductionInputs};
 use crate::{FlashParams, Result};
 
 /// What is made of the probabilities of a cell: a group of heads, of queries and of keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Reduction {
     /// The largest.
     #[default]
@@ -30,6 +33,7 @@ pub enum Reduction {
 /// Queries that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum QueryGroups {
     /// So many that follow one another, a power of two.
     Blocks(usize),
@@ -40,6 +44,7 @@ pub enum QueryGroups {
 /// Keys that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum KeyGroups {
     /// So many that follow one another, a power of two: 1 for tokens.
     Blocks(usize),
@@ -52,6 +57,7 @@ pub enum KeyGroups {
 /// Query heads that go together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum HeadGroups {
     /// Each by itself.
     #[default]

@@ -19,6 +19,7 @@ pub(crate) mod visibility;
 pub(crate) use dense::Dense;
 pub use dense::{Causal, Window};
 pub(crate) use engine::Tiling;
+pub(crate) use params::score_methods;
 pub use params::{AnyVisibility, ScoreParams, SoftmaxParams};
 pub(crate) use plan::NAMES;
 pub(crate) use portable::Portable;

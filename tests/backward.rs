@@ -5,11 +5,11 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, named, random, read, says, tensor, tokens};
 use pollster::block_on;
+use wgpu_attention::backward::{AttentionGradients, OutputGradients};
 use wgpu_attention::catalogue::Tolerance;
 use wgpu_attention::reference::{FlashProblem, flash, flash_backward};
 use wgpu_attention::{
-    AttentionGradients, AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Gpu, Hook, Layout,
-    Merge, OutputGradients, Tensor, Window,
+    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Gpu, Hook, Layout, Merge, Tensor, Window,
 };
 
 fn bits_of(g: &AttentionGradients) -> Vec<u32> {
@@ -68,10 +68,8 @@ fn shares_of_a_merged_result_add_up_to_the_gradients_of_the_whole() {
         let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
         shards.push((attention, saved));
     }
-    let parts: Vec<AttentionOutputs> = shards
-        .iter()
-        .map(|(_, saved)| AttentionOutputs { out: named(saved, "out"), lse: named(saved, "lse") })
-        .collect();
+    let parts: Vec<AttentionOutputs> =
+        shards.iter().map(|(_, saved)| AttentionOutputs::new(named(saved, "out"), named(saved, "lse"))).collect();
     let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
     let shares: Vec<AttentionGradients> = shards
         .iter()

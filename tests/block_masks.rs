@@ -7,7 +7,7 @@ use pollster::block_on;
 use wgpu_attention::{
     AttentionInputs, BlockGrid, BlockList, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, DType,
     FlashAttention, FlashParams, HeadBlocks, Hook, Layout, NeighborhoodAttention, NeighborhoodAxis, NeighborhoodParams,
-    Result, Shapes, Tensor,
+    Result, Tensor,
 };
 
 fn grid(batch: usize, heads: usize, queries: usize, keys: usize, block: [usize; 2]) -> BlockGrid {
@@ -168,8 +168,8 @@ fn a_mask_made_on_the_gpu_is_used_unread() {
     let attention = attention(params.clone());
     let out = block_on(Tensor::empty(gpu, q.layout().clone())).unwrap();
     let lse = block_on(Tensor::empty(gpu, Layout::heads_first(DType::F32, [1, 1, n, 1]))).unwrap();
-    let outputs = wgpu_attention::AttentionOutputs { out: &out, lse: &lse };
-    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+    let outputs = wgpu_attention::AttentionOutputs::new(&out, &lse);
+    let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let [from, to] = [&other, &mask].map(|mask| mask.chosen().unwrap().buffer());
     encoder.copy_buffer_to_buffer(from, 0, to, 0, 16);
@@ -279,7 +279,7 @@ fn masks_that_do_not_fit() {
     let x = tensor([1, 1, 1, 4], &[1.0; 4]);
     let lse = tensor([1; 4], &[0.0]);
     let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&x, &x, &x) };
-    let outputs = wgpu_attention::AttentionOutputs { out: &out, lse: &lse };
-    let prepared = block_on(attention(BlockSparseParams::default()).prepare(&Shapes::of((&inputs, &outputs))));
+    let outputs = wgpu_attention::AttentionOutputs::new(&out, &lse);
+    let prepared = block_on(attention(BlockSparseParams::default()).prepare((&inputs, &outputs)));
     says(prepared, &["block_mask is its blocks in the buffer of an output", "in another buffer"]);
 }

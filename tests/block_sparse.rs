@@ -8,9 +8,11 @@ use safetensors::SafeTensors;
 use wgpu_attention::catalogue::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
+use wgpu_attention::score_reduction::{
+    KeyGroups, QueryGroups, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
+};
 use wgpu_attention::{
-    AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, FlashAttention, KeyGroups,
-    QueryGroups, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
+    AttentionInputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, Causal, FlashAttention, Tensor,
 };
 
 #[test]

@@ -5,9 +5,10 @@ mod common;
 use common::{bits, gpu, options, random};
 use pollster::block_on;
 use std::thread::scope;
+use wgpu_attention::plan::{AttentionParams, Shapes};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionParams, DType, FlashAttention, FlashParams, Gpu, Layout,
-    LinearAttention, LinearInputs, LinearParams, Prepared, Shapes, Tensor,
+    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Gpu, Layout, LinearAttention, LinearInputs,
+    LinearParams, Prepared, Tensor,
 };
 
 const THREADS: u64 = 6;
@@ -24,10 +25,11 @@ fn forward(attention: &FlashAttention, x: &Tensor) -> Vec<u32> {
 /// Every thread has lengths of its own, more in all than are kept.
 #[test]
 fn threads_share_a_kernel() {
-    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
+    let gpu = gpu();
+    let attention = FlashAttention::new(gpu, FlashParams::default()).unwrap();
     let lengths = |seed: u64| (0..8).map(move |i| 1 + 8 * seed as usize + i);
     let alone: Vec<Vec<Vec<u32>>> = (0..THREADS)
-        .map(|seed| lengths(seed).map(|rows| forward(&attention, &input(gpu(), seed, rows))).collect())
+        .map(|seed| lengths(seed).map(|rows| forward(&attention, &input(gpu, seed, rows))).collect())
         .collect();
     scope(|scope| {
         for (seed, expected) in (0..THREADS).zip(&alone) {
@@ -35,7 +37,7 @@ fn threads_share_a_kernel() {
             scope.spawn(move || {
                 for _ in 0..4 {
                     for (rows, expected) in lengths(seed).zip(expected) {
-                        assert_eq!(forward(attention, &input(gpu(), seed, rows)), *expected);
+                        assert_eq!(forward(attention, &input(gpu, seed, rows)), *expected);
                     }
                 }
             });
@@ -48,28 +50,29 @@ fn outputs(gpu: &Gpu, rows: usize) -> [Tensor; 2] {
 }
 
 fn submit(prepared: &Prepared, x: &Tensor, [out, lse]: &[Tensor; 2]) {
-    block_on(prepared.submit((&AttentionInputs::new(x, x, x), &AttentionOutputs { out, lse }))).unwrap();
+    block_on(prepared.submit((&AttentionInputs::new(x, x, x), &AttentionOutputs::new(out, lse)))).unwrap();
 }
 
 /// Keys in parts and gradients have buffers of their own between their kernels: calls must not mix there.
 #[test]
 fn threads_share_what_was_prepared() {
-    let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
-    let [x, other] = [input(gpu(), 0, 200), input(gpu(), 1, 200)];
+    let gpu = gpu();
+    let attention = FlashAttention::new(gpu, FlashParams::default()).unwrap();
+    let [x, other] = [input(gpu, 0, 200), input(gpu, 1, 200)];
     let gradient = |of: &Tensor| {
         let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(of, of, of))).unwrap();
         bits(&block_on(async { attention.backward(&saved, &x).await?.dq.read().await }).unwrap())
     };
     let [of_x, of_other] = [gradient(&x), gradient(&other)];
-    let [out, lse] = &outputs(gpu(), 200);
-    let shapes = Shapes::of((&AttentionInputs::new(&x, &x, &x), &AttentionOutputs { out, lse }));
+    let [out, lse] = &outputs(gpu, 200);
+    let shapes = Shapes::of((&AttentionInputs::new(&x, &x, &x), &AttentionOutputs::new(out, lse)));
     let prepared = block_on(attention.prepare(&shapes)).unwrap();
-    let alone: Vec<Vec<u32>> = (0..THREADS).map(|seed| forward(&attention, &input(gpu(), seed, 200))).collect();
+    let alone: Vec<Vec<u32>> = (0..THREADS).map(|seed| forward(&attention, &input(gpu, seed, 200))).collect();
     scope(|scope| {
         for (seed, expected) in (0..THREADS).zip(&alone) {
             let prepared = &prepared;
             scope.spawn(move || {
-                let (x, to) = (input(gpu(), seed, 200), outputs(gpu(), 200));
+                let (x, to) = (input(gpu, seed, 200), outputs(gpu, 200));
                 for _ in 0..5 {
                     submit(prepared, &x, &to);
                     assert_eq!(bits(&block_on(to[0].read()).unwrap()), *expected);

@@ -5,10 +5,12 @@ mod common;
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
+use wgpu_attention::gate::{SeerGate, SeerGateInputs, SeerGateParams, Selector};
+use wgpu_attention::plan::Shapes;
 use wgpu_attention::reference::{FlashProblem, flash};
 use wgpu_attention::{
     AttentionInputs, AttentionOutputs, BlockGrid, BlockMask, BlockSparseAttention, BlockSparseParams, DType,
-    FlashAttention, FlashParams, Gpu, Layout, SeerGate, SeerGateInputs, SeerGateParams, Selector, Shapes, Tensor,
+    FlashAttention, FlashParams, Gpu, Layout, Tensor,
 };
 
 /// A device of the same adapter with other limits, borrowed as from a program that made it.
@@ -127,8 +129,8 @@ fn slices_recorded_one_by_one_and_two_shapes_in_one_encoder_come_out_right() {
         let (expected, expected_lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap();
         let out = block_on(Tensor::empty(gpu(), expected.layout().clone())).unwrap();
         let lse = block_on(Tensor::empty(gpu(), expected_lse.layout().clone())).unwrap();
-        let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs::new(&out, &lse));
+        let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
         for slice in 0..prepared.slices() {
             prepared.encode_slice(&mut encoder, slice, (&inputs, &outputs)).unwrap();
         }
@@ -166,8 +168,8 @@ fn tensors_may_lie_in_one_buffer() {
         for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
             block_on(tensor.write(values)).unwrap();
         }
-        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs::new(&out, &lse));
+        let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -198,8 +200,8 @@ fn tensors_far_enough_apart_in_one_buffer_keep_wide_bindings() {
         for (tensor, values) in [&q, &k, &v].into_iter().zip(&values) {
             block_on(tensor.write(values)).unwrap();
         }
-        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &k, &v), AttentionOutputs::new(&out, &lse));
+        let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
         let plan = prepared.plan().to_string();
         assert!(!plan.contains("bound as words"), "{plan}");
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -215,7 +217,7 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
     let attention = FlashAttention::new(gpu(), FlashParams::default()).unwrap();
     let x = tensor([1, 1, n, d], &random(80, n * d));
     let (expected, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&x, &x, &x))).unwrap();
-    let shapes = Shapes::of((AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &expected, lse: &lse }));
+    let shapes = Shapes::of((AttentionInputs::new(&x, &x, &x), AttentionOutputs::new(&expected, &lse)));
     let prepared = block_on(attention.prepare(&shapes)).unwrap();
     let step = gpu().caps().storage_alignment.max(16) as usize / 4;
     let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 4, n * d + step]))).unwrap();
@@ -224,8 +226,7 @@ fn a_prepared_kernel_takes_other_buffers_and_offsets_that_differ_by_whole_alignm
         block_on(moved.write(&read(&x))).unwrap();
         let out = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, 1, 2, n * d]))).unwrap();
         let out = out.view(expected.layout().clone().at(step)).unwrap();
-        let (inputs, outputs) =
-            (AttentionInputs::new(&moved, &moved, &moved), AttentionOutputs { out: &out, lse: &lse });
+        let (inputs, outputs) = (AttentionInputs::new(&moved, &moved, &moved), AttentionOutputs::new(&out, &lse));
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
         prepared.encode_in(&mut pass, (&inputs, &outputs)).unwrap();

@@ -4,9 +4,10 @@ mod common;
 
 use common::{gpu, options, says, tensor};
 use pollster::block_on;
+use wgpu_attention::plan::{AttentionParams, Caps, Engine, Shapes};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionParams, Caps, DType, Engine, Error, FlashAttention, FlashParams, Gpu,
-    GpuOptions, Layout, Seqlens, Shapes, Tensor,
+    AttentionInputs, AttentionOutputs, DType, Error, FlashAttention, FlashParams, Gpu, GpuOptions, Layout, Seqlens,
+    Tensor,
 };
 
 fn attention() -> FlashAttention {
@@ -126,7 +127,7 @@ fn biases_and_masks_that_do_not_fit() {
     let (out, lse) = (zeros([2, 2, 4, 8]), zeros([2, 2, 4, 1]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let inputs = AttentionInputs { bias: Some(&bias), ..AttentionInputs::new(&x, &x, &x) };
-    let encoded = prepared.unwrap().encode(&mut encoder, (&inputs, AttentionOutputs { out: &out, lse: &lse }));
+    let encoded = prepared.unwrap().encode(&mut encoder, (&inputs, AttentionOutputs::new(&out, &lse)));
     says(encoded, &["bias", "as prepared: None"]);
 }
 
@@ -170,7 +171,7 @@ fn strides_and_offsets_that_leave_the_buffer() {
 
 /// Prepares and encodes with the tensors as they are.
 fn encode(inputs: &AttentionInputs, outputs: &AttentionOutputs) -> Result<(), Error> {
-    let prepared = block_on(attention().prepare(&Shapes::of((inputs, outputs))))?;
+    let prepared = block_on(attention().prepare((inputs, outputs)))?;
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     prepared.encode(&mut encoder, (inputs, outputs))
 }
@@ -181,20 +182,17 @@ fn outputs_that_overlap() {
     let x = zeros([1, 1, n, d]);
     let lse = zeros([1, 1, n, 1]);
     says(
-        encode(&AttentionInputs::new(&x, &x, &x), &AttentionOutputs { out: &x, lse: &lse }),
+        encode(&AttentionInputs::new(&x, &x, &x), &AttentionOutputs::new(&x, &lse)),
         &["out", "bytes 0..512", "apart from q"],
     );
     let arena = zeros([1, 1, 4, n * d]);
     let view = |offset| arena.view(x.layout().clone().at(offset)).unwrap();
     let (q, late, apart) = (view(0), view(n * d - 4), view(n * d));
     let inputs = AttentionInputs::new(&q, &q, &q);
-    says(encode(&inputs, &AttentionOutputs { out: &late, lse: &lse }), &["out", "bytes 496..1008", "bytes 0..512"]);
-    assert!(encode(&inputs, &AttentionOutputs { out: &apart, lse: &lse }).is_ok());
+    says(encode(&inputs, &AttentionOutputs::new(&late, &lse)), &["out", "bytes 496..1008", "bytes 0..512"]);
+    assert!(encode(&inputs, &AttentionOutputs::new(&apart, &lse)).is_ok());
     let over = arena.view(lse.layout().clone().at(2 * n * d - 1)).unwrap();
-    says(
-        encode(&inputs, &AttentionOutputs { out: &apart, lse: &over }),
-        &["lse", "1052", "apart from out", "512..1024"],
-    );
+    says(encode(&inputs, &AttentionOutputs::new(&apart, &over)), &["lse", "1052", "apart from out", "512..1024"]);
 }
 
 #[test]
@@ -204,7 +202,7 @@ fn odd_strides_and_offsets_of_16_bit_outputs() {
     let arena = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F16, [1, 1, 1, 1000]))).unwrap();
     let base = Layout { strides: [240, 120, 15], ..Layout::heads_first(DType::F16, [1, 2, 8, 15]) };
     let inputs = AttentionInputs::new(&x, &x, &x);
-    let run = |layout: Layout| encode(&inputs, &AttentionOutputs { out: &arena.view(layout).unwrap(), lse: &lse });
+    let run = |layout: Layout| encode(&inputs, &AttentionOutputs::new(&arena.view(layout).unwrap(), &lse));
     says(run(base.clone()), &["out.strides[2]", "15", "even"]);
     says(run(Layout { strides: [300, 129, 16], ..base.clone() }), &["out.strides[1]", "129", "even"]);
     says(run(Layout { strides: [300, 128, 16], ..base.clone() }.at(3)), &["out.offset", "3", "even"]);
@@ -232,7 +230,7 @@ fn tensors_of_another_device() {
     let ours = zeros([1, 1, 2, 4]);
     says(block_on(attention().forward(&ours, &foreign, &ours)), &["k belongs to another device or `Gpu`"]);
     let lse = zeros([1, 1, 2, 1]);
-    let outputs = AttentionOutputs { out: &foreign, lse: &lse };
+    let outputs = AttentionOutputs::new(&foreign, &lse);
     says(encode(&AttentionInputs::new(&ours, &ours, &ours), &outputs), &["out belongs to another device or `Gpu`"]);
 }
 
@@ -240,8 +238,8 @@ fn tensors_of_another_device() {
 fn tensors_that_are_not_as_prepared() {
     let (x, longer) = (zeros([1, 1, 8, 16]), zeros([1, 1, 9, 16]));
     let (out, lse) = (zeros([1, 1, 8, 16]), zeros([1, 1, 8, 1]));
-    let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention().prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+    let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), AttentionOutputs::new(&out, &lse));
+    let prepared = block_on(attention().prepare((&inputs, &outputs))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let mut encode =
         |inputs: &AttentionInputs, outputs: &AttentionOutputs| prepared.encode(&mut encoder, (inputs, outputs));
@@ -255,17 +253,17 @@ fn tensors_that_are_not_as_prepared() {
     says(encode(&AttentionInputs { q: &view(1), ..inputs }, &outputs), &["q", "offset: 1", "multiples of"]);
     let (first, last) = (view(0), view(256));
     says(
-        encode(&AttentionInputs { q: &first, ..inputs }, &AttentionOutputs { out: &last, lse: &lse }),
+        encode(&AttentionInputs { q: &first, ..inputs }, &AttentionOutputs::new(&last, &lse)),
         &["out and q", "in one buffer", "as prepared"],
     );
     assert!(encode(&inputs, &outputs).is_ok());
     // Prepared as two bindings of one buffer, which then come too near each other.
     let (near, far) = (view(1), view(129));
-    let apart = (AttentionInputs { q: &near, ..inputs }, AttentionOutputs { out: &far, lse: &lse });
-    let shapes = Shapes::of(apart).tensor("out", x.layout().clone().at(129 + 4096));
+    let apart = (AttentionInputs { q: &near, ..inputs }, AttentionOutputs::new(&far, &lse));
+    let shapes = Shapes::of(&apart).tensor("out", x.layout().clone().at(129 + 4096));
     let moved = block_on(attention().prepare(&shapes)).unwrap();
     says(
-        moved.encode(&mut gpu().device().create_command_encoder(&Default::default()), apart),
+        moved.encode(&mut gpu().device().create_command_encoder(&Default::default()), &apart),
         &["bytes or more from", "bindings are aligned"],
     );
     says(prepared.encode_slice(&mut encoder, 1, (&inputs, &outputs)), &["slice", "1..2", "0..1"]);
@@ -276,14 +274,17 @@ fn adapters_without_the_limits() {
     let layout = Layout::heads_first(DType::F32, [1, 1, 9, 64]);
     let shapes = shapes_of(&layout, &layout, &layout);
     let plan = |caps: &Caps| FlashParams::default().plan(caps, &shapes);
-    let core = Caps::core();
-    assert!(plan(&core).is_ok());
-    says(plan(&Caps { workgroup_memory: 4096, ..core.clone() }), &["flash", "maxComputeWorkgroupStorageSize", "4096"]);
-    says(plan(&Caps { invocations: 64, ..core.clone() }), &["flash", "128", "maxComputeInvocationsPerWorkgroup", "64"]);
-    says(plan(&Caps { storage_buffers: 4, ..core.clone() }), &["5", "maxStorageBuffersPerShaderStage", "4"]);
-    says(plan(&Caps { binding_bytes: 1024, ..core }), &["q", "2304", "maxStorageBufferBindingSize", "1024"]);
+    let core = Caps::core;
+    assert!(plan(&core()).is_ok());
+    says(plan(&core().with(|caps| caps.workgroup_memory = 4096)), &["flash", "maxComputeWorkgroupStorageSize", "4096"]);
+    says(
+        plan(&core().with(|caps| caps.invocations = 64)),
+        &["flash", "128", "maxComputeInvocationsPerWorkgroup", "64"],
+    );
+    says(plan(&core().with(|caps| caps.storage_buffers = 4)), &["5", "maxStorageBuffersPerShaderStage", "4"]);
+    says(plan(&core().with(|caps| caps.binding_bytes = 1024)), &["q", "2304", "maxStorageBufferBindingSize", "1024"]);
     // A driver whose loops end without a word gets no sequences that long.
-    let llvmpipe = Caps { driver: "llvmpipe Mesa".into(), ..Caps::core() };
+    let llvmpipe = core().with(|caps| caps.driver = "llvmpipe Mesa".into());
     for (keys, fits) in [(1 << 14, true), (1 << 16, false)] {
         let long = Layout::heads_first(DType::F32, [1, 1, keys, 64]);
         let shapes = shapes_of(&layout, &long, &long);
@@ -315,9 +316,9 @@ fn lost_devices() {
         let out = block_on(attention.forward(&x, &x, &x)).unwrap();
         assert!(block_on(out.read()).is_ok());
         let inputs = AttentionInputs::new(&x, &x, &x);
-        let prepared = block_on(attention.prepare(&Shapes::of(inputs))).unwrap();
+        let prepared = block_on(attention.prepare(inputs)).unwrap();
         let lse = block_on(Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[0.0; 2])).unwrap();
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
+        let outputs = AttentionOutputs::new(&out, &lse);
         block_on(prepared.submit((&inputs, &outputs))).unwrap();
         gpu.device().destroy();
         let lost =
@@ -340,9 +341,9 @@ fn buffers_that_cannot_be_used_are_told_by_the_name_of_their_tensor() {
     let (q, k, v) = (x(), x(), x());
     block_on(attention.forward(&q, &k, &v)).unwrap();
     // Destroyed after bind groups were made, and before.
-    let prepared = block_on(attention.prepare(&Shapes::of(AttentionInputs::new(&q, &k, &v)))).unwrap();
+    let prepared = block_on(attention.prepare(AttentionInputs::new(&q, &k, &v))).unwrap();
     let (out, lse) = (x(), tensor([1, 1, 2, 1], &[0.0; 2]));
-    let call = || (AttentionInputs::new(&q, &k, &v), AttentionOutputs { out: &out, lse: &lse });
+    let call = || (AttentionInputs::new(&q, &k, &v), AttentionOutputs::new(&out, &lse));
     let encode = || {
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         let (inputs, outputs) = call();
@@ -353,7 +354,7 @@ fn buffers_that_cannot_be_used_are_told_by_the_name_of_their_tensor() {
     let (inputs, outputs) = call();
     says(block_on(prepared.submit((&inputs, &outputs))), &["k.buffer is a destroyed or invalid buffer"]);
     says(block_on(attention.forward(&q, &k, &v)), &["k.buffer is a destroyed or invalid buffer"]);
-    let fresh = block_on(attention.prepare(&Shapes::of(inputs))).unwrap();
+    let fresh = block_on(attention.prepare(inputs)).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     says(fresh.encode(&mut encoder, (&inputs, &outputs)), &["k.buffer is a destroyed or invalid buffer"]);
     says(block_on(k.read()), &["tensor.buffer is a destroyed or invalid buffer"]);
@@ -376,14 +377,14 @@ fn engines_without_the_subgroups_that_they_need() {
     let layout = Layout::heads_first(DType::F32, [1, 1, 8, 16]);
     let shapes = shapes_of(&layout, &layout, &layout);
     for subgroup in [2, 6, 128] {
-        let caps = Caps { engine: Engine::Processor, subgroup, ..Caps::core() };
+        let caps = Caps::core().with(|caps| (caps.engine, caps.subgroup) = (Engine::Processor, subgroup));
         says(
             FlashParams::default().plan(&caps, &shapes),
             &["caps.subgroup", &subgroup.to_string(), "0 or a power of two from 4 to 64"],
         );
     }
     for subgroup in [0, 4, 64] {
-        let caps = Caps { engine: Engine::Processor, subgroup, ..Caps::core() };
+        let caps = Caps::core().with(|caps| (caps.engine, caps.subgroup) = (Engine::Processor, subgroup));
         assert!(FlashParams::default().plan(&caps, &shapes).expect("a plan").words.contains("processor: "));
     }
 }

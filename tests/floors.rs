@@ -8,7 +8,7 @@ use std::path::Path;
 /// The floors, the lowest first. A module stands on those of lower floors; modules of one floor do not know one another.
 const FLOORS: &[&[&str]] = &[
     // What everyone speaks of.
-    &["error", "small_map"],
+    &["dtype", "error", "small_map"],
     &["layout", "caps"],
     // A call as data.
     &["program"],

@@ -34,10 +34,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use wgpu_attention::catalogue::poisoned;
-use wgpu_attention::program::Name;
+use wgpu_attention::plan::Name;
+use wgpu_attention::plan::{AdapterKind, AttentionParams, Caps, Program, Shapes};
 use wgpu_attention::{
-    AdapterKind, AttentionParams, BlockGrid, BlockMask, Call, Caps, DType, Error, FlashAttention, FlashParams, Hook,
-    Layout, Prepared, Program, Result, Shapes, Tensor,
+    BlockGrid, BlockMask, Call, DType, Error, FlashAttention, FlashParams, Hook, Layout, Prepared, Result, Tensor,
 };
 
 /// Bytes that planning may allocate in all, on the host: a call with the most batch entries, heads and dispatches has tables of them.

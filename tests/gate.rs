@@ -7,6 +7,8 @@ use common::{gpu, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use wgpu_attention::catalogue::{random_seer_gate_cases, seer_gate_cases};
+use wgpu_attention::gate::*;
+use wgpu_attention::plan::*;
 use wgpu_attention::*;
 
 #[test]
@@ -149,7 +151,7 @@ fn bad_tensors() {
     says(gate.plan(&Shapes::of((&inputs, [("chosen", &long)]))), &["chosen.shape", "[1, 4, 3, 1]"]);
     let right = view([1, 4, 3, 1]);
     let to = [("chosen", &right)];
-    let prepared = block_on(gate.prepare(&Shapes::of((&inputs, to)))).unwrap();
+    let prepared = block_on(gate.prepare((&inputs, to))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     assert!(prepared.encode(&mut encoder, (&inputs, to)).is_ok());
     let logits = zeros([1, 4, 3, 4]);

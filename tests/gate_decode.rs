@@ -8,7 +8,10 @@ use pollster::block_on;
 use safetensors::SafeTensors;
 use std::borrow::Cow;
 use wgpu_attention::catalogue::{random_seer_decode_cases, seer_decode_cases};
-use wgpu_attention::program::Name;
+use wgpu_attention::gate::*;
+use wgpu_attention::plan::Name;
+use wgpu_attention::plan::*;
+use wgpu_attention::score_reduction::*;
 use wgpu_attention::*;
 
 #[test]
@@ -207,7 +210,7 @@ fn caches_of_16_bits_and_recorded_steps() {
     }
     let cache = zeros([1, 2, 3, 16]);
     let call = (&weights, [("k", &k), ("compressed", &cache)], Growth([0, 48]));
-    let step = block_on(gate.prepare_compression(&Shapes::of(&call))).unwrap();
+    let step = block_on(gate.prepare_compression(&call)).unwrap();
     for _ in 0..2 {
         block_on(cache.write(&[7.0; 96])).unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -220,7 +223,7 @@ fn caches_of_16_bits_and_recorded_steps() {
     let grid = gate.grid(&inputs);
     let chosen = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::U32, grid.shape()))).unwrap();
     let call = (&weights, &inputs, [("chosen", &chosen)]);
-    let step = block_on(gate.prepare(&Shapes::of(call))).unwrap();
+    let step = block_on(gate.prepare(call)).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     step.encode(&mut encoder, call).unwrap();
     gpu().queue().submit([encoder.finish()]);
@@ -231,7 +234,7 @@ fn caches_of_16_bits_and_recorded_steps() {
     let lengths = block_on(Tensor::upload_u32(gpu(), &[0])).unwrap();
     let growing = SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&lengths), ..inputs };
     let call = (&weights, &growing, [("chosen", &chosen)]);
-    let step = block_on(gate.prepare(&Shapes::of(call))).unwrap();
+    let step = block_on(gate.prepare(call)).unwrap();
     for length in [1, 16, 40, 48] {
         gpu().queue().write_buffer(lengths.buffer(), 0, &(length as u32).to_le_bytes());
         block_on(step.submit(call)).unwrap();

@@ -4,10 +4,8 @@ mod common;
 
 use common::{bits, gpu, options, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{
-    AttentionInputs, AttentionParams, Caps, DType, FlashAttention, FlashParams, Gpu, Hook, Layout, Result, Shapes,
-    Tensor,
-};
+use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
+use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Hook, Layout, Result, Tensor};
 
 fn with(score_mod: Vec<Hook>, mask_mod: Vec<Hook>) -> FlashParams {
     FlashParams { scale: Some(0.0), score_mod, mask_mod, ..FlashParams::default() }
@@ -99,9 +97,8 @@ fn names_and_buffers_that_cannot_be() {
     let x = tensor([1, 1, 2, 4], &[0.0; 8]);
     let attention = new(with(vec![hook().with_buffer("data", &part([1, 1, 1, 4], 0))], vec![])).unwrap();
     let (out, lse) = (part([1, 1, 2, 4], 256), tensor([1, 1, 2, 1], &[0.0; 2]));
-    let (inputs, outputs) =
-        (AttentionInputs::new(&x, &x, &x), wgpu_attention::AttentionOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+    let (inputs, outputs) = (AttentionInputs::new(&x, &x, &x), wgpu_attention::AttentionOutputs::new(&out, &lse));
+    let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     says(prepared.encode(&mut encoder, (&inputs, &outputs)), &["out and buffers.data", "in one buffer", "as prepared"]);
 }
@@ -292,6 +289,6 @@ fn blanks_beyond_ascii_part_words() {
             format!("fn all(at: Position) -> bool {{{blank}loop {{{blank}if true {{ break; }} }} return true; }}");
         let attention = FlashAttention::new(gpu(), with(vec![], vec![Hook::new("all", source)])).unwrap();
         let plan = attention.plan(&Shapes::of(AttentionInputs::new(&x, &x, &x))).unwrap();
-        assert!(plan.kernels.iter().any(|kernel| kernel.guards == wgpu_attention::program::Guards::All));
+        assert!(plan.kernels.iter().any(|kernel| kernel.guards == wgpu_attention::plan::Guards::All));
     }
 }

@@ -6,11 +6,13 @@ mod common;
 use common::{bits, gpu, named, program_on_driver, random, read, says, tensor};
 use pollster::block_on;
 use std::time::{Duration, Instant};
+use wgpu_attention::gate::SeerGateParams;
+use wgpu_attention::plan::{AttentionParams, Caps, Program, Shapes};
+use wgpu_attention::score_reduction::{KeyGroups, ScoreReduction, ScoreReductionInputs, ScoreReductionParams};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionParams, BlockGrid, BlockMask, BlockSparseParams, Caps, DType, Error,
-    FlashAttention, FlashParams, HeadBlocks, Hook, KeyGroups, Layout, LinearAttention, LinearInputs, LinearParams,
-    NeighborhoodAxis, NeighborhoodParams, Program, Result, RotaryParams, ScoreReduction, ScoreReductionInputs,
-    ScoreReductionParams, SeerGateParams, Seqlens, Shapes, Tensor,
+    AttentionInputs, AttentionOutputs, BlockGrid, BlockMask, BlockSparseParams, DType, Error, FlashAttention,
+    FlashParams, HeadBlocks, Hook, Layout, LinearAttention, LinearInputs, LinearParams, NeighborhoodAxis,
+    NeighborhoodParams, Result, RotaryParams, Seqlens, Tensor,
 };
 
 /// How long planning may take on a busy machine.
@@ -107,7 +109,7 @@ const ATTEMPTS: &[Attempt] = &[
     ("slices", || {
         let x = Layout::heads_first(DType::F32, [1, 64, 1 << 22, 128]);
         let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, x.clone())));
-        let caps = Caps { kind: wgpu_attention::AdapterKind::Software, ..Caps::unlimited() };
+        let caps = Caps::unlimited().with(|caps| caps.kind = wgpu_attention::plan::AdapterKind::Software);
         says(quick("flash", || FlashParams::default().plan(&caps, &shapes)), &["dispatches of one kernel", "262144"]);
     }),
     ("block masks", || {
@@ -186,9 +188,8 @@ const ATTEMPTS: &[Attempt] = &[
             let source = if body.contains("f0(") { source + &doubling } else { source };
             let params = FlashParams { score_mod: vec![Hook::new("deep", source)], ..FlashParams::default() };
             let result = FlashAttention::new(gpu(), params);
-            let result = result.and_then(|attention| {
-                block_on(attention.prepare(&Shapes::of(AttentionInputs::new(&x, &x, &x)))).map(|_| ())
-            });
+            let result =
+                result.and_then(|attention| block_on(attention.prepare(AttentionInputs::new(&x, &x, &x))).map(|_| ()));
             let start: String = body.chars().take(30).collect();
             assert!(matches!(result, Ok(()) | Err(Error::Hook { .. } | Error::Argument { .. })), "{start}: {result:?}");
         }
@@ -265,9 +266,9 @@ fn wrong_offsets_are_told_without_any_work() {
         if rows > 0 {
             says(block_on(out.read()), &words);
         }
-        let prepared = block_on(attention.prepare(&Shapes::of(packed(&wrong)))).unwrap();
+        let prepared = block_on(attention.prepare(packed(&wrong))).unwrap();
         let (lse, fresh) = (tensor([1, 1, rows, 1], &vec![0.0; rows]), tensor([1, 1, rows, 8], &vec![0.0; 8 * rows]));
-        let outputs = AttentionOutputs { out: &fresh, lse: &lse };
+        let outputs = AttentionOutputs::new(&fresh, &lse);
         block_on(prepared.submit((&packed(&wrong), &outputs))).unwrap();
         says(block_on(prepared.check()), &words);
         block_on(prepared.submit((&packed(&right), &outputs))).unwrap();
@@ -283,7 +284,7 @@ fn wrong_offsets_are_told_without_any_work() {
                 let reduction = ScoreReduction::new(gpu(), params).unwrap();
                 let inputs =
                     ScoreReductionInputs { attention: packed(&wrong), lse: named(&saved, "lse"), segments: None };
-                let prepared = block_on(reduction.prepare(&Shapes::of(inputs))).unwrap();
+                let prepared = block_on(reduction.prepare(inputs)).unwrap();
                 let values = prepared.plan().tensors.iter().filter(|tensor| tensor.written);
                 let results: Vec<_> = values
                     .map(|spec| (spec.name.clone(), block_on(Tensor::empty(gpu(), spec.layout.clone())).unwrap()))
@@ -364,7 +365,7 @@ fn widths_of_rotary_embeddings_have_a_bound() {
 /// llvmpipe ends long loops: what counts is what a tile visits, not all keys.
 #[test]
 fn a_window_over_many_keys_is_planned_on_llvmpipe() {
-    let caps = Caps { driver: "llvmpipe".into(), ..Caps::unlimited() };
+    let caps = Caps::unlimited().with(|caps| caps.driver = "llvmpipe".into());
     let x = Layout::heads_first(DType::F32, [1, 1, 4_300_000, 8]);
     let shapes = Shapes::new(["q", "k", "v"].map(|name| (name, x.clone())));
     let window = wgpu_attention::Window { left: Some(4), right: Some(4) };

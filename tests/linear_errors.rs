@@ -4,6 +4,8 @@ mod common;
 
 use common::{gpu, says, tensor};
 use pollster::block_on;
+use wgpu_attention::backward::*;
+use wgpu_attention::plan::*;
 use wgpu_attention::*;
 
 /// The algorithm that a plan names.
@@ -77,7 +79,7 @@ fn bad_input() {
     let attention = new(plain()).unwrap();
     let o = zeros([2, 4, 10, 6]);
     let to = [("o", &o), ("state", &state)];
-    let prepared = block_on(attention.prepare(&Shapes::of((&inputs, to)))).unwrap();
+    let prepared = block_on(attention.prepare((&inputs, to))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     assert!(prepared.encode(&mut encoder, (&inputs, to)).is_ok());
     let written = [("o", &o), ("ht", &state)];
@@ -113,7 +115,7 @@ fn bad_input() {
         for batch in [1, 8] {
             let layout = Layout::heads_first(DType::F32, [batch, heads, tokens, dim]);
             let shapes = Shapes::new([("q", layout.clone()), ("k", layout.clone()), ("v", layout)]);
-            let caps = Caps { kind, ..Caps::core() };
+            let caps = Caps::core().with(|caps| caps.kind = kind);
             let plan = plain().plan(&caps, &shapes).unwrap();
             assert_eq!(algorithm_of(&plan), algorithm, "{heads} heads, {tokens} tokens, {plan}");
         }
@@ -152,7 +154,7 @@ fn bad_gradients() {
         dh0: None,
     };
     let from = [("dout", &o)];
-    let prepare = |to: &LinearGradients| block_on(attention.prepare_backward(&Shapes::of((&inputs, from, to))));
+    let prepare = |to: &LinearGradients| block_on(attention.prepare_backward((&inputs, from, to)));
     let prepared = prepare(&to).unwrap();
     let with_state = LinearGradients { dh0: Some(zeros([2, 4, 8, 6])), ..to.clone() };
     says(prepare(&with_state), &["dh0 is set", "unset"]);

@@ -5,10 +5,10 @@ mod common;
 use common::{BOTTOM_RIGHT, gpu, random, read, run_all, says, tensor, tokens};
 use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, merge_cases, random_merge_cases};
+use wgpu_attention::plan::Shapes;
 use wgpu_attention::reference::{FlashProblem, flash};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Layout, Merge, Result, Shapes, Tensor,
-    Window,
+    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Layout, Merge, Result, Tensor, Window,
 };
 
 #[test]
@@ -34,7 +34,7 @@ fn shards_become_the_whole() {
         let attention = FlashAttention::new(gpu(), FlashParams { window, ..FlashParams::default() }).unwrap();
         parts.push(block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &k, &v))).unwrap());
     }
-    let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
+    let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs::new(out, lse)).collect();
     let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
     let problem =
         FlashProblem::new([&values[0], &values[1], &values[2]], [[1, h, nq, d], [1, h, nk, d], [1, h, nk, d]]);
@@ -52,7 +52,7 @@ fn nan_stays_in_its_row_and_a_part_that_saw_nothing_does_not_matter() {
     let b = part(&[3.0, 3.0, 3.0], &[0.0, 90.0, 0.0]);
     let c = part(&[5.0, 5.0, 5.0], &[nan, nothing, nothing]);
     let merge = |parts: &[&(Tensor, Tensor)]| {
-        let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
+        let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs::new(out, lse)).collect();
         let (out, lse) = block_on(Merge::new(gpu()).forward(&parts)).unwrap();
         (read(&out), read(&lse))
     };
@@ -72,7 +72,7 @@ fn bad_input() {
     };
     let good = of([1, 2, 3, 4], [1, 2, 3, 1]);
     let run = |parts: &[&(Tensor, Tensor)]| -> Result<Tensor> {
-        let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs { out, lse }).collect();
+        let parts: Vec<AttentionOutputs> = parts.iter().map(|(out, lse)| AttentionOutputs::new(out, lse)).collect();
         block_on(Merge::new(gpu()).forward(&parts)).map(|(out, _)| out)
     };
     read(&run(&[&good, &good]).unwrap());
@@ -82,9 +82,9 @@ fn bad_input() {
     let half = block_on(Tensor::upload(gpu(), [1, 2, 3, 1], DType::F16, &[0.0; 6])).unwrap();
     says(run(&[&(good.0.clone(), half)]), &["parts[0].lse.dtype", "f16", "f32"]);
     // In place: the output is an input.
-    let parts = [AttentionOutputs { out: &good.0, lse: &good.1 }; 2];
+    let parts = [(); 2].map(|()| AttentionOutputs::new(&good.0, &good.1));
     let fresh = of([1, 2, 3, 4], [1, 2, 3, 1]);
-    let outputs = AttentionOutputs { out: &good.0, lse: &fresh.1 };
+    let outputs = AttentionOutputs::new(&good.0, &fresh.1);
     let shapes = Shapes::of((&parts[..], &outputs));
     let prepared = block_on(Merge::new(gpu()).prepare(&shapes)).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());

@@ -4,7 +4,7 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
-use wgpu_attention::{AttentionInputs, AttentionOutputs, DType, FlashAttention, Layout, Seqlens, Shapes, Tensor};
+use wgpu_attention::{AttentionInputs, AttentionOutputs, DType, FlashAttention, Layout, Seqlens, Tensor};
 
 fn attention() -> FlashAttention {
     FlashAttention::new(gpu(), BOTTOM_RIGHT).expect("valid params")
@@ -36,8 +36,8 @@ fn each_sequence_comes_out_as_if_it_were_alone_and_other_rows_are_left_alone() {
         };
         let out = tensor([1, h, n, d], &vec![9.0; h * n * d]);
         let lse = tensor([1, h, n, 1], &vec![9.0; h * n]);
-        let outputs = AttentionOutputs { out: &out, lse: &lse };
-        let prepared = block_on(attention().prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        let outputs = AttentionOutputs::new(&out, &lse);
+        let prepared = block_on(attention().prepare((&inputs, &outputs))).unwrap();
         block_on(prepared.submit((&inputs, &outputs))).unwrap();
         block_on(prepared.check()).unwrap();
         for pair in offsets.windows(2) {
@@ -103,11 +103,11 @@ fn packed_sequences_with_what_does_not_go_with_them() {
     says(run(on_gpu(device(&offsets), device(&column))), &["cu_seqlens_k.shape", "[1, 1, 2, 1]", "sequences + 1"]);
     let mask = block_on(Tensor::upload(gpu(), [1, 1, 10, 9], DType::U8, &[1.0; 90])).unwrap();
     says(run(AttentionInputs { mask: Some(&mask), ..both }), &["mask.shape", "[1, 1, 10, 9]", "[1, 1, 10, 10]"]);
-    let prepared = block_on(attention().prepare(&Shapes::of(both))).unwrap();
+    let prepared = block_on(attention().prepare(both)).unwrap();
     let (out, lse) = (tensor([1, 1, 10, 4], &[0.0; 40]), tensor([1, 1, 10, 1], &[0.0; 10]));
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     let other = AttentionInputs { cu_seqlens_k: Some(Seqlens::Host(&[0, 9])), ..both };
-    let encoded = prepared.encode(&mut encoder, (&other, AttentionOutputs { out: &out, lse: &lse }));
+    let encoded = prepared.encode(&mut encoder, (&other, AttentionOutputs::new(&out, &lse)));
     says(encoded, &["cu_seqlens_k", "[0, 9]", "as prepared"]);
 }
 

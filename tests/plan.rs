@@ -11,11 +11,14 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use wgpu_attention::program::Name;
+use wgpu_attention::backward::{AttentionGradients, OutputGradients};
+use wgpu_attention::plan::Name;
+use wgpu_attention::score_reduction::{
+    KeyGroups, QueryGroups, Reduction, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
+};
 use wgpu_attention::{
-    AttentionGradients, AttentionInputs, AttentionOutputs, Call, Causal, DType, FlashAttention, FlashParams, Gpu,
-    GpuOptions, Hook, KeyGroups, Layout, OutputGradients, Prepared, QueryGroups, Reduction, ScoreReduction,
-    ScoreReductionInputs, ScoreReductionParams, Seqlens, Shapes, Tensor,
+    AttentionInputs, AttentionOutputs, Call, Causal, DType, FlashAttention, FlashParams, Gpu, GpuOptions, Hook, Layout,
+    Prepared, Seqlens, Tensor,
 };
 
 /// Plain wgpu has checks in its shaders.
@@ -91,10 +94,9 @@ fn flash_attention() {
     // The table that a kernel makes of lengths on the GPU is bound as a uniform buffer.
     for seqlens_k in [None, Some(Seqlens::Gpu(&lengths))] {
         let inputs = AttentionInputs { seqlens_k, ..AttentionInputs::new(&q, &k, &v) };
-        let call = (inputs, AttentionOutputs { out: &out, lse: &lse });
+        let call = (inputs, AttentionOutputs::new(&out, &lse));
         let program = planned("flash", r#"{"causal": "bottom_right", "softcap": 20}"#, &call, false);
-        let prepared =
-            block_on(FlashAttention::new(gpu(), params.clone()).unwrap().prepare(&Shapes::of(call))).unwrap();
+        let prepared = block_on(FlashAttention::new(gpu(), params.clone()).unwrap().prepare(&call)).unwrap();
         same(&prepared, &program, &call, &["lse", "out"]);
     }
 }
@@ -121,9 +123,9 @@ fn near_grad(score: f32, at: Position, d_out: f32) -> f32 { return d_out; }";
     let (out, lse) = block_on(attention.forward_with_lse(&inputs)).unwrap();
     let [dq, dk, dv] = [(); 3].map(|()| empty(DType::F32, [1, 2, 150, 16]));
     let to = AttentionGradients { dq, dk, dv, dbias: None, d_additional_k: None, d_additional_v: None };
-    let call = (inputs, AttentionOutputs { out: &out, lse: &lse }, OutputGradients::new(&dout), &to);
+    let call = (inputs, AttentionOutputs::new(&out, &lse), OutputGradients::new(&dout), &to);
     let program = planned("flash", &serde_json::to_string(&params).unwrap(), &call, true);
-    let prepared = block_on(attention.prepare_backward(&Shapes::of(call))).unwrap();
+    let prepared = block_on(attention.prepare_backward(&call)).unwrap();
     same(&prepared, &program, &call, &["dk", "dq", "dv"]);
 }
 
@@ -146,7 +148,7 @@ fn the_keys_with_the_largest_sums() {
         [("values", &values), ("indices", &indices)],
     );
     let program = planned("score-reduction", &serde_json::to_string(&params).unwrap(), &call, false);
-    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&Shapes::of(call))).unwrap();
+    let prepared = block_on(ScoreReduction::new(gpu(), params).unwrap().prepare(&call)).unwrap();
     same(&prepared, &program, &call, &["indices", "values"]);
 }
 

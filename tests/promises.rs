@@ -5,9 +5,11 @@ mod common;
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::normal;
+use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
+use wgpu_attention::score_reduction::{ScoreReduction, ScoreReductionInputs, ScoreReductionParams};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, AttentionParams, BlockGrid, BlockMask, Caps, Causal, DType, FlashAttention,
-    FlashParams, Gpu, Layout, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor, Window,
+    AttentionInputs, AttentionOutputs, BlockGrid, BlockMask, Causal, DType, FlashAttention, FlashParams, Gpu, Layout,
+    Tensor, Window,
 };
 
 /// One head: queries, keys, head dim, values in [sequence, head_dim].
@@ -292,8 +294,8 @@ fn stores_round_to_nearest_even_and_overflow_to_infinity() {
     let lse = block_on(Tensor::empty(gpu(), Layout::heads_first(DType::F32, [1, rows, 1, 1]))).unwrap();
     for dtype in [DType::F16, DType::Bf16] {
         let out = block_on(Tensor::empty(gpu(), Layout::heads_first(dtype, [1, rows, 1, width]))).unwrap();
-        let (inputs, outputs) = (AttentionInputs::new(&q, &q, &v), AttentionOutputs { out: &out, lse: &lse });
-        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, &outputs)))).unwrap();
+        let (inputs, outputs) = (AttentionInputs::new(&q, &q, &v), AttentionOutputs::new(&out, &lse));
+        let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         prepared.encode(&mut encoder, (&inputs, &outputs)).unwrap();
         gpu().queue().submit([encoder.finish()]);

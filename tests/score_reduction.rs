@@ -5,10 +5,10 @@ mod common;
 use common::{bits, gpu, random, read, run_all, says, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{random_score_reduction_cases, score_reduction_cases};
-use wgpu_attention::{
-    AttentionInputs, FlashAttention, FlashParams, Hook, KeyGroups, QueryGroups, ReducedScores, Reduction, Result,
-    ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes, Tensor,
+use wgpu_attention::score_reduction::{
+    KeyGroups, QueryGroups, ReducedScores, Reduction, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
 };
+use wgpu_attention::{AttentionInputs, FlashAttention, FlashParams, Hook, Result, Tensor};
 
 #[test]
 fn catalogue() {
@@ -137,7 +137,7 @@ fn segments_of_no_keys() {
         ScoreReductionInputs { attention: AttentionInputs::new(&q, &k, &k), lse: &lse, segments: Some(&segments) };
     let to = ReducedScores { values: tensor([2, 2, 1, 3], &[7.0; 12]), indices: None };
     let reduction = ScoreReduction::new(gpu(), params).unwrap();
-    let prepared = block_on(reduction.prepare(&Shapes::of((&inputs, &to)))).unwrap();
+    let prepared = block_on(reduction.prepare((&inputs, &to))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     prepared.encode(&mut encoder, (&inputs, &to)).unwrap();
     gpu().queue().submit([encoder.finish()]);

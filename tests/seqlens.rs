@@ -4,9 +4,12 @@ mod common;
 
 use common::{BOTTOM_RIGHT, bits, gpu, random, read, says, tensor};
 use pollster::block_on;
+use wgpu_attention::plan::Shapes;
+use wgpu_attention::score_reduction::{
+    KeyGroups, QueryGroups, Reduction, ScoreReduction, ScoreReductionInputs, ScoreReductionParams,
+};
 use wgpu_attention::{
-    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, KeyGroups, Layout, QueryGroups, Reduction,
-    Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Seqlens, Shapes, Tensor,
+    AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Layout, Result, Seqlens, Tensor,
 };
 
 fn attention() -> FlashAttention {
@@ -117,12 +120,12 @@ fn decoding_is_prepared_once_for_all_lengths() {
     let lengths = on_gpu(&[0, 0]);
     let inputs = AttentionInputs { seqlens_k: Some(Seqlens::Gpu(&lengths)), ..AttentionInputs::new(&q, &k, &v) };
     let (out, lse) = (tensor([2, 4, 1, 16], &[9.0; 128]), tensor([2, 4, 1, 1], &[9.0; 8]));
-    let call = (&inputs, AttentionOutputs { out: &out, lse: &lse });
-    let prepared = block_on(attention().prepare(&Shapes::of(call))).unwrap();
+    let call = (&inputs, AttentionOutputs::new(&out, &lse));
+    let prepared = block_on(attention().prepare(&call)).unwrap();
     for length in [1, 2, 17, 40] {
         let both = [length, rows - length];
         gpu().queue().write_buffer(lengths.buffer(), 0, bytemuck::cast_slice(&both.map(|n| n as u32)));
-        block_on(prepared.submit(call)).unwrap();
+        block_on(prepared.submit(&call)).unwrap();
         block_on(prepared.check()).unwrap();
         let host = AttentionInputs { seqlens_k: Some(Seqlens::Host(&both)), ..inputs };
         let known = block_on(attention().forward_with_lse(&host)).unwrap().0;
@@ -150,12 +153,11 @@ fn lengths_that_are_wrong() {
         let words = [&*format!("{name}[{wrong}] is {}", bad[wrong]), bound];
         says(block_on(out.read()), &words);
         says(block_on(lse.read()), &words);
-        let outputs =
-            AttentionOutputs { out: &tensor([2, 1, 8, 4], &[0.0; 64]), lse: &tensor([2, 1, 8, 1], &[0.0; 16]) };
-        let prepared = block_on(attention.prepare(&Shapes::of((&inputs, outputs)))).unwrap();
-        block_on(prepared.submit((&inputs, outputs))).unwrap();
+        let outputs = AttentionOutputs { out: tensor([2, 1, 8, 4], &[0.0; 64]), lse: tensor([2, 1, 8, 1], &[0.0; 16]) };
+        let prepared = block_on(attention.prepare((&inputs, &outputs))).unwrap();
+        block_on(prepared.submit((&inputs, &outputs))).unwrap();
         says(block_on(prepared.check()), &words);
-        assert_eq!(bits(&read(outputs.out)), bits(&clamped), "clamped to the tensor's rows");
+        assert_eq!(bits(&read(&outputs.out)), bits(&clamped), "clamped to the tensor's rows");
         let (_, saved) = block_on(attention.forward_for_training(&inputs)).unwrap();
         let gradients = block_on(attention.backward(&saved, &q)).unwrap();
         for gradient in [gradients.dq, gradients.dk, gradients.dv] {

@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use wgpu_attention::catalogue::FAMILIES;
+use wgpu_attention::catalogue::{Case, FAMILIES, sample};
+use wgpu_attention::plan::{AttentionParams, Caps, Engine, Shapes};
 use wgpu_attention::{
-    AttentionParams, Caps, Causal, DType, Engine, FlashParams, Layout, LinearAlgorithm, LinearParams, NeighborhoodAxis,
-    NeighborhoodParams, Shapes,
+    Causal, DType, FlashParams, Layout, LinearAlgorithm, LinearParams, NeighborhoodAxis, NeighborhoodParams,
 };
 
 /// What wgpu would allow in a shader on a device without optional features.
@@ -170,7 +170,7 @@ fn fits(row: &[&str], found: &[&str]) -> bool {
 fn of_processor() -> Vec<(String, String)> {
     let mut all = vec![];
     for (subgroup, width) in [(4, 20), (8, 16), (8, 64), (8, 256), (16, 96)] {
-        let caps = Caps { subgroup, engine: Engine::Processor, ..Caps::unlimited() };
+        let caps = Caps::unlimited().with(|caps| (caps.engine, caps.subgroup) = (Engine::Processor, subgroup));
         let [batch, heads, rows] = [1, 2, 70];
         let like = |width| Layout::heads_first(DType::F16, [batch, heads, rows, width]);
         let shapes = ["q", "k", "v"].into_iter().fold(Shapes::default(), |all, name| all.tensor(name, like(width)));
@@ -185,7 +185,7 @@ fn of_processor() -> Vec<(String, String)> {
         let axes = vec![NeighborhoodAxis::new(7, 3), NeighborhoodAxis::new(10, 5)];
         let neighborhood = NeighborhoodParams { axes, ..NeighborhoodParams::default() };
         // With too few buffers for both, dk and dv come apart.
-        let few = Caps { storage_buffers: 6, ..caps.clone() };
+        let few = caps.clone().with(|caps| caps.storage_buffers = 6);
         let programs = [
             FlashParams::default().plan(&caps, &shapes),
             masked.plan(&caps, &shapes),
@@ -247,4 +247,23 @@ fn files_of_kernels_are_as_listed() {
     }
     rows.iter().for_each(|(kernel, _)| assert!(met.contains(kernel), "no plan has {kernel}"));
     all.iter().for_each(|(file, _)| assert!(used.contains(file.as_str()), "no plan has {file}"));
+}
+
+/// What `check` and `cargo xtask test` run by default.
+#[test]
+fn a_sample_runs_every_kernel() {
+    let mut count = 0;
+    for family in FAMILIES {
+        let cases = (family.cases)();
+        for caps in [Caps::core(), Caps::core().with(|caps| (caps.engine, caps.subgroup) = (Engine::Processor, 8))] {
+            let kernels = |case: &dyn Case| case.kernels(&caps).unwrap().into_iter().map(|kernel| kernel.name);
+            let all: BTreeSet<String> = cases.iter().flat_map(|case| kernels(&**case)).collect();
+            let some = sample(cases.iter().map(|case| &**case), &caps).unwrap();
+            let reached: BTreeSet<String> = some.iter().flat_map(|&i| kernels(&*cases[i])).collect();
+            assert_eq!(reached, all, "{}", family.name);
+            assert!(!some.is_empty() && some.len() < cases.len());
+            count += some.len();
+        }
+    }
+    assert!(count / 2 < 150, "{count} for two kinds of device: a short check should have a hundred cases or so");
 }

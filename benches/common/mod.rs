@@ -47,7 +47,7 @@ impl Timed {
     }
 
     /// What it reads and writes.
-    pub fn arguments(&self) -> (AttentionInputs<'_>, AttentionOutputs<'_>) {
+    pub fn arguments(&self) -> (AttentionInputs<'_>, AttentionOutputs) {
         self.case.arguments(&self.tensors)
     }
 

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 /// What a query head sees. Kinds may differ from head to head in one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum HeadBlocks {
     /// Every key.
     Dense,

@@ -4,6 +4,7 @@ use super::ready::Owned;
 use super::{
     AttentionCase, BlockCase, Case, KernelParams, Known, KnownHook, Outcome, Problem, Ready, Scores, Tolerance, normal,
 };
+use crate::program::Kernel;
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
 use crate::{AttentionParams, Caps, DType, Gpu, GpuTime, NeighborhoodAxis, Program, Result};
 use futures::future::LocalBoxFuture;
@@ -170,6 +171,10 @@ impl Case for AttentionCase {
             "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{blocks}{packed}{by_gpu}{hooks}",
             self.label, self.batch
         )
+    }
+
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
     }
 
     fn flops(&self) -> f64 {

@@ -5,6 +5,7 @@ use super::{
     AttentionCase, Case, KernelParams, Outcome, Problem, Scores, Tolerance, flash_cases, normal, poisoned,
     random_flash_cases,
 };
+use crate::program::Kernel;
 use crate::reference::{Gradients as Expected, flash_backward, place_of};
 use crate::{Attention, AttentionParams, Caps, DType, Gpu, GpuTime, Program, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
@@ -125,7 +126,7 @@ impl BackwardCase {
             }
         }
         let attention = Attention::new(gpu, case.in_family(case.params_on(gpu).await?))?;
-        let prepared = attention.prepare_backward(&Shapes::of(&call)).await?;
+        let prepared = attention.prepare_backward(&call).await?;
         Ok(Ready::new(call, prepared))
     }
 }
@@ -137,6 +138,10 @@ impl Case for BackwardCase {
 
     fn name(&self) -> String {
         format!("backward, {}{}", self.forward.name(), if self.dlse { " dlse" } else { "" })
+    }
+
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
     }
 
     fn flops(&self) -> f64 {

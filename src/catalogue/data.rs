@@ -36,7 +36,7 @@ pub async fn poisoned_bytes(gpu: &Gpu, layout: Layout, values: &[u8]) -> Result<
         let start = layout.offset + index.iter().zip(layout.strides).map(|(i, s)| i * s).sum::<usize>();
         bytes[start * size..][..values.len()].copy_from_slice(values);
     }
-    Tensor::of_bytes(gpu, layout, bytes.len() as u64, &bytes).await
+    Tensor::upload_bytes(gpu, layout, &bytes).await
 }
 
 /// The types of tokens.

@@ -2,6 +2,7 @@
 
 use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, Outcome, Problem, normal, poisoned};
+use crate::program::Kernel;
 use crate::reference::{self, LinearProblem};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Program, Result, Shapes, Tensor,
@@ -292,6 +293,10 @@ impl Case for LinearCase {
         format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {how} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
     }
 
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
+    }
+
     fn flops(&self) -> f64 {
         let tokens: usize = self.places().iter().map(|place| place[2]).sum();
         (5 * tokens * self.all_heads() * self.dims.0 * self.dims.1) as f64
@@ -360,7 +365,7 @@ impl LinearCase {
             }
             call.push(name, Tensor::empty(gpu, layout).await?);
         }
-        let prepared = attention.prepare(&Shapes::of(&call)).await?;
+        let prepared = attention.prepare(&call).await?;
         Ok(Ready::new(call, prepared))
     }
 }

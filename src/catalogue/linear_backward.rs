@@ -3,8 +3,9 @@
 use super::linear::compare;
 use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, LinearCase, Outcome, Problem, linear_cases, normal, poisoned, random_linear_cases};
+use crate::program::Kernel;
 use crate::reference::{LinearGradientsReference, linear_backward};
-use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearParams, Program, Result, Shapes, Tensor};
+use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearParams, Program, Result, Tensor};
 use futures::future::LocalBoxFuture;
 
 /// The gradients of one problem of linear attention.
@@ -115,7 +116,7 @@ impl LinearBackwardCase {
             call.push(name, Tensor::empty(gpu, layout).await?);
         }
         let attention = LinearAttention::new(gpu, self.forward.params.clone())?;
-        let prepared = attention.prepare_backward(&Shapes::of(&call)).await?;
+        let prepared = attention.prepare_backward(&call).await?;
         Ok(Ready::new(call, prepared))
     }
 }
@@ -127,6 +128,10 @@ impl Case for LinearBackwardCase {
 
     fn name(&self) -> String {
         format!("backward, {}{}", self.forward.name(), if self.dht { ", dht" } else { "" })
+    }
+
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
     }
 
     fn flops(&self) -> f64 {

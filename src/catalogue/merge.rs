@@ -3,6 +3,7 @@
 use super::data::DTYPES;
 use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
+use crate::program::Kernel;
 use crate::reference::merge;
 use crate::{Caps, DType, Gpu, GpuTime, Layout, Merge, Result, Shapes, Tensor};
 use futures::future::LocalBoxFuture;
@@ -101,7 +102,7 @@ impl MergeCase {
         }
         call.push("out", Tensor::empty(gpu, out).await?);
         call.push("lse", Tensor::empty(gpu, lse).await?);
-        let prepared = Merge::new(gpu).prepare(&Shapes::of(&call)).await?;
+        let prepared = Merge::new(gpu).prepare(&call).await?;
         Ok(Ready::new(call, prepared))
     }
 }
@@ -116,6 +117,10 @@ impl Case for MergeCase {
         let [from, to] = self.dtypes;
         let strided = if self.strided { " strided" } else { "" };
         format!("{}: {} parts B {b} H {h} N {n} D {d} {from} to {to}{strided}", self.label, self.parts)
+    }
+
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.shapes().plan_merge(caps)?.kernels)
     }
 
     fn flops(&self) -> f64 {

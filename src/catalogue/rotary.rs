@@ -2,6 +2,7 @@
 
 use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
+use crate::program::Kernel;
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Positions, Program, Result, Rotary, RotaryParams, Shapes, Tensor, reference,
 };
@@ -122,6 +123,10 @@ impl Case for RotaryCase {
         let pairs = if *interleaved { "interleaved" } else { "half-split" };
         let dim = dim.map_or(String::new(), |dim| format!(" of {dim}"));
         format!("{direction} {pairs} theta {theta}: B {b} H {h} N {n} D {d}{dim} {positions:?} {x}/{out}")
+    }
+
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
     }
 
     fn flops(&self) -> f64 {

@@ -2,11 +2,11 @@
 
 use super::ready::{Owned, Ready};
 use super::{AttentionCase, Case, KernelParams, Outcome, Problem, Tolerance};
+use crate::program::Kernel;
 use crate::reference::{self, FlashProblem};
 use crate::{
-    AttentionInputs, AttentionOutputs, Caps, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout, Program,
-    QueryGroups, ReducedScores, Reduction, Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Shapes,
-    Tensor,
+    AttentionInputs, Caps, DType, FlashParams, Gpu, GpuTime, HeadGroups, KeyGroups, Layout, Program, QueryGroups,
+    ReducedScores, Reduction, Result, ScoreReduction, ScoreReductionInputs, ScoreReductionParams, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -76,8 +76,7 @@ impl ScoreReductionCase {
 
     async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
         let tensors = self.attention.upload(gpu).await?;
-        let (_, AttentionOutputs { lse, .. }) = self.attention.arguments(&tensors);
-        lse.write(&self.lse()).await?;
+        tensors.get("lse").expect("a tensor of each case").write(&self.lse()).await?;
         let [batch, _, _, keys] = self.attention.pair_shape();
         let segments = match self.keys {
             KeyGroups::Segments(_) => {
@@ -91,7 +90,8 @@ impl ScoreReductionCase {
     }
 
     fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> ScoreReductionInputs<'a> {
-        let (attention, AttentionOutputs { lse, .. }) = self.attention.arguments(&uploaded.tensors);
+        let (attention, _) = self.attention.arguments(&uploaded.tensors);
+        let lse = uploaded.tensors.get("lse").expect("a tensor of each case");
         let attention = AttentionInputs { additional_k: None, additional_v: None, ..attention };
         ScoreReductionInputs { attention, lse, segments: uploaded.segments.as_ref() }
     }
@@ -179,6 +179,10 @@ impl Case for ScoreReductionCase {
         format!("{reduction:?} of {heads:?}, {queries:?}, {keys:?}{top_k}; {}", self.attention.name())
     }
 
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        Ok(self.plan(caps)?.kernels)
+    }
+
     fn flops(&self) -> f64 {
         2.0 * self.attention.reference().visible as f64 * self.attention.dims.0 as f64
     }
@@ -201,7 +205,7 @@ impl Case for ScoreReductionCase {
             let inputs = self.inputs(&uploaded);
             let to = uploaded.reduction.forward(&inputs).await?;
             let mut call = Owned::of((&inputs, &to));
-            let prepared = uploaded.reduction.prepare(&Shapes::of(&call)).await?;
+            let prepared = uploaded.reduction.prepare(&call).await?;
             call.tensors.extend(self.attention.buffers_on(gpu).await?);
             // Of groups that are equally large either may come, and what is near a bound may count or not.
             let decided = self.top_k.is_none() && !matches!(self.reduction, Reduction::Count { .. });
@@ -219,7 +223,7 @@ impl Case for ScoreReductionCase {
             let uploaded = self.upload(gpu).await?;
             let inputs = self.inputs(&uploaded);
             let to = uploaded.reduction.forward(&inputs).await?;
-            let prepared = uploaded.reduction.prepare(&Shapes::of((&inputs, &to))).await?;
+            let prepared = uploaded.reduction.prepare((&inputs, &to)).await?;
             gpu.time(|pass| prepared.encode_in(pass, (&inputs, &to))).await
         })
     }

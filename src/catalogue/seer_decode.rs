@@ -1,6 +1,7 @@
 //! Cases of SeerAttention's gate for decoding: its cache, its choice, its training.
 
 use super::{Case, Outcome, Tolerance, normal, poisoned, upload_numbers};
+use crate::program::Kernel;
 use crate::reference::{self, SeerDecodeProblem, SeerGateReference};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Result, SeerDecodeGate, SeerDecodeGateParams, SeerDecodeInputs,
@@ -57,8 +58,8 @@ impl Weights {
 }
 
 impl SeerDecodeCase {
-    /// The text of every kernel of the case's params, with its name.
-    pub(super) fn texts(&self, caps: &Caps) -> Vec<(String, String)> {
+    /// Every kernel of the case's params.
+    fn all_kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
         let (params, dtype) = (&self.params, self.dtypes[0]);
         let (heads_kv, group, head_dim, gate_dim, keys) = (2, 3, 20, 12, 5 * params.block);
         let layout = |shape| Layout::heads_first(dtype, shape);
@@ -81,17 +82,11 @@ impl SeerDecodeCase {
         };
         let selection = selection.numbers("keys", [keys]);
         let training = weights.tensor("q", layout([1, 6, 2, head_dim])).tensor("k", k);
-        let plans = || {
-            let step = selection.clone().wanted("logits").wanted("scores");
-            let all = [
-                params.plan_compression(caps, &compression)?,
-                params.plan(caps, &step)?,
-                params.plan(caps, &selection)?,
-            ];
-            Ok::<_, crate::Error>(all.into_iter().chain(params.plan_training(10.0, 0, caps, &training)?))
-        };
-        let kernels = plans().expect("a valid case").flat_map(|program| program.kernels);
-        kernels.map(|kernel| (kernel.name, kernel.wgsl)).collect()
+        let step = selection.clone().wanted("logits").wanted("scores");
+        let all =
+            [params.plan_compression(caps, &compression)?, params.plan(caps, &step)?, params.plan(caps, &selection)?];
+        let all = all.into_iter().chain(params.plan_training(10.0, 0, caps, &training)?);
+        Ok(all.flat_map(|program| program.kernels).collect())
     }
 
     fn shapes(&self) -> [[usize; 4]; 5] {
@@ -292,6 +287,10 @@ impl Case for SeerDecodeCase {
         )
     }
 
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        self.all_kernels(caps)
+    }
+
     fn flops(&self) -> f64 {
         let [[batch, _, queries, _], [_, heads, keys, _], [_, _, of_q, width], [_, _, of_k, _], _] = self.shapes();
         let blocks = keys.div_ceil(self.params.block);
@@ -312,7 +311,7 @@ impl Case for SeerDecodeCase {
             let inputs = SeerDecodeInputs { q: &q, compressed: &compressed, seqlens_k: self.seqlens(&on_gpu), keys };
             let chosen = Tensor::empty(gpu, Layout::heads_first(DType::U32, gate.grid(&inputs).shape())).await?;
             let call = (&weights, &inputs, [("chosen", &chosen)]);
-            let step = gate.prepare(&Shapes::of(call)).await?;
+            let step = gate.prepare(call).await?;
             gpu.time(|pass| step.encode_in(pass, call)).await
         })
     }

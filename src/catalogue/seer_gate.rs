@@ -2,6 +2,7 @@
 
 use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, Outcome, Problem, Tolerance, normal, poisoned};
+use crate::program::Kernel;
 use crate::reference::{self, SeerGateProblem, SeerGateReference};
 use crate::{
     Caps, DType, Gpu, GpuTime, Layout, Program, Result, SeerGate, SeerGateInputs, SeerGateParams, Seqlens, Shapes,
@@ -177,15 +178,13 @@ impl SeerGateCase {
         self.params.plan(caps, &self.shapes().wanted("logits").wanted("scores"))
     }
 
-    /// The text of every kernel of the case, with its name.
-    pub(super) fn texts(&self, caps: &Caps) -> Vec<(String, String)> {
-        let kernels = self.plan(caps).expect("a valid case").kernels;
-        let mut texts: Vec<_> = kernels.into_iter().map(|kernel| (kernel.name, kernel.wgsl)).collect();
+    fn all_kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        let mut kernels = self.plan(caps)?.kernels;
         if self.training {
-            let training = self.params.plan_training(10.0, 0, caps, &self.shapes()).expect("a valid case");
-            texts.extend(training.into_iter().flat_map(|plan| plan.kernels).map(|kernel| (kernel.name, kernel.wgsl)));
+            let training = self.params.plan_training(10.0, 0, caps, &self.shapes())?;
+            kernels.extend(training.into_iter().flat_map(|plan| plan.kernels));
         }
-        texts
+        Ok(kernels)
     }
 
     async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
@@ -335,6 +334,10 @@ impl Case for SeerGateCase {
         )
     }
 
+    fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
+        self.all_kernels(caps)
+    }
+
     fn flops(&self) -> f64 {
         let [[.., fq, gate_dim], [.., fk, _]] = self.weight_shapes();
         let [batch, heads, rows, cols] = self.with_problem(|problem| problem.shape(&self.params));
@@ -358,7 +361,7 @@ impl Case for SeerGateCase {
                 let layout = program.tensor(name).expect("a result").layout.clone();
                 call.push(name, Tensor::empty(gpu, layout).await?);
             }
-            let prepared = gate.prepare(&Shapes::of(&call)).await?;
+            let prepared = gate.prepare(&call).await?;
             let logits = self.with_problem(|problem| reference::seer_gate(&self.params, problem).logits);
             Ok(Some(Problem {
                 params: KernelParams::Gate(self.params.clone()),
@@ -377,7 +380,7 @@ impl Case for SeerGateCase {
             let chosen = gate.plan(&Shapes::of(inputs))?.tensor("chosen").expect("a result").layout.clone();
             let chosen = Tensor::empty(gpu, chosen).await?;
             let call = (&inputs, [("chosen", &chosen)]);
-            let prepared = gate.prepare(&Shapes::of(call)).await?;
+            let prepared = gate.prepare(call).await?;
             gpu.time(|pass| prepared.encode_in(pass, call)).await
         })
     }

@@ -2,11 +2,12 @@
 
 use super::data::DTYPES;
 use super::{
-    AttentionCase, BackwardCase, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
+    AttentionCase, BackwardCase, Case, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
     linear_cases, merge_cases, neighborhood_cases, rotary_cases, score_reduction_cases, seer_decode_cases,
     seer_gate_cases,
 };
-use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Program, Result, Shapes};
+use crate::program::Kernel;
+use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Result, Shapes};
 
 /// A flash case of a typical size.
 pub fn flash() -> AttentionCase {
@@ -33,21 +34,20 @@ impl Texts {
 
     fn forward(&mut self, caps: &Caps, room: &str, cases: Vec<AttentionCase>) {
         for case in cases {
-            self.add(&text_name(&case, room), texts(case.plan(caps)));
+            self.add(&text_name(&case, room), texts(case.kernels(caps)));
         }
     }
 
     /// Other types are reached by the accessors that the forward pass has shown.
     fn backward(&mut self, caps: &Caps, cases: Vec<BackwardCase>) {
         for case in cases.into_iter().filter(|case| is_f32(&case.forward)) {
-            self.add(&text_name(&case.forward, "backward"), texts(case.plan(caps)));
+            self.add(&text_name(&case.forward, "backward"), texts(case.kernels(caps)));
         }
     }
 }
 
-fn texts(plan: Result<Program>) -> impl Iterator<Item = (String, String)> {
-    let plan = plan.expect("the catalogue has valid cases");
-    plan.kernels.into_iter().map(|kernel| (kernel.name, kernel.wgsl))
+fn texts(kernels: Result<Vec<Kernel>>) -> impl Iterator<Item = (String, String)> {
+    kernels.expect("the catalogue has valid cases").into_iter().map(|kernel| (kernel.name, kernel.wgsl))
 }
 
 fn roomy() -> Caps {
@@ -76,11 +76,11 @@ pub fn of_flash() -> Vec<(String, String)> {
             for (d, layout) in [(64, "wide"), (31, "narrow")] {
                 let case = AttentionCase { dims: (d, d), ..AttentionCase::default() }.of_type(dtype);
                 let near = case.plan_shapes().in_one_buffer(&["q", "k", "out", "lse"]).expect("tensors of the case");
-                let plan = case.params.plan(&caps, &near);
+                let plan = case.params.plan(&caps, &near).map(|plan| plan.kernels);
                 found.add(&format!("flash_d{d}_{dtype}_one_buffer_near_{layout}_{room}"), texts(plan));
                 let at = |name: &str, offset| near.layout(name).expect("a tensor of the case").clone().at(offset);
                 let far = near.clone().tensor("out", at("out", 1 << 20)).tensor("lse", at("lse", 1 << 22));
-                let plan = case.params.plan(&caps, &far);
+                let plan = case.params.plan(&caps, &far).map(|plan| plan.kernels);
                 found.add(&format!("flash_d{d}_{dtype}_one_buffer_far_{layout}_{room}"), texts(plan));
             }
         }
@@ -114,12 +114,12 @@ pub fn of_block_sparse() -> Vec<(String, String)> {
     found.forward(&Caps::core(), "16k", cases());
     found.forward(&software(), "software", cases());
     found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
-    found.add("core", conversions(&Caps::core()).expect("a valid grid"));
+    found.add("core", texts(conversions(&Caps::core())));
     found.0
 }
 
-/// The text of every conversion of block masks, with its name.
-fn conversions(caps: &Caps) -> Result<impl Iterator<Item = (String, String)>> {
+/// Every conversion of block masks.
+fn conversions(caps: &Caps) -> Result<Vec<Kernel>> {
     let grid = BlockGrid { batch: 1, heads: 2, queries: 200, keys: 300, block: [64, 32] };
     let mask = Hook::new("mask", "fn mask(at: Position) -> bool { return at.key <= at.query + at.head; }");
     let bitmap = || Layout::heads_first(DType::U32, grid.shape());
@@ -131,15 +131,14 @@ fn conversions(caps: &Caps) -> Result<impl Iterator<Item = (String, String)>> {
         grid.plan_to_list("partial", 30, caps, &Shapes::new([("from", bitmap()), ("without", bitmap())]))?,
         grid.plan_from_hooks(&[mask], caps, &Shapes::default())?,
     ];
-    let kernels = programs.into_iter().flat_map(|program| program.kernels);
-    Ok(kernels.map(|kernel| (kernel.name, kernel.wgsl)))
+    Ok(programs.into_iter().flat_map(|program| program.kernels).collect())
 }
 
 /// The distinct shaders of the catalogue of reductions.
 pub fn of_score_reduction() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (i, case) in score_reduction_cases().iter().enumerate() {
-        found.add(&format!("reduction_{i}"), texts(case.plan(&Caps::core())));
+        found.add(&format!("reduction_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }
@@ -148,10 +147,10 @@ pub fn of_score_reduction() -> Vec<(String, String)> {
 pub fn of_gate() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (i, case) in seer_gate_cases().iter().enumerate() {
-        found.add(&format!("gate_{i}"), case.texts(&Caps::core()));
+        found.add(&format!("gate_{i}"), texts(case.kernels(&Caps::core())));
     }
     for (i, case) in seer_decode_cases().iter().enumerate() {
-        found.add(&format!("decode_gate_{i}"), case.texts(&Caps::core()));
+        found.add(&format!("decode_gate_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }
@@ -160,10 +159,10 @@ pub fn of_gate() -> Vec<(String, String)> {
 pub fn of_linear() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (i, case) in linear_cases().iter().enumerate() {
-        found.add(&format!("linear_{i}"), texts(case.plan(&Caps::core())));
+        found.add(&format!("linear_{i}"), texts(case.kernels(&Caps::core())));
     }
     for (i, case) in linear_backward_cases().iter().enumerate() {
-        found.add(&format!("linear_backward_{i}"), texts(case.plan(&Caps::core())));
+        found.add(&format!("linear_backward_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }
@@ -175,7 +174,7 @@ pub fn of_merge() -> Vec<(String, String)> {
         let [from, to] = case.dtypes;
         let strided = if case.strided { "_strided" } else { "" };
         let name = format!("merge_{}_v{}_{from}_{to}{strided}", case.parts, case.shape[3]);
-        found.add(&name, texts(case.shapes().plan_merge(&Caps::core())));
+        found.add(&name, texts(case.kernels(&Caps::core())));
     }
     found.0
 }
@@ -184,7 +183,7 @@ pub fn of_merge() -> Vec<(String, String)> {
 pub fn of_rotary() -> Vec<(String, String)> {
     let mut found = Texts::default();
     for (i, case) in rotary_cases().iter().enumerate() {
-        found.add(&format!("rotary_{i}"), texts(case.plan(&Caps::core())));
+        found.add(&format!("rotary_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }

@@ -123,7 +123,7 @@ impl AttentionCase {
     }
 
     /// The tensors as arguments.
-    pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs<'a>) {
+    pub fn arguments<'a>(&'a self, tensors: &'a AttentionTensors) -> (AttentionInputs<'a>, AttentionOutputs) {
         let [q, k, v, out, lse] =
             ["q", "k", "v", "out", "lse"].map(|name| tensors.get(name).expect("a tensor of each case"));
         let host = self.seqlens();
@@ -143,7 +143,7 @@ impl AttentionCase {
             block_mask: tensors.block_mask.as_ref(),
             ..AttentionInputs::new(q, k, v)
         };
-        (inputs, AttentionOutputs { out, lse })
+        (inputs, AttentionOutputs::new(out, lse))
     }
 
     /// The kernel, prepared for these tensors.

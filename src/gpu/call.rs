@@ -9,13 +9,14 @@ use std::borrow::Cow;
 ///
 /// ```
 /// # pollster::block_on(async {
-/// use wgpu_attention::{DType, FlashAttention, FlashParams, Gpu, Layout, Shapes, Tensor};
+/// use wgpu_attention::plan::Shapes;
+/// use wgpu_attention::{DType, FlashAttention, FlashParams, Gpu, Layout, Tensor};
 /// let gpu = Gpu::request().await?;
 /// let x = Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[1.0; 8]).await?;
 /// let out = Tensor::empty(&gpu, Layout::heads_first(DType::F32, [1, 1, 2, 4])).await?;
 /// let lse = Tensor::empty(&gpu, Layout::heads_first(DType::F32, [1, 1, 2, 1])).await?;
 /// let call = [("q", &x), ("k", &x), ("v", &x), ("out", &out), ("lse", &lse)];
-/// let prepared = FlashAttention::new(&gpu, FlashParams::default())?.prepare(&Shapes::of(call)).await?;
+/// let prepared = FlashAttention::new(&gpu, FlashParams::default())?.prepare(call).await?;
 /// prepared.submit(call).await?;
 /// assert_eq!(out.read().await?, [1.0; 8]);
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
@@ -99,6 +100,12 @@ impl<A: Call, B: Call, C: Call, D: Call> Call for (A, B, C, D) {
 /// Those that are there, of tensors that may be.
 pub(crate) fn present<'a, const N: usize>(all: [(&'static str, Option<&'a Tensor>); N]) -> Vec<(Name, &'a Tensor)> {
     all.into_iter().filter_map(|(name, tensor)| Some((name.into(), tensor?))).collect()
+}
+
+impl<C: Call> From<C> for Shapes {
+    fn from(call: C) -> Self {
+        Self::of(call)
+    }
 }
 
 impl Shapes {

@@ -6,8 +6,8 @@ impl Caps {
     /// What a device with these limits and features can do.
     pub fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         let size = info.subgroup_min_size;
-        let known = features.contains(wgpu::Features::SUBGROUP) && size == info.subgroup_max_size;
-        let subgroup = if known { size } else { 0 };
+        let adapter_subgroup = if size == info.subgroup_max_size { size } else { 0 };
+        let subgroup = if features.contains(wgpu::Features::SUBGROUP) { adapter_subgroup } else { 0 };
         let processor = info.device_type == wgpu::DeviceType::Cpu && Self::serves_processor(subgroup);
         Self {
             adapter: if info.name.is_empty() { "an adapter without a name".into() } else { info.name.clone() },
@@ -35,6 +35,7 @@ impl Caps {
             uniform_alignment: limits.min_uniform_buffer_offset_alignment,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             subgroup,
+            adapter_subgroup,
             engine: if processor { Engine::Processor } else { Engine::Portable },
         }
     }

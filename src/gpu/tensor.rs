@@ -2,7 +2,7 @@
 
 use crate::error::require;
 use crate::program::Rule;
-use crate::{DType, Error, Gpu, Layout, Result};
+use crate::{DType, Element, Error, Gpu, Layout, Result};
 
 /// Elements that are read of a view that repeats some.
 const MOST_REPEATED: u64 = 1 << 28;
@@ -33,14 +33,69 @@ impl DeferredCheck {
 }
 
 impl Tensor {
-    /// Uploads `values` ([batch, heads, sequence, head_dim], last index fastest), rounded to `dtype`.
+    /// Uploads `values` in the order [batch, heads, sequence, head_dim] (last index fastest), rounded to `dtype`, and stores them in
+    /// that order.
     ///
     /// # Errors
     /// [`Error::Argument`] if there are not as many values as the shape says; [`Error::OutOfMemory`], [`Error::Limit`].
-    pub async fn upload(gpu: &Gpu, shape: [usize; 4], dtype: DType, values: &[f32]) -> Result<Self> {
+    pub async fn upload<E: Element>(gpu: &Gpu, shape: [usize; 4], dtype: DType, values: &[E]) -> Result<Self> {
         let tensor = Self::empty(gpu, Layout::heads_first(dtype, shape)).await?;
         tensor.write(values).await?;
         Ok(tensor)
+    }
+
+    /// The same of `values` in the order [batch, sequence, heads, head_dim], as many models have them; they are stored in that
+    /// order. `shape` is [batch, heads, sequence, head_dim] here too.
+    ///
+    /// # Errors
+    /// Those of [`Tensor::upload`].
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use wgpu_attention::{DType, Gpu, Tensor, half::f16};
+    /// let gpu = Gpu::request().await?;
+    /// let (batch, heads, tokens, dim) = (1, 2, 3, 1);
+    /// let token_by_token = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0].map(f16::from_f32);
+    /// let k = Tensor::upload_heads_last(&gpu, [batch, heads, tokens, dim], DType::F16, &token_by_token).await?;
+    /// assert_eq!(k.read().await?, [1.0, 2.0, 3.0, 10.0, 20.0, 30.0]); // values are read head by head
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    pub async fn upload_heads_last<E: Element>(
+        gpu: &Gpu,
+        shape: [usize; 4],
+        dtype: DType,
+        values: &[E],
+    ) -> Result<Self> {
+        let tensor = Self::empty(gpu, Layout::heads_last(dtype, shape)).await?;
+        // A row of all heads of a token follows another in memory: heads and tokens in each other's places.
+        let Layout { strides: [batch, head, row], .. } = *tensor.layout();
+        let [b, h, n, d] = shape;
+        let turned = Layout { shape: [b, n, h, d], strides: [batch, row, head], ..tensor.layout.clone() };
+        tensor.view(turned)?.write(values).await?;
+        Ok(tensor)
+    }
+
+    /// A tensor in a buffer of its own that holds `bytes`: `layout` says where in them the elements lie.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layout that leaves `bytes`; [`Error::OutOfMemory`], [`Error::Limit`].
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use wgpu_attention::{DType, Gpu, Layout, Tensor};
+    /// let gpu = Gpu::request().await?;
+    /// let file = [0, 0, 0x80, 0x3f, 0, 0, 0, 0x40]; // 1 and 2 as f32
+    /// let x = Tensor::upload_bytes(&gpu, Layout::heads_first(DType::F32, [1, 1, 1, 2]), &file).await?;
+    /// assert_eq!(x.read().await?, [1.0, 2.0]);
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    pub async fn upload_bytes(gpu: &Gpu, layout: Layout, bytes: &[u8]) -> Result<Self> {
+        let needed = if layout.is_empty() { 0 } else { layout.byte_span()?.end };
+        let size = bytes.len() as u64;
+        require(size >= needed, "bytes.len()", size, format!("at least {needed}, by the layout"))?;
+        let mut whole = bytes.to_vec();
+        whole.resize(bytes.len().next_multiple_of(4), 0);
+        Self::of_bytes(gpu, layout, size, &whole).await
     }
 
     /// A tensor with a buffer of its own, zero until something is written.
@@ -81,6 +136,15 @@ impl Tensor {
             return Err(Error::argument("buffer.size", size, needed));
         }
         Ok(Self { gpu: gpu.clone(), buffer: buffer.clone(), layout, checks: vec![] })
+    }
+
+    /// Several views of one buffer: see [`Layout::packed_qkv`].
+    ///
+    /// # Errors
+    /// Those of [`Tensor::wrap`].
+    pub fn wrap_all<const N: usize>(gpu: &Gpu, buffer: &wgpu::Buffer, layouts: [Layout; N]) -> Result<[Self; N]> {
+        let all: Vec<Self> = layouts.into_iter().map(|one| Self::wrap(gpu, buffer, one)).collect::<Result<_>>()?;
+        Ok(all.try_into().expect("as many as layouts"))
     }
 
     /// Uploads indices or offsets as [1, 1, 1, values.len()] of type u32.
@@ -140,7 +204,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Argument`] if there are not as many values as elements, if rows overlap or do not start on whole words, or
     /// if the buffer lacks the usage `COPY_DST`; [`Error::DeviceLost`].
-    pub async fn write(&self, values: &[f32]) -> Result<()> {
+    pub async fn write<E: Element>(&self, values: &[E]) -> Result<()> {
         self.gpu.alive()?;
         self.layout.check_output("tensor")?;
         let count = if self.layout.is_empty() { 0 } else { self.layout.shape.iter().product() };
@@ -156,7 +220,7 @@ impl Tensor {
         self.gpu.blamed(e, std::iter::once(("tensor", &self.buffer)))
     }
 
-    fn write_rows(&self, values: &[f32]) {
+    fn write_rows<E: Element>(&self, values: &[E]) {
         // Rows that follow one another go in one write.
         let mut run: (usize, Vec<u8>) = (0, Vec::new());
         for (values, start) in values.chunks_exact(self.layout.shape[3].max(1)).zip(self.row_starts(0)) {

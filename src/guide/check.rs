@@ -3,7 +3,8 @@
 pub use pollster::block_on;
 use wgpu_attention::catalogue::{Tolerance, normal};
 pub use wgpu_attention::reference::At;
-use wgpu_attention::reference::{FlashProblem, flash, score_reduction};
+use wgpu_attention::reference::{FlashProblem, flash};
+pub use wgpu_attention::score_reduction::*;
 pub use wgpu_attention::*;
 
 pub const HEADS: usize = 2;
@@ -54,7 +55,7 @@ pub fn reduce(gpu: &Gpu, params: ScoreReductionParams, segments: Option<&[u32]>)
     if params.top_k.is_none() {
         let problem = FlashProblem::new(all.each_ref().map(|x| &x[..]), shapes);
         let lse = block_on(lse.read()).unwrap();
-        let expected = score_reduction(&params, &problem, &lse, segments.unwrap_or_default());
+        let expected = wgpu_attention::reference::score_reduction(&params, &problem, &lse, segments.unwrap_or_default());
         let tolerance = Tolerance { dtype: DType::F32, unit: 2e-5, magnitude: 64.0 };
         assert!(tolerance.compare(&block_on(reduced.values.read()).unwrap(), &expected).passed());
     }

@@ -15,6 +15,7 @@ pub struct Check {
 /// What the words of a [`Check`] mean.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Rule {
     /// Offsets of packed sequences ascend, within the rows and the longest sequence; lengths of padded ones are within the rows. Three
     /// words: `u32::MAX` less eight times the place, four times the side and the rule (0: none), the value, the one before it.

@@ -57,7 +57,7 @@ pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 ///         let distance = max(at.query, at.key) - min(at.query, at.key);
 ///         return score + distances[min(distance, 4u)];
 ///     }").with_buffer("distances", &distances);
-/// let params = FlashParams { score_mod: vec![relative], ..Default::default() };
+/// let params = FlashParams::default().with_score_mod(relative);
 /// let x = Tensor::upload(&gpu, [1, 1, 6, 8], DType::F32, &[0.0; 48]).await?;
 /// let (_, lse) = FlashAttention::new(&gpu, params)?.forward_with_lse(&wgpu_attention::AttentionInputs::new(&x, &x, &x)).await?;
 /// let first: f32 = [0.5f32, 0.2, 0.1, 0.0, -0.1, -0.1].iter().map(|x| x.exp()).sum();

@@ -9,7 +9,8 @@ use crate::{Error, Layout, Result};
 /// blocks. Outputs that are not named get a buffer of their own, contiguous.
 ///
 /// ```
-/// use wgpu_attention::{AttentionParams, Caps, DType, FlashParams, Layout, Shapes};
+/// use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
+/// use wgpu_attention::{DType, FlashParams, Layout};
 /// let tokens = Layout::heads_first(DType::F16, [1, 8, 1024, 64]);
 /// let shapes = Shapes::new([("q", tokens.clone()), ("k", tokens.clone()), ("v", tokens)]).numbers("seqlens_k", [700]);
 /// let program = FlashParams::default().plan(&Caps::core(), &shapes)?;
@@ -21,6 +22,12 @@ pub struct Shapes {
     tensors: Vec<(Name, Layout, usize)>,
     numbers: Vec<(Name, Vec<usize>)>,
     wanted: Vec<Name>,
+}
+
+impl From<&Shapes> for Shapes {
+    fn from(shapes: &Shapes) -> Self {
+        shapes.clone()
+    }
 }
 
 impl Shapes {

@@ -10,7 +10,7 @@ use crate::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams}
 ///
 /// ```
 /// use wgpu_attention::reference::{FlashProblem, score_reduction};
-/// use wgpu_attention::{KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
+/// use wgpu_attention::score_reduction::{KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
 /// let (q, k) = ([0.0], [1.0, 2.0, 3.0]); // three scores of 0: probabilities of 1/3
 /// let problem = FlashProblem::new([&q, &k, &k], [[1, 1, 1, 1], [1, 1, 3, 1], [1, 1, 3, 1]]);
 /// let (queries, keys) = (QueryGroups::All, KeyGroups::Blocks(2));

@@ -12,6 +12,7 @@ use crate::program::{Table, small_table};
 /// Which diagonal a causal mask follows. With lengths, the numbers of queries and keys are each batch entry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Causal {
     /// Query i sees key j when j ≤ i + keys − queries: the last query sees every key (FlashAttention).
     BottomRight,

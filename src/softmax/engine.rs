@@ -28,6 +28,12 @@ impl Tiling {
         }
     }
 
+    /// What a device with more than default limits would take in its place, where that is another, in words.
+    pub fn held_back(&self, caps: &Caps, sizes: Sizes) -> Option<String> {
+        let best = Self::plan(&caps.beyond_default(), sizes).ok().filter(|best| best != self)?;
+        Some(format!("; with more than the default limits and features (`Gpu::device_descriptor`) it could be {best}"))
+    }
+
     /// For 8 or 16 rows, for which the family's files use no workgroup memory: many workgroups share the keys. Where tiles may be
     /// passed over, each of them first goes over all tiles of so many columns, twice.
     ///

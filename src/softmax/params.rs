@@ -19,6 +19,51 @@ pub trait SoftmaxParams {
     fn visibility(&self) -> Result<AnyVisibility>;
 }
 
+/// Methods of a family's params that set one each.
+macro_rules! score_methods {
+    ($params:ty) => {
+        impl $params {
+            /// The same with another factor of q·k.
+            pub fn with_scale(self, scale: f32) -> Self {
+                Self { scale: Some(scale), ..self }
+            }
+
+            /// The same with one more function that changes a score, after those before.
+            pub fn with_score_mod(mut self, hook: crate::Hook) -> Self {
+                self.score_mod.push(hook);
+                self
+            }
+
+            /// The same with one more function that says which keys are seen.
+            pub fn with_mask_mod(mut self, hook: crate::Hook) -> Self {
+                self.mask_mod.push(hook);
+                self
+            }
+        }
+    };
+    ($params:ty, causal) => {
+        $crate::softmax::score_methods!($params);
+
+        impl $params {
+            /// A causal mask by the bottom-right diagonal, and nothing else: the last query sees every key ([`Causal::BottomRight`]).
+            pub fn causal() -> Self {
+                Self::default().with_causal(Causal::BottomRight)
+            }
+
+            /// The same with a causal mask.
+            pub fn with_causal(self, causal: Causal) -> Self {
+                Self { causal: Some(causal), ..self }
+            }
+
+            /// The same with a soft cap of the scores.
+            pub fn with_softcap(self, softcap: f32) -> Self {
+                Self { softcap: Some(softcap), ..self }
+            }
+        }
+    };
+}
+pub(crate) use score_methods;
+
 /// Who sees whom, whatever the family.
 #[derive(Clone, Debug)]
 pub struct AnyVisibility(pub(crate) Arc<dyn Visibility>);

@@ -147,7 +147,9 @@ impl PartPlan {
             let merge = merge_splits(caps, splits, parts, &to)?;
             builder.add_sliced(&merge);
         }
-        let heading = setup.heading() + &few.map_or(String::new(), |few| few.describe());
+        let held_back = if few.is_none() { engine.held_back(caps, sizes) } else { None };
+        let heading =
+            setup.heading() + &few.map_or(String::new(), |few| few.describe()) + &held_back.unwrap_or_default();
         Ok(Self { stage, heading })
     }
 

@@ -2,17 +2,20 @@
 //! guards in the shaders), `core` (WebGPU's default limits, no optional feature), `budget` (the driver must tell how much
 //! memory there is), `portable` (that engine on a processor too), any of them or none.
 //!
-//! `WGPU_ATTENTION_SHARE`, such as `1/4`, takes a quarter of each list of cases, the second of four, by a hash of their names, and
-//! of each list at least one.
+//! `WGPU_ATTENTION_SHARE` takes some of each list of cases: `sample` those that run every kernel and have every feature once; `1/4` a
+//! quarter, the second of four, by a hash of their names, and of each list at least one.
 #![allow(dead_code)] // each test program uses its part
 
 pub mod golden;
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::process::Command;
 use std::sync::OnceLock;
-use wgpu_attention::catalogue::{Case, normal};
-use wgpu_attention::{Call, Causal, DType, Engine, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use wgpu_attention::catalogue::{Case, normal, sample};
+use wgpu_attention::plan::{AdapterKind, Engine};
+use wgpu_attention::{Call, Causal, DType, Error, FlashParams, Gpu, GpuOptions, Tensor, Window};
 
 pub const BOTTOM_RIGHT: FlashParams = FlashParams {
     causal: Some(Causal::BottomRight),
@@ -37,16 +40,32 @@ pub fn options() -> GpuOptions {
     }
 }
 
-/// One device for all tests of a program.
+/// The device of this thread: of a test, all along. Where a processor compiles and runs the shaders, a device does so on one core, and
+/// tests that run at the same time have two between them.
 pub fn gpu() -> &'static Gpu {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
+    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
+    static IN_USE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    struct Lease(usize);
+    impl Drop for Lease {
+        fn drop(&mut self) {
+            IN_USE[self.0].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let devices = DEVICES.get_or_init(|| {
         let options = options();
-        let gpu = pollster::block_on(Gpu::request_with(&options));
-        let gpu = gpu.expect("a GPU driver; without a GPU, `cargo xtask test` installs a software one");
+        let device = || pollster::block_on(Gpu::request_with(&options));
+        let gpu = device().expect("a GPU driver; without a GPU, `cargo xtask test` installs a software one");
         eprintln!("{} {options:?}", gpu.caps());
-        gpu
-    })
+        let second = (gpu.caps().kind == AdapterKind::Software).then(|| device().expect("a second device"));
+        std::iter::once(gpu).chain(second).collect()
+    });
+    let lease = || {
+        let free = (0..devices.len()).min_by_key(|&i| IN_USE[i].load(Ordering::Relaxed)).expect("one at least");
+        IN_USE[free].fetch_add(1, Ordering::Relaxed);
+        Lease(free)
+    };
+    thread_local!(static MINE: OnceCell<Lease> = const { OnceCell::new() });
+    &devices[MINE.with(|mine| mine.get_or_init(lease).0)]
 }
 
 /// A program on the same driver: one in another folder is reached through its own loader.
@@ -103,27 +122,29 @@ pub fn ratio(found: &[f32], expected: &[f32]) -> f64 {
     (error / squares(&mut expected.iter().copied())).sqrt()
 }
 
-/// The share of the cases that is taken: which of how many.
-fn share() -> (u64, u64) {
-    let Ok(share) = std::env::var("WGPU_ATTENTION_SHARE") else { return (0, 1) };
-    let parts = share.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
-    parts.filter(|(k, n)| k < n).unwrap_or_else(|| panic!("WGPU_ATTENTION_SHARE={share}: k/n, k below n"))
-}
-
-/// Runs cases against their references.
-pub fn run_all<C: Case>(cases: &[C]) {
-    let (all, (part, parts)) = (cases.len(), share());
+/// The cases that are taken.
+fn share<C: Case>(cases: &[C]) -> Vec<&C> {
+    let Ok(share) = std::env::var("WGPU_ATTENTION_SHARE") else { return cases.iter().collect() };
+    if share == "sample" {
+        let some = sample(cases.iter().map(|case| case as &dyn Case), gpu().caps()).expect("valid cases");
+        return some.into_iter().map(|i| &cases[i]).collect();
+    }
+    let parts: Option<(u64, u64)> = share.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let (part, parts) = parts
+        .filter(|(k, n)| k < n)
+        .unwrap_or_else(|| panic!("WGPU_ATTENTION_SHARE={share}: sample, or k/n, k below n"));
     let hash = |case: &C| {
         case.name().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
     };
     // The upper bits of this hash are the better ones.
-    let own = |case: &&C| (hash(case) >> 32) % parts == part;
-    let mut cases: Vec<&C> = cases.iter().collect();
-    if cases.iter().any(own) {
-        cases.retain(own);
-    } else if !cases.is_empty() {
-        cases = vec![cases[part as usize % all]];
-    }
+    let own: Vec<&C> = cases.iter().filter(|case| (hash(case) >> 32) % parts == part).collect();
+    if own.is_empty() { cases.iter().skip(part as usize % cases.len().max(1)).take(1).collect() } else { own }
+}
+
+/// Runs cases against their references.
+pub fn run_all<C: Case>(cases: &[C]) {
+    let all = cases.len();
+    let cases = share(cases);
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
     for case in &cases {

@@ -1,7 +1,8 @@
 //! What calls are drafted from: sizes that fit together, and tensors by name that are spoilt.
 
 use super::source::Source;
-use wgpu_attention::{Caps, DType, Gpu, Layout, Prepared, Program, Result, Shapes};
+use wgpu_attention::plan::{Caps, Program, Shapes};
+use wgpu_attention::{DType, Gpu, Layout, Prepared, Result};
 
 pub type Plan = Box<dyn Fn(&Caps, &Shapes) -> Result<Program>>;
 pub type Prepare = Box<dyn Fn(&Gpu, &Shapes) -> Result<Prepared>>;

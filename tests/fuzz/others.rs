@@ -4,9 +4,9 @@ use super::draft::{Draft, Drafted, Plan, Prepare, Sizes, offsets};
 use super::softmax::{attention_shapes, causal};
 use super::source::Source;
 use pollster::block_on;
+use wgpu_attention::gate::{Pool, SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Selector};
 use wgpu_attention::{
-    DType, Error, Layout, LinearAlgorithm, LinearAttention, LinearParams, Merge, Pool, Rotary, RotaryParams,
-    SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Selector,
+    DType, Error, Layout, LinearAlgorithm, LinearAttention, LinearParams, Merge, Rotary, RotaryParams,
 };
 
 fn pools(s: &mut Source) -> Vec<Pool> {

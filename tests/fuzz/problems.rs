@@ -3,7 +3,7 @@
 use super::draft::{Plan, Prepare};
 use super::source::Source;
 use super::{others, softmax};
-use wgpu_attention::Shapes;
+use wgpu_attention::plan::Shapes;
 
 /// A kernel with its params, and what it is called with.
 pub struct Problem {

@@ -4,10 +4,13 @@ use super::draft::{Draft, Drafted, Plan, Prepare, Sizes, offsets};
 use super::hooks;
 use super::source::Source;
 use pollster::block_on;
+use wgpu_attention::plan::{AttentionParams, Shapes};
+use wgpu_attention::score_reduction::{
+    HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReduction, ScoreReductionParams,
+};
 use wgpu_attention::{
-    Attention, AttentionParams, BlockGrid, BlockSparseParams, Causal, DType, FlashParams, HeadBlocks, HeadGroups,
-    KeyGroups, Layout, NeighborhoodAxis, NeighborhoodParams, QueryGroups, Reduction, ScoreReduction,
-    ScoreReductionParams, Shapes, Window,
+    Attention, BlockGrid, BlockSparseParams, Causal, DType, FlashParams, HeadBlocks, Layout, NeighborhoodAxis,
+    NeighborhoodParams, Window,
 };
 
 /// The shapes of an attention call, forward or backward.

@@ -1,5 +1,5 @@
 //! Repository chores: `cargo xtask check`, `cargo xtask test [--matrix]`, `cargo xtask fuzz`, `cargo xtask portable`,
-//! `cargo xtask web`, `cargo xtask browser`.
+//! `cargo xtask spell`, `cargo xtask web`, `cargo xtask browser`.
 
 mod drivers;
 mod dxc;
@@ -7,9 +7,10 @@ mod portable;
 mod stages;
 
 use clap::{Parser, Subcommand};
-use stages::Stage;
+use stages::{Shown, Stage};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 #[derive(Parser)]
 #[command(about = "Repository chores")]
@@ -22,13 +23,18 @@ struct Cli {
 enum Task {
     /// Run every kernel against its float64 reference on the adapters present, with figures. Makes sure that there is a
     /// Vulkan driver first.
+    #[command(disable_help_flag = true)]
     Check {
-        /// Passed on to `wgpu-attention check`.
+        /// Passed on to `wgpu-attention check`; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Run the tests. Makes sure that there is a Vulkan driver first.
+    /// Run the tests. Makes sure that there is a Vulkan driver first. Of the lists of cases it takes those that run every kernel and have
+    /// every feature once.
     Test {
+        /// Every case of the lists.
+        #[arg(long, conflicts_with = "matrix")]
+        all: bool,
         /// On three software drivers, with trusted and checked shaders, with core limits; every shader through a browser's
         /// compiler, and the web example in a browser. Installs what it needs on Debian and Ubuntu.
         #[arg(long)]
@@ -50,6 +56,8 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 0)]
         first: u64,
     },
+    /// Look for misspelled words in documentation, comments and texts. Installs codespell on Debian and Ubuntu.
+    Spell,
     /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
     Browser,
     /// Show a page of a folder in headless Chromium, and print what it writes: for pages that measure.
@@ -76,10 +84,11 @@ type Result<T> = std::result::Result<T, String>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Check { options } => check(&options),
-        Task::Test { matrix: false } => drivers::ensure_any().and_then(|()| run_all(all_tests())),
-        Task::Test { matrix: true } => matrix(),
+        Task::Test { matrix: true, .. } => matrix(),
+        Task::Test { all, .. } => test(all),
         Task::Portable { part } => portable::all(part),
         Task::Fuzz { minutes, first } => drivers::ensure_any().and_then(|()| fuzz(minutes, first)),
+        Task::Spell => spell(),
         Task::Browser => browser_compiles().and_then(run_all),
         Task::Page { folder, name } => page(&folder, &name),
         Task::Web { out: Some(out), .. } => web_target().and_then(|()| run(build_web(&out))),
@@ -101,10 +110,40 @@ fn main() -> ExitCode {
 const CLI: &str = "--features=cli";
 
 fn check(options: &[String]) -> Result<()> {
+    let mut command = cargo(&["run", "--quiet", CLI, "--", "check"]);
+    if options.iter().any(|option| option == "--help" || option == "-h") {
+        return run_quietly(command.args(options));
+    }
     drivers::ensure_any()?;
-    let data = "tests/data/minilm_layer3_s256.safetensors";
-    let mut command = cargo(&["run", "--quiet", CLI, "--", "check", "--data", data]);
+    if !options.iter().any(|option| option.starts_with("--data")) {
+        command.args(["--data", "tests/data/minilm_layer3_s256.safetensors"]);
+    }
     run_quietly(command.args(options))
+}
+
+/// Builds, then runs every test program, each benchmark once, and the examples in the documentation.
+fn test(all: bool) -> Result<()> {
+    let start = Instant::now();
+    drivers::ensure_any()?;
+    run(cargo(&["test", CLI, "--all-targets", "--no-run"]))?;
+    let built = start.elapsed();
+    let mut parts = vec![vec!["--doc".to_string()]];
+    parts.extend(tests()?.into_iter().map(|name| vec![format!("--test={name}")]));
+    parts.push(["--lib", "--bins", "--examples", "--benches"].map(String::from).into());
+    let stage = |part: Vec<String>| {
+        let mut command = cargo(&["test", CLI]);
+        command.args(&part).args(["--", "--nocapture"]);
+        drivers::quickly(&mut command);
+        if !all {
+            command.env("WGPU_ATTENTION_SHARE", "sample");
+        }
+        Stage::new(part.join(" ").replace("--test=", "").replace("--", ""), vec![command])
+    };
+    let done = stages::two_at_a_time(parts.into_iter().map(stage).collect(), Shown::Failures);
+    let tested = start.elapsed() - built;
+    let passed: usize = done.iter().map(|done| done.tests).sum();
+    println!("{passed} tests passed; built in {:.0} s, tested in {:.0} s", built.as_secs_f64(), tested.as_secs_f64());
+    done.into_iter().try_for_each(|done| done.result)
 }
 
 /// Every test, each benchmark once, and the examples in the documentation.
@@ -117,22 +156,43 @@ fn fuzz(minutes: u64, first: u64) -> Result<()> {
     run(command.env("WGPU_ATTENTION_FUZZ", format!("{},{first}", minutes.saturating_mul(60))))
 }
 
-/// The test programs that use no GPU, or go by themselves.
-const HOST_TESTS: [&str; 5] = ["cli", "floors", "memory", "run", "shaders"];
+/// All that people read, of what git knows or will.
+fn spell() -> Result<()> {
+    let program = drivers::codespell()?;
+    let mut list = Command::new("git");
+    list.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let listed = list.args(["*.md", "*.rs", "*.wgsl", "*.html", "*.js", "*.toml"]).output();
+    let listed = String::from_utf8(listed.map_err(|e| format!("git: {e}"))?.stdout).map_err(|e| e.to_string())?;
+    let files: Vec<&str> = listed.lines().collect();
+    if files.is_empty() {
+        return Err("git lists no file: is this a clone?".into());
+    }
+    run_quietly(Command::new(program).current_dir(root()).args(&files))?;
+    println!("{} files have no misspelled word that codespell knows", files.len());
+    Ok(())
+}
 
-/// All others, as arguments.
-fn gpu_tests() -> Result<Vec<String>> {
+/// The test programs that use no GPU, or go by themselves.
+const HOST_TESTS: [&str; 6] = ["cli", "floors", "memory", "run", "run_forms", "shaders"];
+
+/// Those that take longest: they go first, so that none is left over for one core.
+const LONG_TESTS: [&str; 6] = ["flash", "block_sparse", "neighborhood", "linear", "shaders", "score_reduction"];
+
+/// The test programs.
+fn tests() -> Result<Vec<String>> {
     let mut found = vec![];
     let folder = root().join("tests");
     let unreadable = |e: std::io::Error| format!("{}: {e}", folder.display());
     for entry in std::fs::read_dir(&folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        if path.extension().is_some_and(|extension| extension == "rs") && !HOST_TESTS.contains(&name) {
-            found.push(format!("--test={name}"));
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(name.to_string());
         }
     }
-    found.sort();
+    found.sort_by_key(|name| {
+        (LONG_TESTS.iter().position(|long| long == name).unwrap_or(LONG_TESTS.len()), name.clone())
+    });
     Ok(found)
 }
 
@@ -144,7 +204,11 @@ fn matrix() -> Result<()> {
     web_target()?;
     run(cargo(&["test", CLI, "--all-targets", "--no-run"]))?;
     run(cargo(&["build", BROWSER]))?;
-    let tests = gpu_tests()?;
+    let tests: Vec<String> = tests()?
+        .into_iter()
+        .filter(|name| !HOST_TESTS.contains(&&**name))
+        .map(|name| format!("--test={name}"))
+        .collect();
     let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
     // A mode, and the share of the cases that it takes.
     let gpu = |tests: &[&str], (mode, share): (&str, &str), on: &dyn Fn(&mut Command)| {
@@ -193,11 +257,14 @@ fn matrix() -> Result<()> {
         Stage::new("planning without wgpu; the library and its JavaScript API as WebAssembly", wasm()),
         Stage::new("the web example, built", vec![build_web(&web_folder())]),
     ];
-    let mut done = stages::two_at_a_time(together);
+    let mut done = stages::two_at_a_time(together, Shown::All);
     // Others would use the memory that the one counts, and the time that the other takes.
     let memory = gpu(&["--test=memory"], ("budget", "0/1"), &on_cooperative);
-    done.extend(stages::two_at_a_time(vec![Stage::new("a driver that says how much memory it grants", memory)]));
-    done.extend(stages::two_at_a_time(vec![Stage::new("the web example in a browser", web_tests(false)?)]));
+    done.extend(stages::two_at_a_time(
+        vec![Stage::new("a driver that says how much memory it grants", memory)],
+        Shown::All,
+    ));
+    done.extend(stages::two_at_a_time(vec![Stage::new("the web example in a browser", web_tests(false)?)], Shown::All));
     println!("== summary");
     done.iter().for_each(|done| println!("{done}"));
     done.into_iter().try_for_each(|done| done.result)
@@ -232,7 +299,7 @@ fn web_target() -> Result<()> {
 }
 
 fn web_folder() -> PathBuf {
-    root().join("target/web")
+    root().join("target/site")
 }
 
 fn build_web(out: &Path) -> Command {

@@ -73,18 +73,19 @@ async function run(all) {
   const passed = families.reduce((sum, family) => sum + family.passed, 0);
   const stopped = progress.value < total ? `, stopped after ${progress.value} of ${total}` : "";
   byId("check-said").textContent =
-    `${passed} passed, ${failures.length} failed${stopped}, in ${((performance.now() - start) / 1000).toFixed(0)} s.`;
+    `${passed} of ${total} passed, ${failures.length} failed${stopped}, in ${((performance.now() - start) / 1000).toFixed(0)} s.`;
   progress.hidden = true;
   byId("check").dataset.result = JSON.stringify(families.map(({ name, passed, failed, of, worst }) => ({ name, passed, failed, of, worst })));
 }
 
 function table(families) {
   const head = element("tr");
-  head.append(...["family", "passed", "of", "failed", "worst"].map((text) => element("th", { textContent: text })));
+  head.append(...["family", "passed", "failed", "worst"].map((text) => element("th", { textContent: text })));
   const rows = families.map(({ name, cases, passed, failed, of, worst, done }) => {
     const row = element("tr");
     const mark = failed ? "✗ " : done === cases.length ? "✓ " : "";
-    const cells = [mark + name, passed, of, failed || "", done ? `${(100 * worst).toFixed(0)} %` : ""];
+    const sampled = cases.length < of ? ` (sampled from ${of})` : "";
+    const cells = [mark + name, `${passed} of ${cases.length}${sampled}`, failed || "", done ? `${(100 * worst).toFixed(0)} %` : ""];
     row.append(...cells.map((text) => element("td", { textContent: text })));
     row.className = failed ? "bad" : done === cases.length ? "good" : "";
     return row;

@@ -3,7 +3,7 @@
 // for a part that all keys share. Values are colors.
 
 import { NeighborhoodAttention } from "./wgpu_attention.js";
-import { byId, chance, controls, element, isSoftware, latest, milliseconds } from "./ui.js";
+import { busy, byId, chance, controls, count, element, isSoftware, latest, milliseconds } from "./ui.js";
 import { landscape } from "./picture.js";
 
 const PATCH = 3;
@@ -102,11 +102,15 @@ const refresh = latest(async () => {
   if (!gpu) return;
   const start = performance.now();
   const before = noisy(shrunk());
-  const { colors, seconds, fresh } = await denoise(gpu, before);
+  // A film goes on with its last frame; else what was computed for other choices goes.
+  busy("denoise", !camera);
+  if (!camera) paint("before", before);
+  if (!kept) say("Compiling …");
+  const { colors, seconds, fresh } = await denoise(gpu, before).finally(() => busy("denoise", false));
   paint("before", before);
   paint("after", { ...before, colors });
   const took = performance.now() - start;
-  const what = `${before.width} × ${before.height} pixels, ${settings.window ** 2} neighbors each`;
+  const what = `${before.width} × ${before.height} pixels, ${count(settings.window ** 2)} neighbors each`;
   if (fresh) {
     say(`${what}: ${milliseconds(took)} with compiling …`);
     refresh(); // and once more to see how long it takes without

@@ -90,7 +90,12 @@ document.querySelector("[role=tablist]").onkeydown = (event) => {
   byId(`tab-${next}`).focus();
   byId(`tab-${next}`).click();
 };
-const hashed = () => (names.includes(location.hash.slice(1)) ? location.hash.slice(1) : "see");
+// A part by its name, and what it is to show: #race, #race=….
+const hashed = () => {
+  const [name, shared] = location.hash.slice(1).split("=");
+  if (shared) parts[name]?.share?.(shared);
+  return names.includes(name) ? name : "see";
+};
 addEventListener("hashchange", () => show(hashed()));
 
 try {

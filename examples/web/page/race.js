@@ -2,7 +2,7 @@
 
 import { BlockMask, BlockSparseAttention, FlashAttention, LinearAttention, NeighborhoodAttention } from "./wgpu_attention.js";
 import { UnfusedAttention } from "./unfused.js";
-import { adapterName, byId, chance, isSoftware, milliseconds } from "./ui.js";
+import { adapterName, busy, byId, chance, count, element, isSoftware, milliseconds } from "./ui.js";
 
 const HEADS = 4;
 const WIDTH = 64;
@@ -14,40 +14,41 @@ const KEPT = 0.1; // of the blocks
 
 // A runner makes its kernel for a length and gives a function from tensors and repeats to seconds a run.
 const RUNNERS = [
-  { name: "three kernels, unfused", color: "#d1495b", dash: "6 4", make: (gpu) => {
+  { name: "three kernels, unfused", what: "scores, softmax and sum one after another, with all scores in memory", color: "#d1495b", dash: "6 4", make: (gpu) => {
     const kernel = new UnfusedAttention(gpu);
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: "flash", color: "#2274c8", make: (gpu) => {
+  { name: "flash", what: "the same result in one kernel that keeps no scores", color: "#2274c8", make: (gpu) => {
     const kernel = new FlashAttention(gpu);
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: "flash, causal", color: "#56a3f0", make: (gpu) => {
+  { name: "flash, causal", what: "each token sees those before it: half of the work", color: "#56a3f0", make: (gpu) => {
     const kernel = new FlashAttention(gpu, { causal: "bottomRight" });
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: `block-sparse, ${100 * KEPT} % of blocks`, color: "#2a9d6f", make: async (gpu, n) => {
+  { name: `block-sparse, ${100 * KEPT} % of blocks`, what: `blocks of ${BLOCK} × ${BLOCK} by chance; the others are never computed`, color: "#2a9d6f", make: async (gpu, n) => {
     const kernel = new BlockSparseAttention(gpu);
     const mask = await sparse(gpu, n);
     return (tensors, repeat) => kernel.time(...tensors, mask, repeat);
   } },
-  { name: `neighborhood, window ${WINDOW}`, color: "#e9a03b", make: (gpu, length) => {
+  { name: `neighborhood, window ${WINDOW}`, what: `each token sees the ${WINDOW} nearest`, color: "#e9a03b", make: (gpu, length) => {
     const kernel = new NeighborhoodAttention(gpu, { axes: [{ length, window: WINDOW }] });
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: "linear", color: "#8e5bd0", make: (gpu) => {
+  { name: "linear", what: "a state instead of scores: work grows with the tokens, not with their square", color: "#8e5bd0", make: (gpu) => {
     const kernel = new LinearAttention(gpu);
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
 ];
 
 let gpu = null;
-let results = []; // { name, color, dash, points: [{ n, ms }], why }
+let results = []; // { name, what, color, dash, points: [{ n, ms }], why }
+let from = ""; // whose results they are, where they came by a link
 let running = false;
 
 export async function enter(device) {
   gpu = device;
-  if (!results.length) byId("race-said").textContent = "Takes some seconds on a GPU, about a minute on a processor.";
+  if (!results.length && !from) byId("race-said").textContent = "Takes some seconds on a GPU, about a minute on a processor.";
   draw();
 }
 
@@ -70,7 +71,9 @@ async function run() {
   const device = gpu;
   // How long one run may take, and how long a measurement should at least.
   const [most, least] = isSoftware(device.device) ? [0.4, 0.02] : [0.25, 0.03];
-  results = RUNNERS.map(({ name, color, dash }) => ({ name, color, dash, points: [], why: "" }));
+  results = RUNNERS.map(({ name, what, color, dash }) => ({ name, what, color, dash, points: [], why: "" }));
+  from = "";
+  draw();
   const going = () => running && gpu === device;
   for (let n = FROM; n <= UP_TO && going() && results.some((result) => !result.why); n *= 2) {
     const values = () => Float32Array.from({ length: HEADS * n * WIDTH }, () => 2 * Math.random() - 1);
@@ -78,22 +81,23 @@ async function run() {
     for (let i = 0; i < 3; i++) tensors.push(await device.tensor([1, HEADS, n, WIDTH], values()));
     for (const [i, result] of results.entries()) {
       if (result.why || !going()) continue;
-      byId("race-said").textContent = `${result.name}, ${n} tokens …`;
+      byId("race-said").textContent = `${result.name}, ${count(n)} tokens …`;
       try {
         const time = await RUNNERS[i].make(device, n);
         const seconds = await measure((repeat) => time(tensors, repeat), least);
         result.points.push({ n, ms: 1000 * seconds });
         // A line has two ends, on the slowest machine too.
-        if (seconds > most && result.points.length > 1) result.why = "too slow to go on";
+        if (seconds > most && result.points.length > 1) result.why = `takes more than ${milliseconds(1000 * most)}`;
       } catch (e) {
         if (e.name === "DeviceLost") throw e;
-        result.why = e.name === "Argument" || e.name === "Limit" || e.name === "OutOfMemory" ? "does not fit" : e.message;
+        result.why = e.name === "Argument" || e.name === "Limit" || e.name === "OutOfMemory" ? "does not fit the GPU's memory or limits" : e.message;
       }
       draw();
       byId("race").dataset.computed = results.reduce((sum, { points }) => sum + points.length, 0);
     }
     tensors.forEach((tensor) => tensor.destroy());
   }
+  if (running) results.filter(({ why }) => !why).forEach((result) => (result.why = "the longest that is tried"));
   if (gpu === device) finish();
 }
 
@@ -114,7 +118,7 @@ function finish() {
     return shared ? [`${name} ${(shared.ms / points.find(({ n }) => n === shared.n).ms).toFixed(1)} ×`] : [];
   });
   const longest = base.at(-1)?.n;
-  byId("race-said").textContent = longest ? `Against three kernels, at ${longest} tokens: ${said.join(", ")}.` : "Nothing was measured.";
+  byId("race-said").textContent = longest ? `${from}As fast as three kernels, times, at ${count(longest)} tokens: ${said.join(", ")}.` : "Nothing was measured.";
   byId("race").dataset.finished = "yes";
 }
 
@@ -138,12 +142,54 @@ function text() {
 
 function draw() {
   const some = results.some(({ points }) => points.length);
-  byId("race-copy").disabled = byId("race-text").hidden = !some;
-  if (some && gpu) byId("race-text").textContent = text();
+  byId("race-copy").disabled = byId("race-link").disabled = !some || Boolean(from);
+  byId("race-text").hidden = !some || Boolean(from);
+  if (some && gpu && !from) byId("race-text").textContent = text();
   byId("plot").innerHTML = some ? plot() : "";
+  lines();
 }
 
-const axis = (ms) => (ms >= 1000 ? `${Math.round(ms / 1000)} s` : `${ms >= 1 ? Math.round(ms) : ms.toPrecision(1)} ms`);
+// What each line is, and why it ends.
+function lines() {
+  const rows = results.map(({ name, what, color, points, why }) => {
+    const row = element("tr");
+    const ends = points.length ? `ends at ${count(points.at(-1).n)} tokens, ${milliseconds(points.at(-1).ms)}` : "nothing measured";
+    const cells = [name, what, why ? `${ends}: ${why}` : points.length ? "…" : ""].map((text) => element("td", { textContent: text }));
+    const swatch = element("span", { className: "swatch" });
+    swatch.style.background = color;
+    cells[0].prepend(swatch);
+    row.append(...cells);
+    return row;
+  });
+  byId("race-lines").replaceChildren(...rows);
+}
+
+// Results as a link, and back: [adapter, a list of milliseconds from the shortest length on for each line, reasons].
+function link() {
+  const data = [adapterName(gpu.device), results.map(({ points }) => points.map(({ ms }) => +ms.toPrecision(3))), results.map(({ why }) => why)];
+  const bytes = new TextEncoder().encode(JSON.stringify(data));
+  const text = btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return `${location.href.split("#")[0]}#race=${text}`;
+}
+
+export function share(text) {
+  try {
+    const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
+    const [adapter, times, reasons] = JSON.parse(new TextDecoder().decode(bytes));
+    results = RUNNERS.map(({ name, what, color, dash }, i) => {
+      const points = times[i].map((ms, at) => ({ n: FROM * 2 ** at, ms: Number(ms) })).filter(({ ms }) => ms > 0);
+      return { name, what, color, dash, points, why: String(reasons[i]) };
+    });
+    from = `Measured on ${String(adapter)}, shared by a link. `;
+    draw();
+    finish();
+  } catch {
+    results = [];
+    byId("race-said").textContent = "The link's results cannot be read: it was cut off, perhaps.";
+  }
+}
+
+const axis = (ms) => (ms >= 1000 ? `${count(Math.round(ms / 1000))} s` : `${ms >= 1 ? Math.round(ms) : ms.toPrecision(1)} ms`);
 
 // As wide as there is room for, so that letters keep their size.
 function plot() {
@@ -166,16 +212,15 @@ function plot() {
   const every = narrow && n1 / n0 > 16 ? 4 : 2;
   for (let n = n0; n <= n1; n *= every) {
     parts.push(`<line class="grid" x1="${x(n)}" x2="${x(n)}" y1="${top}" y2="${height - bottom}"/>`);
-    parts.push(`<text x="${x(n)}" y="${height - bottom + 18}" text-anchor="middle">${n < 1024 ? n : `${n / 1024}k`}</text>`);
+    parts.push(`<text x="${x(n)}" y="${height - bottom + 18}" text-anchor="middle">${count(n)}</text>`);
   }
-  results.forEach(({ name, color, dash, points, why }, i) => {
+  results.forEach(({ name, color, dash, points }, i) => {
     const line = points.map(({ n, ms }) => `${x(n).toFixed(1)},${y(ms).toFixed(1)}`).join(" ");
     parts.push(`<polyline points="${line}" fill="none" stroke="${color}" stroke-width="2.5" stroke-dasharray="${dash ?? ""}"/>`);
-    points.forEach(({ n, ms }) => parts.push(`<circle cx="${x(n)}" cy="${y(ms)}" r="3.5" fill="${color}"><title>${name}, ${n} tokens: ${milliseconds(ms)}</title></circle>`));
+    points.forEach(({ n, ms }) => parts.push(`<circle cx="${x(n)}" cy="${y(ms)}" r="3.5" fill="${color}"><title>${name}, ${count(n)} tokens: ${milliseconds(ms)}</title></circle>`));
     const at = narrow ? height - legend + 20 * i : top + 14 + 20 * i;
-    const ended = why && why !== "too slow to go on" ? ` (${why})` : "";
     parts.push(`<line x1="${left + 10}" x2="${left + 34}" y1="${at}" y2="${at}" stroke="${color}" stroke-width="2.5" stroke-dasharray="${dash ?? ""}"/>`);
-    parts.push(`<text x="${left + 42}" y="${at + 4}">${name}${ended}</text>`);
+    parts.push(`<text x="${left + 42}" y="${at + 4}">${name}</text>`);
   });
   return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="Milliseconds over tokens">${parts.join("")}</svg>`;
 }
@@ -186,6 +231,7 @@ byId("race-go").onclick = async () => {
     return;
   }
   running = true;
+  busy("race", true);
   byId("race").dataset.finished = "";
   byId("race-go").textContent = "Stop";
   try {
@@ -194,18 +240,29 @@ byId("race-go").onclick = async () => {
     byId("race-said").textContent = e.name === "DeviceLost" ? "The GPU was lost in the middle: start again." : e.message;
   } finally {
     running = false;
+    busy("race", false);
     byId("race-go").textContent = "Start again";
   }
 };
-byId("race-copy").onclick = async () => {
+
+// Puts a text on the clipboard, and says so on the button for a while.
+async function copy(button, text, otherwise) {
+  const label = byId(button).textContent;
   try {
-    await navigator.clipboard.writeText(byId("race-text").textContent);
-    byId("race-copy").textContent = "Copied";
+    await navigator.clipboard.writeText(text);
+    byId(button).textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(byId("race-text"));
-    byId("race-copy").textContent = "Selected: copy it with the keyboard";
+    byId(button).textContent = otherwise();
   }
-  setTimeout(() => (byId("race-copy").textContent = "Copy as text"), 2000);
+  setTimeout(() => (byId(button).textContent = label), 2000);
+}
+byId("race-copy").onclick = () => copy("race-copy", byId("race-text").textContent, () => {
+  getSelection().selectAllChildren(byId("race-text"));
+  return "Selected: copy it with the keyboard";
+});
+byId("race-link").onclick = () => {
+  history.replaceState(null, "", link());
+  copy("race-link", location.href, () => "It is in the address bar");
 };
 addEventListener("resize", () => {
   if (!byId("race").hidden) draw();

@@ -2,7 +2,7 @@
 // takes 64 of those columns, and queries and keys are repeated for each.
 
 import { BlockSparseAttention, FlashAttention, LinearAttention, NeighborhoodAttention, SeerGate } from "./wgpu_attention.js";
-import { byId, controls, element, latest, milliseconds, stepped } from "./ui.js";
+import { busy, byId, controls, count, element, latest, milliseconds, stepped } from "./ui.js";
 import { landscape } from "./picture.js";
 
 const TEXT = `the cat sat on the mat and the dog sat by the door while the rain ran down the window pane and the cat
@@ -33,7 +33,7 @@ const OWN = {
   ],
 };
 
-const state = { kernel: "flash", view: "strip", query: 8, own: {}, sharpness: 6 };
+const state = { kernel: "flash", view: "picture", query: 9 * 32 + 21, own: {}, sharpness: 6 };
 let gpu = null;
 let weights = null; // [tokens][tokens]
 let tokens = [];
@@ -57,7 +57,7 @@ export function leave() {
 }
 
 function build() {
-  const views = [["strip", "words"], ["picture", "picture"]];
+  const views = [["picture", "a picture's cells"], ["strip", "words"]];
   const list = [
     { name: "kernel", label: "Kernel", kind: "select", options: KERNELS, value: state.kernel },
     { name: "view", label: "Tokens", kind: "select", options: views, value: state.view },
@@ -88,10 +88,22 @@ const refresh = latest(async () => {
   byId("strip").hidden = byId("text-label").hidden = picture;
   tokens = picture ? cells() : words(byId("text").value);
   state.query = Math.min(state.query, tokens.length - 1);
-  if (!gpu) return;
+  if (!gpu) {
+    draw();
+    return;
+  }
+  // What was computed for other choices goes, unless this takes no longer than a blink.
+  const wait = setTimeout(() => {
+    weights = null;
+    draw();
+    byId("see-said").textContent = compiled.has(shape()) ? "Computing …" : "Compiling and computing …";
+  }, weights ? 120 : 0);
+  busy("see", true);
   try {
     const start = performance.now();
-    weights = await compute(gpu, picture);
+    const found = await compute(gpu, picture);
+    clearTimeout(wait);
+    weights = found;
     const took = milliseconds(performance.now() - start) + (compiled.has(shape()) ? "" : ", with compiling");
     compiled.add(shape());
     document.body.dataset.firstResult ??= Math.round(performance.now());
@@ -103,6 +115,9 @@ const refresh = latest(async () => {
     weights = null;
     draw();
     byId("see-said").textContent = e.message;
+  } finally {
+    clearTimeout(wait);
+    busy("see", false);
   }
 });
 
@@ -252,7 +267,7 @@ function drawMap() {
   for (let j = 0; j < tokens.length; j++) {
     const [x, y] = [(j % GRID.columns) * size, Math.floor(j / GRID.columns) * size];
     const { strength, seen } = light(j);
-    context.fillStyle = `rgba(8, 10, 18, ${seen ? 0.62 * (1 - Math.abs(strength)) : 0.8})`;
+    context.fillStyle = `rgba(8, 10, 18, ${!weights ? 0.35 : seen ? 0.62 * (1 - Math.abs(strength)) : 0.8})`;
     context.fillRect(x, y, size, size);
     if (seen && Math.abs(strength) > 0.02) {
       context.strokeStyle = strength < 0 ? `rgba(80, 150, 255, ${-strength})` : `rgba(255, 170, 40, ${strength})`;
@@ -274,8 +289,8 @@ function said(took = lastTook) {
   const best = row.reduce((best, x, j) => (x > row[best] ? j : best), 0);
   const sum = row.reduce((sum, x) => sum + x, 0);
   const whole = state.kernel === "linear" ? `adds up to ${sum.toFixed(2)}` : `${(100 * row[best]).toFixed(1)} %`;
-  const blocks = mask ? `; the gate chose ${mask.filter(Boolean).length} of ${mask.length} blocks of ${BLOCK} × ${BLOCK}` : "";
-  byId("see-said").textContent = `“${tokens[state.query].name}” sees ${seen} of ${tokens.length} tokens, most of all ` +
+  const blocks = mask ? `; the gate chose ${count(mask.filter(Boolean).length)} of ${count(mask.length)} blocks of ${BLOCK} × ${BLOCK}` : "";
+  byId("see-said").textContent = `“${tokens[state.query].name}” sees ${count(seen)} of ${count(tokens.length)} tokens, most of all ` +
     `“${tokens[best].name}” (${whole})${blocks}. All weights in ${took}.`;
 }
 

@@ -41,7 +41,18 @@ function control(c, set) {
 
 export const element = (name, properties = {}) => Object.assign(document.createElement(name), properties);
 
-export const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
+// A time as people write it: 0.42 ms, 42 ms, 4.2 s.
+export const milliseconds = (ms) =>
+  ms >= 1000 ? `${(ms / 1000).toPrecision(2)} s` : `${ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
+
+// A number as people write it: 65,536.
+export const count = (n) => n.toLocaleString("en");
+
+// Says, to eyes and to screen readers, that a part is at work.
+export function busy(part, is) {
+  byId(part).classList.toggle("busy", is);
+  byId(part).setAttribute("aria-busy", is);
+}
 
 // Whether the processor does the GPU's work.
 export const isSoftware = (device) => Boolean(device.adapterInfo?.isFallbackAdapter);

@@ -9,7 +9,8 @@ use js_sys::Promise;
 use std::rc::Rc;
 use tsify::Ts;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::{AttentionInputs, Prepared, Shapes};
+use wgpu_attention::plan::Shapes;
+use wgpu_attention::{AttentionInputs, Prepared};
 
 /// Output and log-sum-exp.
 #[wasm_bindgen]
@@ -23,13 +24,13 @@ impl AttentionResult {
     /// [batch, heads, queries, value width].
     #[wasm_bindgen(getter)]
     pub fn out(&self) -> Tensor {
-        Tensor(self.out.clone())
+        Tensor::new(self.out.clone())
     }
 
     /// Natural log-sum-exp of each row's scores, f32 [batch, heads, queries, 1].
     #[wasm_bindgen(getter)]
     pub fn lse(&self) -> Tensor {
-        Tensor(self.lse.clone())
+        Tensor::new(self.lse.clone())
     }
 }
 
@@ -90,6 +91,7 @@ impl Call {
     }
 }
 
+// Documentation within is in attributes: comments would come out of the macro as raw string literals.
 macro_rules! softmax_attention {
     ($(#[$doc:meta])* $kernel:ident, $name:ident, $params:ident $(, $mask:ident)?) => {
         $(#[$doc])*
@@ -100,37 +102,37 @@ macro_rules! softmax_attention {
         }
 
         impl $name {
-            fn call(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Call {
+            fn call(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Result<Call> {
                 let mask = None$(.or(Some($mask.0.clone())))?;
-                let tensors = [q, k, v].map(|tensor| tensor.0.clone());
-                Call { gpu: self.gpu.clone(), kernel: self.kernel.clone(), tensors, mask }
+                let tensors = [q.get()?, k.get()?, v.get()?];
+                Ok(Call { gpu: self.gpu.clone(), kernel: self.kernel.clone(), tensors, mask })
             }
         }
 
         #[wasm_bindgen]
         impl $name {
-            /// Checks the params; nothing is compiled yet.
+            #[doc = " Checks the params; nothing is compiled yet."]
             #[wasm_bindgen(constructor)]
             pub fn new(gpu: &Gpu, params: Option<Ts<$params>>) -> Result<$name> {
                 let kernel = Kernel::$kernel(wgpu_attention::$name::new(&gpu.0, self::params(params)?)?);
                 Ok(Self { gpu: gpu.0.clone(), kernel: Rc::new(kernel) })
             }
 
-            /// The output, [batch, heads, queries, value width]. What was compiled for a shape is kept.
+            #[doc = " The output, [batch, heads, queries, value width]. What was compiled for a shape is kept."]
             #[wasm_bindgen(unchecked_return_type = "Promise<Tensor>")]
             pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Promise {
                 let call = self.call(q, k, v $(, $mask)?);
-                promise(async { Ok(Tensor(call.forward().await?.out).into()) })
+                promise(async { Ok(Tensor::new(call?.forward().await?.out).into()) })
             }
 
-            /// The same with the log-sum-exp of each row.
+            #[doc = " The same with the log-sum-exp of each row."]
             #[wasm_bindgen(js_name = forwardWithLse, unchecked_return_type = "Promise<AttentionResult>")]
             pub fn forward_with_lse(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Promise {
                 let call = self.call(q, k, v $(, $mask)?);
-                promise(async { Ok(call.forward().await?.into()) })
+                promise(async { Ok(call?.forward().await?.into()) })
             }
 
-            /// Seconds that the GPU takes for it: the mean of `repeat` runs (default: 1), one after another in one go.
+            #[doc = " Seconds that the GPU takes for it: the mean of `repeat` runs (default: 1), one after another in one go."]
             #[wasm_bindgen(unchecked_return_type = "Promise<number>")]
             pub fn time(
                 &self,
@@ -141,31 +143,31 @@ macro_rules! softmax_attention {
                 repeat: Option<u32>,
             ) -> Promise {
                 let call = self.call(q, k, v $(, $mask)?);
-                promise(async move { Ok(call.time(repeat).await?.into()) })
+                promise(async move { Ok(call?.time(repeat).await?.into()) })
             }
 
-            /// What runs for such tensors, in words.
+            #[doc = " What runs for such tensors, in words."]
             pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Result<String> {
-                self.call(q, k, v $(, $mask)?).plan()
+                self.call(q, k, v $(, $mask)?)?.plan()
             }
         }
     };
 }
 
 softmax_attention!(
-    /// Flash attention: q [batch, heads, queries, width], k and v [batch, key heads, keys, width].
+    #[doc = " Flash attention: q [batch, heads, queries, width], k and v [batch, key heads, keys, width]."]
     Flash,
     FlashAttention,
     FlashParams
 );
 softmax_attention!(
-    /// Neighborhood attention in one to three dimensions: every token has a query, a key and a value.
+    #[doc = " Neighborhood attention in one to three dimensions: every token has a query, a key and a value."]
     Neighborhood,
     NeighborhoodAttention,
     NeighborhoodParams
 );
 softmax_attention!(
-    /// Attention over the blocks of queries and keys that a mask has chosen.
+    #[doc = " Attention over the blocks of queries and keys that a mask selects."]
     BlockSparse,
     BlockSparseAttention,
     BlockSparseParams,

@@ -8,7 +8,8 @@ use js_sys::{Promise, Uint8Array};
 use std::rc::Rc;
 use tsify::Ts;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::{BlockGrid, SeerGateInputs};
+use wgpu_attention::BlockGrid;
+use wgpu_attention::gate::SeerGateInputs;
 
 /// Which blocks of queries and keys are computed, for each batch entry and head.
 #[wasm_bindgen]
@@ -59,14 +60,14 @@ impl BlockMask {
 
 /// SeerAttention's gate: which blocks attention should compute.
 #[wasm_bindgen]
-pub struct SeerGate(Rc<wgpu_attention::SeerGate>);
+pub struct SeerGate(Rc<wgpu_attention::gate::SeerGate>);
 
 #[wasm_bindgen]
 impl SeerGate {
     /// Checks the params; nothing is compiled yet.
     #[wasm_bindgen(constructor)]
     pub fn new(gpu: &Gpu, params: Option<Ts<SeerGateParams>>) -> Result<SeerGate> {
-        Ok(Self(Rc::new(wgpu_attention::SeerGate::new(&gpu.0, self::params(params)?)?)))
+        Ok(Self(Rc::new(wgpu_attention::gate::SeerGate::new(&gpu.0, self::params(params)?)?)))
     }
 
     /// The mask that it chooses. q [batch, heads, tokens, width] and k [batch, key heads, tokens, width] from before their rotary
@@ -74,7 +75,7 @@ impl SeerGate {
     /// are.
     #[wasm_bindgen(unchecked_return_type = "Promise<BlockMask>")]
     pub fn forward(&self, q: &Tensor, k: &Tensor, wk: &Tensor) -> Promise {
-        let (gate, [q, k, wk]) = (self.0.clone(), [q, k, wk].map(|tensor| tensor.0.clone()));
-        promise(async move { Ok(BlockMask(gate.forward(&SeerGateInputs::new(&q, &k, &wk)).await?).into()) })
+        let (gate, q, k, wk) = (self.0.clone(), q.get(), k.get(), wk.get());
+        promise(async move { Ok(BlockMask(gate.forward(&SeerGateInputs::new(&q?, &k?, &wk?)).await?).into()) })
     }
 }

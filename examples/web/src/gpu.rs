@@ -3,8 +3,9 @@
 use crate::error::{Failure, Result};
 use crate::promise;
 use js_sys::{Float32Array, Promise};
+use std::cell::RefCell;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::program::Name;
+use wgpu_attention::plan::Name;
 use wgpu_attention::{Call, DType, Prepared};
 
 #[wasm_bindgen]
@@ -45,7 +46,7 @@ impl Gpu {
         let gpu = self.0.clone();
         promise(async move {
             let (shape, dtype) = (shape_of(&shape)?, dtype_of(dtype.as_deref())?);
-            Ok(Tensor(wgpu_attention::Tensor::upload(&gpu, shape, dtype, &values).await?).into())
+            Ok(Tensor::new(wgpu_attention::Tensor::upload(&gpu, shape, dtype, &values).await?).into())
         })
     }
 }
@@ -93,50 +94,65 @@ fn dtype_of(name: Option<&str>) -> Result<DType> {
 
 /// A tensor on the GPU.
 #[wasm_bindgen]
-pub struct Tensor(pub(crate) wgpu_attention::Tensor);
+pub struct Tensor(RefCell<Option<wgpu_attention::Tensor>>);
+
+impl Tensor {
+    pub fn new(tensor: wgpu_attention::Tensor) -> Self {
+        Self(RefCell::new(Some(tensor)))
+    }
+
+    /// What it stands for, until it is destroyed.
+    pub fn get(&self) -> Result<wgpu_attention::Tensor> {
+        let found = self.0.borrow().clone();
+        found.ok_or_else(|| Failure::argument("tensor", "destroyed".into(), "one that was not destroyed"))
+    }
+}
 
 #[wasm_bindgen]
 impl Tensor {
     /// [batch, heads, sequence, width].
     #[wasm_bindgen(getter)]
-    pub fn shape(&self) -> Shape {
-        let sizes = self.0.shape().map(|n| JsValue::from(n as f64));
-        js_sys::Array::from_iter(sizes).unchecked_into()
+    pub fn shape(&self) -> Result<Shape> {
+        let sizes = self.get()?.shape().map(|n| JsValue::from(n as f64));
+        Ok(js_sys::Array::from_iter(sizes).unchecked_into())
     }
 
     /// "f32", "f16" or "bf16".
     #[wasm_bindgen(getter)]
-    pub fn dtype(&self) -> String {
-        self.0.layout().dtype.to_string()
+    pub fn dtype(&self) -> Result<String> {
+        Ok(self.get()?.layout().dtype.to_string())
     }
 
     /// Where the elements lie, the last index fastest; a row of 16-bit elements fills whole words. Usable in the page's own
     /// shaders on `gpu.device`, with the usages STORAGE, COPY_SRC and COPY_DST.
     #[wasm_bindgen(getter)]
-    pub fn buffer(&self) -> GpuBuffer {
-        let buffer: &JsValue = self.0.buffer().as_webgpu().expect("the only back end").as_ref();
-        buffer.clone().unchecked_into()
+    pub fn buffer(&self) -> Result<GpuBuffer> {
+        let tensor = self.get()?;
+        let buffer: &JsValue = tensor.buffer().as_webgpu().expect("the only back end").as_ref();
+        Ok(buffer.clone().unchecked_into())
     }
 
     /// The values, once all work submitted so far is done.
     #[wasm_bindgen(unchecked_return_type = "Promise<Float32Array>")]
     pub fn read(&self) -> Promise {
-        let tensor = self.0.clone();
-        promise(async move { Ok(Float32Array::from(tensor.read().await?.as_slice()).into()) })
+        let tensor = self.get();
+        promise(async move { Ok(Float32Array::from(tensor?.read().await?.as_slice()).into()) })
     }
 
     /// Writes other values, as many as there are.
     #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
     pub fn write(&self, values: Vec<f32>) -> Promise {
-        let tensor = self.0.clone();
+        let tensor = self.get();
         promise(async move {
-            tensor.write(&values).await?;
+            tensor?.write(&values).await?;
             Ok(JsValue::UNDEFINED)
         })
     }
 
     /// Gives the memory back at once. (Without this the browser does so when it collects garbage.)
-    pub fn destroy(self) {
-        self.0.buffer().destroy();
+    pub fn destroy(&self) {
+        if let Some(tensor) = self.0.take() {
+            tensor.buffer().destroy();
+        }
     }
 }

@@ -7,7 +7,8 @@ use crate::promise;
 use js_sys::Promise;
 use tsify::Ts;
 use wasm_bindgen::prelude::*;
-use wgpu_attention::{LinearInputs, Shapes};
+use wgpu_attention::LinearInputs;
+use wgpu_attention::plan::Shapes;
 
 /// Linear attention: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`.
 #[wasm_bindgen]
@@ -28,39 +29,40 @@ impl LinearAttention {
     /// The output, [batch, heads, tokens, value width].
     #[wasm_bindgen(unchecked_return_type = "Promise<Tensor>")]
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Promise {
-        self.call(q, k, v).promise(None, None)
+        promise(forward(self.call(q, k, v), None, None))
     }
 
     /// The same with a gate g ≤ 0 for each head and token, f32 [batch, heads, tokens, 1].
     #[wasm_bindgen(js_name = forwardGated, unchecked_return_type = "Promise<Tensor>")]
     pub fn forward_gated(&self, q: &Tensor, k: &Tensor, v: &Tensor, g: &Tensor) -> Promise {
-        self.call(q, k, v).promise(Some(g.0.clone()), None)
+        promise(forward(self.call(q, k, v), Some(g.get()), None))
     }
 
     /// Goes on from `state`, f32 [batch, heads, width, value width], and leaves the state after these tokens in it.
     #[wasm_bindgen(js_name = forwardInPlace, unchecked_return_type = "Promise<Tensor>")]
     pub fn forward_in_place(&self, q: &Tensor, k: &Tensor, v: &Tensor, state: &Tensor) -> Promise {
-        self.call(q, k, v).promise(None, Some(state.0.clone()))
+        promise(forward(self.call(q, k, v), None, Some(state.get())))
     }
 
     /// Seconds that the GPU takes for `forward`: the mean of `repeat` runs (default: 1), one after another in one go.
     #[wasm_bindgen(unchecked_return_type = "Promise<number>")]
     pub fn time(&self, q: &Tensor, k: &Tensor, v: &Tensor, repeat: Option<u32>) -> Promise {
         let call = self.call(q, k, v);
-        promise(async move { Ok(call.time(repeat).await?.into()) })
+        promise(async move { Ok(call?.time(repeat).await?.into()) })
     }
 
     /// What runs for such tensors, in words.
     pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<String> {
-        let inputs: &dyn wgpu_attention::Call = &LinearInputs::new(&q.0, &k.0, &v.0);
+        let call = self.call(q, k, v)?;
+        let inputs: &dyn wgpu_attention::Call = &call.inputs();
         Ok(self.attention.plan(&Shapes::of(inputs))?.to_string())
     }
 }
 
 impl LinearAttention {
-    fn call(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Call {
-        let tensors = [q, k, v].map(|tensor| tensor.0.clone());
-        Call { gpu: self.gpu.clone(), attention: self.attention.clone(), tensors }
+    fn call(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Call> {
+        let tensors = [q.get()?, k.get()?, v.get()?];
+        Ok(Call { gpu: self.gpu.clone(), attention: self.attention.clone(), tensors })
     }
 }
 
@@ -77,21 +79,25 @@ impl Call {
         LinearInputs::new(q, k, v)
     }
 
-    fn promise(self, g: Option<wgpu_attention::Tensor>, state: Option<wgpu_attention::Tensor>) -> Promise {
-        promise(async move {
-            let inputs = LinearInputs { g: g.as_ref(), ..self.inputs() };
-            let out = match &state {
-                Some(state) => self.attention.forward_in_place(&inputs, state).await?,
-                None => self.attention.forward(&inputs).await?,
-            };
-            Ok(Tensor(out).into())
-        })
-    }
-
     async fn time(self, repeat: Option<u32>) -> Result<f64> {
         let repeat = times(repeat)?;
         let inputs: &dyn wgpu_attention::Call = &self.inputs();
         let prepared = self.attention.prepare(&Shapes::of(inputs)).await?;
         seconds(&self.gpu, &prepared, inputs, repeat).await
     }
+}
+
+/// The output, with gates and a state where they are given.
+async fn forward(
+    call: Result<Call>,
+    g: Option<Result<wgpu_attention::Tensor>>,
+    state: Option<Result<wgpu_attention::Tensor>>,
+) -> Result<JsValue> {
+    let (call, g, state) = (call?, g.transpose()?, state.transpose()?);
+    let inputs = LinearInputs { g: g.as_ref(), ..call.inputs() };
+    let out = match &state {
+        Some(state) => call.attention.forward_in_place(&inputs, state).await?,
+        None => call.attention.forward(&inputs).await?,
+    };
+    Ok(Tensor::new(out).into())
 }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tsify::{Ts, Tsify};
 use wasm_bindgen::{JsCast, JsValue};
-use wgpu_attention::{Causal, NeighborhoodAxis, Pool, Selector, Window};
+use wgpu_attention::gate::{Pool, Selector};
+use wgpu_attention::{Causal, NeighborhoodAxis, Window};
 
 /// Which diagonal a causal mask follows: "bottomRight" (the last query sees every key) or "topLeft" (the first query sees one
 /// key).
@@ -244,7 +245,7 @@ pub struct SeerGateParams {
     pub last_rows_dense: Option<bool>,
 }
 
-impl From<SeerGateParams> for wgpu_attention::SeerGateParams {
+impl From<SeerGateParams> for wgpu_attention::gate::SeerGateParams {
     fn from(params: SeerGateParams) -> Self {
         let usual = Self::default();
         let pools = |given: Option<Vec<Pooling>>| given.map(|all| all.into_iter().map(Pool::from).collect());

@@ -1,16 +1,17 @@
 //! `check`: the case catalogue on every adapter present.
 
 mod fuzz;
+mod report;
+mod work;
 
 use super::Device;
 use super::run::file::error;
-use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use report::Report;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use wgpu_attention::catalogue::{Case, FAMILIES, Outcome, activations};
-use wgpu_attention::{Error, Gpu, GpuTime, Result};
+use wgpu_attention::catalogue::{Case, FAMILIES, Family, activations, sample};
+use wgpu_attention::plan::AdapterKind;
+use wgpu_attention::{Gpu, GpuOptions, Result};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -18,7 +19,13 @@ pub struct Options {
     kernels: Vec<String>,
     #[command(flatten)]
     device: Device,
-    /// Write the figures to this file too.
+    /// Run every case of the catalogue: by default some, which reach every kernel and every feature.
+    #[arg(long)]
+    all: bool,
+    /// Show a row for each case.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Write the figures of each case to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Run N random problems in addition to the catalogue, of all families in turn, on all adapters at the same time.
@@ -44,22 +51,11 @@ pub struct Options {
     data: Option<PathBuf>,
 }
 
-#[derive(Serialize)]
-struct Report {
-    adapter: String,
-    driver: String,
-    backend: String,
-    kernel: &'static str,
-    case: String,
-    passed: bool,
-    /// Largest absolute difference from the reference; null if it is not finite.
-    error: Option<f64>,
-    /// The same over what is allowed.
-    over_tolerance: Option<f64>,
-    gpu_seconds: Option<f64>,
-    by_timestamps: Option<bool>,
-    flops: f64,
-    failure: Option<String>,
+/// The cases of a family, and how many its catalogue has.
+struct Cases {
+    family: &'static str,
+    chosen: Vec<Box<dyn Case>>,
+    known: usize,
 }
 
 pub fn check(options: &Options) -> Result<ExitCode> {
@@ -67,20 +63,29 @@ pub fn check(options: &Options) -> Result<ExitCode> {
     if !(tolerance.is_finite() && tolerance >= 0.0) {
         return Err(error("--tolerance", tolerance, "finite, at least 0"));
     }
-    let cases = cases(options)?;
+    let families = families(options)?;
     let device = options.device.options();
     let adapters = pollster::block_on(Gpu::request_all(&device));
-    if adapters.is_empty() {
+    let mut refused = 0;
+    let mut gpus = vec![];
+    for adapter in adapters {
+        match adapter {
+            Ok(gpu) => gpus.push(gpu),
+            Err(e) => {
+                refused += 1;
+                eprintln!("not checked: {e}");
+            }
+        }
+    }
+    if gpus.is_empty() && refused == 0 {
         return Err(super::no_adapter(&device));
     }
-    let mut reports = Vec::new();
-    let (gpus, refused): (Vec<_>, Vec<_>) = adapters.into_iter().partition(Result::is_ok);
-    let gpus: Vec<Gpu> = gpus.into_iter().flatten().collect();
-    refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(|e| eprintln!("not checked: {e}"));
-    for gpu in gpus.iter().filter(|_| !options.random_only) {
-        let of_adapter = run(gpu, &cases, tolerance);
-        print(gpu, &of_adapter);
-        reports.extend(of_adapter);
+    let mut reports: Vec<Report> = Vec::new();
+    if !options.random_only {
+        for devices in side_by_side(&gpus, &device) {
+            let cases = cases(options, &families, &devices[0])?;
+            reports.extend(work::run(&devices, &cases, options));
+        }
     }
     if options.fuzz > 0 {
         for (gpu, found) in gpus.iter().zip(fuzz::run(&gpus, options)?) {
@@ -92,10 +97,11 @@ pub fn check(options: &Options) -> Result<ExitCode> {
         println!("A real model's activations were not checked: give them with --data FILE.");
     }
     if let Some(path) = &options.json {
-        write(path, &reports)?;
+        report::write(path, &reports)?;
     }
     let failed = reports.iter().filter(|r| !r.passed).count();
-    println!("{} passed, {failed} failed{}", reports.len() - failed, note(refused.len()));
+    let note = if refused == 0 { String::new() } else { format!(" ({refused} adapters gave no device)") };
+    println!("{} passed, {failed} failed{note}", reports.len() - failed);
     Ok(ExitCode::from(u8::from(failed > 0 || reports.is_empty())))
 }
 
@@ -104,118 +110,48 @@ fn at_most_a_million(text: &str) -> std::result::Result<usize, String> {
     if count <= 1_000_000 { Ok(count) } else { Err("at most 1000000".into()) }
 }
 
-fn note(refused: usize) -> String {
-    if refused == 0 { String::new() } else { format!(" ({refused} adapters gave no device)") }
+/// The devices that work on an adapter's cases: two where shaders run, and compile, on a processor.
+fn side_by_side(gpus: &[Gpu], device: &GpuOptions) -> Vec<Vec<Gpu>> {
+    let software = |gpu: &Gpu| gpu.caps().kind == AdapterKind::Software;
+    let mut more = if gpus.iter().any(software) { pollster::block_on(Gpu::request_all(device)) } else { vec![] };
+    let second = |gpu: &Gpu| {
+        let same = |other: &Result<Gpu>| other.as_ref().is_ok_and(|other| other.caps() == gpu.caps());
+        let found = more.iter().position(same).filter(|_| software(gpu))?;
+        more.swap_remove(found).ok()
+    };
+    gpus.iter()
+        .zip(gpus.iter().map(second))
+        .map(|(gpu, second)| [vec![gpu.clone()], second.into_iter().collect()].concat())
+        .collect()
 }
 
-fn cases(options: &Options) -> Result<Vec<Box<dyn Case>>> {
+fn families(options: &Options) -> Result<Vec<&'static Family>> {
     let names: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
     if let Some(unknown) = options.kernels.iter().find(|k| !names.contains(&k.as_str())) {
         return Err(error("KERNEL", unknown, format!("one of {}", names.join(", "))));
     }
-    let mut cases: Vec<Box<dyn Case>> = Vec::new();
-    for family in FAMILIES.iter().filter(|family| chosen(options, family.name)) {
-        cases.extend((family.cases)());
-    }
-    if let Some(path) = options.data.as_ref().filter(|_| chosen(options, "flash")) {
-        cases.push(Box::new(activations(path)?));
-    }
-    Ok(cases)
+    Ok(FAMILIES.iter().filter(|family| chosen(options, family.name)).collect())
 }
 
 fn chosen(options: &Options, name: &str) -> bool {
     options.kernels.is_empty() || options.kernels.iter().any(|kernel| kernel == name)
 }
 
-fn run(gpu: &Gpu, cases: &[Box<dyn Case>], tolerance: f64) -> Vec<Report> {
-    let style = "{bar:32} {pos}/{len} {elapsed}  {wide_msg}";
-    let style = ProgressStyle::with_template(style).expect("a valid template");
-    let bar = ProgressBar::new(cases.len() as u64).with_style(style);
-    let mut reports = Vec::new();
-    for case in cases {
-        bar.set_message(format!("{}  {}", gpu.caps().adapter, case.name()));
-        let outcome = pollster::block_on(case.run(gpu));
-        let time = pollster::block_on(case.time(gpu));
-        reports.push(judge(gpu, case.as_ref(), outcome, Some(time), tolerance));
-        bar.inc(1);
+fn cases(options: &Options, families: &[&'static Family], gpu: &Gpu) -> Result<Vec<Cases>> {
+    let mut all = vec![];
+    for family in families {
+        let mut chosen = (family.cases)();
+        let mut known = chosen.len();
+        if !options.all {
+            let some = sample(chosen.iter().map(|case| &**case), gpu.caps())?;
+            let all = chosen.into_iter().enumerate();
+            chosen = all.filter(|(i, _)| some.contains(i)).map(|(_, case)| case).collect();
+        }
+        if let Some(path) = options.data.as_ref().filter(|_| family.name == "flash") {
+            chosen.push(Box::new(activations(path)?));
+            known += 1;
+        }
+        all.push(Cases { family: family.name, chosen, known });
     }
-    bar.finish_and_clear();
-    reports
-}
-
-fn judge(
-    gpu: &Gpu,
-    case: &dyn Case,
-    outcome: Result<Outcome>,
-    time: Option<Result<GpuTime>>,
-    tolerance: f64,
-) -> Report {
-    let failure = match (&outcome, &time) {
-        (Err(e), _) | (_, Some(Err(e))) => Some(e.to_string()),
-        (Ok(Outcome { over_tolerance, .. }), _) if *over_tolerance <= tolerance => None,
-        _ => Some("beyond the tolerance".into()),
-    };
-    let time = time.and_then(Result::ok);
-    let caps = gpu.caps();
-    let finite = |x: f64| x.is_finite().then_some(x);
-    Report {
-        adapter: caps.adapter.clone(),
-        driver: caps.driver.clone(),
-        backend: format!("{:?}", caps.backend),
-        kernel: case.kernel(),
-        case: case.name(),
-        passed: failure.is_none(),
-        error: outcome.as_ref().ok().and_then(|o| finite(o.error)),
-        over_tolerance: outcome.ok().and_then(|o| finite(o.over_tolerance)),
-        gpu_seconds: time.as_ref().map(|t| t.seconds),
-        by_timestamps: time.map(|t| t.by_timestamps),
-        flops: case.flops(),
-        failure,
-    }
-}
-
-fn print(gpu: &Gpu, reports: &[Report]) {
-    println!("{}", gpu.caps());
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["kernel", "case", "worst error", "of tolerance", "GPU time", "TFLOP/s", ""]);
-    for column in 2..6 {
-        table.column_mut(column).expect("seven columns").set_cell_alignment(CellAlignment::Right);
-    }
-    let number = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.1e}"));
-    for r in reports {
-        let speed = r.gpu_seconds.filter(|&s| s > 0.0 && r.flops > 0.0).map(|s| r.flops / s * 1e-12);
-        let result = r.failure.as_ref().map_or("ok".into(), |f| format!("FAILED: {f}"));
-        table.add_row([
-            r.kernel.to_string(),
-            r.case.clone(),
-            number(r.error),
-            r.over_tolerance.map_or("∞".into(), |x| format!("{:.1} %", 100.0 * x)),
-            r.gpu_seconds.map_or("–".into(), |s| format!("{:.3} ms", 1e3 * s)),
-            speed.map_or("–".into(), |s| format!("{s:.4}")),
-            result,
-        ]);
-    }
-    println!("{table}");
-    let worst = reports.iter().filter_map(|r| r.over_tolerance).fold(0.0, f64::max);
-    let failed = reports.iter().filter(|r| !r.passed).count();
-    let clock =
-        if gpu.caps().timestamps { "the GPU's timestamps" } else { "the clock: this adapter has no timestamps" };
-    println!(
-        "{} cases, {failed} failed, worst error {:.1} % of the tolerance; times by {clock}\n",
-        reports.len(),
-        100.0 * worst
-    );
-}
-
-fn unwritable(argument: &str, path: &Path, e: &std::io::Error) -> Error {
-    error(argument, format!("{} ({e})", path.display()), "a path that can be written")
-}
-
-/// Whole or not at all.
-fn write(path: &Path, reports: &[Report]) -> Result<()> {
-    let failed = |e: std::io::Error| unwritable("--json", path, &e);
-    let text = serde_json::to_string_pretty(reports).expect("plain data");
-    let part = path.with_extension("part");
-    std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path)).map_err(failed)
+    Ok(all)
 }

@@ -5,11 +5,13 @@ mod info;
 mod plan;
 mod problem;
 mod run;
+mod text;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgpu_attention::{Engine, Error, GpuOptions};
+use wgpu_attention::plan::Engine;
+use wgpu_attention::{Error, Gpu, GpuOptions};
 
 #[derive(Parser)]
 #[command(version, about, long_about = None)]
@@ -35,7 +37,8 @@ enum Command {
     /// Run a kernel on the tensors of a file.
     ///
     /// Token tensors are [B, H, N, D], or [B, N, H, D] with --layout heads-last; packed ones [total, H, D], with cu_seqlens_q
-    /// and cu_seqlens_k. Lengths and offsets are I32 or U32, a mask U8 or BOOL. Outputs have the type of q; lse is f32,
+    /// and cu_seqlens_k. Lengths and offsets are I32 or U32, a mask U8 or BOOL, other tensors F32, F16 or BF16; F64, numpy's
+    /// default, is taken as F32. Outputs have the type of q; lse is f32,
     /// [B, H, N], packed [H, total]. An error is one line, with exit code 2, and leaves no output behind.
     Run(run::Options),
     /// Write the WGSL text of every kernel variant to a folder, to be read or given to other compilers.
@@ -116,11 +119,14 @@ fn no_gpu(options: &GpuOptions, error: Error) -> Error {
     }
 }
 
-/// What there is to say where no adapter is.
+/// What there is to say where no adapter is: which others there are, if a name was asked for.
 fn no_adapter(options: &GpuOptions) -> Error {
-    let wanted = options.adapter.as_ref().map_or(String::new(), |name| format!(" named \"{name}\""));
+    if options.adapter.is_some() && !pollster::block_on(Gpu::request_all(&GpuOptions::default())).is_empty() {
+        let named = pollster::block_on(Gpu::request_with(options));
+        return named.err().unwrap_or_else(|| Error::NoAdapter { reason: "it came and went".into() });
+    }
     let reason = format!(
-        "none{wanted} found; install the GPU's Vulkan driver, or a software one (Debian, Ubuntu: mesa-vulkan-drivers; \
+        "none found; install the GPU's Vulkan driver, or a software one (Debian, Ubuntu: mesa-vulkan-drivers; \
          Fedora: mesa-vulkan-drivers vulkan-loader; Arch: vulkan-swrast)"
     );
     Error::NoAdapter { reason }

@@ -3,10 +3,12 @@
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::process::ExitCode;
+use wgpu_attention::gate::{SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams};
+use wgpu_attention::plan::{AttentionParams, Caps, Program, Shapes};
+use wgpu_attention::score_reduction::{ScoreReduction, ScoreReductionParams};
 use wgpu_attention::{
-    Attention, AttentionParams, BlockSparseParams, Caps, Error, FlashParams, Gpu, LinearAttention, LinearParams, Merge,
-    NeighborhoodParams, Prepared, Program, Result, Rotary, RotaryParams, ScoreReduction, ScoreReductionParams,
-    SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Shapes,
+    Attention, BlockSparseParams, Error, FlashParams, Gpu, LinearAttention, LinearParams, Merge, NeighborhoodParams,
+    Prepared, Result, Rotary, RotaryParams,
 };
 
 #[derive(clap::Args)]

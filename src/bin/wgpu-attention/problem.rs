@@ -13,7 +13,8 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;
 use wgpu_attention::catalogue::{Problem, poisoned_bytes};
-use wgpu_attention::{DType, Gpu, Result, Shapes, Tensor};
+use wgpu_attention::plan::Shapes;
+use wgpu_attention::{DType, Gpu, Result, Tensor};
 
 /// Names of what must come out begin so.
 const EXPECTED: &str = "expected.";

@@ -3,6 +3,7 @@
 mod attention;
 mod block_sparse;
 pub mod call;
+mod causal;
 pub mod file;
 mod flash;
 mod gate;
@@ -24,7 +25,8 @@ pub struct Options {
     input: PathBuf,
     /// Where the results go, a safetensors file too.
     output: PathBuf,
-    /// Parameters: the fields of the kernel's params struct, such as '{"causal": "bottom_right", "softcap": 30}'.
+    /// Parameters: the fields of the kernel's params struct, such as '{"causal": true, "softcap": 30}'. causal is true, false,
+    /// "bottom_right" (the same as true) or "top_left"; of neighborhoods for all axes, or an array of such.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     params: String,
     /// [B, H, N, D] or [B, N, H, D], of inputs and outputs.
@@ -52,7 +54,7 @@ enum Kernel {
     Flash,
     /// Reads q k v, the mask [B or 1, H, key heads or 1, blocks of queries, blocks of keys], and if they are there seqlens_q
     /// seqlens_k cu_seqlens_q cu_seqlens_k additional_k additional_v; writes the same. Parameters: block, an array of queries and
-    /// keys, by default [64, 64]; causal, true or false; scale; softcap. Instead of a mask SeerAttention's gate: q_pre k_pre gate_wk
+    /// keys, by default [64, 64]; causal; scale; softcap. Instead of a mask SeerAttention's gate: q_pre k_pre gate_wk
     /// [H, features, width], perhaps gate_wq; of gate_wq [key heads, group, D, width] the one for decoding, with gate_qnorm
     /// gate_knorm. It writes mask gate_logits gate_scores too. Parameters: selector, {"threshold": t}, {"density": r}, {"top_p": p}
     /// or {"budget": keys}; sink; diagonal; last_rows_dense; pool_q and pool_k, arrays of "max" "min" "avg"; rope_theta; target,
@@ -63,7 +65,7 @@ enum Kernel {
     /// true; reverse. With --backward it reads do, perhaps dht, too, and writes dq dk dv dg dslopes dh0.
     Linear,
     /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
-    /// arrays space and window, and stride, dilation, causal if wanted, one entry an axis; scale.
+    /// arrays space and window, and stride and dilation if wanted, one entry an axis; causal; scale.
     Neighborhood,
     /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and options other
     /// than --adapter are refused. Writes what the kernel writes, and prints how far that is from the float64 reference.
@@ -104,6 +106,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     destination.write(&outputs)?;
     for output in &outputs {
         println!("{} {:?} {}", output.name, output.shape, output.dtype);
+    }
+    let converted = inputs.converted();
+    if !converted.is_empty() {
+        println!("taken as F32, not F64: {}", converted.join(", "));
     }
     let unread = inputs.unread();
     if !unread.is_empty() {

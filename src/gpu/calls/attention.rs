@@ -12,7 +12,9 @@ use crate::gpu::call::Call;
 use crate::gpu::forward::{Cache, Planner};
 use crate::program::{Name, Program};
 use crate::softmax::AttentionParams;
-use crate::{BlockMask, BlockSparseParams, FlashParams, Gpu, NeighborhoodParams, Prepared, Result, Shapes, Tensor};
+use crate::{
+    BlockMask, BlockSparseParams, DType, FlashParams, Gpu, Layout, NeighborhoodParams, Prepared, Result, Shapes, Tensor,
+};
 use std::borrow::Cow;
 
 /// Flash attention with fixed params on one device.
@@ -137,8 +139,8 @@ impl<P: AttentionParams> Attention<P> {
     ///
     /// # Errors
     /// Those of [`AttentionParams::plan`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &self.carried).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &self.carried).await
     }
 
     /// The same for gradients. A call is `(inputs, outputs, from, to)`: [`AttentionInputs`], [`AttentionOutputs`], [`OutputGradients`],
@@ -147,8 +149,41 @@ impl<P: AttentionParams> Attention<P> {
     /// # Errors
     /// Those of [`AttentionParams::plan_backward`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
-    pub async fn prepare_backward(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan_backward(shapes)?, &self.carried).await
+    pub async fn prepare_backward(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan_backward(&shapes.into())?, &self.carried).await
+    }
+
+    /// Allocates what these inputs lead to: the output, of q's type, laid out as [`Layout::heads_first`] or [`Layout::heads_last`] does
+    /// it, and the log-sum-exp.
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan`]; [`Error::OutOfMemory`], [`Error::Limit`], [`Error::DeviceLost`].
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Layout, Tensor};
+    /// let gpu = Gpu::request().await?;
+    /// let x = Tensor::upload(&gpu, [1, 2, 3, 4], DType::F32, &[1.0; 24]).await?;
+    /// let attention = FlashAttention::new(&gpu, FlashParams::causal())?;
+    /// let inputs = AttentionInputs::new(&x, &x, &x);
+    /// let outputs = attention.outputs_for(&inputs, Layout::heads_last).await?;
+    /// let prepared = attention.prepare((&inputs, &outputs)).await?; // once for these shapes
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// prepared.encode(&mut encoder, (&inputs, &outputs))?; // as often as wanted
+    /// gpu.queue().submit([encoder.finish()]);
+    /// assert_eq!(outputs.out.read().await?, [1.0; 24]);
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    pub async fn outputs_for(
+        &self,
+        inputs: &AttentionInputs<'_>,
+        layout: fn(DType, [usize; 4]) -> Layout,
+    ) -> Result<AttentionOutputs> {
+        let program = self.plan(&inputs.into())?;
+        let of = |name: &str| program.tensor(name).expect("a tensor of each plan").layout.clone();
+        let (out, lse) = (of("out"), of("lse"));
+        let out = Tensor::empty(&self.gpu, layout(out.dtype, out.shape)).await?;
+        Ok(AttentionOutputs { out, lse: Tensor::empty(&self.gpu, lse).await? })
     }
 
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and the log-sum-exp of each row
@@ -186,7 +221,7 @@ impl<P: AttentionParams> Attention<P> {
     /// ```
     pub async fn forward_for_training(&self, inputs: &AttentionInputs<'_>) -> Result<(Tensor, AttentionSaved)> {
         let (out, lse) = self.forward_with_lse(inputs).await?;
-        let call = (inputs, AttentionOutputs { out: &out, lse: &lse });
+        let call = (inputs, AttentionOutputs::new(&out, &lse));
         let tensors = call.tensors().into_iter().map(|(name, tensor)| (name, tensor.clone())).collect();
         let numbers = call.numbers().into_iter().map(|(name, numbers)| (name, numbers.into_owned())).collect();
         Ok((out.clone(), AttentionSaved { tensors, numbers }))
@@ -252,8 +287,7 @@ impl Attention<BlockSparseParams> {
     /// # Errors
     /// Those of [`Attention::forward_with_lse`].
     pub async fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &BlockMask) -> Result<Tensor> {
-        let inputs = AttentionInputs { block_mask: Some(mask), ..AttentionInputs::new(q, k, v) };
-        Ok(self.forward_with_lse(&inputs).await?.0)
+        Ok(self.forward_with_lse(&AttentionInputs::new(q, k, v).with_block_mask(mask)).await?.0)
     }
 }
 

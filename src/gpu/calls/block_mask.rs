@@ -54,6 +54,26 @@ impl Call for BlockMask {
     }
 }
 
+impl BlockGrid {
+    /// A mask of its own for each batch entry and query head of `q` over the keys of `k`, in blocks of [queries, keys].
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use wgpu_attention::{BlockGrid, DType, Gpu, Layout, Tensor};
+    /// let gpu = Gpu::request().await?;
+    /// let q = Tensor::empty(&gpu, Layout::heads_first(DType::F16, [1, 8, 300, 64])).await?;
+    /// let grid = BlockGrid::of(&q, &q, [64, 64]);
+    /// assert_eq!((grid.heads, grid.blocks()), (8, [5, 5]));
+    /// // One mask for all heads:
+    /// assert_eq!(BlockGrid { heads: 1, ..grid }.shape(), [1, 1, 5, 1]);
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    pub fn of(q: &Tensor, k: &Tensor, block: [usize; 2]) -> Self {
+        let [batch, heads, queries, _] = q.shape();
+        Self { batch, heads, queries, keys: k.shape()[2], block }
+    }
+}
+
 impl BlockMask {
     /// No lists: every head sees all keys, or the first and the last ones.
     ///

@@ -38,6 +38,16 @@ impl<'a> LinearInputs<'a> {
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self { q, k, v, g: None, h0: None, seqlens: None, cu_seqlens: None }
     }
+
+    /// The same with a gate for each token.
+    pub fn with_gates(self, g: &'a Tensor) -> Self {
+        Self { g: Some(g), ..self }
+    }
+
+    /// The same from a state on.
+    pub fn with_state(self, h0: &'a Tensor) -> Self {
+        Self { h0: Some(h0), ..self }
+    }
 }
 
 impl Call for LinearInputs<'_> {
@@ -116,7 +126,7 @@ impl Call for LinearGradients {
 /// let up = async |x: &[f32]| Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, x).await;
 /// let (q, k, v, g) = (up(&[1.0, 1.0]).await?, up(&[1.0, 2.0]).await?, up(&[3.0, 5.0]).await?, up(&[0.0, -1.0]).await?);
 /// let attention = LinearAttention::new(&gpu, LinearParams::default())?;
-/// let inputs = LinearInputs { g: Some(&g), ..LinearInputs::new(&q, &k, &v) };
+/// let inputs = LinearInputs::new(&q, &k, &v).with_gates(&g);
 /// let (o, state) = attention.forward_with_state(&inputs).await?;
 /// let last = 3.0 * (-1f32).exp() + 10.0;
 /// assert!((o.read().await?[1] - last).abs() < 1e-5 && (state.read().await?[0] - last).abs() < 1e-5);
@@ -167,16 +177,16 @@ impl LinearAttention {
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &[]).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &[]).await
     }
 
     /// The same for gradients. A call is `(inputs, [("dout", &dout)], gradients)`, with `("dht", …)` where the last state has a gradient.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan_backward`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare_backward(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan_backward(shapes)?, &[]).await
+    pub async fn prepare_backward(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan_backward(&shapes.into())?, &[]).await
     }
 
     /// Attention in one call: allocates the output ([batch, heads, tokens, value_dim], of v's type) and submits. What was prepared

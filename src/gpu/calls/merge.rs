@@ -8,12 +8,12 @@ use crate::{AttentionOutputs, Gpu, Prepared, Result, Shapes, Tensor};
 use std::sync::Arc;
 
 /// Partial results are `parts[i].out` and `parts[i].lse`.
-impl Call for &[AttentionOutputs<'_>] {
+impl Call for &[AttentionOutputs] {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
         let mut all = vec![];
         for (i, part) in self.iter().enumerate() {
-            all.push((format!("parts[{i}].out").into(), part.out));
-            all.push((format!("parts[{i}].lse").into(), part.lse));
+            all.push((format!("parts[{i}].out").into(), &part.out));
+            all.push((format!("parts[{i}].lse").into(), &part.lse));
         }
         all
     }
@@ -29,9 +29,11 @@ impl Call for &[AttentionOutputs<'_>] {
 /// let q = Tensor::upload(&gpu, [1, 1, 1, 4], DType::F32, &[1.0; 4]).await?;
 /// let near = Tensor::upload(&gpu, [1, 1, 2, 4], DType::F32, &[0.5; 8]).await?;
 /// let far = Tensor::upload(&gpu, [1, 1, 3, 4], DType::F32, &[-1.0; 12]).await?;
-/// let (near_out, near_lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &near, &near)).await?;
-/// let (far_out, far_lse) = attention.forward_with_lse(&AttentionInputs::new(&q, &far, &far)).await?;
-/// let parts = [AttentionOutputs { out: &near_out, lse: &near_lse }, AttentionOutputs { out: &far_out, lse: &far_lse }];
+/// let mut parts = vec![];
+/// for keys in [&near, &far] {
+///     let (out, lse) = attention.forward_with_lse(&AttentionInputs::new(&q, keys, keys)).await?;
+///     parts.push(AttentionOutputs { out, lse });
+/// }
 /// let (out, lse) = Merge::new(&gpu).forward(&parts).await?;
 /// let sum = 2.0 * 1f32.exp() + 3.0 * (-2f32).exp(); // scores 4 · 0.5 / 2 and 4 · −1 / 2
 /// assert!((lse.read().await?[0] - sum.ln()).abs() < 1e-5);
@@ -55,15 +57,15 @@ impl Merge {
     ///
     /// # Errors
     /// Those of [`Shapes::plan_merge`]; [`crate::Error::OutOfMemory`], [`crate::Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, shapes.plan_merge(self.gpu.caps())?, &[]).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, shapes.into().plan_merge(self.gpu.caps())?, &[]).await
     }
 
     /// Merges in one call: allocates the output, of the first part's type, and submits. What was prepared for the shapes is kept.
     ///
     /// # Errors
     /// Those of [`Merge::prepare`]; [`crate::Error::OtherDevice`].
-    pub async fn forward(&self, parts: &[AttentionOutputs<'_>]) -> Result<(Tensor, Tensor)> {
+    pub async fn forward(&self, parts: &[AttentionOutputs]) -> Result<(Tensor, Tensor)> {
         require(!parts.is_empty(), "parts.len()", 0, "at least 1")?;
         let mut found = self
             .gpu

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 /// Positions of rows.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Positions<'a> {
     /// Row i stands at start + i · step.
     Counted {
@@ -92,16 +93,16 @@ impl Rotary {
     ///
     /// # Errors
     /// Those of [`RotaryParams::plan`]; [`crate::Error::OutOfMemory`], [`crate::Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &[]).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &[]).await
     }
 
     /// The same for gradients: see [`RotaryParams::plan_backward`].
     ///
     /// # Errors
     /// Those of [`Rotary::prepare`].
-    pub async fn prepare_backward(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.params.plan_backward(self.gpu.caps(), shapes)?, &[]).await
+    pub async fn prepare_backward(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.params.plan_backward(self.gpu.caps(), &shapes.into())?, &[]).await
     }
 
     /// The embedding in one call: allocates the result, of x's type, and submits. What was prepared for the shapes is kept.

@@ -74,6 +74,7 @@ impl Call for ReducedScores {
 ///
 /// ```
 /// # pollster::block_on(async {
+/// use wgpu_attention::score_reduction::*;
 /// use wgpu_attention::*;
 /// let gpu = Gpu::request().await?;
 /// // Two queries and four keys in blocks of 2; the first query prefers the last key: scores ln 5 and 0.
@@ -128,8 +129,8 @@ impl ScoreReduction {
     ///
     /// # Errors
     /// Those of [`ScoreReductionParams::plan`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &self.carried).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &self.carried).await
     }
 
     /// The reduction in one call: allocates its results and submits. What was prepared for the shapes is kept.

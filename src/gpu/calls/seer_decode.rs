@@ -91,6 +91,7 @@ impl Call for Growth<'_> {
 ///
 /// ```
 /// # pollster::block_on(async {
+/// use wgpu_attention::gate::*;
 /// use wgpu_attention::*;
 /// let gpu = Gpu::request().await?;
 /// let params = SeerDecodeGateParams {
@@ -148,8 +149,8 @@ impl SeerDecodeGate {
     ///
     /// # Errors
     /// Those of [`SeerDecodeGateParams::plan`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &[]).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &[]).await
     }
 
     /// The grid of the mask that a step chooses.
@@ -220,8 +221,8 @@ impl SeerDecodeGate {
     ///
     /// # Errors
     /// Those of [`SeerDecodeGate::compress`].
-    pub async fn prepare_compression(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.params.plan_compression(self.gpu.caps(), shapes)?, &[]).await
+    pub async fn prepare_compression(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.params.plan_compression(self.gpu.caps(), &shapes.into())?, &[]).await
     }
 
     /// From the tokens of whole sequences, before their rotary embedding, to logits [batch, heads_kv, queries, blocks of keys], with

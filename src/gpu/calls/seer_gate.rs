@@ -70,7 +70,8 @@ impl Call for SeerGateInputs<'_> {
 ///
 /// ```
 /// # pollster::block_on(async {
-/// use wgpu_attention::{DType, Gpu, Pool, SeerGate, SeerGateInputs, SeerGateParams, Selector, Tensor};
+/// use wgpu_attention::gate::{Pool, SeerGate, SeerGateInputs, SeerGateParams, Selector};
+/// use wgpu_attention::{DType, Gpu, Tensor};
 /// let gpu = Gpu::request().await?;
 /// // Blocks of two tokens, of width 2; queries prefer the keys that point their way.
 /// let q = Tensor::upload(&gpu, [1, 1, 4, 2], DType::F32, &[0.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0, 0.0]).await?;
@@ -125,8 +126,8 @@ impl SeerGate {
     ///
     /// # Errors
     /// Those of [`SeerGateParams::plan`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub async fn prepare(&self, shapes: &Shapes) -> Result<Prepared> {
-        Prepared::new(&self.gpu, self.plan(shapes)?, &[]).await
+    pub async fn prepare(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan(&shapes.into())?, &[]).await
     }
 
     /// The block mask in one call: allocates it and submits. What was prepared for the shapes is kept.

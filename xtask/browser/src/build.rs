@@ -34,8 +34,25 @@ pub fn web(out: &Path) -> Result<()> {
         let to = out.join(from.file_name().unwrap_or_default());
         std::fs::copy(&from, &to).map_err(of_file(&from))?;
     }
+    let index = out.join("index.html");
+    let text = std::fs::read_to_string(&index).map_err(of_file(&index))?;
+    std::fs::write(&index, text.replace("<!-- links -->", &links()?)).map_err(of_file(&index))?;
     println!("written to {}", out.display());
     Ok(())
+}
+
+/// Links to what the package says of itself: where its source and its documentation are.
+fn links() -> Result<String> {
+    let manifest = root().join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).map_err(of_file(&manifest))?;
+    let package = text.split("\n[").find(|part| part.starts_with("package]")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = package.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='))?;
+        Some(line.trim().trim_matches('"').to_string())
+    };
+    let link = |(name, text): (&str, &str)| Some(format!("<a href=\"{}\">{text}</a>", field(name)?));
+    let links: String = [("repository", "Source"), ("documentation", "Documentation")].into_iter().filter_map(link).collect();
+    Ok(if links.is_empty() { links } else { format!("<nav>{links}</nav>") })
 }
 
 /// The module before its JavaScript is made.

@@ -81,6 +81,8 @@ impl Visit<'_> {
 
     fn who_sees_whom(&self) -> Result<()> {
         let page = &self.page;
+        self.shot("desktop-first")?;
+        self.computes("see", || page.set("#see-controls [name=view]", "strip"))?;
         page.click("#token-12")?;
         page.press("ArrowRight")?;
         ensure(

@@ -14,7 +14,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ours::Ours;
 use peaks::Peaks;
 use std::time::Instant;
-use wgpu_attention::Engine;
+use wgpu_attention::plan::Engine;
 
 /// burn's attention and wgpu-attention on the same adapter, in turns.
 #[derive(Parser)]

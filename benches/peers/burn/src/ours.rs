@@ -2,9 +2,9 @@
 
 use crate::{Side, Size};
 use pollster::block_on;
-use wgpu_attention::{
-    AttentionInputs, AttentionSaved, Causal, DType, Engine, FlashAttention, FlashParams, Gpu, GpuOptions, Tensor,
-};
+use wgpu_attention::backward::AttentionSaved;
+use wgpu_attention::plan::Engine;
+use wgpu_attention::{AttentionInputs, Causal, DType, FlashAttention, FlashParams, Gpu, GpuOptions, Tensor};
 
 /// A device with this engine, where the adapter has what it needs.
 pub fn gpu(engine: Engine) -> Option<Gpu> {

@@ -1,6 +1,7 @@
 //! Random problems, on all adapters at the same time.
 
-use super::{Options, Report, chosen, judge};
+use super::report::{Report, unwritable};
+use super::{Options, chosen};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use rand::SeedableRng;
@@ -42,7 +43,7 @@ fn problems(options: &Options) -> Vec<Box<dyn Case>> {
 /// Runs them on every adapter, each in a thread of its own.
 pub fn run(gpus: &[Gpu], options: &Options) -> Result<Vec<Found>> {
     if let Some(folder) = &options.problems {
-        std::fs::create_dir_all(folder).map_err(|e| super::unwritable("--problems", folder, &e))?;
+        std::fs::create_dir_all(folder).map_err(|e| unwritable("--problems", folder, &e))?;
     }
     let bars = MultiProgress::new();
     std::thread::scope(|scope| {
@@ -72,7 +73,7 @@ fn on(gpu: &Gpu, number: usize, options: &Options, bar: &ProgressBar) -> Found {
         let outcome = catch_unwind(AssertUnwindSafe(|| pollster::block_on(case.run(gpu))));
         let outcome =
             outcome.unwrap_or_else(|_| Err(Error::Internal { what: case.name(), message: "panicked".into() }));
-        let report = judge(gpu, case.as_ref(), outcome, None, options.tolerance);
+        let report = Report::of(gpu, case.as_ref(), outcome, None, options.tolerance);
         if let (false, Some(folder)) = (report.passed, &options.problems) {
             let name = format!("{}-{}-{i}-{number}.safetensors", report.kernel, options.seed);
             found.files.push(save(gpu, case.as_ref(), &folder.join(name)));

@@ -7,11 +7,9 @@ use super::{Backend, Options};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
+use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
 use wgpu_attention::reference::{self, At, FlashProblem};
-use wgpu_attention::{
-    Attention, AttentionParams, BlockGrid, BlockMask, Call, Caps, DType, FlashParams, Gpu, GpuOptions, Result, Shapes,
-    wgpu,
-};
+use wgpu_attention::{Attention, BlockGrid, BlockMask, Call, DType, FlashParams, Gpu, GpuOptions, Result, wgpu};
 
 /// All that the file holds for an attention kernel.
 pub struct Problem<P> {

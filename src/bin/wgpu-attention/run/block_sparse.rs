@@ -1,11 +1,12 @@
 //! `run block-sparse`: its params, and the mask or the gate that chooses one.
 
 use super::attention::{Blocks, Problem, params};
+use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
 use super::gate::{self, Gated, Params};
 use super::{Options, sequences};
 use wgpu_attention::reference::ChosenBlocks;
-use wgpu_attention::{BlockGrid, BlockSparseParams, Causal, FlashParams, Result};
+use wgpu_attention::{BlockGrid, BlockSparseParams, FlashParams, Result};
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let params: Params = params(options)?;
@@ -14,9 +15,8 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let Gated { block, mask, outputs } = match gated {
         Some(gated) => gated,
         None => {
-            let bound =
-                "in the file: [B or 1, H or 1, blocks of queries, blocks of keys]; or a gate's q_pre, k_pre, gate_wk";
-            let mask = inputs.mask("mask")?.ok_or_else(|| error(inputs.what("mask"), "missing", bound))?;
+            let what = ": [B or 1, H or 1, blocks of queries, blocks of keys]; or a gate's q_pre, k_pre, gate_wk";
+            let mask = inputs.mask("mask")?.ok_or_else(|| inputs.missing("mask", what))?;
             Gated { block: params.block.unwrap_or([64, 64]), mask, outputs: vec![] }
         }
     };
@@ -26,7 +26,7 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
 
 fn without_mask(inputs: &Inputs, params: &Params) -> Result<Problem<BlockSparseParams>> {
     let &Params { causal, scale, softcap, .. } = params;
-    let causal = causal.then_some(Causal::BottomRight);
+    let causal = causal.and_then(Diagonal::causal);
     let params = BlockSparseParams { causal, scale, softcap, ..BlockSparseParams::default() };
     let known = FlashParams { causal, scale, softcap, ..FlashParams::default() };
     let cu_seqlens = sequences::offsets(inputs)?;

@@ -3,7 +3,7 @@
 use super::file::Floats;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use wgpu_attention::program::Name;
+use wgpu_attention::plan::Name;
 use wgpu_attention::{Call, Gpu, Prepared, Result, Tensor};
 
 /// Tensors on the host.

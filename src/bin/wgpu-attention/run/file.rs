@@ -83,6 +83,20 @@ impl Inputs {
         names.filter(|name| !self.read.borrow().contains(name)).collect()
     }
 
+    /// The names of those that were read and lost digits.
+    pub fn converted(&self) -> Vec<String> {
+        let read = |tensor: &&Stored| tensor.dtype == Dtype::F64 && self.read.borrow().contains(&tensor.name);
+        self.tensors.iter().filter(read).map(|tensor| tensor.name.clone()).collect()
+    }
+
+    /// The error for a tensor that is not there, with what is there. `what` it should be, if that is more than a name.
+    pub fn missing(&self, name: &str, what: &str) -> Error {
+        let mut names: Vec<&str> = self.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        names.sort_unstable();
+        let has = if names.is_empty() { "nothing".into() } else { names.join(", ") };
+        error(self.what(name), "missing", format!("in the file{what}; it has {has}"))
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.tensors.iter().any(|tensor| tensor.name == name)
     }
@@ -136,8 +150,7 @@ impl Inputs {
 
     /// A token tensor: [B, H, N, D] or [B, N, H, D] by the order, or packed [total, H, D].
     pub fn tokens(&self, name: &str, packed: bool) -> Result<Floats> {
-        let Stored { dtype, shape, data, .. } =
-            self.find(name, &FLOATS)?.ok_or_else(|| error(self.what(name), "missing", "in the file"))?;
+        let Stored { dtype, shape, data, .. } = self.find(name, &FLOATS)?.ok_or_else(|| self.missing(name, ""))?;
         let values = decode(*dtype, data);
         let (shape, values) = match (packed, shape.as_slice()) {
             (true, &[total, heads, width]) => ([1, heads, total, width], swap(&values, [1, total, heads, width])),
@@ -190,13 +203,13 @@ impl Inputs {
 
     /// A state, f32 [batch or sequences, heads, head_dim, value_dim] whatever the order.
     pub fn state(&self, name: &str) -> Result<Option<Floats>> {
-        let Some(Stored { shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
-        Ok(Some(Floats { dtype: DType::F32, shape: self.four(name, shape)?, values: decode(Dtype::F32, data) }))
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };
+        Ok(Some(Floats { dtype: DType::F32, shape: self.four(name, shape)?, values: decode(*dtype, data) }))
     }
 
     /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
     pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
-        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &[Dtype::F32])? else { return Ok(None) };
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };
         if shape != expected {
             return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, as lse")));
         }
@@ -240,7 +253,11 @@ impl Inputs {
     }
 }
 
-const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+/// F64, numpy's default, is taken as F32.
+const FLOATS: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64];
+
+/// What is f32 whatever the tokens are.
+const EXACT: [Dtype; 2] = [Dtype::F32, Dtype::F64];
 
 fn stored(dtype: Dtype) -> DType {
     match dtype {
@@ -255,6 +272,7 @@ pub fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F16 => halves().map(|two| half::f16::from_le_bytes(two).to_f32()).collect(),
         Dtype::BF16 => halves().map(|two| half::bf16::from_le_bytes(two).to_f32()).collect(),
+        Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(data).into_iter().map(|x| x as f32).collect(),
         _ => bytemuck::pod_collect_to_vec(data),
     }
 }

@@ -1,10 +1,11 @@
 //! `run flash`: its params, and the tensors that only it reads.
 
 use super::attention::{Problem, params};
+use super::causal::Diagonal;
 use super::file::{Inputs, error};
 use super::{Options, sequences};
 use serde::Deserialize;
-use wgpu_attention::{Causal, FlashParams, Result, Window};
+use wgpu_attention::{FlashParams, Result, Window};
 
 /// The fields of `FlashParams` that are numbers or names; unset where null.
 #[derive(Default, Deserialize)]
@@ -16,13 +17,6 @@ struct Params {
     softcap: Option<f32>,
     max_seqlen_q: Option<usize>,
     max_seqlen_k: Option<usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Diagonal {
-    BottomRight,
-    TopLeft,
 }
 
 /// Tensors that would change the result, and that this version cannot take.
@@ -49,10 +43,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<FlashParams
     let packed = cu_seqlens.is_some();
     let [left, right] = params.window.unwrap_or_default();
     let params = FlashParams {
-        causal: params.causal.map(|diagonal| match diagonal {
-            Diagonal::BottomRight => Causal::BottomRight,
-            Diagonal::TopLeft => Causal::TopLeft,
-        }),
+        causal: params.causal.and_then(Diagonal::causal),
         window: Window { left, right },
         scale: params.scale,
         softcap: params.softcap,

@@ -6,13 +6,15 @@ mod prefill;
 use super::Options;
 use super::attention::Problem;
 use super::call::{Named, Uploaded};
+use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
 use serde::Deserialize;
+use wgpu_attention::gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};
+use wgpu_attention::plan::{AttentionParams, Caps};
 use wgpu_attention::reference;
+use wgpu_attention::score_reduction::{HeadGroups, KeyGroups, QueryGroups, ScoreReductionParams};
 use wgpu_attention::{
-    AttentionInputs, AttentionParams, BlockMask, BlockSparseParams, Caps, Causal, DType, FlashAttention, FlashParams,
-    Gpu, HeadGroups, KeyGroups, Pool, QueryGroups, Result, ScoreReductionParams, SeerDecodeGateParams, SeerGateParams,
-    Selector, Seqlens, Tensor,
+    AttentionInputs, BlockMask, BlockSparseParams, DType, FlashAttention, FlashParams, Gpu, Result, Seqlens, Tensor,
 };
 
 /// The fields of `SeerGateParams` and `SeerDecodeGateParams`, and whether the target is wanted.
@@ -20,7 +22,7 @@ use wgpu_attention::{
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     pub block: Option<[usize; 2]>,
-    pub causal: bool,
+    pub causal: Option<Diagonal>,
     pub scale: Option<f32>,
     pub softcap: Option<f32>,
     selector: Option<Choice>,
@@ -37,7 +39,7 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             block: None,
-            causal: false,
+            causal: None,
             scale: None,
             softcap: None,
             selector: None,
@@ -102,7 +104,7 @@ impl Params {
             pool_q: Self::pools(&self.pool_q, default.pool_q),
             pool_k: Self::pools(&self.pool_k, default.pool_k),
             rope_theta: self.rope_theta,
-            causal: self.causal.then_some(Causal::BottomRight),
+            causal: self.causal.and_then(Diagonal::causal),
             selector: self.selector(default.selector),
             sink: self.sink.unwrap_or(default.sink),
             diagonal: self.diagonal.unwrap_or(default.diagonal),
@@ -162,7 +164,7 @@ pub fn run(
     // A map of four dimensions joins the heads that share a key head.
     let decodes = wq.as_ref().is_some_and(|(_, rank)| *rank == 4);
     let mut tensors = Named::from([("q", inputs.tokens("q_pre", packed)?), ("k", inputs.tokens("k_pre", packed)?)]);
-    let wk = inputs.weights("gate_wk", 2)?.ok_or_else(|| error(inputs.what("gate_wk"), "missing", "in the file"))?;
+    let wk = inputs.weights("gate_wk", 2)?.ok_or_else(|| inputs.missing("gate_wk", ""))?;
     let [norm_q, norm_k] = [inputs.weights("gate_qnorm", 0)?, inputs.weights("gate_knorm", 0)?];
     let weights = [("wq", wq), ("wk", Some(wk)), ("norm_q", norm_q), ("norm_k", norm_k)];
     tensors.extend(weights.into_iter().filter_map(|(name, weights)| Some((name, weights?.0))));
@@ -192,7 +194,7 @@ type Found = ([usize; 4], [Vec<f32>; 3], Option<Vec<f32>>);
 
 fn flash(params: &Params) -> FlashParams {
     let Params { scale, softcap, causal, .. } = *params;
-    FlashParams { causal: causal.then_some(Causal::BottomRight), scale, softcap, ..FlashParams::default() }
+    FlashParams { causal: causal.and_then(Diagonal::causal), scale, softcap, ..FlashParams::default() }
 }
 
 fn bits(chosen: Vec<bool>) -> Vec<f32> {

@@ -4,8 +4,9 @@ use super::attention::{Problem, request};
 use super::call::Named;
 use super::file::{Floats, Inputs, Output, error};
 use super::{Backend, Options};
+use wgpu_attention::plan::{AttentionParams, Shapes};
 use wgpu_attention::reference;
-use wgpu_attention::{Attention, AttentionParams, DType, Result, Shapes};
+use wgpu_attention::{Attention, DType, Result};
 
 /// Gradients, and what they are of.
 const GRADIENTS: [(&str, &str); 6] = [

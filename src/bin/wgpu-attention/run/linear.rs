@@ -2,11 +2,13 @@
 
 use super::attention::{params, request};
 use super::call::{Named, Uploaded};
+use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
 use super::{Backend, Options};
 use serde::Deserialize;
+use wgpu_attention::plan::{Caps, Program, Shapes};
 use wgpu_attention::reference::{self, LinearProblem};
-use wgpu_attention::{Caps, Layout, LinearAlgorithm, LinearAttention, LinearParams, Program, Result, Shapes};
+use wgpu_attention::{Layout, LinearAlgorithm, LinearAttention, LinearParams, Result};
 
 /// The fields of `LinearParams` that are numbers.
 #[derive(Deserialize)]
@@ -16,14 +18,21 @@ struct Params {
     #[serde(alias = "way")]
     algorithm: Algorithm,
     scale: Option<f32>,
-    causal: bool,
+    causal: Option<Diagonal>,
     reverse: bool,
     chunk: Option<usize>,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { rule: Rule::Linear, algorithm: Algorithm::Auto, scale: None, causal: true, reverse: false, chunk: None }
+        Self {
+            rule: Rule::Linear,
+            algorithm: Algorithm::Auto,
+            scale: None,
+            causal: Some(Diagonal::On(true)),
+            reverse: false,
+            chunk: None,
+        }
     }
 }
 
@@ -72,6 +81,7 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     };
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
+    let causal = causal.and_then(Diagonal::causal).is_some();
     let params = LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")?, algorithm, chunk };
     let mut tensors = Named::new();
     for name in ["q", "k", "v"] {

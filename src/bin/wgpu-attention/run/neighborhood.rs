@@ -2,6 +2,7 @@
 
 use super::Options;
 use super::attention::{Problem, params};
+use super::causal::Axes;
 use super::file::{Inputs, error};
 use serde::Deserialize;
 use wgpu_attention::reference::{At, Neighborhoods};
@@ -15,7 +16,7 @@ struct Params {
     window: Vec<usize>,
     stride: Option<Vec<usize>>,
     dilation: Option<Vec<usize>>,
-    causal: Option<Vec<bool>>,
+    causal: Option<Axes>,
     scale: Option<f32>,
 }
 
@@ -26,7 +27,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<Neighborhoo
         Some(window.len()),
         stride.as_ref().map(Vec::len),
         dilation.as_ref().map(Vec::len),
-        causal.as_ref().map(Vec::len),
+        causal.as_ref().and_then(Axes::len),
     ];
     for (name, length) in ["window", "stride", "dilation", "causal"].into_iter().zip(lengths) {
         if length.is_some_and(|length| length != count) {
@@ -37,7 +38,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<Neighborhoo
     let axis = |i: usize| NeighborhoodAxis {
         stride: stride.as_ref().map_or(1, |stride| stride[i]),
         dilation: dilation.as_ref().map_or(1, |dilation| dilation[i]),
-        causal: causal.as_ref().is_some_and(|causal| causal[i]),
+        causal: causal.as_ref().is_some_and(|causal| causal.is_causal(i)),
         ..NeighborhoodAxis::new(space[i], window[i])
     };
     let axes: Vec<_> = (0..count).map(axis).collect();

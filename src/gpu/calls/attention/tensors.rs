@@ -8,6 +8,14 @@ use crate::{BlockSparseAttention, Layout};
 use std::borrow::Cow;
 
 /// What attention reads.
+///
+/// ```
+/// use wgpu_attention::{AttentionInputs, Tensor};
+/// /// Padded sequences of 5 and 2 tokens in one batch, with a bias.
+/// fn padded<'a>(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor, bias: &'a Tensor) -> AttentionInputs<'a> {
+///     AttentionInputs::new(q, k, v).with_lengths(&[5, 2]).with_bias(bias)
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
     /// Queries [batch, heads_q, queries, head_dim].
@@ -69,6 +77,42 @@ impl<'a> AttentionInputs<'a> {
         }
     }
 
+    /// The same with lengths of padded sequences, one a batch entry, of queries and keys alike.
+    pub fn with_lengths(self, lengths: impl Into<Seqlens<'a>>) -> Self {
+        let lengths = Some(lengths.into());
+        Self { seqlens_q: lengths, seqlens_k: lengths, ..self }
+    }
+
+    /// The same with lengths of the keys alone: how far a cache is filled.
+    pub fn with_key_lengths(self, lengths: impl Into<Seqlens<'a>>) -> Self {
+        Self { seqlens_k: Some(lengths.into()), ..self }
+    }
+
+    /// The same with packed sequences, by their offsets in q and in k and v (`cu_seqlens`).
+    pub fn with_offsets(self, queries: impl Into<Seqlens<'a>>, keys: impl Into<Seqlens<'a>>) -> Self {
+        Self { cu_seqlens_q: Some(queries.into()), cu_seqlens_k: Some(keys.into()), ..self }
+    }
+
+    /// The same with a bias.
+    pub fn with_bias(self, bias: &'a Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// The same with a boolean mask.
+    pub fn with_mask(self, mask: &'a Tensor) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
+
+    /// The same with keys and values that every query sees besides.
+    pub fn with_additional(self, k: &'a Tensor, v: &'a Tensor) -> Self {
+        Self { additional_k: Some(k), additional_v: Some(v), ..self }
+    }
+
+    /// The same with the blocks to compute.
+    pub fn with_block_mask(self, mask: &'a BlockMask) -> Self {
+        Self { block_mask: Some(mask), ..self }
+    }
+
     pub(crate) fn sequences(&self) -> Sequences<'a> {
         let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
         Sequences { seqlens, longest: [self.max_seqlen_q, self.max_seqlen_k] }
@@ -103,6 +147,7 @@ impl Call for AttentionInputs<'_> {
 /// `[offsets[i], offsets[i + 1])`. The first offset is 0, they ascend (an empty sequence has two equal ones), and the last is at most
 /// the number of rows. Rows behind the last belong to no sequence and are left alone.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Seqlens<'a> {
     /// On the host: checked, and part of what a kernel is prepared for.
     Host(&'a [usize]),
@@ -110,6 +155,30 @@ pub enum Seqlens<'a> {
     /// submitted before may have made the values. They are clamped to the tensors, and a kernel that found them wrong makes
     /// reading its output an error. Both sides' are on the GPU, or none.
     Gpu(&'a Tensor),
+}
+
+impl<'a> From<&'a [usize]> for Seqlens<'a> {
+    fn from(numbers: &'a [usize]) -> Self {
+        Self::Host(numbers)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [usize; N]> for Seqlens<'a> {
+    fn from(numbers: &'a [usize; N]) -> Self {
+        Self::Host(numbers)
+    }
+}
+
+impl<'a> From<&'a Vec<usize>> for Seqlens<'a> {
+    fn from(numbers: &'a Vec<usize>) -> Self {
+        Self::Host(numbers)
+    }
+}
+
+impl<'a> From<&'a Tensor> for Seqlens<'a> {
+    fn from(numbers: &'a Tensor) -> Self {
+        Self::Gpu(numbers)
+    }
 }
 
 /// The names of [`Sequences`].
@@ -139,18 +208,25 @@ impl<'a> Sequences<'a> {
     }
 }
 
-/// What attention writes.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionOutputs<'a> {
+/// What attention writes: [`crate::Attention::outputs_for`] allocates it.
+#[derive(Clone, Debug)]
+pub struct AttentionOutputs {
     /// [batch, heads_q, queries, value_dim], of any type.
-    pub out: &'a Tensor,
+    pub out: Tensor,
     /// Natural log-sum-exp of each row's scores, f32 [batch, heads_q, queries, 1].
-    pub lse: &'a Tensor,
+    pub lse: Tensor,
 }
 
-impl Call for AttentionOutputs<'_> {
+impl AttentionOutputs {
+    /// Tensors that stand where the results shall go.
+    pub fn new(out: &Tensor, lse: &Tensor) -> Self {
+        Self { out: out.clone(), lse: lse.clone() }
+    }
+}
+
+impl Call for AttentionOutputs {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([("out", Some(self.out)), ("lse", Some(self.lse))])
+        present([("out", Some(&self.out)), ("lse", Some(&self.lse))])
     }
 }
 

@@ -5,11 +5,10 @@ use crate::run::attention::{Problem, request};
 use crate::run::call::{Named, Uploaded};
 use crate::run::file::{Floats, Inputs, error};
 use crate::run::{Backend, Options};
+use wgpu_attention::gate::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights};
 use wgpu_attention::reference::{self, SeerDecodeProblem};
-use wgpu_attention::{
-    BlockSparseParams, DType, HeadGroups, Layout, Result, SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights, Seqlens,
-    Tensor,
-};
+use wgpu_attention::score_reduction::HeadGroups;
+use wgpu_attention::{BlockSparseParams, DType, Layout, Result, Seqlens, Tensor};
 
 /// Every query chooses, for the heads that share a key head.
 pub fn run(

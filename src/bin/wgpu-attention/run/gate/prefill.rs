@@ -4,8 +4,11 @@ use super::{Dense, Found, Params, bits, f32s, flash, inputs, probabilities, read
 use crate::run::attention::{Problem, request};
 use crate::run::call::{Named, Uploaded};
 use crate::run::{Backend, Options};
+use wgpu_attention::gate::{SeerGate, SeerGateInputs};
+use wgpu_attention::plan::{Caps, Shapes};
 use wgpu_attention::reference::{self, SeerGateProblem};
-use wgpu_attention::{BlockSparseParams, Caps, HeadGroups, Result, SeerGate, SeerGateInputs, Seqlens, Shapes};
+use wgpu_attention::score_reduction::HeadGroups;
+use wgpu_attention::{BlockSparseParams, Result, Seqlens};
 
 /// Blocks of queries choose, head by head.
 pub fn run(options: &Options, params: &Params, tensors: &Named, problem: &Problem<BlockSparseParams>) -> Result<Found> {
