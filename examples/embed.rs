@@ -18,19 +18,19 @@ const PROJECTED: usize = (HEADS + 2 * HEADS_KV) * DIM;
 const KERNELS: &str = "
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> to: array<f32>;
-@group(0) @binding(2) var<storage, read> from: array<f32>;
+@group(0) @binding(2) var<storage, read> other: array<f32>;
 
 @compute @workgroup_size(64)
 fn project(@builtin(global_invocation_id) at: vec3u) {
     if at.x >= PROJECTED { return; }
     var sum = 0.0;
-    for (var c = 0u; c < WIDTH; c++) { sum += x[at.y * WIDTH + c] * from[c * PROJECTED + at.x]; }
+    for (var c = 0u; c < WIDTH; c++) { sum += x[at.y * WIDTH + c] * other[c * PROJECTED + at.x]; }
     to[at.y * PROJECTED + at.x] = sum;
 }
 
 @compute @workgroup_size(64)
 fn add(@builtin(global_invocation_id) at: vec3u) {
-    if at.x < WIDTH { to[at.y * WIDTH + at.x] = x[at.y * WIDTH + at.x] + from[at.y * WIDTH + at.x]; }
+    if at.x < WIDTH { to[at.y * WIDTH + at.x] = x[at.y * WIDTH + at.x] + other[at.y * WIDTH + at.x]; }
 }
 ";
 

@@ -62,12 +62,13 @@ pub use seer_gate::SeerGateCase;
 pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;
 
+use crate::gpu::call::WasmNotSendSync;
 use crate::program::Kernel;
 use crate::{Caps, Gpu, GpuTime, Result};
 use futures::future::LocalBoxFuture;
 
 /// A problem whose right answer is known.
-pub trait Case: Send + Sync {
+pub trait Case: WasmNotSendSync {
     /// The kernel family.
     fn kernel(&self) -> &'static str;
     /// What is special about it: shape, type, masks.

@@ -64,6 +64,14 @@ impl Selector {
 }
 
 /// What a prefill gate computes.
+///
+/// ```
+/// use wgpu_attention::gate::{SeerGateParams, Selector};
+/// // A tenth of the blocks of each row, its own and the first ones in any case.
+/// let params = SeerGateParams { sink: true, diagonal: true, ..SeerGateParams::default() };
+/// let params = params.with_selector(Selector::Density(0.1));
+/// assert_eq!(params.block, [64, 64]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct SeerGateParams {

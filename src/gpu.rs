@@ -23,6 +23,14 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How to choose and set up a device.
+///
+/// ```
+/// # pollster::block_on(async {
+/// use wgpu_attention::{Gpu, GpuOptions};
+/// let options = GpuOptions { checked_shaders: true, ..GpuOptions::default() };
+/// println!("{}", Gpu::request_with(&options).await?.caps());
+/// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
     /// Part of the adapter's name, in any case of its (ASCII) letters. Unset: the system's high-performance adapter.
@@ -125,7 +133,7 @@ impl Gpu {
     }
 
     /// For a program that makes its own device: the features and limits of the adapter that kernels are faster with. With wgpu's
-    /// defaults all of them run too; a plan says where that costs speed.
+    /// defaults all of them run too; natively, a plan says where that costs speed.
     ///
     /// ```
     /// # pollster::block_on(async {

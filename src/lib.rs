@@ -1,5 +1,5 @@
-//! Attention kernels in hand-written WGSL, forward and backward, for every GPU that [wgpu] reaches: Vulkan, Metal, DX12, and WebGPU
-//! in the browser. Every kernel is checked against a float64 [`reference`] on the CPU that shares no code with it.
+//! Attention kernels in hand-written WGSL, forward and backward, for every GPU that [wgpu](https://wgpu.rs) reaches: Vulkan, Metal, DX12, and WebGPU
+//! in the browser. Every kernel is checked against a float64 [`mod@reference`] on the CPU that shares no code with it.
 //!
 //! A [`Gpu`] is a device, requested or yours; a [`Tensor`] a buffer on it with a [`Layout`], [batch, heads, sequence, head_dim]; and each
 //! kernel a type of its own:
@@ -87,7 +87,7 @@ mod softmax;
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
 
-/// Planning, which needs no GPU: limits and shapes to a [`Program`](plan::Program).
+/// Planning, which needs no GPU: limits and shapes to a [`Program`].
 ///
 /// ```
 /// use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
@@ -155,13 +155,18 @@ pub use softmax::{Causal, Window};
 #[cfg(feature = "wgpu")]
 pub use wgpu;
 
-// Names within the crate of what the modules above show.
-pub(crate) use caps::{AdapterKind, Backend, Caps, Engine};
-pub(crate) use gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};
-#[cfg(feature = "wgpu")]
-pub(crate) use gate::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights, SeerGate, SeerGateInputs};
-pub(crate) use program::{Program, Shapes};
-pub(crate) use score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
-#[cfg(feature = "wgpu")]
-pub(crate) use score_reduction::{ReducedScores, ScoreReduction, ScoreReductionInputs};
-pub(crate) use softmax::AttentionParams;
+// Names within the crate of what the modules above show. Smaller sets of features do not use all of them.
+#[allow(unused_imports)]
+mod names {
+    pub(crate) use crate::caps::{AdapterKind, Backend, Caps, Engine};
+    pub(crate) use crate::gate::{Pool, SeerDecodeGateParams, SeerGateParams, Selector};
+    #[cfg(feature = "wgpu")]
+    pub(crate) use crate::gate::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights, SeerGate, SeerGateInputs};
+    pub(crate) use crate::program::{Program, Shapes};
+    pub(crate) use crate::score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
+    #[cfg(feature = "wgpu")]
+    pub(crate) use crate::score_reduction::{ReducedScores, ScoreReduction, ScoreReductionInputs};
+    pub(crate) use crate::softmax::AttentionParams;
+}
+#[allow(unused_imports)]
+pub(crate) use names::*;

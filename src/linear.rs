@@ -13,6 +13,13 @@ use crate::layout::{MAX_HEADS, MAX_SLOPE};
 use crate::{Error, Result};
 
 /// What linear attention computes, besides the gates that come with the inputs.
+///
+/// ```
+/// use wgpu_attention::LinearParams;
+/// // RetNet: a constant decay for each of 8 heads, and no factor.
+/// let params = LinearParams { slopes: Some(LinearParams::retnet_slopes(8)), scale: Some(1.0), ..LinearParams::default() };
+/// assert!(params.causal && (params.slopes.unwrap()[0] - 0.03175).abs() < 1e-4);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct LinearParams {

@@ -24,6 +24,12 @@ struct Uniforms {
 }
 
 /// What a rotary embedding computes.
+///
+/// ```
+/// use wgpu_attention::RotaryParams;
+/// // Llama 3's base; the first 64 elements of a head turn, neighbors with each other.
+/// let params = RotaryParams { theta: 500_000.0, interleaved: true, dim: Some(64) };
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RotaryParams {

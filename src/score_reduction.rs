@@ -81,6 +81,14 @@ pub enum HeadGroups {
 /// | mass on each scale of a VAR model (arXiv 2404.02905) | `Sum` | `Each` | `All` | `Segments(scales)` |
 ///
 /// The guide `score_reduction` in the crate's documentation has an example of each.
+///
+/// ```
+/// use wgpu_attention::score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
+/// // The largest probability of each block of 64 × 64, of all heads together.
+/// let (reduction, heads) = (Reduction::Max, HeadGroups::All);
+/// let (queries, keys) = (QueryGroups::Blocks(64), KeyGroups::Blocks(64));
+/// let params = ScoreReductionParams { reduction, heads, queries, keys, ..ScoreReductionParams::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct ScoreReductionParams {

@@ -5,6 +5,14 @@ use crate::layout::{MAX_HEADS, MAX_SEQUENCE};
 use crate::{Error, Result};
 
 /// What a query head sees. Kinds may differ from head to head in one launch.
+///
+/// ```
+/// use wgpu_attention::HeadBlocks;
+/// // DuoAttention: of two key heads with two query heads each, the first retrieves, the second streams.
+/// let heads = HeadBlocks::duo_attention(&[true, false], 2, 4, 256);
+/// assert_eq!(heads[..2], [HeadBlocks::Dense; 2]);
+/// assert_eq!(heads[2], HeadBlocks::Streaming { sink: 4, local: 256 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]

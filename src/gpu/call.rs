@@ -3,6 +3,8 @@
 use crate::program::Name;
 use crate::{Shapes, Tensor};
 use std::borrow::Cow;
+/// `Send` and `Sync`, but not on the web, where nothing goes to another thread.
+pub(crate) use wgpu::WasmNotSendSync;
 
 /// What a call reads and writes: tensors by name, and numbers. Structs of inputs and outputs are calls, and so are several of them in a
 /// tuple, and pairs of a name and a tensor, or of a name and numbers.
@@ -21,7 +23,7 @@ use std::borrow::Cow;
 /// assert_eq!(out.read().await?, [1.0; 8]);
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
 /// ```
-pub trait Call: wgpu::WasmNotSendSync {
+pub trait Call: WasmNotSendSync {
     /// The tensors that are there.
     fn tensors(&self) -> Vec<(Name, &Tensor)>;
 

@@ -30,6 +30,9 @@ impl Tiling {
 
     /// What a device with more than default limits would take in its place, where that is another, in words.
     pub fn held_back(&self, caps: &Caps, sizes: Sizes) -> Option<String> {
+        if cfg!(target_arch = "wasm32") {
+            return None; // a page gets all that its adapter has
+        }
         let best = Self::plan(&caps.beyond_default(), sizes).ok().filter(|best| best != self)?;
         Some(format!("; with more than the default limits and features (`Gpu::device_descriptor`) it could be {best}"))
     }

@@ -127,9 +127,9 @@ fn test(all: bool) -> Result<()> {
     drivers::ensure_any()?;
     run(cargo(&["test", CLI, "--all-targets", "--no-run"]))?;
     let built = start.elapsed();
-    let mut parts = vec![vec!["--doc".to_string()]];
-    parts.extend(tests()?.into_iter().map(|name| vec![format!("--test={name}")]));
-    parts.push(["--lib", "--bins", "--examples", "--benches"].map(String::from).into());
+    let mut parts: Vec<Vec<String>> = tests()?.into_iter().map(|name| vec![format!("--test={name}")]).collect();
+    let others = [vec!["--doc".to_string()], ["--lib", "--bins", "--examples", "--benches"].map(String::from).into()];
+    parts.splice(LONG_TESTS.len()..LONG_TESTS.len(), others);
     let stage = |part: Vec<String>| {
         let mut command = cargo(&["test", CLI]);
         command.args(&part).args(["--", "--nocapture"]);

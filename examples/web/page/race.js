@@ -195,9 +195,8 @@ const axis = (ms) => (ms >= 1000 ? `${count(Math.round(ms / 1000))} s` : `${ms >
 function plot() {
   const width = Math.max(320, byId("plot").clientWidth || 720);
   const narrow = width < 560;
-  const legend = 20 * results.length + 10;
-  const height = (narrow ? 300 : 380) + (narrow ? legend : 0);
-  const [left, right, top, bottom] = [58, 16, 16, 40 + (narrow ? legend : 0)];
+  const height = narrow ? 300 : 380;
+  const [left, right, top, bottom] = [58, 30, 16, 40];
   const all = results.flatMap(({ points }) => points);
   const [n0, n1] = [FROM, Math.max(2 * FROM, ...all.map(({ n }) => n))];
   const low = 10 ** Math.floor(Math.log10(Math.min(...all.map(({ ms }) => ms))));
@@ -214,13 +213,10 @@ function plot() {
     parts.push(`<line class="grid" x1="${x(n)}" x2="${x(n)}" y1="${top}" y2="${height - bottom}"/>`);
     parts.push(`<text x="${x(n)}" y="${height - bottom + 18}" text-anchor="middle">${count(n)}</text>`);
   }
-  results.forEach(({ name, color, dash, points }, i) => {
+  results.forEach(({ name, color, dash, points }) => {
     const line = points.map(({ n, ms }) => `${x(n).toFixed(1)},${y(ms).toFixed(1)}`).join(" ");
     parts.push(`<polyline points="${line}" fill="none" stroke="${color}" stroke-width="2.5" stroke-dasharray="${dash ?? ""}"/>`);
     points.forEach(({ n, ms }) => parts.push(`<circle cx="${x(n)}" cy="${y(ms)}" r="3.5" fill="${color}"><title>${name}, ${count(n)} tokens: ${milliseconds(ms)}</title></circle>`));
-    const at = narrow ? height - legend + 20 * i : top + 14 + 20 * i;
-    parts.push(`<line x1="${left + 10}" x2="${left + 34}" y1="${at}" y2="${at}" stroke="${color}" stroke-width="2.5" stroke-dasharray="${dash ?? ""}"/>`);
-    parts.push(`<text x="${left + 42}" y="${at + 4}">${name}</text>`);
   });
   return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="Milliseconds over tokens">${parts.join("")}</svg>`;
 }

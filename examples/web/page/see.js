@@ -33,7 +33,7 @@ const OWN = {
   ],
 };
 
-const state = { kernel: "flash", view: "picture", query: 9 * 32 + 21, own: {}, sharpness: 6 };
+const state = { kernel: "flash", view: "picture", query: 8 * 32 + 22, own: {}, sharpness: 14 };
 let gpu = null;
 let weights = null; // [tokens][tokens]
 let tokens = [];

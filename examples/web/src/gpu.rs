@@ -3,7 +3,7 @@
 use crate::error::{Failure, Result};
 use crate::promise;
 use js_sys::{Float32Array, Promise};
-use std::cell::RefCell;
+use std::cell::Cell;
 use wasm_bindgen::prelude::*;
 use wgpu_attention::plan::Name;
 use wgpu_attention::{Call, DType, Prepared};
@@ -94,17 +94,22 @@ fn dtype_of(name: Option<&str>) -> Result<DType> {
 
 /// A tensor on the GPU.
 #[wasm_bindgen]
-pub struct Tensor(RefCell<Option<wgpu_attention::Tensor>>);
+pub struct Tensor {
+    tensor: wgpu_attention::Tensor,
+    destroyed: Cell<bool>,
+}
 
 impl Tensor {
     pub fn new(tensor: wgpu_attention::Tensor) -> Self {
-        Self(RefCell::new(Some(tensor)))
+        Self { tensor, destroyed: Cell::new(false) }
     }
 
     /// What it stands for, until it is destroyed.
     pub fn get(&self) -> Result<wgpu_attention::Tensor> {
-        let found = self.0.borrow().clone();
-        found.ok_or_else(|| Failure::argument("tensor", "destroyed".into(), "one that was not destroyed"))
+        match self.destroyed.get() {
+            false => Ok(self.tensor.clone()),
+            true => Err(Failure::argument("tensor", "destroyed".into(), "a live one")),
+        }
     }
 }
 
@@ -151,8 +156,7 @@ impl Tensor {
 
     /// Gives the memory back at once. (Without this the browser does so when it collects garbage.)
     pub fn destroy(&self) {
-        if let Some(tensor) = self.0.take() {
-            tensor.buffer().destroy();
-        }
+        self.destroyed.set(true);
+        self.tensor.buffer().destroy();
     }
 }

@@ -1,5 +1,6 @@
 //! `info` and `shaders`.
 
+use crate::text::wrapped;
 use std::path::Path;
 use std::process::ExitCode;
 use wgpu_attention::catalogue::FAMILIES;
@@ -22,12 +23,12 @@ pub fn info(options: &GpuOptions, json: bool) -> Result<ExitCode> {
             println!("{}", serde_json::to_string(gpu.caps()).expect("limits are plain data"));
             continue;
         }
-        println!("{}", gpu.caps());
+        println!("{}", wrapped(&gpu.caps().to_string(), ""));
         for family in FAMILIES {
             for plan in (family.variants)(gpu.caps()) {
                 match plan {
-                    Ok(plan) => println!("  {plan}"),
-                    Err(e) => println!("  {} does not run: {e}", family.name),
+                    Ok(plan) => println!("{}", wrapped(&format!("  {plan}"), "    ")),
+                    Err(e) => println!("{}", wrapped(&format!("  {} does not run: {e}", family.name), "    ")),
                 }
             }
         }

@@ -125,9 +125,7 @@ fn no_adapter(options: &GpuOptions) -> Error {
         let named = pollster::block_on(Gpu::request_with(options));
         return named.err().unwrap_or_else(|| Error::NoAdapter { reason: "it came and went".into() });
     }
-    let reason = format!(
-        "none found; install the GPU's Vulkan driver, or a software one (Debian, Ubuntu: mesa-vulkan-drivers; \
-         Fedora: mesa-vulkan-drivers vulkan-loader; Arch: vulkan-swrast)"
-    );
-    Error::NoAdapter { reason }
+    let reason = "none found; install the GPU's Vulkan driver, or a software one (Debian, Ubuntu: mesa-vulkan-drivers; Fedora: \
+                  mesa-vulkan-drivers vulkan-loader; Arch: vulkan-swrast)";
+    Error::NoAdapter { reason: reason.into() }
 }

@@ -12,6 +12,14 @@ use std::sync::Arc;
 
 /// What linear attention reads. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that
 /// (grouped queries, grouped values).
+///
+/// ```
+/// use wgpu_attention::{LinearInputs, Tensor};
+/// /// Gated, and going on from a state.
+/// fn inputs<'a>([q, k, v, g, h0]: [&'a Tensor; 5]) -> LinearInputs<'a> {
+///     LinearInputs::new(q, k, v).with_gates(g).with_state(h0)
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct LinearInputs<'a> {
     /// Queries [batch, heads of its own, tokens, head_dim].

@@ -51,7 +51,8 @@ fn links() -> Result<String> {
         Some(line.trim().trim_matches('"').to_string())
     };
     let link = |(name, text): (&str, &str)| Some(format!("<a href=\"{}\">{text}</a>", field(name)?));
-    let links: String = [("repository", "Source"), ("documentation", "Documentation")].into_iter().filter_map(link).collect();
+    let links: String =
+        [("repository", "Source"), ("documentation", "Documentation")].into_iter().filter_map(link).collect();
     Ok(if links.is_empty() { links } else { format!("<nav>{links}</nav>") })
 }
 

@@ -61,7 +61,8 @@ impl Report {
     /// Its GFLOP/s, where there is enough to do for that to mean something.
     pub fn rate(&self) -> Option<String> {
         let seconds = self.gpu_seconds.filter(|&seconds| seconds > 0.0 && self.flops >= 1e6)?;
-        Some(format!("{:.2} GFLOP/s", self.flops / seconds * 1e-9))
+        let rate = self.flops / seconds * 1e-9;
+        (rate >= 0.01).then(|| format!("{rate:.2} GFLOP/s"))
     }
 }
 
