@@ -9,7 +9,7 @@ const TEXT = `the cat sat on the mat and the dog sat by the door while the rain 
 looked at the dog and the dog looked at the rain and nobody said a word about the fish that was missing from the dish`;
 const COLUMNS = 64;
 const WIDTH = 32;
-const GRID = { columns: 32, rows: 24 };
+const GRID = { columns: 24, rows: 18 };
 const BLOCK = 8;
 
 const KERNELS = [["flash", "flash"], ["neighborhood", "neighborhood"], ["blockSparse", "block-sparse, gated"], ["linear", "linear"]];
@@ -33,7 +33,7 @@ const OWN = {
   ],
 };
 
-const state = { kernel: "flash", view: "picture", query: 8 * 32 + 22, own: {}, sharpness: 14 };
+const state = { kernel: "flash", view: "picture", query: 6 * 24 + 17, own: {}, sharpness: 14 };
 let gpu = null;
 let weights = null; // [tokens][tokens]
 let tokens = [];
@@ -208,7 +208,7 @@ function words(text) {
 // between two colors, but for a part that all keys share.
 let picture = null;
 function cells() {
-  picture ??= landscape(GRID.columns * 12, GRID.rows * 12);
+  picture ??= landscape(GRID.columns * 16, GRID.rows * 16);
   const small = element("canvas", { width: GRID.columns, height: GRID.rows });
   const context = small.getContext("2d", { willReadFrequently: true });
   context.drawImage(picture, 0, 0, GRID.columns, GRID.rows);

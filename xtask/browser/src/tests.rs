@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 
-/// From the start of loading to the first weights on the screen, in ms, on the software adapter: 1,500 to 3,200 were seen on two cores,
+/// From the start of loading to the first weights on the screen, in ms, on the software adapter: 1,500 to 4,800 were seen on two cores,
 /// by how busy the machine was.
 const FIRST_RESULT: u64 = 6000;
 /// How long a click may take to show what it does. A software adapter takes seconds to compile a shader.
