@@ -129,7 +129,8 @@ impl Cooperative {
     /// The cargo command with only this driver in sight.
     pub fn only<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let target = format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
-        only(command, &self.manifest).env(target, &self.runner)
+        // Only the system's Mesa was compared with and without optimizations.
+        only(command, &self.manifest).env(target, &self.runner).env_remove("GALLIVM_PERF")
     }
 }
 
