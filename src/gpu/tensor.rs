@@ -152,10 +152,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Limit`].
     pub async fn upload_u32(gpu: &Gpu, values: &[u32]) -> Result<Self> {
-        let tensor = Self::empty(gpu, Layout::heads_first(DType::U32, [1, 1, 1, values.len()])).await?;
-        let ((), popped) = gpu.scoped(|_| gpu.queue().write_buffer(&tensor.buffer, 0, bytemuck::cast_slice(values)));
-        gpu.queued("write", popped.await).await?;
-        Ok(tensor)
+        Self::upload(gpu, [1, 1, 1, values.len()], DType::U32, values).await
     }
 
     /// The same tensor, which cannot be read if the check fails.
