@@ -1,6 +1,7 @@
 //! A call as plain data: which kernels run, on which tensors, in which order. Families plan programs without a GPU; one executor
 //! runs them.
 
+mod angles;
 mod argument;
 mod builder;
 mod check;
@@ -123,9 +124,7 @@ impl Contents {
     pub fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::RotaryAngles { dim, .. } => {
-                ANGLE_PARTS.iter().map(|(count, _)| count).sum::<u64>() * 8 * (dim / 2) as u64
-            }
+            Self::RotaryAngles { dim, .. } => angles::ROWS * 8 * (dim / 2) as u64,
         }
     }
 
@@ -138,20 +137,9 @@ impl Contents {
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match *self {
             Self::Bytes(ref bytes) => Cow::Borrowed(bytes),
-            Self::RotaryAngles { theta, dim } => Cow::Owned(bytemuck::cast_slice(&rotary_angles(theta, dim)).to_vec()),
+            Self::RotaryAngles { theta, dim } => Cow::Owned(bytemuck::cast_slice(&angles::table(theta, dim)).to_vec()),
         }
     }
-}
-
-/// Rows of the table of angles: for 10, 10 and 12 bits of a position.
-const ANGLE_PARTS: [(u64, u32); 3] = [(1 << 10, 0), (1 << 10, 10), (1 << 12, 20)];
-
-fn rotary_angles(theta: f32, dim: usize) -> Vec<[f32; 2]> {
-    let frequency = |pair: usize| f64::from(theta).powf(-2.0 * pair as f64 / dim as f64);
-    let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
-    let parts = ANGLE_PARTS.into_iter().flat_map(|(count, shift)| (0..count).map(move |n| (n << shift) as f64));
-    let angle = |position: f64| frequencies.iter().map(move |f| (position * f).sin_cos());
-    parts.flat_map(angle).map(|(sin, cos)| [cos as f32, sin as f32]).collect()
 }
 
 /// A shader and what it binds. Its entry point is `main`.
