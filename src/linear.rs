@@ -2,6 +2,7 @@
 
 mod backward;
 mod chunking;
+mod delta;
 mod plan;
 mod recurrent;
 mod shapes;
@@ -23,6 +24,8 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct LinearParams {
+    /// How a token changes the state. Default: [`LinearRule::Linear`].
+    pub rule: LinearRule,
     /// Whether a token sees only those before it and itself. Default: yes. If not, every token reads the state after the last one,
     /// and there are no gates.
     pub causal: bool,
@@ -37,6 +40,20 @@ pub struct LinearParams {
     /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory): where set, they are not gone
     /// through one by one. Default: 64.
     pub chunk: Option<usize>,
+}
+
+/// How a token changes the state, once that has faded by the gate: S̃ = e^g · S.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum LinearRule {
+    /// S = S̃ + k vᵀ: linear attention; with gates Lightning Attention, RetNet, Mamba-2, simple GLA, GLA.
+    #[default]
+    Linear,
+    /// S = S̃ + β k (v − S̃ᵀ k)ᵀ: DeltaNet (arXiv 2406.06484); with a gate a token, Gated DeltaNet (arXiv 2412.06464); with a gate a
+    /// channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Keys should have unit length: with β up to
+    /// 2 the state does not grow then.
+    Delta,
 }
 
 /// How linear attention goes through the tokens. The result is the same, but for rounding.
@@ -55,7 +72,15 @@ pub enum LinearAlgorithm {
 
 impl Default for LinearParams {
     fn default() -> Self {
-        Self { causal: true, reverse: false, scale: None, slopes: None, algorithm: None, chunk: None }
+        Self {
+            rule: LinearRule::Linear,
+            causal: true,
+            reverse: false,
+            scale: None,
+            slopes: None,
+            algorithm: None,
+            chunk: None,
+        }
     }
 }
 
@@ -106,6 +131,14 @@ impl LinearParams {
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
             let bound = "at least 0, at most 1e28: a head forgets at the rate exp(−slope)";
             require((0.0..=MAX_SLOPE).contains(&slope), &format!("slopes[{h}]"), slope, bound)?;
+        }
+        if self.rule == LinearRule::Delta {
+            require(
+                self.causal,
+                "causal",
+                false,
+                "true with the delta rule: what a token changes depends on those before it",
+            )?;
         }
         let gated = self.slopes.is_some() && !self.causal;
         if gated {

@@ -150,6 +150,7 @@ fn bad_gradients() {
         dk: zeros([2, 4, 10, 8]),
         dv: zeros([2, 2, 10, 6]),
         dg: None,
+        dbeta: None,
         dslopes: None,
         dh0: None,
     };

@@ -37,20 +37,30 @@ fn states(file: &SafeTensors, name: &str) -> Tensor {
 /// Outputs, states and gradients of an independent implementation: `tests/data/linear_*.safetensors`.
 #[test]
 fn an_independent_implementation_agrees() {
-    for (name, scale) in [("linear_plain", 0.125), ("lightning_tnl", 1.0), ("simple_gla", 0.125)] {
+    let cases = [
+        ("linear_plain", 0.125, LinearRule::Linear),
+        ("lightning_tnl", 1.0, LinearRule::Linear),
+        ("simple_gla", 0.125, LinearRule::Linear),
+        ("gated_delta", 0.125, LinearRule::Delta),
+        ("kda", 0.125, LinearRule::Delta),
+    ];
+    for (name, scale, rule) in cases {
         let bytes = file(name);
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let (h0, dht) = (states(&file, "h0"), states(&file, "dht"));
-        let mut params = LinearParams { scale: Some(scale), ..Default::default() };
+        let mut params = LinearParams { rule, scale: Some(scale), ..Default::default() };
         if name.ends_with("tnl") {
             let slopes = LinearParams::lightning_slopes(4, 3, 12).unwrap();
             assert!(slopes.iter().zip(floats(&file, "slope")).all(|(a, b)| (a - b).abs() < 1e-7));
             params.slopes = Some(slopes);
         }
         let [q, k, v, dout] = ["q", "k", "v", "do"].map(|name| tokens(&file, name));
-        let g = file.tensor("g").is_ok().then(|| tokens(&file, "g"));
-        let inputs = LinearInputs { g: g.as_ref(), h0: Some(&h0), ..LinearInputs::new(&q, &k, &v) };
-        for algorithm in ALGORITHMS {
+        let some = |name: &str| file.tensor(name).is_ok().then(|| tokens(&file, name));
+        let (g, beta) = (some("g").or(some("gk")), some("beta"));
+        let inputs = LinearInputs { g: g.as_ref(), beta: beta.as_ref(), ..LinearInputs::new(&q, &k, &v) };
+        let inputs = inputs.with_state(&h0);
+        let algorithms = if rule == LinearRule::Delta { &ALGORITHMS[..1] } else { &ALGORITHMS };
+        for &algorithm in algorithms {
             let params = LinearParams { algorithm: Some(algorithm), ..params.clone() };
             let attention = LinearAttention::new(gpu(), params).unwrap();
             let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();
@@ -65,7 +75,12 @@ fn an_independent_implementation_agrees() {
         near_gradient(&format!("{name} dh0"), &read(found.dh0.as_ref().unwrap()), &floats(&file, "dh0"));
         assert_eq!((found.dg.is_some(), found.dslopes.is_some()), (g.is_some(), name.ends_with("tnl")));
         if let Some(dg) = &found.dg {
-            near_gradient(&format!("{name} dg"), &read(dg), &read(&tokens(&file, "dg")));
+            let expected = some("dg").or(some("dgk")).expect("the gates' gradient");
+            near_gradient(&format!("{name} dg"), &read(dg), &read(&expected));
+        }
+        assert_eq!(found.dbeta.is_some(), beta.is_some());
+        if let Some(dbeta) = &found.dbeta {
+            near_gradient(&format!("{name} dbeta"), &read(dbeta), &read(&tokens(&file, "dbeta")));
         }
     }
 }

@@ -1,6 +1,6 @@
 // Gradient of the gates. With S and U, the state after a token and the gradient that reaches it from behind, A_t = ⟨U_t, S_t⟩:
 //
-//   dg_t = A_(t−1) = A_t + q_t·dq_t − k_t·dk_t,
+//   dg_t = A_(t−1) = A_t + q_t·dq_t − k_t·(dk_t + less_t),   `less` nil but for the delta rule: its gradient of k is dk − less
 //
 // so a sum from the end of a segment, or with the other sign from its start, where both walks have left S and U (turned: HEAD_DIM is
 // the values' width). Both are taken, each the more the nearer its end: rounding errors of the terms add up on the way, and are nil at
@@ -24,16 +24,18 @@ fn product_of_states(w: Work, number: u32, thread: u32) -> f32 {
     return sum_of(sum, thread);
 }
 
-// q·dq − k·dk.
+// q·dq − k·(dk + less).
 fn term_of(t: Token) -> f32 {
     let q = at_q(t.batch, t.head / params.groups.x, t.row);
     let k = at_k(t.batch, t.head / params.groups.y, t.row);
     let dq = at_dq(t.batch, t.head, t.row);
     let dk = at_dk(t.batch, t.head, t.row);
+    let less = at_less(t.batch, t.head, t.row);
     var sum = 0.0;
     for (var d = 0u; d < HEAD_DIM_V; d += 4u) {
         let n = HEAD_DIM_V - d;
-        sum += dot(load_q4(q + d, n), load_dq4(dq + d, n)) - dot(load_k4(k + d, n), load_dk4(dk + d, n));
+        let of_k = load_dk4(dk + d, n) + load_less4(less + d, n);
+        sum += dot(load_q4(q + d, n), load_dq4(dq + d, n)) - dot(load_k4(k + d, n), of_k);
     }
     return sum;
 }

@@ -1,102 +1,123 @@
-// Linear attention, token by token:
+// A walk token by token over a state S [HEAD_DIM, HEAD_DIM_V] of each (batch entry, head), f32. For each token, in this order:
 //
-//   S ← e^g · S + k vᵀ,   o = scale · Sᵀ q
+//   S ← e^g · S                          g a number, or (GATED) one for each row or each column of S
+//   S ← S + gain · k vᵀ                  ADDS
+//   e = v2 − Sᵀ k2,  u = beta · e        CORRECTS = 1: the delta rule
+//   e = Sᵀ k2,       u = beta · e        CORRECTS = 2: its gradient, where u is taken away
+//   o = scale · Sᵀ q                     READS = 1
+//   S ← S ± k2 uᵀ, or S − k2 v2ᵀ, or S + k2 v2ᵀ     ADDS_AFTER: 1 adds, 2 takes away
+//   o = scale · Sᵀ q                     READS = 2
 //
-// S [HEAD_DIM, HEAD_DIM_V] of each (batch entry, head), f32. q, k [batch, their heads, tokens, HEAD_DIM], v, o [batch, heads,
-// tokens, HEAD_DIM_V] by strides. Where not CAUSAL, every token reads the last S.
+// q, k, k2 [batch, their heads, tokens, HEAD_DIM], v, v2, o, e, u [batch, heads, tokens, HEAD_DIM_V] by strides. Where not CAUSAL,
+// every token reads the last S. Where KEPT, what each SEGMENT tokens begin with is written, and what the last of them leave.
 //
-// A workgroup takes COLS columns of S. Thread (lane, quad) keeps four columns of every LANES-th four rows in registers; BATCH tokens
-// are read before the lanes' parts of their results are added up. Workgroup memory: 16·BATCH·WG bytes.
+// How S is divided among the threads of a workgroup, which takes COLS columns of it, is in recurrent/.
 
-const QUADS: u32 = COLS / 4u;
-const LANES: u32 = WG / QUADS;
-const D4: u32 = (HEAD_DIM + 3u) / 4u;
-const PART: u32 = (D4 + LANES - 1u) / LANES;
+const BY_ROW: u32 = 1u;
+const BY_COLUMN: u32 = 2u;
+const TAKES_AWAY: u32 = 2u;
 
-var<private> state: array<array<vec4f, 4>, PART>;
-var<workgroup> parts: array<vec4f, BATCH * WG>;
+// x · e^g as x · keep + x · rest: shared.wgsl, fade_of.
+struct Fade { keep: vec4f, rest: vec4f }
 
-// Past the last row, keys and queries are 0.
-fn absorb(w: Work, t: Token, lane: u32, column: u32) {
-    let fade = fade_of(gate_of(t));
-    let at = at_k(t.batch, t.head / params.groups.y, t.row);
-    var v = vec4f();
-    if (column < HEAD_DIM_V) { v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + column, HEAD_DIM_V - column); }
-    for (var i = 0u; i < PART; i++) {
-        let d = lane + LANES * i;
-        let inside = 4u * min(d, D4 - 1u);
-        let k = select(vec4f(), load_k4(at + inside, HEAD_DIM - inside), d < D4);
-        for (var e = 0u; e < 4u; e++) {
-            state[i][e] = fma(vec4f(fade.x), state[i][e], fma(vec4f(k[e]), v, fade.y * state[i][e]));
-        }
+fn fade_by(g: vec4f) -> Fade {
+    let x = fade_of(g.x);
+    if (GATED == 0u) { return Fade(vec4f(x.x), vec4f(x.y)); }
+    let y = fade_of(g.y);
+    let z = fade_of(g.z);
+    let w = fade_of(g.w);
+    return Fade(vec4f(x.x, y.x, z.x, w.x), vec4f(x.y, y.y, z.y, w.y));
+}
+
+// The gate by which the state fades as token n of the walk comes: its own, or, where states fade late, that of the token before it. A
+// segment begins with a state that has faded. Where gates are reported, each token's own is seen.
+fn gate_at(w: Work, n: u32) -> f32 {
+    if (params.late == 0u) { return gate_of(token_at(w, n)); }
+    if (HAS_PROBLEM && n < w.count) { let own = gate_of(token_at(w, n)); }
+    if (n == 0u) { return 0.0; }
+    return gate_of(token_at(w, n - 1u));
+}
+
+// The same of four rows or columns, from d on.
+fn gates_at(w: Work, n: u32, d: u32) -> vec4f {
+    if (params.late == 0u) { return gates_of(token_at(w, n), d); }
+    if (HAS_PROBLEM && n < w.count) { let own = gates_of(token_at(w, n), d); }
+    if (n == 0u) { return vec4f(); }
+    return gates_of(token_at(w, n - 1u), d);
+}
+
+// What a token is corrected by, of four columns of the state; `read` is Sᵀ k2.
+fn error_of(t: Token, column: u32, read: vec4f) -> vec4f {
+    if (CORRECTS == TAKES_AWAY) { return read; }
+    return value_of(t, column) - read;
+}
+
+fn write_correction(t: Token, column: u32, e: vec4f, u: vec4f) {
+    if (column < HEAD_DIM_V) {
+        store_e4(at_e(t.batch, t.head, t.row) + column, HEAD_DIM_V - column, e);
+        store_u4(at_u(t.batch, t.head, t.row) + column, HEAD_DIM_V - column, u);
     }
 }
 
-// The state after a token: rows [n · HEAD_DIM, (n + 1) · HEAD_DIM) for token n.
-fn snapshot(w: Work, n: u32, row: u32, column: u32, x: vec4f) {
-    let at = at_snapshots(w.batch, w.head, n * HEAD_DIM + row) + column;
-    store_snapshots4(at, HEAD_DIM_V - column, x);
+// Four columns of v2; 0 past the last.
+fn value_of(t: Token, column: u32) -> vec4f {
+    let inside = min(column, (HEAD_DIM_V - 1u) / 4u * 4u);
+    let v = load_v24(at_v2(t.batch, t.head / V2_GROUP, t.row) + inside, HEAD_DIM_V - inside);
+    return select(vec4f(), v, column < HEAD_DIM_V);
 }
 
-// This thread's part of a token's result.
-fn read_out(t: Token, lane: u32) -> vec4f {
-    let at = at_q(t.batch, t.head / params.groups.x, t.row);
-    var sum = vec4f();
-    for (var i = 0u; i < PART; i++) {
-        let d = lane + LANES * i;
-        let inside = 4u * min(d, D4 - 1u);
-        let q = select(vec4f(), load_q4(at + inside, HEAD_DIM - inside), d < D4);
-        for (var e = 0u; e < 4u; e++) { sum = fma(vec4f(q[e]), state[i][e], sum); }
+// Beyond [0, 2] it is clamped, and reported; without the tensor it is 1.
+fn beta_of(t: Token) -> f32 {
+    if (!HAS_BETA) { return 1.0; }
+    return checked_beta(load_beta(at_beta(t.batch, t.head / BETA_GROUP, t.row)), t.row);
+}
+
+fn write_out(t: Token, column: u32, o: vec4f) {
+    if (column < HEAD_DIM_V) { store_o4(at_o(t.batch, t.head, t.row) + column, HEAD_DIM_V - column, params.scale * o); }
+}
+
+// The segment of kept states, counted as the walk goes, that a stretch begins with.
+fn first_kept(w: Work) -> u32 {
+    let start = w.first - sequences[w.batch].x;
+    if (params.reverse == 0u) { return start / SEGMENT; }
+    return (sequences[w.batch].y + SEGMENT - 1u) / SEGMENT - (start + w.count + SEGMENT - 1u) / SEGMENT;
+}
+
+fn state_before(w: Work, row: u32, column: u32) -> vec4f {
+    if (FROM == FROM_KEPT) {
+        return load_states4(at_states(w.batch, w.head, first_kept(w) * HEAD_DIM + row) + column, HEAD_DIM_V - column);
     }
-    return sum;
+    return initial_state(w, row, column);
+}
+
+// All tokens, and between them the states that are kept.
+fn pass_segments(w: Work, thread: u32) {
+    var segment = first_kept(w);
+    var next = SEGMENT;
+    // The other way round, the first segment has what is left over.
+    if (params.reverse == 1u) { next = (w.count + SEGMENT - 1u) % SEGMENT + 1u; }
+    var more = true;
+    for (var n = 0u; ; segment++) {
+        store_state(w, segment, true, n, thread);
+        if (!more) { break; }
+        for (; n < min(next, w.count); n++) { pass_token(w, n, true, true, thread); }
+        more = n < w.count;
+        next += SEGMENT;
+    }
 }
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = work_of(workgroup);
-    let lane = thread / QUADS;
-    let column = w.column + 4u * (thread % QUADS);
-    for (var i = 0u; i < PART; i++) {
-        for (var e = 0u; e < 4u; e++) {
-            let d = 4u * (lane + LANES * i) + e;
-            state[i][e] = vec4f();
-            if (d < HEAD_DIM && column < HEAD_DIM_V) { state[i][e] = initial_state(w, d, column); }
-        }
-    }
+    load_state(w, thread);
     if (CAUSAL == 0u) {
-        for (var n = 0u; n < w.count; n++) { absorb(w, token_at(w, n), lane, column); }
+        for (var n = 0u; n < w.count; n++) { pass_token(w, n, true, false, thread); }
+        for (var n = 0u; n < w.count; n++) { pass_token(w, n, false, true, thread); }
+    } else if (KEPT == 0u) {
+        for (var n = 0u; n < w.count; n++) { pass_token(w, n, true, true, thread); }
+    } else if (w.count > 0u || w.place == 0u) {
+        pass_segments(w, thread);
     }
-    for (var base = 0u; base < w.count; base += BATCH) {
-        let count = min(BATCH, w.count - base);
-        for (var n = 0u; n < count; n++) {
-            let t = token_at(w, base + n);
-            if (CAUSAL == 1u) { absorb(w, t, lane, column); }
-            parts[n * WG + thread] = read_out(t, lane);
-            for (var i = 0u; i < PART; i++) {
-                for (var e = 0u; e < 4u; e++) {
-                    let d = 4u * (lane + LANES * i) + e;
-                    if (HAS_SNAPSHOTS && d < HEAD_DIM && column < HEAD_DIM_V) { snapshot(w, w.place * params.segment + base + n, d, column, state[i][e]); }
-                }
-            }
-        }
-        workgroupBarrier();
-        for (var at = thread; at < count * QUADS; at += WG) {
-            let quad = at % QUADS;
-            let n = at / QUADS;
-            var sum = vec4f();
-            for (var other = 0u; other < LANES; other++) { sum += parts[n * WG + other * QUADS + quad]; }
-            let d = w.column + 4u * quad;
-            if (d < HEAD_DIM_V) {
-                store_o4(at_o(w.batch, w.head, token_at(w, base + n).row) + d, HEAD_DIM_V - d, params.scale * sum);
-            }
-        }
-        workgroupBarrier();
-    }
-    for (var i = 0u; i < PART; i++) {
-        for (var e = 0u; e < 4u; e++) {
-            let d = 4u * (lane + LANES * i) + e;
-            if (d < HEAD_DIM && column < HEAD_DIM_V) { write_state(w, d, column, state[i][e]); }
-        }
-    }
-    if (w.column == 0u) { report(w, thread); }
+    if (TO != 0u) { store_state(w, 0u, false, w.count, thread); }
+    if (HAS_PROBLEM && w.column == 0u) { report(w, thread); }
 }

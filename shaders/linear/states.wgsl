@@ -7,6 +7,8 @@ const FROM_H0_TURNED: u32 = 2u;
 const FROM_HT: u32 = 3u;
 // What a segment begins with, as scan.wgsl has left it.
 const FROM_SEGMENT: u32 = 4u;
+// What recurrent.wgsl has kept before.
+const FROM_KEPT: u32 = 5u;
 
 // The last state is written.
 const TO_HT: u32 = 1u;

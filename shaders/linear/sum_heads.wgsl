@@ -1,4 +1,5 @@
-// What the heads of the walk leave for one that they share, summed in their order: o[head] = Σ q[head · groups.x + n], in o's type.
+// What the heads of the walk leave for one that they share, summed in their order: o[head] = Σ (q − less)[head · groups.x + n], in o's
+// type; `less` may be absent.
 // A thread takes four columns of a row.
 
 @compute @workgroup_size(WG)
@@ -12,7 +13,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let row = w.first + at / columns;
         var sum = vec4f();
         for (var n = 0u; n < GROUP; n++) {
-            sum += load_q4(at_q(w.batch, head * GROUP + n, row) + column, WIDTH - column);
+            let other = head * GROUP + n;
+            sum += load_q4(at_q(w.batch, other, row) + column, WIDTH - column) - load_less4(at_less(w.batch, other, row) + column, WIDTH - column);
         }
         store_o4(at_o(w.batch, head, row) + column, WIDTH - column, sum);
     }

@@ -5,7 +5,8 @@ use super::{Case, KernelParams, Outcome, Problem, normal, poisoned};
 use crate::program::Kernel;
 use crate::reference::{self, LinearProblem};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, Program, Result, Shapes, Tensor,
+    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, LinearRule, Program, Result,
+    Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -22,8 +23,12 @@ pub struct LinearCase {
     pub dims: (usize, usize),
     /// The params.
     pub params: LinearParams,
-    /// Whether tokens have gates: the standard deviation of their logarithm of −g, and one gate of −80 every so many tokens.
+    /// Whether tokens have gates: the standard deviation of their logarithm of −g, and one gate of −80 every so many gates.
     pub gates: Option<(f32, usize)>,
+    /// Whether each channel of a key has its own.
+    pub by_channel: bool,
+    /// Heads of betas, if there are any.
+    pub betas: Option<usize>,
     /// Whether the state begins with another.
     pub h0: bool,
     /// Whether it goes on in place; else it is written.
@@ -51,6 +56,8 @@ impl Default for LinearCase {
             dims: (32, 32),
             params: LinearParams::default(),
             gates: None,
+            by_channel: false,
+            betas: None,
             h0: false,
             in_place: false,
             sequences: vec![],
@@ -67,6 +74,7 @@ impl Default for LinearCase {
 struct Values {
     tokens: [Vec<f32>; 3],
     g: Vec<f32>,
+    beta: Vec<f32>,
     h0: Vec<f32>,
 }
 
@@ -92,7 +100,12 @@ impl LinearCase {
 
     fn of_gates(&self) -> [usize; 4] {
         let [batch, _, rows, _] = self.token_shapes()[0];
-        [batch, self.all_heads(), rows, 1]
+        [batch, self.all_heads(), rows, if self.by_channel { self.dims.0 } else { 1 }]
+    }
+
+    fn of_betas(&self) -> Option<[usize; 4]> {
+        let [batch, _, rows, _] = self.token_shapes()[0];
+        self.betas.map(|heads| [batch, heads, rows, 1])
     }
 
     fn values(&self) -> Values {
@@ -107,13 +120,21 @@ impl LinearCase {
             }
         };
         let h0 = if self.h0 || self.in_place { self.state_shape().iter().product() } else { 0 };
+        let mut keys = normal(self.seed + 1, k, 1.0, qk);
+        if self.params.rule == LinearRule::Delta {
+            // Of unit length, but for rounding.
+            for key in keys.chunks_exact_mut(self.dims.0) {
+                let length = key.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-6);
+                key.iter_mut().for_each(|x| *x = qk.round(*x / length));
+            }
+        }
+        let betas = self.of_betas().map_or(0, |shape| shape.iter().product());
+        // Within [0, 2], both ends among them.
+        let beta = |x: f32| (1.0 + x).clamp(0.0, 2.0);
         Values {
-            tokens: [
-                normal(self.seed, q, 1.0, qk),
-                normal(self.seed + 1, k, 1.0, qk),
-                normal(self.seed + 2, v, 1.0, of_v),
-            ],
+            tokens: [normal(self.seed, q, 1.0, qk), keys, normal(self.seed + 2, v, 1.0, of_v)],
             g,
+            beta: normal(self.seed + 7, betas, 0.7, DType::F32).into_iter().map(beta).collect(),
             h0: normal(self.seed + 4, h0, 1.0, DType::F32),
         }
     }
@@ -138,11 +159,12 @@ impl LinearCase {
     }
 
     pub(super) fn with_problem<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
-        let (Values { tokens, g, h0 }, places) = (self.values(), self.places());
+        let (Values { tokens, g, beta, h0 }, places) = (self.values(), self.places());
         solve(&LinearProblem {
             tokens: tokens.each_ref().map(|values| &values[..]),
             shapes: self.token_shapes(),
             g: self.gates.map(|_| &g[..]),
+            beta: self.betas.map(|_| &beta[..]),
             h0: (!h0.is_empty()).then_some(&h0[..]),
             sequences: &places,
         })
@@ -167,6 +189,7 @@ impl LinearCase {
         let [q, k, v] = self.layouts();
         Shapes::new([("q", q), ("k", k), ("v", v)])
             .tensor_if("g", self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())))
+            .tensor_if("beta", self.of_betas().map(|shape| Layout::heads_first(DType::F32, shape)))
             .tensor_if("h0", self.h0.then(|| Layout::heads_first(DType::F32, self.state_shape())))
             .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
             .numbers_if("cu_seqlens", self.packed.then(|| self.offsets()))
@@ -198,7 +221,7 @@ impl LinearCase {
     }
 
     pub(super) async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
-        let Values { tokens, mut g, h0 } = self.values();
+        let Values { tokens, mut g, mut beta, h0 } = self.values();
         self.pad(&mut g, self.of_gates());
         let mut found = vec![];
         for (mut values, layout) in tokens.into_iter().zip(self.layouts()) {
@@ -209,6 +232,13 @@ impl LinearCase {
         let state = Layout::heads_first(DType::F32, self.state_shape());
         Ok(Uploaded {
             g: if self.gates.is_some() { Some(poisoned(gpu, of_g, &g).await?) } else { None },
+            beta: match self.of_betas() {
+                Some(shape) => {
+                    self.pad(&mut beta, shape);
+                    Some(poisoned(gpu, Layout::heads_first(DType::F32, shape), &beta).await?)
+                }
+                None => None,
+            },
             h0: if h0.is_empty() { None } else { Some(poisoned(gpu, state, &h0).await?) },
             offsets: self.offsets(),
             tokens: found,
@@ -219,6 +249,7 @@ impl LinearCase {
         let [q, k, v] = &uploaded.tokens[..] else { unreachable!("three are uploaded") };
         LinearInputs {
             g: uploaded.g.as_ref(),
+            beta: uploaded.beta.as_ref(),
             h0: uploaded.h0.as_ref().filter(|_| !self.in_place),
             seqlens: (!self.packed && !self.sequences.is_empty()).then_some(&self.sequences),
             cu_seqlens: self.packed.then_some(&uploaded.offsets),
@@ -231,6 +262,7 @@ impl LinearCase {
 pub(super) struct Uploaded {
     tokens: Vec<Tensor>,
     g: Option<Tensor>,
+    beta: Option<Tensor>,
     h0: Option<Tensor>,
     offsets: Vec<usize>,
 }
@@ -269,6 +301,8 @@ impl Case for LinearCase {
             dims,
             params,
             gates,
+            by_channel,
+            betas,
             h0,
             in_place,
             sequences,
@@ -277,10 +311,11 @@ impl Case for LinearCase {
             spare,
             ..
         } = self;
-        let LinearParams { causal, reverse, slopes, algorithm, chunk, .. } = params;
+        let LinearParams { rule, causal, reverse, slopes, algorithm, chunk, .. } = params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
         let lengths = if *packed && *spare > 0 { format!("{lengths} of {}", self.rows()) } else { lengths };
         let gate = match (gates, slopes) {
+            (Some((spread, hard)), _) if *by_channel => format!(" gates of channels {spread}/{hard}"),
             (Some((spread, hard)), _) => format!(" gates {spread}/{hard}"),
             (None, Some(_)) => " slopes".into(),
             (None, None) => String::new(),
@@ -290,7 +325,12 @@ impl Case for LinearCase {
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
         let how = algorithm.map_or("auto".into(), |algorithm| format!("{algorithm:?}"));
         let how = chunk.map_or(how.clone(), |chunk| format!("{how} chunk {chunk}"));
-        format!("B {batch} H {heads:?} {lengths} D {}/{}{gate} {how} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
+        let rule = match (rule, betas) {
+            (LinearRule::Linear, _) => String::new(),
+            (LinearRule::Delta, None) => " delta".into(),
+            (LinearRule::Delta, Some(heads)) => format!(" delta beta of {heads}"),
+        };
+        format!("B {batch} H {heads:?} {lengths} D {}/{}{rule}{gate} {how} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
     }
 
     fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {
@@ -299,7 +339,8 @@ impl Case for LinearCase {
 
     fn flops(&self) -> f64 {
         let tokens: usize = self.places().iter().map(|place| place[2]).sum();
-        (5 * tokens * self.all_heads() * self.dims.0 * self.dims.1) as f64
+        let each = if self.params.rule == LinearRule::Delta { 7 } else { 5 };
+        (each * tokens * self.all_heads() * self.dims.0 * self.dims.1) as f64
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {

@@ -18,7 +18,7 @@ pub struct LinearBackwardCase {
 }
 
 /// Gradients by name.
-const GRADIENTS: [&str; 6] = ["dq", "dk", "dv", "dg", "dslopes", "dh0"];
+const GRADIENTS: [&str; 7] = ["dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
 
 /// Allowed of an f32 gradient: its error's root mean square over its own.
 const ALLOWED: f64 = 1e-5;
@@ -34,8 +34,8 @@ impl LinearBackwardCase {
 
     /// Those that come out, by name.
     fn results(of: LinearGradientsReference, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
-        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dslopes, dh0 } = of;
-        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dslopes, dh0]);
+        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dbeta, dslopes, dh0 } = of;
+        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dbeta, dslopes, dh0]);
         all.filter(|(name, _)| ready.tensor(name).is_some()).collect()
     }
 

@@ -1,7 +1,7 @@
 //! The catalogue of linear attention.
 
 use super::LinearCase;
-use crate::{DType, LinearAlgorithm, LinearParams};
+use crate::{DType, LinearAlgorithm, LinearParams, LinearRule};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -84,9 +84,51 @@ pub fn linear_cases() -> Vec<LinearCase> {
             ..LinearCase::default()
         });
     }
+    cases.extend(delta_cases());
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }
+    cases
+}
+
+/// The delta rule and gates of channels: lengths, widths, heads, directions, states, packed sequences, types, strides.
+fn delta_cases() -> Vec<LinearCase> {
+    let delta = LinearParams { rule: LinearRule::Delta, ..LinearParams::default() };
+    let base = LinearCase { params: delta.clone(), betas: Some(2), h0: true, ..LinearCase::default() };
+    let gated = LinearCase { gates: Some((1.0, 20)), ..base.clone() };
+    let kda = LinearCase { by_channel: true, gates: Some((1.0, 200)), ..base.clone() };
+    let gla = LinearCase { params: LinearParams::default(), betas: None, ..kda.clone() };
+    let mut cases = vec![];
+    for tokens in [1, 15, 63, 65, 127, 500] {
+        cases.extend([&base, &gated, &kda, &gla].map(|case| LinearCase { tokens, ..case.clone() }));
+    }
+    for (i, dims) in [(64, 64), (128, 128), (256, 20), (16, 256), (1, 1), (7, 20), (33, 18)].into_iter().enumerate() {
+        let case = [&gated, &kda, &gla][i % 3];
+        cases.push(LinearCase { dims, tokens: 40, h0: i % 2 == 0, strided: i % 2 == 1, ..case.clone() });
+    }
+    cases.push(LinearCase { betas: None, h0: false, ..base.clone() });
+    cases.push(LinearCase { betas: Some(1), params: LinearParams { reverse: true, ..delta.clone() }, ..gated.clone() });
+    let slopes = Some(vec![0.05, 0.2, 0.0, 0.4]);
+    let params = LinearParams { slopes, scale: Some(1.0), ..delta.clone() };
+    cases.push(LinearCase { heads: [1, 4, 2], betas: Some(4), params, in_place: true, h0: false, ..base.clone() });
+    let sequences = vec![30, 0, 65, 1];
+    for (i, case) in [&gated, &kda, &gla].into_iter().enumerate() {
+        let reverse = i == 1;
+        let params = LinearParams { reverse, ..case.params.clone() };
+        let case = LinearCase { batch: 4, sequences: sequences.clone(), heads: [2, 1, 2], params, ..case.clone() };
+        cases.push(LinearCase { packed: true, spare: 9, ..case.clone() });
+        let betas = case.betas.map(|_| 1);
+        cases.push(LinearCase {
+            betas,
+            in_place: true,
+            h0: false,
+            strided: true,
+            dtypes: [DType::F16, DType::Bf16],
+            ..case
+        });
+    }
+    cases.push(LinearCase { tokens: 0, ..gated.clone() });
+    cases.push(LinearCase { batch: 0, h0: false, ..kda });
     cases
 }
 
@@ -103,7 +145,8 @@ fn random_case(seed: u64) -> LinearCase {
     let mut heads = [(); 3].map(|()| *divisors.choose(r).expect("one at least"));
     heads[r.random_range(0..3)] = most;
     let causal = r.random_range(0..4) > 0;
-    let kind = if causal { r.random_range(0..3) } else { 0 };
+    let kind = if causal { r.random_range(0..4) } else { 0 };
+    let rule = if causal && r.random_range(0..2) == 0 { LinearRule::Delta } else { LinearRule::Linear };
     let batch = r.random_range(1..4);
     let tokens = r.random_range(1..300);
     let with_lengths = r.random_range(0..2) == 0;
@@ -115,15 +158,18 @@ fn random_case(seed: u64) -> LinearCase {
         heads,
         tokens,
         dims: (r.random_range(1..130), r.random_range(1..70)),
+        betas: (rule == LinearRule::Delta).then(|| *divisors.choose(r).expect("one at least")),
+        by_channel: kind == 3,
         params: LinearParams {
+            rule,
             causal,
             reverse: r.random_range(0..2) == 0,
             scale: (r.random_range(0..2) == 0).then_some(0.7),
             slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
-            algorithm: ALGORITHMS[r.random_range(0..4)],
+            algorithm: if rule == LinearRule::Delta || kind == 3 { None } else { ALGORITHMS[r.random_range(0..4)] },
             chunk: None,
         },
-        gates: (kind == 2).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
+        gates: (kind > 1).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),
         h0: !in_place && r.random_range(0..2) == 0,
         in_place,
         packed: with_lengths && r.random_range(0..2) == 0,

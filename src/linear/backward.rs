@@ -4,58 +4,69 @@
 //! dq = scale · S dout          from the first token to the last, as S comes about
 //! dk = dS v,  dv = dSᵀ k       from the last to the first: dS ← e^g · dS after a token, then dS + scale · q doutᵀ
 //! ```
+//!
+//! The delta rule (`delta.rs`) has five.
 
 use super::chunking::{CHUNK, Chunking, segment_tokens};
+use super::delta;
 use super::recurrent::Recurrent;
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
 use super::task::{Decay, Frame, THREADS, Task};
 use super::walk::{StateSource, Tensor, Walk};
-use super::{LinearAlgorithm, LinearParams};
+use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require_set;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program};
 use crate::{Caps, DType, Layout, Result, Shapes};
 
-/// One of q, k and v: where a walk leaves its gradient by heads of the state, and the gradient.
+/// Where a walk leaves the gradient of q, k or v by heads of the state, what is to be taken away from that, and the gradient.
 #[derive(Clone, Copy)]
-struct Sum {
-    from: Tensor,
-    to: Tensor,
-    /// Whether the gates' gradient needs it in f32.
-    exact: bool,
+pub(super) struct Sum {
+    pub from: Tensor,
+    pub less: Option<Tensor>,
+    pub to: Tensor,
 }
 
-const SUMS: [Sum; 3] = [
-    Sum { from: "dq by heads", to: "dq", exact: true },
-    Sum { from: "dk by heads", to: "dk", exact: true },
-    Sum { from: "dv by heads", to: "dv", exact: false },
-];
+impl Sum {
+    pub fn of(from: Tensor, to: Tensor) -> Self {
+        Self { from, less: None, to }
+    }
+}
+
+/// The states that the walk for dq keeps, and those that the walk for dk does.
+pub(super) const AHEAD: Tensor = "states ahead";
+pub(super) const BEHIND: Tensor = "states behind";
 
 /// Tokens between the states that the gates' gradient wants, token by token, where they fit: sums over shorter segments round less.
 /// Each of two walks keeps tokens / KEPT + 1 states of a head, head_dim · value_dim numbers.
 const KEPT: usize = 32;
-/// Storage buffers of a walk that keeps states and has gates of tokens.
-const BUFFERS: u32 = 9;
 
 impl LinearParams {
     /// What runs for gradients. Besides the inputs of [`LinearParams::plan`], `dout`, of the output's shape, and if it is there `dht`, of
-    /// the last state's; dq, dk and dv, and with gates of tokens `dg`, f32 [batch, heads, tokens, 1], with slopes `dslopes`, f32 [1, heads,
-    /// 1, 1], with h0 `dh0`.
+    /// the last state's; dq, dk and dv, and with gates of tokens or channels `dg`, f32, of their shape, with slopes `dslopes`, f32 [1, heads,
+    /// 1, 1], with betas `dbeta`, f32, of their shape, with h0 `dh0`.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`].
     pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dslopes", "dh0"];
+        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         self.declare(&mut builder, &inputs)?;
         let gated = inputs.g.is_some() || self.slopes.is_some();
-        let mut each = [""; 3];
-        for (each, sum) in each.iter_mut().zip(SUMS) {
-            *each = self::each(&mut builder, sum, gated, inputs.heads())?;
-        }
-        let mut walks = self.walks(&builder, &inputs, each, gated);
+        let (mut walks, sums) = match self.rule {
+            LinearRule::Linear => {
+                let sums = [("dq by heads", "dq", gated), ("dk by heads", "dk", gated), ("dv by heads", "dv", false)];
+                let mut by_heads = sums.map(|(from, to, _)| Sum::of(from, to));
+                for (sum, (.., exact)) in by_heads.iter_mut().zip(sums) {
+                    sum.from = each(&mut builder, *sum, exact, inputs.heads())?;
+                }
+                let walks = self.walks(&builder, &inputs, by_heads.map(|sum| sum.from), gated);
+                (walks.to_vec(), by_heads)
+            }
+            LinearRule::Delta => delta::walks(self, &mut builder, &inputs, gated)?,
+        };
         if self.slopes.is_some() {
             let [batch, heads, tokens, _] = inputs.output_shape();
             builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
@@ -63,22 +74,27 @@ impl LinearParams {
         let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
         let by_token = self.by_token(caps, &walks, packed);
         let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
-        if by_token && states_fit(caps, &walks[0].frame) {
-            walks.iter_mut().for_each(|walk| walk.segment = KEPT);
+        if let Some(segment) = kept_segment(caps, &walks[0].frame).filter(|_| by_token) {
+            walks.iter_mut().for_each(|walk| walk.segment = segment);
         }
         for walk in &walks {
             let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
             walk.add(&mut builder, algorithm, &chunking, packed)?;
         }
-        let frame = &walks[0].frame;
-        for task in gate_gradients(&walks[0], each, self.slopes.is_some()) {
+        // That of dq, whose state has the keys' channels for columns.
+        let ahead = walks.iter().find(|walk| walk.states == AHEAD).expect("one of the walks");
+        let frame = &ahead.frame;
+        for task in gate_gradients(ahead, &sums, self.slopes.is_some()) {
             task.add(&mut builder, frame)?;
         }
-        for (sum, _) in SUMS.into_iter().zip(each).filter(|(sum, each)| *each != sum.to) {
-            let to = builder.input(sum.to)?;
-            sums(frame, sum, &to).add(&mut builder, frame)?;
+        if let Some(dbeta) = builder.tensor("dbeta") {
+            delta::beta_gradient(frame, &dbeta).add(&mut builder, frame)?;
         }
-        let segment = walks[0].segment;
+        for sum in sums.into_iter().filter(|sum| sum.from != sum.to) {
+            let to = builder.input(sum.to)?;
+            sum_of_heads(frame, sum, &to).add(&mut builder, frame)?;
+        }
+        let segment = ahead.segment;
         let three = || {
             format!(
                 "of three passes each over {} segments of {segment} tokens in chunks of {chunk}",
@@ -86,17 +102,21 @@ impl LinearParams {
             )
         };
         builder.finish(format!(
-            "gradients of linear attention: three walks (dq, dk, dv) {}{}",
-            if by_token { "token by token by engine processor".into() } else { three() },
+            "gradients of linear attention: {} {}{}",
+            match self.rule {
+                LinearRule::Linear => "three walks (dq, dk, dv)",
+                LinearRule::Delta => "five walks (corrections, dv, dk in two parts, dq)",
+            },
+            if by_token { walks[0].one_by_one(caps, packed).name().into() } else { three() },
             if gated { ", then the gates' by segments" } else { "" }
         ))
     }
 
-    /// Whether the walks go token by token: in engine `processor`, unless the caller asks for chunks.
-    fn by_token(&self, caps: &Caps, walks: &[Walk; 3], packed: bool) -> bool {
+    /// Whether the walks go token by token: in engine `processor`, unless the caller asks for chunks, and where chunks do not serve.
+    fn by_token(&self, caps: &Caps, walks: &[Walk], packed: bool) -> bool {
         let fits = |walk: &Walk| matches!(walk.one_by_one(caps, packed), Recurrent::Subgroup { .. });
         let asked = self.chunk.is_some() || !matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
-        self.causal && !asked && caps.storage_buffers >= BUFFERS && walks.iter().all(fits)
+        self.one_by_one_only(&walks[0].frame.decay).is_some() || self.causal && !asked && walks.iter().all(fits)
     }
 
     /// What comes in and what goes out.
@@ -112,6 +132,7 @@ impl LinearParams {
             ("dk", like(&inputs.k), false),
             ("dv", like(&inputs.v), false),
             ("dg", inputs.g.as_ref().map(|g| exact(g.shape())), true),
+            ("dbeta", inputs.beta.as_ref().map(|beta| exact(beta.shape())), true),
             ("dslopes", self.slopes.as_ref().map(|_| exact([1, inputs.heads(), 1, 1])), true),
             ("dh0", inputs.h0.as_ref().map(|_| state), true),
         ] {
@@ -132,11 +153,10 @@ impl LinearParams {
         let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
         let chunk = self.chunk.unwrap_or(CHUNK);
         let (from_h0, has_dht) = (inputs.h0.is_some(), builder.tensor("dht").is_some());
-        let common = |frame, o, states| Walk {
-            q: "q",
-            k: "k",
-            v: "v",
-            o,
+        let walk = |[q, k, v, o]: [Tensor; 4], frame, states| Walk {
+            adds: Some([k, v]),
+            reads: Some([q, o]),
+            after: None,
             from: StateSource::Nothing,
             to: None,
             snapshots: None,
@@ -144,48 +164,45 @@ impl LinearParams {
             kept: false,
             causal: self.causal,
             segment: if gated { chunk } else { segment_tokens(chunk) },
+            turned: false,
+            reports: false,
             frame,
         };
         let [dq, dk, dv] = each;
         [
             Walk {
-                q: "dout",
-                k: "v",
-                v: "k",
+                turned: true,
                 from: if from_h0 { StateSource::Turned("h0") } else { StateSource::Nothing },
                 kept: gated,
-                ..common(ahead, dq, "states ahead")
+                ..walk(["dout", "v", "k", dq], ahead, AHEAD)
             },
             Walk {
-                q: "v",
-                k: "dout",
-                v: "q",
+                turned: true,
                 from: if has_dht { StateSource::Turned("dht") } else { StateSource::Nothing },
                 kept: gated,
-                ..common(Frame { dims: (value_dim, head_dim), ..back.clone() }, dk, "states behind")
+                ..walk(["v", "dout", "q", dk], Frame { dims: (value_dim, head_dim), ..back.clone() }, BEHIND)
             },
             Walk {
-                q: "k",
-                k: "q",
-                v: "dout",
                 from: if has_dht { StateSource::H0("dht") } else { StateSource::Nothing },
                 to: from_h0.then_some("dh0"),
-                ..common(back, dv, "states")
+                reports: inputs.g.is_some(),
+                ..walk(["k", "q", "dout", dv], back, "states")
             },
         ]
     }
 }
 
-/// Whether the states of a head fit a binding.
-fn states_fit(caps: &Caps, frame: &Frame) -> bool {
+/// Tokens between states that are kept, so that those of a head fit a binding.
+fn kept_segment(caps: &Caps, frame: &Frame) -> Option<usize> {
     let state = 4 * frame.dims.0 as u64 * frame.dims.1 as u64;
-    (frame.tokens.div_ceil(KEPT) as u64 + 1) * state <= caps.binding_bytes
+    let fits = |&segment: &usize| (frame.tokens.div_ceil(segment) as u64 + 1) * state <= caps.binding_bytes;
+    [KEPT, 2 * KEPT, 4 * KEPT, 8 * KEPT, 16 * KEPT].into_iter().find(fits)
 }
 
 /// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.
-fn each(builder: &mut Builder, sum: Sum, gated: bool, heads: usize) -> Result<Tensor> {
+pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, heads: usize) -> Result<Tensor> {
     let layout = builder.input(sum.to)?.layout;
-    if layout.shape[1] == heads && (layout.dtype == DType::F32 || !(gated && sum.exact)) {
+    if layout.shape[1] == heads && (layout.dtype == DType::F32 || !exact) {
         return Ok(sum.to);
     }
     let [batch, _, tokens, width] = layout.shape;
@@ -194,28 +211,29 @@ fn each(builder: &mut Builder, sum: Sum, gated: bool, heads: usize) -> Result<Te
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
-fn gate_gradients(walk: &Walk, [dq, dk, _]: [Tensor; 3], with_slopes: bool) -> Vec<Task> {
+fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], with_slopes: bool) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
     if frame.decay == Decay::None {
         return vec![];
     }
     let (segment, entries) = (*segment, frame.sequences.len());
     let (rows, columns) = frame.dims;
+    let by_channel = frame.decay == Decay::ByChannel;
+    let reads = [("q", "q"), ("k", "k"), ("dq", dq.from), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
+    let reads = reads.into_iter().chain(dk.less.map(|less| ("less", less)));
+    let dg = if by_channel { AccessKind::Update4 } else { AccessKind::StoreBits };
+    let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", "dg", dg)]);
+    let (segments, quads) = (frame.segments(segment), columns.div_ceil(4));
     let gates = Task {
         name: "gradient of gates",
-        files: vec![file::LINEAR_GATE_GRADIENT, file::SUM],
+        files: match by_channel {
+            true => vec![file::LINEAR_GATE_GRADIENT_BY_CHANNEL],
+            false => vec![file::LINEAR_GATE_GRADIENT, file::SUM],
+        },
         constants: vec![("WG", THREADS), ("SEGMENT", segment)],
-        tensors: vec![
-            ("q", "q", AccessKind::Load4),
-            ("k", "k", AccessKind::Load4),
-            ("dq", dq, AccessKind::Load4),
-            ("dk", dk, AccessKind::Load4),
-            ("states", "states ahead", AccessKind::Load4),
-            ("behind", "states behind", AccessKind::Load4),
-            ("dg", "dg", AccessKind::StoreBits),
-        ],
+        tensors: tensors.collect(),
         segment,
-        work: [entries, frame.heads, frame.segments(segment)],
+        work: [entries, frame.heads, if by_channel { (segments * quads).div_ceil(THREADS) } else { segments }],
         runs: 0..1,
         flops: (4 * rows * columns + 4 * segment * columns + segment * segment) as f64,
     };
@@ -233,14 +251,17 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: [Tensor; 3], with_slopes: bool) -> V
 }
 
 /// The sum over the heads that share one.
-fn sums(frame: &Frame, sum: Sum, to: &Operand) -> Task {
+fn sum_of_heads(frame: &Frame, sum: Sum, to: &Operand) -> Task {
     let [_, heads, _, width] = to.shape();
     let group = frame.heads / heads.max(1);
     Task {
         name: "sum of heads",
         files: vec![file::LINEAR_SUM_HEADS],
         constants: vec![("WG", THREADS), ("WIDTH", width), ("GROUP", group)],
-        tensors: vec![("q", sum.from, AccessKind::Load4), ("o", sum.to, AccessKind::Store4)],
+        tensors: [("q", sum.from, AccessKind::Load4), ("o", sum.to, AccessKind::Store4)]
+            .into_iter()
+            .chain(sum.less.map(|less| ("less", less, AccessKind::Load4)))
+            .collect(),
         segment: frame.whole(),
         work: [frame.sequences.len(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
         runs: 0..1,

@@ -3,14 +3,15 @@
 use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
 use super::recurrent::{FEW, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
+use super::task::Decay;
 use super::walk::{StateSource, Walk};
-use super::{LinearAlgorithm, LinearParams};
+use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require;
 use crate::program::{Builder, Program};
 use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
 
 impl LinearParams {
-    /// What runs. Tensors, as the fields of [`crate::LinearInputs`] are called: q, k, v, and if they are there g, h0; `o` [batch, heads,
+    /// What runs. Tensors, as the fields of [`crate::LinearInputs`] are called: q, k, v, and if they are there g, beta, h0; `o` [batch, heads,
     /// tokens, value_dim], of any type; if they are there or wanted, `ht`, the last state, f32 [batch or sequences, heads, head_dim,
     /// value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim, value_dim]: rows
     /// [n · head_dim, (n + 1) · head_dim) after token n in the order of the walk. `state` in place of `h0` and `ht`: a state that goes on
@@ -33,11 +34,11 @@ impl LinearParams {
             require(inputs.h0.is_none(), "h0", "set", "unset where the state goes on in place")?;
             require(ht.is_none(), "ht", "set", "unset where the state goes on in place")?;
         }
+        let delta = self.rule == LinearRule::Delta;
         let walk = Walk {
-            q: "q",
-            k: "k",
-            v: "v",
-            o: "o",
+            adds: (!delta).then_some(["k", "v"]),
+            reads: Some(["q", "o"]),
+            after: delta.then(|| inputs.delta(None)),
             from: match (&state, &inputs.h0) {
                 (Some(_), _) => StateSource::InPlace,
                 (None, Some(_)) => StateSource::H0("h0"),
@@ -49,6 +50,8 @@ impl LinearParams {
             kept: false,
             causal: self.causal,
             segment: segment_tokens(self.chunk.unwrap_or(CHUNK)),
+            turned: false,
+            reports: inputs.g.is_some() || inputs.beta.is_some(),
             frame: inputs.frame(self),
         };
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
@@ -57,6 +60,15 @@ impl LinearParams {
         walk.add(&mut builder, algorithm, &chunking, packed)?;
         let one_by_one = walk.one_by_one(caps, packed).name();
         builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
+    }
+
+    /// What is gone through token by token only.
+    pub(super) fn one_by_one_only(&self, decay: &Decay) -> Option<&'static str> {
+        match (self.rule, decay) {
+            (LinearRule::Delta, _) => Some("the delta rule"),
+            (_, Decay::ByChannel) => Some("gates of channels"),
+            _ => None,
+        }
     }
 
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
@@ -74,6 +86,12 @@ impl LinearParams {
             require(fits, "algorithm", format!("{:?}, chunk {:?}", self.algorithm, self.chunk), bound)?;
             require(self.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
             return Ok((LinearAlgorithm::Recurrent, "snapshots are wanted".into()));
+        }
+        if let Some(what) = self.one_by_one_only(&walk.frame.decay) {
+            let fits = matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
+            require(fits, "algorithm", format!("{:?}", self.algorithm), format!("unset or recurrent with {what}"))?;
+            require(self.chunk.is_none(), "chunk", format!("{:?}", self.chunk), format!("unset with {what}"))?;
+            return Ok((LinearAlgorithm::Recurrent, what.into()));
         }
         let stretch = stretch_tokens(chunking.chunk);
         if let Some(algorithm) = self.algorithm {

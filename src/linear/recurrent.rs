@@ -23,9 +23,9 @@ const MOST_ROWS: usize = 32;
 /// | gradients | | 1456 | 115 | 1786 | 1661 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recurrent {
-    /// `shaders/linear/recurrent.wgsl`.
+    /// `shaders/linear/recurrent/lanes.wgsl`.
     Lanes { cols: usize, threads: usize },
-    /// `shaders/linear/recurrent_processor.wgsl`: a subgroup of so many threads, sums in so many parts.
+    /// `shaders/linear/recurrent/subgroup.wgsl`: a subgroup of so many threads, sums in so many parts.
     Subgroup { threads: usize, lanes: usize },
 }
 
@@ -63,14 +63,18 @@ impl Recurrent {
 
     pub fn file(self) -> &'static str {
         match self {
-            Self::Lanes { .. } => file::LINEAR_RECURRENT,
-            Self::Subgroup { .. } => file::LINEAR_RECURRENT_PROCESSOR,
+            Self::Lanes { .. } => file::LINEAR_RECURRENT_LANES,
+            Self::Subgroup { .. } => file::LINEAR_RECURRENT_SUBGROUP,
         }
     }
 
-    pub fn constants(self, head_dim: usize) -> Vec<(&'static str, usize)> {
+    /// Those of the text, for a walk that does or does not correct values.
+    pub fn constants(self, head_dim: usize, corrects: bool) -> Vec<(&'static str, usize)> {
         match self {
-            Self::Lanes { cols, threads } => vec![("WG", threads), ("COLS", cols), ("BATCH", 512 / threads)],
+            Self::Lanes { cols, threads } => {
+                let (batch, corrections) = if corrects { (256 / threads, 2) } else { (512 / threads, 0) };
+                vec![("WG", threads), ("COLS", cols), ("BATCH", batch), ("CORRECTIONS", corrections)]
+            }
             Self::Subgroup { threads, lanes } => {
                 let d4 = head_dim.div_ceil(4);
                 let loads = d4.div_ceil(threads);

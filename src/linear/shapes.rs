@@ -1,7 +1,8 @@
 //! What linear attention reads and writes.
 
-use super::LinearParams;
 use super::task::{Decay, Frame};
+use super::walk::{After, Correction, Tensor};
+use super::{LinearParams, LinearRule};
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
 use crate::packed::{check_host_lengths, check_offsets};
@@ -9,7 +10,7 @@ use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a forward pass.
-pub(super) const INPUTS: [&str; 5] = ["q", "k", "v", "g", "h0"];
+pub(super) const INPUTS: [&str; 6] = ["q", "k", "v", "g", "beta", "h0"];
 pub(super) const NUMBERS: [&str; 2] = ["seqlens", "cu_seqlens"];
 
 /// The inputs of linear attention. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that.
@@ -18,6 +19,7 @@ pub(super) struct LinearShapes {
     pub k: Operand,
     pub v: Operand,
     pub g: Option<Operand>,
+    pub beta: Option<Operand>,
     pub h0: Option<Operand>,
     seqlens: Option<Vec<usize>>,
     pub cu_seqlens: Option<Vec<usize>>,
@@ -35,6 +37,7 @@ impl LinearShapes {
             k: builder.input("k")?,
             v: builder.input("v")?,
             g: builder.tensor("g"),
+            beta: builder.tensor("beta"),
             h0: builder.tensor("h0"),
             seqlens: shapes.get_numbers("seqlens").map(<[usize]>::to_vec),
             cu_seqlens: shapes.get_numbers("cu_seqlens").map(<[usize]>::to_vec),
@@ -76,11 +79,18 @@ impl LinearShapes {
         }
     }
 
+    /// How the delta rule changes the state; what it corrects by, and beta times that, goes to `to`.
+    pub fn delta(&self, to: Option<[Tensor; 2]>) -> After {
+        let correction = Some(Correction { beta: self.beta.as_ref().map(|_| "beta"), to });
+        After { k: "k", v: Some("v"), takes_away: false, correction }
+    }
+
     /// What all kernels of the forward walk know.
     pub fn frame(&self, params: &LinearParams) -> Frame {
         let head_dim = self.q.shape()[3];
         Frame {
             decay: match (&params.slopes, &self.g) {
+                (_, Some(g)) if g.shape()[3] > 1 => Decay::ByChannel,
                 (_, Some(_)) => Decay::ByToken,
                 (Some(slopes), None) => Decay::ByHead(slopes.clone()),
                 (None, None) => Decay::None,
@@ -97,7 +107,7 @@ impl LinearShapes {
     }
 
     fn check(&self, params: &LinearParams) -> Result<()> {
-        let Self { q, k, v, g, h0, .. } = self;
+        let Self { q, k, v, g, beta, h0, .. } = self;
         let ([batch, _, tokens, head_dim], value_dim, heads) = (q.shape(), v.shape()[3], self.heads());
         for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", value_dim)] {
             require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
@@ -112,10 +122,23 @@ impl LinearShapes {
             require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
         }
         self.check_lengths(batch, tokens)?;
-        let all = [("q", Some(q)), ("k", Some(k)), ("v", Some(v)), ("g", g.as_ref())];
-        for (name, operand) in all {
-            let wanted = if name == "g" { Some([batch, heads, tokens, 1]) } else { None };
-            check_tensor(name, operand, wanted, false)?;
+        for (name, operand) in [("q", q), ("k", k), ("v", v)] {
+            check_tensor(name, Some(operand), None, false)?;
+        }
+        if let Some(g) = g {
+            let (shape, wanted) = (g.shape(), [batch, heads, tokens, 1]);
+            let fits = shape == wanted || shape == [batch, heads, tokens, head_dim];
+            let bound = format!("{wanted:?}, or {head_dim} (head_dim) wide");
+            require(fits, "g.shape", format!("{shape:?}"), bound)?;
+            check_tensor("g", Some(g), None, false)?;
+        }
+        if let Some(beta) = beta {
+            require(params.rule == LinearRule::Delta, "beta", "set", "unset, but for the delta rule")?;
+            let (shape, own) = (beta.shape(), beta.shape()[1].max(1));
+            let fits = heads.is_multiple_of(own) && shape == [batch, own, tokens, 1];
+            let bound = format!("{:?}, or with a divisor of {heads} heads", [batch, heads, tokens, 1]);
+            require(fits, "beta.shape", format!("{shape:?}"), bound)?;
+            check_tensor("beta", Some(beta), None, false)?;
         }
         check_tensor("h0", h0.as_ref(), Some(self.state().shape), true)?;
         if g.is_some() {

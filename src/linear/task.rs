@@ -25,8 +25,10 @@ pub(super) enum Decay {
     None,
     /// −g of each head.
     ByHead(Vec<f32>),
-    /// The tensor `g`.
+    /// The tensor `g`, a number for each token.
     ByToken,
+    /// The tensor `g`, a number for each token and channel of its key.
+    ByChannel,
 }
 
 /// What all kernels of a walk know.
@@ -127,9 +129,9 @@ impl Task {
         }
         let (head_dim, value_dim) = frame.dims;
         let constants = constants.into_iter().chain([("HEAD_DIM", head_dim), ("HEAD_DIM_V", value_dim)]);
-        let constants = constants.map(|(name, value)| (name, value as u32)).collect();
+        let mut constants: Vec<_> = constants.map(|(name, value)| (name, value as u32)).collect();
         let files = [vec![file::LINEAR_SHARED, file::ELEMENT], files].concat();
-        let optional = vec![
+        let mut optional = vec![
             ("h0", AccessKind::Load4),
             ("h0", AccessKind::Load1),
             ("ht", AccessKind::Load4),
@@ -137,7 +139,17 @@ impl Task {
             ("states", AccessKind::Load4),
             ("states", AccessKind::Store4),
             ("snapshots", AccessKind::Store4),
+            ("problem", AccessKind::StoreBits),
+            ("less", AccessKind::Load4),
         ];
+        if files.contains(&file::LINEAR_RECURRENT) {
+            optional.extend(["q", "k", "v", "k2", "v2"].map(|name| (name, AccessKind::Load4)));
+            optional.extend(["o", "e", "u"].map(|name| (name, AccessKind::Store4)));
+            optional.push(("beta", AccessKind::Load1));
+            constants.extend(
+                [("K2_GROUP", "k2"), ("V2_GROUP", "v2"), ("BETA_GROUP", "beta")].map(|(to, of)| (to, group(of))),
+            );
+        }
         let shader = Shader {
             optional,
             optional_tables: vec![("slopes", "vec4f")],

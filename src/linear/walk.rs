@@ -11,9 +11,6 @@ use crate::{Caps, DType, Layout, Result};
 /// The name of a tensor of the program.
 pub(super) type Tensor = &'static str;
 
-/// The state between two stretches of a walk that keeps others.
-const GOING_ON: Tensor = "state between stretches";
-
 /// Where the state comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StateSource {
@@ -23,6 +20,8 @@ pub(super) enum StateSource {
     Turned(Tensor),
     /// Where it goes to.
     InPlace,
+    /// What the walk itself has kept.
+    Kept,
 }
 
 /// `FROM` and `TO` of `shaders/linear/states.wgsl`.
@@ -31,17 +30,19 @@ const FROM_H0: usize = 1;
 const FROM_H0_TURNED: usize = 2;
 const FROM_HT: usize = 3;
 const FROM_SEGMENT: usize = 4;
+const FROM_KEPT: usize = 5;
 const TO_NOTHING: usize = 0;
 const TO_HT: usize = 1;
 const TO_SEGMENT: usize = 2;
 
-/// A walk over tokens: S ← e^g · S + gain · k vᵀ, o = scale · Sᵀ q.
+/// A walk over tokens: S ← e^g · S + gain · k vᵀ, o = scale · Sᵀ q, and what else `shaders/linear/recurrent.wgsl` has.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
-    pub o: Tensor,
+    /// k and v.
+    pub adds: Option<[Tensor; 2]>,
+    /// q and o.
+    pub reads: Option<[Tensor; 2]>,
+    pub after: Option<After>,
     pub from: StateSource,
     pub to: Option<Tensor>,
     pub snapshots: Option<Tensor>,
@@ -51,7 +52,28 @@ pub(super) struct Walk {
     pub causal: bool,
     /// Tokens of a segment of three passes, whole chunks, or between states that are kept.
     pub segment: usize,
+    /// Whether the state's columns are the channels of keys.
+    pub turned: bool,
+    /// Whether it tells of gates and betas out of range.
+    pub reports: bool,
     pub frame: Frame,
+}
+
+/// What the state absorbs, or loses, after it was read: k vᵀ.
+#[derive(Clone, Debug)]
+pub(super) struct After {
+    pub k: Tensor,
+    pub v: Option<Tensor>,
+    pub takes_away: bool,
+    pub correction: Option<Correction>,
+}
+
+/// In place of v, beta times what v differs by from what the state has for k. The output is read last then.
+#[derive(Clone, Debug)]
+pub(super) struct Correction {
+    pub beta: Option<Tensor>,
+    /// Where the difference goes to, and beta times it.
+    pub to: Option<[Tensor; 2]>,
 }
 
 impl Walk {
@@ -71,7 +93,9 @@ impl Walk {
             LinearAlgorithm::Recurrent => {
                 let recurrent = self.one_by_one(builder.caps, packed);
                 let tiles = self.frame.dims.1.div_ceil(recurrent.cols());
-                self.stretches(|walk| walk.recurrent(recurrent), self.recurrent_stretch(), tiles)
+                let (initial, walk) = self.begun(builder.caps, recurrent);
+                let stretches = walk.stretches(|walk| walk.recurrent(recurrent), self.recurrent_stretch(), tiles);
+                initial.into_iter().chain(stretches).collect()
             }
             LinearAlgorithm::OnePass => {
                 let tiles = self.frame.dims.1.div_ceil(chunking.cols);
@@ -99,10 +123,11 @@ impl Walk {
         let (entries, heads, (head_dim, value_dim)) = (self.frame.sequences.len(), self.frame.heads, self.frame.dims);
         let by_segment = || Layout::heads_first(DType::U32, [entries, heads, 1, segments]);
         let rows = |rows: usize| Layout::heads_first(DType::F32, [entries, heads, rows, value_dim]);
-        if self.frame.decay == Decay::ByToken && builder.operand("problem").is_none() {
+        if self.reports && builder.operand("problem").is_none() {
             let problem = builder.scratch("problem", by_segment())?;
             if let Source::Scratch(scratch) = problem.source {
-                builder.check(scratch, Rule::Gates { heads, segments, packed });
+                let betas = builder.tensor("beta").map_or(heads, |beta| beta.shape()[1]);
+                builder.check(scratch, Rule::Gates { heads, betas, segments, packed });
             }
         }
         if three {
@@ -113,9 +138,6 @@ impl Walk {
         } else if self.kept {
             let kept = self.frame.segments(self.segment) + 1;
             builder.scratch(self.states, rows(kept * head_dim))?;
-            if segments > 1 && builder.operand(GOING_ON).is_none() {
-                builder.scratch(GOING_ON, rows(head_dim))?;
-            }
         } else if segments > 1 && self.to.is_none() {
             builder.scratch(self.states, rows(head_dim))?;
         }
@@ -139,9 +161,10 @@ impl Walk {
     /// The same kernel for one stretch of the tokens after another, `tiles` workgroups a head each: the state goes on in place.
     fn stretches(&self, task: impl Fn(&Self) -> Task, stretch: usize, tiles: usize) -> Vec<Task> {
         let count = self.frame.segments(stretch);
-        let between = if self.kept { GOING_ON } else { self.states };
-        let to = if count > 1 { Some(self.to.unwrap_or(between)) } else { self.to };
-        let after = Self { from: StateSource::InPlace, to, ..self.clone() };
+        let between = (count > 1 && !self.kept).then_some(self.states);
+        let to = self.to.or(between);
+        let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
+        let after = Self { from, to, ..self.clone() };
         let of = |walk: &Self, runs| Task { segment: stretch, work: self.work(tiles), runs, ..task(walk) };
         let first = of(&Self { to, ..self.clone() }, 0..1);
         if count == 1 { vec![first] } else { vec![first, of(&after, 1..count)] }
@@ -151,46 +174,106 @@ impl Walk {
         ("CAUSAL", usize::from(self.causal))
     }
 
+    /// The same from where the state goes on: a kernel that brings it there, where states are kept, or where a device binds fewer
+    /// buffers than the walk would.
+    fn begun(&self, caps: &Caps, divided: Recurrent) -> (Option<Task>, Self) {
+        let comes = matches!(self.from, StateSource::H0(_) | StateSource::Turned(_));
+        let many = self.recurrent(divided).tensors.len() > caps.storage_buffers as usize && self.to.is_some();
+        if !comes || !(self.kept || many) {
+            return (None, self.clone());
+        }
+        let (ends, mut tensors) = self.ends();
+        if self.kept {
+            tensors.push(("states", self.states, AccessKind::Store4));
+        }
+        let (head_dim, value_dim) = self.frame.dims;
+        let initial = Task {
+            name: "initial state",
+            files: vec![file::LINEAR_STATES, file::LINEAR_INITIAL],
+            constants: [&[("WG", THREADS), ("KEPT", usize::from(self.kept))], &ends[..]].concat(),
+            tensors,
+            segment: self.frame.whole(),
+            work: self.work((head_dim * value_dim.div_ceil(4)).div_ceil(THREADS)),
+            runs: 0..1,
+            flops: THREADS as f64,
+        };
+        let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
+        (Some(initial), Self { from, ..self.clone() })
+    }
+
     fn recurrent(&self, divided: Recurrent) -> Task {
         let (head_dim, _) = self.frame.dims;
         let (ends, mut tensors) = self.ends();
-        tensors.extend([
-            ("q", self.q, AccessKind::Load4),
-            ("k", self.k, AccessKind::Load4),
-            ("v", self.v, AccessKind::Load4),
-        ]);
+        let loads = |name, tensor| (name, tensor, AccessKind::Load4);
+        tensors.extend(self.adds.into_iter().flat_map(|[k, v]| [loads("k", k), loads("v", v)]));
         tensors.extend(self.snapshots.map(|part| ("snapshots", part, AccessKind::Store4)));
-        tensors.extend(self.kept.then_some(("states", self.states, AccessKind::Store4)));
-        tensors.push(("o", self.o, AccessKind::Store4));
-        let kept = [("KEPT", usize::from(self.kept)), ("SEGMENT", self.segment)];
+        let of_states = if self.from == StateSource::Kept { AccessKind::Update4 } else { AccessKind::Store4 };
+        tensors.extend(self.kept.then_some(("states", self.states, of_states)));
+        let correction = self.after.as_ref().and_then(|after| after.correction.as_ref());
+        if let Some(After { k, v, .. }) = &self.after {
+            tensors.extend([Some(loads("k2", k)), v.map(|v| loads("v2", v))].into_iter().flatten());
+        }
+        if let Some(Correction { beta, to }) = correction {
+            tensors.extend(beta.map(|beta| ("beta", beta, AccessKind::Load1)));
+            tensors.extend(to.iter().flat_map(|[e, u]| [("e", *e, AccessKind::Store4), ("u", *u, AccessKind::Store4)]));
+        }
+        tensors.extend(self.reads.iter().flat_map(|[q, o]| [loads("q", q), ("o", *o, AccessKind::Store4)]));
+        let by_channel = self.frame.decay == Decay::ByChannel;
+        let takes_away = self.after.as_ref().is_some_and(|after| after.takes_away);
+        let sign = 1 + usize::from(takes_away);
+        let last = correction.is_some();
+        let steps = [
+            ("GATED", if by_channel { 1 + usize::from(self.turned) } else { 0 }),
+            ("CHANNELS", if self.turned { self.frame.dims.1 } else { head_dim }),
+            ("ADDS", usize::from(self.adds.is_some())),
+            ("CORRECTS", correction.map_or(0, |_| sign)),
+            ("READS", self.reads.map_or(0, |_| 1 + usize::from(last))),
+            ("ADDS_AFTER", self.after.as_ref().map_or(0, |_| sign)),
+            ("KEPT", usize::from(self.kept)),
+            ("SEGMENT", self.segment),
+        ];
+        let files = [
+            file::LINEAR_STATES,
+            file::LINEAR_WORK,
+            file::LINEAR_RECURRENT,
+            divided.file(),
+            file::LINEAR_REPORT,
+            self.gates_file(),
+        ];
+        // A fade and a sum each for what is read and for what is absorbed.
+        let work = 1 + 2 * [self.adds.is_some(), self.reads.is_some(), self.after.is_some(), last]
+            .into_iter()
+            .filter(|&is| is)
+            .count();
+        let tokens = self.recurrent_stretch().min(self.frame.longest());
         Task {
             name: divided.name(),
-            files: vec![file::LINEAR_STATES, file::LINEAR_WORK, divided.file(), self.decays_file()],
-            constants: [&divided.constants(head_dim)[..], &[self.causal()], &kept, &ends].concat(),
+            files: files.to_vec(),
+            constants: [&divided.constants(head_dim, last)[..], &[self.causal()], &steps, &ends].concat(),
             tensors: self.with_decays(tensors),
             segment: 0,
             work: [0; 3],
             runs: 0..1,
-            flops: (5 * self.recurrent_stretch().min(self.frame.longest()) * head_dim * divided.cols()) as f64,
+            flops: (work * tokens * head_dim * divided.cols()) as f64,
         }
+    }
+
+    /// q, k, v and o of a walk that chunks serve: one that absorbs tokens as they are.
+    fn plain(&self) -> [Tensor; 4] {
+        let ([k, v], [q, o]) = (self.adds.expect("chunks absorb"), self.reads.expect("chunks are read"));
+        [q, k, v, o]
     }
 
     fn one_pass(&self, chunking: &Chunking) -> Task {
         let (ends, mut tensors) = self.ends();
-        let files = vec![
-            file::LINEAR_STATES,
-            file::LINEAR_WORK,
-            file::LINEAR_CHUNK,
-            file::LINEAR_WALK,
-            self.decays_file(),
-            self.running_file(),
-        ];
-        tensors.extend([
-            ("q", self.q, AccessKind::Load4),
-            ("k", self.k, AccessKind::Load4),
-            ("v", self.v, AccessKind::Load4),
-            ("o", self.o, AccessKind::Store4),
-        ]);
+        let files = [
+            &[file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_CHUNK, file::LINEAR_WALK],
+            &self.decays_files()[..],
+        ]
+        .concat();
+        let [q, k, v, o] = self.plain();
+        tensors.extend([("q", q), ("k", k), ("v", v)].map(|(name, tensor)| (name, tensor, AccessKind::Load4)));
+        tensors.push(("o", o, AccessKind::Store4));
         Task {
             name: "one pass",
             files,
@@ -218,13 +301,14 @@ impl Walk {
         let (segment, dims) = (self.segment, self.frame.dims);
         let segments = self.frame.segments(segment);
         let whole = ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal));
-        let (q, o) = (("q", self.q, AccessKind::Load4), ("o", self.o, AccessKind::Store4));
-        let (k, v) = (("k", self.k, AccessKind::Load4), ("v", self.v, AccessKind::Load4));
+        let [q, k, v, o] = self.plain();
+        let (q, o) = (("q", q, AccessKind::Load4), ("o", o, AccessKind::Store4));
+        let (k, v) = (("k", k, AccessKind::Load4), ("v", v, AccessKind::Load4));
         let states = |kind| ("states", self.states, kind);
         let totals = |kind| ("totals", "totals", kind);
         let of_chunks = |name, files: &[&'static str], constants: &[(&'static str, usize)], tensors| Task {
             name,
-            files: [&[file::LINEAR_WORK, file::LINEAR_CHUNK, self.decays_file(), self.running_file()], files].concat(),
+            files: [&[file::LINEAR_WORK, file::LINEAR_CHUNK], &self.decays_files()[..], files].concat(),
             constants: [&chunking.constants(), constants].concat(),
             tensors: self.with_decays(tensors),
             segment,
@@ -266,6 +350,7 @@ impl Walk {
             StateSource::H0(part) => (FROM_H0, Some(("h0", part, AccessKind::Load4))),
             StateSource::Turned(part) => (FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
             StateSource::InPlace => (FROM_HT, None),
+            StateSource::Kept => (FROM_KEPT, None),
         };
         let kind = if self.from == StateSource::InPlace { AccessKind::Update4 } else { AccessKind::Store4 };
         let last = self.to.map(|part| ("ht", part, kind));
@@ -274,23 +359,29 @@ impl Walk {
     }
 
     fn with_decays(&self, mut tensors: Vec<Access>) -> Vec<Access> {
-        if self.frame.decay == Decay::ByToken {
-            tensors.extend([("g", "g", AccessKind::Load1), ("problem", "problem", AccessKind::StoreBits)]);
+        match self.frame.decay {
+            Decay::None | Decay::ByHead(_) => {}
+            Decay::ByToken => tensors.push(("g", "g", AccessKind::Load1)),
+            Decay::ByChannel => tensors.push(("g", "g", AccessKind::Load4)),
         }
+        tensors.extend(self.reports.then_some(("problem", "problem", AccessKind::StoreBits)));
         tensors
     }
 
-    fn decays_file(&self) -> &'static str {
+    fn gates_file(&self) -> &'static str {
         match self.frame.decay {
             Decay::None | Decay::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
             Decay::ByToken => file::LINEAR_GATES_BY_TOKEN,
+            Decay::ByChannel => file::LINEAR_GATES_BY_CHANNEL,
         }
     }
 
-    fn running_file(&self) -> &'static str {
-        match self.frame.decay {
-            Decay::None | Decay::ByHead(_) => file::LINEAR_DECAYS_BY_HEAD,
+    /// Of chunks, in which all channels fade alike.
+    fn decays_files(&self) -> [&'static str; 3] {
+        let running = match self.frame.decay {
             Decay::ByToken => file::LINEAR_DECAYS_BY_TOKEN,
-        }
+            _ => file::LINEAR_DECAYS_BY_HEAD,
+        };
+        [file::LINEAR_REPORT, self.gates_file(), running]
     }
 }

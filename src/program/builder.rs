@@ -163,6 +163,11 @@ impl<'a> Builder<'a> {
         Ok(operand)
     }
 
+    /// Gives a part of a tensor a name of its own.
+    pub fn name(&mut self, name: impl Into<Name>, part: Operand) {
+        self.scratch.push((name.into(), part));
+    }
+
     /// A tensor of the caller's or of the program's own, if it is there.
     pub fn operand(&self, name: &str) -> Option<Operand> {
         let own = self.scratch.iter().find(|(other, _)| other == name).map(|(_, operand)| operand.clone());

@@ -34,10 +34,13 @@ pub enum Rule {
         /// How many segments there are.
         count: usize,
     },
-    /// Gates are at most 0. A word for each segment of each head of each entry: the token of a wrong one, from 1 (0: none).
+    /// Gates are at most 0, betas within [0, 2]. A word for each segment of each head of each entry: twice the token of a wrong one, and
+    /// 1 for a gate, 2 for a beta (0: none).
     Gates {
-        /// Heads.
+        /// Heads of the state.
         heads: usize,
+        /// Heads of the betas.
+        betas: usize,
         /// Segments of an entry.
         segments: usize,
         /// Whether entries are packed sequences, which lie in one batch entry.
@@ -85,11 +88,20 @@ impl Rule {
                 let what = format!("segments[{b}][{}]", u32::MAX - words[0]);
                 Err(Error::argument(what, words[1], format!("below {count}, the number of segments")))
             }
-            Self::Gates { heads, segments, packed } => {
-                let Some(n) = words.iter().position(|&row| row != 0) else { return Ok(()) };
+            Self::Gates { heads, betas, segments, packed } => {
+                let Some(n) = words.iter().position(|&word| word != 0) else { return Ok(()) };
                 let batch = if packed { 0 } else { n / segments / heads };
-                let what = format!("g[{batch}][{}][{}]", n / segments % heads, words[n] - 1);
-                Err(Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays"))
+                let (head, row) = (n / segments % heads, (words[n] - 1) / 2);
+                Err(match (words[n] - 1) % 2 {
+                    0 => {
+                        let what = format!("g[{batch}][{head}][{row}]");
+                        Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays")
+                    }
+                    _ => {
+                        let what = format!("beta[{batch}][{}][{row}]", head * betas / heads);
+                        Error::argument(what, "below 0, above 2 or NaN", "within [0, 2]")
+                    }
+                })
             }
             Self::BlockList { name, cols, count } => match *words {
                 [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),

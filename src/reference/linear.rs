@@ -1,17 +1,19 @@
 //! Linear attention, token by token.
 
-use crate::LinearParams;
+use crate::{LinearParams, LinearRule};
 
-/// What linear attention works on: tokens [batch, heads, tokens, width], gates [batch, heads, tokens], states [sequences, heads,
-/// head_dim, value_dim].
+/// What linear attention works on: tokens [batch, heads, tokens, width], gates [batch, heads, tokens, 1 or head_dim], betas [batch, their
+/// heads, tokens], states [sequences, heads, head_dim, value_dim].
 #[derive(Clone, Copy, Debug)]
 pub struct LinearProblem<'a> {
     /// Queries, keys, values.
     pub tokens: [&'a [f32]; 3],
     /// Their shapes.
     pub shapes: [[usize; 4]; 3],
-    /// Log-space gates of tokens.
+    /// Log-space gates of tokens, or of their channels.
     pub g: Option<&'a [f32]>,
+    /// How much a token corrects the state, by the delta rule. Unset: 1.
+    pub beta: Option<&'a [f32]>,
     /// Initial state.
     pub h0: Option<&'a [f32]>,
     /// (batch entry, first row, tokens) of each sequence.
@@ -38,10 +40,36 @@ impl LinearProblem<'_> {
         head / (self.heads() / self.shapes[which][1])
     }
 
-    /// The gate of a token.
-    pub(super) fn gate(&self, params: &LinearParams, batch: usize, head: usize, token: usize) -> f64 {
-        let of_head = params.slopes.as_ref().map_or(0.0, |slopes| -f64::from(slopes[head]));
-        self.g.map_or(of_head, |g| f64::from(g[(batch * self.heads() + head) * self.shapes[0][2] + token]))
+    /// How many gates a token of a head has.
+    pub(super) fn gates(&self) -> usize {
+        let [batch, _, tokens, _] = self.shapes[0];
+        self.g.map_or(1, |g| g.len() / (batch * self.heads() * tokens).max(1))
+    }
+
+    /// What is left of a row of the state before a token, and how much the token corrects it.
+    fn step(&self, params: &LinearParams, at: [usize; 3]) -> Step<'_> {
+        let [batch, head, token] = at;
+        let ([batches, _, tokens, d], heads) = (self.shapes[0], self.heads());
+        let slope = params.slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
+        let gates = self.gates();
+        let first = ((batch * heads + head) * tokens + token) * gates;
+        let gate = |row: usize| self.g.map_or(-slope, |g| f64::from(g[first + if gates > 1 { row } else { 0 }]));
+        let beta = |beta: &[f32]| {
+            let own = beta.len() / (batches * tokens);
+            f64::from(beta[(batch * own + head * own / heads) * tokens + token])
+        };
+        Step {
+            fade: (0..d).map(|row| gate(row).exp()).collect(),
+            beta: self.beta.map_or(1.0, beta),
+            delta: params.rule == LinearRule::Delta,
+            k: self.row(1, batch, head, token),
+            v: self.row(2, batch, head, token),
+        }
+    }
+
+    /// The step of every token of a head, in order.
+    pub(super) fn steps(&self, params: &LinearParams, [batch, head]: [usize; 2], order: &[usize]) -> Vec<Step<'_>> {
+        order.iter().map(|&token| self.step(params, [batch, head, token])).collect()
     }
 
     pub(super) fn row(&self, which: usize, batch: usize, head: usize, token: usize) -> &[f32] {
@@ -50,7 +78,49 @@ impl LinearProblem<'_> {
     }
 }
 
-/// The recurrence S ← e^g · S + k vᵀ, o = scale · Sᵀ q.
+/// What one token does to the state of a head.
+pub(super) struct Step<'a> {
+    /// Of each row.
+    pub fade: Vec<f64>,
+    pub beta: f64,
+    pub delta: bool,
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+}
+
+impl Step<'_> {
+    /// The state that has faded.
+    pub fn faded(&self, state: &[f64]) -> Vec<f64> {
+        let rows = state.chunks(self.v.len()).zip(&self.fade);
+        rows.flat_map(|(row, fade)| row.iter().map(move |x| fade * x)).collect()
+    }
+
+    /// v, less, by the delta rule, what the faded state has for k.
+    pub fn error(&self, faded: &[f64]) -> Vec<f64> {
+        let mut error: Vec<f64> = self.v.iter().map(|&v| f64::from(v)).collect();
+        for (row, &k) in faded.chunks(self.v.len()).zip(self.k).filter(|_| self.delta) {
+            error.iter_mut().zip(row).for_each(|(e, x)| *e -= f64::from(k) * x);
+        }
+        error
+    }
+
+    /// Factor of the error.
+    pub fn share(&self) -> f64 {
+        if self.delta { self.beta } else { 1.0 }
+    }
+
+    /// The state after the token.
+    pub fn after(&self, state: &[f64]) -> Vec<f64> {
+        let mut state = self.faded(state);
+        let error = self.error(&state);
+        for (row, &k) in state.chunks_mut(error.len()).zip(self.k) {
+            row.iter_mut().zip(&error).for_each(|(x, e)| *x += f64::from(k) * self.share() * e);
+        }
+        state
+    }
+}
+
+/// The recurrence S ← e^g · S + k vᵀ, or by the delta rule S ← S̃ + β k (v − S̃ᵀ k)ᵀ with S̃ = e^g · S; o = scale · Sᵀ q.
 ///
 /// ```
 /// use wgpu_attention::reference::{LinearProblem, linear};
@@ -58,7 +128,7 @@ impl LinearProblem<'_> {
 /// let (q, k, v) = ([1.0, 1.0], [1.0, 2.0], [3.0, 5.0]);
 /// let (g, shape) = ([0.0, 0.5f32.ln()], [1, 1, 2, 1]);
 /// let problem =
-///     LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: Some(&g), h0: None, sequences: &[[0, 0, 2]] };
+///     LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: Some(&g), beta: None, h0: None, sequences: &[[0, 0, 2]] };
 /// let found = linear(&LinearParams::default(), &problem);
 /// assert!((found.o[0] - 3.0).abs() < 1e-9 && (found.o[1] - 11.5).abs() < 1e-6); // 3, then 3 / 2 + 2 · 5
 /// ```
@@ -75,20 +145,13 @@ pub fn linear(params: &LinearParams, p: &LinearProblem) -> LinearReference {
             if params.reverse {
                 order.reverse();
             }
-            let absorb = |state: &mut Vec<f64>, t: usize| {
-                let g = p.gate(params, b, h, t);
-                for (row, &k) in state.chunks_mut(dv).zip(p.row(1, b, h, t)) {
-                    for (x, &v) in row.iter_mut().zip(p.row(2, b, h, t)) {
-                        *x = *x * g.exp() + f64::from(k) * f64::from(v);
-                    }
-                }
-            };
+            let steps = p.steps(params, [b, h], &order);
             if !params.causal {
-                order.iter().for_each(|&t| absorb(&mut state, t));
+                steps.iter().for_each(|step| state = step.after(&state));
             }
-            for &t in &order {
+            for (&t, step) in order.iter().zip(&steps) {
                 if params.causal {
-                    absorb(&mut state, t);
+                    state = step.after(&state);
                 }
                 let out = &mut o[((b * heads + h) * tokens + t) * dv..][..dv];
                 for (row, &q) in state.chunks(dv).zip(p.row(0, b, h, t)) {

@@ -1,15 +1,17 @@
 //! Gradients of linear attention, token by token, with the state after each of them.
 
-use super::linear::LinearProblem;
+use super::linear::{LinearProblem, Step};
 use crate::LinearParams;
 
-/// Gradients shaped as q, k and v are, `[batch, heads, tokens]`, `[heads]`, and as the initial states.
+/// Gradients shaped as q, k and v are, as the gates, the betas, `[heads]`, and as the initial states.
 #[derive(Clone, Debug)]
 pub struct LinearGradientsReference {
     /// Of q, k and v.
     pub tokens: [Vec<f64>; 3],
-    /// Of the gates, each token's.
+    /// Of the gates, each token's (or channel's).
     pub dg: Vec<f64>,
+    /// Of the betas, `[batch, heads, tokens]` where there are none.
+    pub dbeta: Vec<f64>,
     /// Of the slopes.
     pub dslopes: Vec<f64>,
     /// Of the initial states.
@@ -33,7 +35,7 @@ struct Head<'a> {
 /// use wgpu_attention::reference::{LinearProblem, linear_backward};
 /// use wgpu_attention::LinearParams;
 /// let (q, k, v, shape) = ([1.0, 1.0], [1.0, 2.0], [3.0, 5.0], [1, 1, 2, 1]);
-/// let problem = LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: None, h0: None, sequences: &[[0, 0, 2]] };
+/// let problem = LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: None, beta: None, h0: None, sequences: &[[0, 0, 2]] };
 /// let found = linear_backward(&LinearParams::default(), &problem, &[1.0, 1.0], None);
 /// assert_eq!(found.tokens, [vec![3.0, 13.0], vec![6.0, 5.0], vec![2.0, 2.0]]);
 /// ```
@@ -47,7 +49,8 @@ pub fn linear_backward(
     let size = |shape: [usize; 4]| shape.iter().product();
     let mut to = LinearGradientsReference {
         tokens: p.shapes.map(|shape| vec![0.0; size(shape)]),
-        dg: vec![0.0; batch * heads * tokens],
+        dg: vec![0.0; batch * heads * tokens * p.gates()],
+        dbeta: vec![0.0; p.beta.map_or(batch * heads * tokens, <[f32]>::len)],
         dslopes: vec![0.0; heads],
         dh0: vec![],
     };
@@ -64,7 +67,8 @@ pub fn linear_backward(
             let zeros = vec![0.0; d * dv];
             let (start, end) = (p.h0.map_or(zeros.clone(), at), dht.map_or(zeros, at));
             let of = Head { params, p, batch, head, scale, order };
-            to.dh0.extend(of.backward(&start, end, dout, &mut to.tokens, &mut to.dg, &mut to.dslopes));
+            let dh0 = of.backward(&start, end, dout, &mut to);
+            to.dh0.extend(dh0);
         }
     }
     to
@@ -72,51 +76,41 @@ pub fn linear_backward(
 
 impl Head<'_> {
     /// Adds to the gradients of the tokens; returns that of the initial state.
-    fn backward(
-        &self,
-        start: &[f64],
-        mut ds: Vec<f64>,
-        dout: &[f32],
-        to: &mut [Vec<f64>; 3],
-        dg: &mut [f64],
-        dslopes: &mut [f64],
-    ) -> Vec<f64> {
-        let ([.., tokens, _], dv, heads) = (self.p.shapes[0], self.p.shapes[2][3], self.p.heads());
+    fn backward(&self, start: &[f64], mut ds: Vec<f64>, dout: &[f32], to: &mut LinearGradientsReference) -> Vec<f64> {
+        let ([batches, _, tokens, _], dv, heads) = (self.p.shapes[0], self.p.shapes[2][3], self.p.heads());
         let row_of_heads = |t: usize| (self.batch * heads + self.head) * tokens + t;
-        let states = self.states(start);
+        let betas = to.dbeta.len() / (batches * tokens).max(1);
+        let steps = self.p.steps(self.params, [self.batch, self.head], &self.order);
+        let states = Self::states(start, &steps);
         if !self.params.causal {
             self.order.iter().for_each(|&t| self.reach(&mut ds, t, &dout[row_of_heads(t) * dv..][..dv]));
         }
-        for (n, &t) in self.order.iter().enumerate().rev() {
+        for (n, (&t, step)) in self.order.iter().zip(&steps).enumerate().rev() {
             let dout = &dout[row_of_heads(t) * dv..][..dv];
             let after = if self.params.causal { &states[n + 1] } else { &states[self.order.len()] };
             if self.params.causal {
                 self.reach(&mut ds, t, dout);
             }
-            self.add(to, t, after, &ds, dout);
+            let faded = step.faded(&states[n]);
+            let dbeta = self.add(&mut to.tokens, t, after, (step, &faded), &mut ds, dout);
+            to.dbeta[(self.batch * betas + self.head * betas / heads) * tokens + t] += dbeta;
             if self.params.causal {
-                let fade = self.p.gate(self.params, self.batch, self.head, t).exp();
-                let gate: f64 = ds.iter().zip(&states[n]).map(|(a, b)| fade * a * b).sum();
-                dg[row_of_heads(t)] = gate;
-                dslopes[self.head] -= gate;
-                ds.iter_mut().for_each(|x| *x *= fade);
+                for (row, (ds, faded)) in ds.chunks(dv).zip(faded.chunks(dv)).enumerate() {
+                    let gate: f64 = ds.iter().zip(faded).map(|(a, b)| a * b).sum();
+                    let gates = self.p.gates();
+                    to.dg[row_of_heads(t) * gates + if gates > 1 { row } else { 0 }] += gate;
+                    to.dslopes[self.head] -= gate;
+                }
+                ds = step.faded(&ds);
             }
         }
         ds
     }
 
     /// The state before the first token, and after each.
-    fn states(&self, start: &[f64]) -> Vec<Vec<f64>> {
+    fn states(start: &[f64], steps: &[Step]) -> Vec<Vec<f64>> {
         let mut states = vec![start.to_vec()];
-        for &t in &self.order {
-            let fade = self.p.gate(self.params, self.batch, self.head, t).exp();
-            let mut state = states[states.len() - 1].clone();
-            let (k, v) = (self.p.row(1, self.batch, self.head, t), self.p.row(2, self.batch, self.head, t));
-            for (row, &k) in state.chunks_mut(v.len()).zip(k) {
-                row.iter_mut().zip(v).for_each(|(x, &v)| *x = *x * fade + f64::from(k) * f64::from(v));
-            }
-            states.push(state);
-        }
+        steps.iter().for_each(|step| states.push(step.after(&states[states.len() - 1])));
         states
     }
 
@@ -127,20 +121,38 @@ impl Head<'_> {
         }
     }
 
-    /// dq += scale · S dout, dk += dS v, dv += dSᵀ k.
-    fn add(&self, to: &mut [Vec<f64>; 3], t: usize, state: &[f64], ds: &[f64], dout: &[f32]) {
-        let (k, v) = (self.p.row(1, self.batch, self.head, t), self.p.row(2, self.batch, self.head, t));
+    /// dq += scale · S dout. With e = v − S̃ᵀ k by the delta rule, else v, u = β e and du = dSᵀ k: dv += β du, dk += dS u, and by the delta
+    /// rule dk −= S̃ dv, and dS becomes dS − k dvᵀ, which reaches S̃. Returns dβ = du · e.
+    fn add(
+        &self,
+        to: &mut [Vec<f64>; 3],
+        t: usize,
+        state: &[f64],
+        (step, faded): (&Step, &[f64]),
+        ds: &mut [f64],
+        dout: &[f32],
+    ) -> f64 {
+        let width = step.v.len();
         let at = |which: usize| {
             let [_, heads, tokens, width] = self.p.shapes[which];
             ((self.batch * heads + self.p.own(which, self.head)) * tokens + t) * width
         };
-        let dot = |a: &[f64], b: &[f32]| a.iter().zip(b).map(|(a, &b)| a * f64::from(b)).sum::<f64>();
-        for (i, (state, ds)) in state.chunks(v.len()).zip(ds.chunks(v.len())).enumerate() {
-            to[0][at(0) + i] += self.scale * dot(state, dout);
-            to[1][at(1) + i] += dot(ds, v);
-            for (j, x) in ds.iter().enumerate() {
-                to[2][at(2) + j] += x * f64::from(k[i]);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let (error, dout) = (step.error(faded), dout.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        let mut du = vec![0.0; width];
+        for (row, &k) in ds.chunks(width).zip(step.k) {
+            du.iter_mut().zip(row).for_each(|(du, x)| *du += f64::from(k) * x);
+        }
+        let dv: Vec<f64> = du.iter().map(|x| step.share() * x).collect();
+        to[2][at(2)..][..width].iter_mut().zip(&dv).for_each(|(to, x)| *to += x);
+        for (i, (state, ds)) in state.chunks(width).zip(ds.chunks_mut(width)).enumerate() {
+            to[0][at(0) + i] += self.scale * dot(state, &dout);
+            to[1][at(1) + i] += step.share() * dot(ds, &error);
+            if step.delta {
+                to[1][at(1) + i] -= dot(&faded[i * width..][..width], &dv);
+                ds.iter_mut().zip(&dv).for_each(|(x, dv)| *x -= f64::from(step.k[i]) * dv);
             }
         }
+        dot(&du, &error)
     }
 }

@@ -145,8 +145,15 @@ pub fn linear(s: &mut Source) -> Drafted {
     }
     let (out, state) = ([batch, most, tokens, dv], [entries, most, d, dv]);
     let gated = s.one_in(3);
+    let gates = s.pick(&[1, d]);
     if gated {
-        draft.tensor(s, "g", DType::F32, [batch, most, tokens, 1]);
+        draft.tensor(s, "g", DType::F32, [batch, most, tokens, gates]);
+    }
+    let rule = s.pick(&[LinearRule::Linear, LinearRule::Delta]);
+    let with_beta = if rule == LinearRule::Delta { s.one_in(2) } else { s.odd(8) };
+    if with_beta {
+        let own = s.pick(&[1, most]);
+        draft.tensor(s, "beta", DType::F32, [batch, own, tokens, 1]);
     }
     let initial = s.below(3);
     if initial == 1 {
@@ -170,14 +177,16 @@ pub fn linear(s: &mut Source) -> Drafted {
             draft.wanted.push("snapshots".into());
         }
     }
+    let one_by_one = (rule == LinearRule::Delta || gated && gates > 1) && !s.odd(4);
     use LinearAlgorithm::{OnePass, Recurrent, ThreePass};
     let params = LinearParams {
-        causal: (gated && !s.odd(8)) || s.below(4) > 0,
+        rule,
+        causal: ((gated || rule == LinearRule::Delta) && !s.odd(8)) || s.below(4) > 0,
         reverse: s.one_in(2),
         scale: s.maybe(3, Source::float),
         slopes: s.maybe(4, |s| (0..most).map(|_| s.float()).collect()).filter(|_| !gated || s.odd(8)),
-        algorithm: s.pick(&[None, Some(Recurrent), Some(OnePass), Some(ThreePass)]),
-        chunk: s.maybe(4, |s| if s.odd(3) { s.number() } else { 32 * (1 + s.below(8)) }),
+        algorithm: s.pick(&[None, Some(Recurrent), Some(OnePass), Some(ThreePass)]).filter(|_| !one_by_one),
+        chunk: s.maybe(4, |s| if s.odd(3) { s.number() } else { 32 * (1 + s.below(8)) }).filter(|_| !one_by_one),
     };
     let (words, own) = (format!("{params:?} {}", if backward { "backward" } else { "" }), params.clone());
     let prepare: Prepare = Box::new(move |gpu, shapes| {

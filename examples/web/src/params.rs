@@ -300,10 +300,7 @@ where
 {
     let Some(given) = given else { return Ok(P::default().into()) };
     check_names(&given.js_value(), &[P::DECL, SlidingWindow::DECL, Axis::DECL, Hook::DECL, BlockSelector::DECL])?;
-    match given.to_rust() {
-        Ok(read) => Ok(read.into()),
-        Err(e) => Err(mistyped(e.to_string())),
-    }
+    given.to_rust().map(P::into).map_err(|_| mistyped::<P>(&given.js_value()))
 }
 
 /// Whether every property, of objects within too, is declared.
@@ -330,6 +327,27 @@ fn declares(text: &str, name: &str) -> bool {
     text.contains(&format!(" {name}:")) || text.contains(&format!(" {name}?:"))
 }
 
-fn mistyped(problem: String) -> Failure {
-    Failure::argument("params", problem, "an object of the documented type")
+/// Names the property that is not of its type: the one that cannot be read by itself.
+fn mistyped<P: Tsify<JsType: Clone> + DeserializeOwned>(given: &JsValue) -> Failure {
+    let failure = |name: &str, value: &JsValue, bound: &str| {
+        let text = js_sys::JSON::stringify(value).ok().and_then(|text| text.as_string());
+        Failure::argument(name, text.unwrap_or_default(), bound)
+    };
+    for entry in Object::entries(given.unchecked_ref()).iter() {
+        let Ok(alone) = Object::from_entries(&Array::of1(&entry)) else { continue };
+        if Ts::<P>::new_unchecked(alone.into()).to_rust().is_err() {
+            let entry = Array::from(&entry);
+            let name = entry.get(0).as_string().unwrap_or_default();
+            let ty = between(P::DECL, &format!(" {name}?: "), ";").unwrap_or("as documented");
+            let choices = [CausalDiagonal::DECL, Pooling::DECL, BlockSelector::DECL];
+            let choice = choices.iter().find_map(|text| between(text, &format!("type {ty} = "), ";"));
+            return failure(&format!("params.{name}"), &entry.get(1), choice.unwrap_or(ty));
+        }
+    }
+    failure("params", given, "an object of the documented type")
+}
+
+/// What stands between two pieces of a text.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    text.split_once(before)?.1.split_once(after).map(|(found, _)| found)
 }

@@ -28,9 +28,12 @@ pub struct LinearInputs<'a> {
     pub k: &'a Tensor,
     /// Values [batch, heads of its own, tokens, value_dim].
     pub v: &'a Tensor,
-    /// A gate for each token, the natural logarithm of what stays: at most 0, [batch, heads, tokens, 1]. A positive gate or a NaN
-    /// counts as 0, and makes reading a result an error.
+    /// A gate for each token, the natural logarithm of what stays: at most 0, [batch, heads, tokens, 1]; or one for each channel of its
+    /// key, [batch, heads, tokens, head_dim]. A positive gate or a NaN counts as 0, and makes reading a result an error.
     pub g: Option<&'a Tensor>,
+    /// How much a token corrects the state ([`crate::LinearRule::Delta`]): within [0, 2], [batch, heads or a divisor of that, tokens, 1].
+    /// Unset: 1. What is out of range counts as the nearest that is not, a NaN as 0, and makes reading a result an error.
+    pub beta: Option<&'a Tensor>,
     /// The state to begin with, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
     pub h0: Option<&'a Tensor>,
     /// Tokens of each batch entry; the rest is padding, and its output is left alone.
@@ -44,12 +47,17 @@ pub struct LinearInputs<'a> {
 impl<'a> LinearInputs<'a> {
     /// Without gates, from an empty state, in full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, g: None, h0: None, seqlens: None, cu_seqlens: None }
+        Self { q, k, v, g: None, beta: None, h0: None, seqlens: None, cu_seqlens: None }
     }
 
     /// The same with a gate for each token.
     pub fn with_gates(self, g: &'a Tensor) -> Self {
         Self { g: Some(g), ..self }
+    }
+
+    /// The same with a beta for each token, for the delta rule.
+    pub fn with_beta(self, beta: &'a Tensor) -> Self {
+        Self { beta: Some(beta), ..self }
     }
 
     /// The same from a state on.
@@ -60,7 +68,14 @@ impl<'a> LinearInputs<'a> {
 
 impl Call for LinearInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([("q", Some(self.q)), ("k", Some(self.k)), ("v", Some(self.v)), ("g", self.g), ("h0", self.h0)])
+        present([
+            ("q", Some(self.q)),
+            ("k", Some(self.k)),
+            ("v", Some(self.v)),
+            ("g", self.g),
+            ("beta", self.beta),
+            ("h0", self.h0),
+        ])
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
@@ -79,8 +94,10 @@ pub struct LinearGradients {
     pub dk: Tensor,
     /// Of v, likewise.
     pub dv: Tensor,
-    /// Of the gates, f32 [batch, heads, tokens, 1], where tokens have some.
+    /// Of the gates, f32, of their shape, where tokens have some.
     pub dg: Option<Tensor>,
+    /// Of the betas, f32, of their shape, where there are some.
+    pub dbeta: Option<Tensor>,
     /// Of the slopes, f32 [1, heads, 1, 1], where heads have some: −Σ dg over batch entries and tokens, within 10⁻⁵ · Σ |dg|. Where the
     /// terms cancel, that may be more than the sum itself.
     pub dslopes: Option<Tensor>,
@@ -95,6 +112,7 @@ impl Call for LinearGradients {
             ("dk", Some(&self.dk)),
             ("dv", Some(&self.dv)),
             ("dg", self.dg.as_ref()),
+            ("dbeta", self.dbeta.as_ref()),
             ("dslopes", self.dslopes.as_ref()),
             ("dh0", self.dh0.as_ref()),
         ])
@@ -273,6 +291,7 @@ impl LinearAttention {
             dk: found.take("dk"),
             dv: found.take("dv"),
             dg: found.take_if("dg"),
+            dbeta: found.take_if("dbeta"),
             dslopes: found.take_if("dslopes"),
             dh0: found.take_if("dh0"),
         })

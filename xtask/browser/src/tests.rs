@@ -158,6 +158,8 @@ impl Visit<'_> {
             found.refused = [
                 await refused(() => new FlashAttention(gpu, { causl: "topLeft" })),
                 await refused(() => new FlashAttention(gpu, { scale: Infinity })),
+                await refused(() => new FlashAttention(gpu, { scale: 0.5, causal: "middle" })),
+                await refused(() => new LinearAttention(gpu, { slopes: 3 })),
                 await refused(() => gpu.tensor([1, 1, 2, 2], new Float32Array(3))),
                 await refused(() => gpu.tensor([1, 1, 1.5, 2], new Float32Array(3))),
                 await refused(() => new NeighborhoodAttention(gpu, { axes: [{ length: 4, window: 9 }] })),
@@ -185,8 +187,17 @@ impl Visit<'_> {
             &format!("shape and type: {}", found["shape"]),
         )?;
         ensure(found["taken"] == "taken", &format!("slopes in a typed array: {}", found["taken"]))?;
-        let words =
-            ["causl", "scale is inf", "values.len() is 3", "1.5", "axes[0].window is 9", "k.shape", "score_mod[0]"];
+        let words = [
+            "causl",
+            "scale is inf",
+            "params.causal is \"middle\"; it must be \"bottomRight\" | \"topLeft\"",
+            "params.slopes is 3; it must be number[]",
+            "values.len() is 3",
+            "1.5",
+            "axes[0].window is 9",
+            "k.shape",
+            "score_mod[0]",
+        ];
         for (i, word) in words.into_iter().enumerate() {
             let said = found["refused"][i].as_str().unwrap_or_default();
             let named = said.starts_with("Argument: ") || said.starts_with("Hook: ");

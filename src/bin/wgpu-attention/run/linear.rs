@@ -8,13 +8,13 @@ use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::plan::{Caps, Program, Shapes};
 use wgpu_attention::reference::{self, LinearProblem};
-use wgpu_attention::{Layout, LinearAlgorithm, LinearAttention, LinearParams, Result};
+use wgpu_attention::{Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
 
 /// The fields of `LinearParams` that are numbers.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Params {
-    rule: Rule,
+    rule: LinearRule,
     #[serde(alias = "way")]
     algorithm: Algorithm,
     scale: Option<f32>,
@@ -26,7 +26,7 @@ struct Params {
 impl Default for Params {
     fn default() -> Self {
         Self {
-            rule: Rule::Linear,
+            rule: LinearRule::Linear,
             algorithm: Algorithm::Auto,
             scale: None,
             causal: Some(Diagonal::On(true)),
@@ -34,12 +34,6 @@ impl Default for Params {
             chunk: None,
         }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Rule {
-    Linear,
 }
 
 #[derive(Deserialize)]
@@ -52,10 +46,10 @@ enum Algorithm {
 }
 
 /// Tensors that would change the result, and that this version cannot take.
-const LATER: [&str; 3] = ["beta", "z0", "dzt"];
+const LATER: [&str; 2] = ["z0", "dzt"];
 
 /// Results, in the order in which they are written.
-const RESULTS: [&str; 8] = ["o", "ht", "dq", "dk", "dv", "dg", "dslopes", "dh0"];
+const RESULTS: [&str; 9] = ["o", "ht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
 
 /// Results by name.
 type Found = Vec<(&'static str, Vec<f32>)>;
@@ -72,7 +66,7 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
         return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
     }
-    let Params { rule: Rule::Linear, algorithm, scale, causal, reverse, chunk } = params(options)?;
+    let Params { rule, algorithm, scale, causal, reverse, chunk } = params(options)?;
     let algorithm = match algorithm {
         Algorithm::Auto => None,
         Algorithm::Recurrent => Some(LinearAlgorithm::Recurrent),
@@ -82,12 +76,21 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
     let causal = causal.and_then(Diagonal::causal).is_some();
-    let params = LinearParams { causal, reverse, scale, slopes: inputs.vector("slopes")?, algorithm, chunk };
+    let params = LinearParams { rule, causal, reverse, scale, slopes: inputs.vector("slopes")?, algorithm, chunk };
     let mut tensors = Named::new();
     for name in ["q", "k", "v"] {
         tensors.insert(name, inputs.tokens(name, packed)?);
     }
-    tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
+    if inputs.has("g") && inputs.has("gk") {
+        return Err(error(inputs.what("gk"), "in the file", "absent with g: gates are of tokens or of channels"));
+    }
+    let by_channel = inputs.has("gk");
+    if by_channel {
+        tensors.insert("g", inputs.tokens("gk", packed)?);
+    }
+    for name in ["g", "beta"] {
+        tensors.extend(inputs.gates(name, packed)?.map(|found| (name, found)));
+    }
     tensors.extend(inputs.state("h0")?.map(|h0| ("h0", h0)));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;
@@ -108,7 +111,8 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         match name {
             "ht" | "dh0" => Output { name: name.into(), dtype, shape: shape.into(), values },
             "dslopes" => Output { name: name.into(), dtype, shape: vec![values.len()], values },
-            "dg" => {
+            "dg" if by_channel => inputs.output("dgk", Floats { dtype, shape, values }, packed),
+            "dg" | "dbeta" => {
                 let mut output = inputs.output(name, Floats { dtype, shape, values }, packed);
                 output.shape.pop();
                 output
@@ -125,14 +129,20 @@ impl Problem {
         Shapes::new(tensors).numbers_if("cu_seqlens", self.cu_seqlens.clone())
     }
 
-    /// Log-space gates are at most 0.
+    /// Log-space gates are at most 0, betas within [0, 2].
     fn check_gates(&self) -> Result<()> {
-        let Some(Floats { shape: [_, heads, rows, _], values, .. }) = self.tensors.get("g") else {
-            return Ok(());
-        };
-        let Some(n) = values.iter().position(|&x| x.is_nan() || x > 0.0) else { return Ok(()) };
-        let what = format!("g[{}][{}][{}]", n / rows / heads, n / rows % heads, n % rows);
-        Err(error(what, values[n], "at most 0: the natural logarithm of what stays"))
+        let rules: [(_, fn(f32) -> bool, _); 2] = [
+            ("g", |x| x <= 0.0, "at most 0: the natural logarithm of what stays"),
+            ("beta", |x| (0.0..=2.0).contains(&x), "within [0, 2]"),
+        ];
+        for (name, fits, bound) in rules {
+            let Some(Floats { shape: [_, heads, rows, width], values, .. }) = self.tensors.get(name) else { continue };
+            let Some(i) = values.iter().position(|&x| !fits(x)) else { continue };
+            let n = i / width;
+            let what = format!("{name}[{}][{}][{}]", n / rows / heads, n / rows % heads, n % rows);
+            return Err(error(what, values[i], bound));
+        }
+        Ok(())
     }
 
     async fn on_gpu(&self, options: &Options, shapes: &Shapes) -> Result<Found> {
@@ -160,7 +170,8 @@ impl Problem {
             let dout = &self.tensors["dout"].values;
             let found = self.by_reference(|problem| reference::linear_backward(&self.params, problem, dout, dht));
             let [dq, dk, dv] = found.tokens;
-            vec![("dq", dq), ("dk", dk), ("dv", dv), ("dg", found.dg), ("dslopes", found.dslopes), ("dh0", found.dh0)]
+            let rest = [("dbeta", found.dbeta), ("dslopes", found.dslopes), ("dh0", found.dh0)];
+            [("dq", dq), ("dk", dk), ("dv", dv), ("dg", found.dg)].into_iter().chain(rest).collect()
         } else {
             let found = self.by_reference(|problem| reference::linear(&self.params, problem));
             vec![("o", found.o), ("ht", found.ht)]
@@ -181,6 +192,13 @@ impl Problem {
             Some(offsets) => offsets.windows(2).map(|w| [0, w[0], w[1] - w[0]]).collect(),
         };
         let tokens = names.map(|name| &self.tensors[name].values[..]);
-        solve(&LinearProblem { tokens, shapes, g: some("g"), h0: some("h0"), sequences: &sequences })
+        solve(&LinearProblem {
+            tokens,
+            shapes,
+            g: some("g"),
+            beta: some("beta"),
+            h0: some("h0"),
+            sequences: &sequences,
+        })
     }
 }
