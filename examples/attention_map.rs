@@ -1,8 +1,8 @@
-//! Where in a picture attention looks: `cargo run --release --example attention_map [PICTURE.png|.jpg [MAPS.svg]]`.
+//! Shows where attention looks in a picture: `cargo run --release --example attention_map [PICTURE.png|.jpg [MAPS.svg]]`.
 //!
-//! The picture becomes 48 × 32 tokens, a cell each. With the query (2c, 1) and the key (c, −‖c‖²) of a cell's mean color c, the score of two
-//! cells is less by ‖c − c'‖², but for a part that all keys share: a cell looks for its like. Draws, for three cells, whom they see in flash
-//! attention and in neighborhood attention: the weights that the kernels give, which are their outputs where the values are one-hot.
+//! The picture becomes 48 × 32 tokens, one per cell. With the query (2c, 1) and the key (c, −‖c‖²) of a cell's mean color c, the score of
+//! two cells is −‖c − c'‖² plus a term that all keys share: a cell looks for cells like itself. The example draws whom three cells see in
+//! flash attention and in neighborhood attention. The weights are those of the kernels: their outputs where the values are one-hot.
 
 mod common;
 
@@ -16,13 +16,13 @@ use wgpu_attention::{
 const COLUMNS: usize = 48;
 const ROWS: usize = 32;
 const N: usize = COLUMNS * ROWS;
-/// Values that one head holds.
+/// How many values one head holds.
 const CHUNK: usize = 256;
 const WINDOW: usize = 13;
 const CELL: usize = 7;
 /// How much a color counts.
 const SHARPNESS: f32 = 90.0;
-/// The cells that are asked, as parts of the picture's width and height.
+/// The cells that ask, as fractions of the picture's width and height.
 const ASKED: [[f32; 2]; 3] = [[0.68, 0.3], [0.3, 0.57], [0.5, 0.85]];
 
 /// The mean color of each cell.
@@ -41,13 +41,13 @@ fn cells(picture: &Picture) -> Vec<[f32; 3]> {
     (0..N).map(mean).collect()
 }
 
-/// Of each query its weight on every key: in flash attention, and in a neighborhood.
+/// The weights of each query on every key, in flash attention and in a neighborhood.
 async fn weights(gpu: &Gpu, colors: &[[f32; 3]], asked: &[usize]) -> Result<[Vec<Vec<f32>>; 2]> {
     let query = |c: &[f32; 3]| [2.0 * c[0], 2.0 * c[1], 2.0 * c[2], 1.0];
     let key = |c: &[f32; 3]| [c[0], c[1], c[2], -c.iter().map(|x| x * x).sum::<f32>()];
     let q: Vec<f32> = colors.iter().flat_map(query).collect();
     let k: Vec<f32> = colors.iter().flat_map(key).collect();
-    // Each head has the same queries and keys, and as values a part of the identity.
+    // Each head has the same queries and keys, and a part of the identity as its values.
     let heads = N.div_ceil(CHUNK);
     let mut values = vec![0f32; heads * N * CHUNK];
     (0..N).for_each(|j| values[(j / CHUNK * N + j) * CHUNK + j % CHUNK] = 1.0);
@@ -100,7 +100,7 @@ fn draw(picture: &Picture, asked: &[usize], [flash, near]: &[Vec<Vec<f32>>; 2]) 
             ));
         }
     }
-    svg.legend(&DARK, [column(2) - 40, top + 3 * (height + gap) + 2], ["small weight", "largest of the map"]);
+    svg.legend(&DARK, [column(2) - 40, top + 3 * (height + gap) + 2], ["small weight", "largest in the map"]);
     svg.finish(&DARK, Some("#0d1117"))
 }
 
@@ -113,7 +113,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let output = arguments.next().unwrap_or_else(|| "attention_map.svg".into());
     let asked = ASKED.map(|[x, y]| (y * ROWS as f32) as usize * COLUMNS + (x * COLUMNS as f32) as usize);
     let gpu = pollster::block_on(Gpu::request())?;
-    println!("{}\n{N} cells, each asks all of them …", gpu.caps());
+    println!("{}\n{N} cells, each of which asks all of them …", gpu.caps());
     let maps = pollster::block_on(weights(&gpu, &cells(&picture), &asked))?;
     for maps in &maps {
         let whole = maps.iter().all(|map| (map.iter().sum::<f32>() - 1.0).abs() < 1e-3);

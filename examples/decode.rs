@@ -1,7 +1,7 @@
 //! Decoding with a cache: `cargo run --release --example decode [TOKENS]`.
 //!
-//! A step is prepared once for the whole cache and recorded for every token: how many rows are filled lies on the GPU. Numbers stand in
-//! for a model's projections. Draws milliseconds a token over the length of the cache as `decode.svg`.
+//! A step is prepared once for the whole cache and recorded for every token: the number of filled rows lies on the GPU. Made-up numbers
+//! stand in for a model's projections. The example draws milliseconds per token against the length of the cache, as `decode.svg`.
 
 mod common;
 
@@ -12,14 +12,14 @@ use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, L
 const HEADS: usize = 16;
 const HEADS_KV: usize = 4;
 const DIM: usize = 64;
-/// Tokens of which the times are taken together.
+/// How many tokens are timed together.
 const SPAN: usize = 32;
 
 fn numbers(token: usize, count: usize) -> Vec<f32> {
     (0..count).map(|i| ((token * 31 + i * 7) as f32 * 0.13).sin()).collect()
 }
 
-/// Decodes so many tokens; seconds of each.
+/// Decodes `tokens` tokens, and returns the seconds that each took.
 async fn decode(gpu: &Gpu, tokens: usize) -> Result<Vec<f64>> {
     let cache = Layout::heads_first(DType::F16, [1, HEADS_KV, tokens, DIM]);
     let (k, v) = (Tensor::empty(gpu, cache.clone()).await?, Tensor::empty(gpu, cache.clone()).await?);
@@ -43,12 +43,12 @@ async fn decode(gpu: &Gpu, tokens: usize) -> Result<Vec<f64>> {
         let out = outputs.out.read().await?;
         seconds.push(start.elapsed().as_secs_f64());
         if token == 0 {
-            // Alone in the cache: the output is its value.
+            // The first token is alone in the cache: the output is its value.
             assert!((out[0] - DType::F16.round(numbers(1, 1)[0])).abs() < 1e-3);
         }
         if (token + 1) % SPAN == 0 {
             let last: f64 = seconds[token + 1 - SPAN..].iter().sum();
-            eprint!("\r{} of {tokens} tokens, {:.2} ms a token ", token + 1, 1e3 * last / SPAN as f64);
+            eprint!("\r{} of {tokens} tokens, {:.2} ms per token ", token + 1, 1e3 * last / SPAN as f64);
         }
     }
     eprintln!();
@@ -68,7 +68,7 @@ fn draw(adapter: &str, seconds: &[f64]) -> String {
         .collect();
     let most = medians.iter().fold(f64::MIN_POSITIVE, |most, &ms| most.max(ms));
     let mut svg = Svg::new(width, height);
-    svg.line([left, 24], "title", "start", "A step of decoding, over the length of the cache");
+    svg.line([left, 24], "title", "start", "Time of a decoding step against the length of the cache");
     let title = format!("{HEADS} query heads, {HEADS_KV} key heads, width {DIM}, cache in f16; {adapter}");
     svg.line([left, 42], "note", "start", &title);
     let place = |i: usize, ms: f64| {
@@ -89,7 +89,7 @@ fn draw(adapter: &str, seconds: &[f64]) -> String {
         [left, bottom + 40],
         "small",
         "start",
-        &format!("medians of {SPAN} tokens, from submit to the output read"),
+        &format!("medians of {SPAN} tokens, from the submit until the output is read"),
     );
     svg.finish(&LIGHT, Some("#ffffff"))
 }

@@ -1,11 +1,11 @@
 //! Denoises a picture by neighborhood attention: `cargo run --release --example denoise [PICTURE.png|.jpg [OUTPUT.png]]`.
 //!
 //! Non-local means (Buades et al., 2005) is attention: a pixel becomes the mean of its 21 × 21 neighbors' colors, weighted by
-//! exp(−‖P − P'‖² / h²) of the 5 × 5 patches around both. ‖P − P'‖² = ‖P‖² − 2 P·P' + ‖P'‖², where ‖P‖² is the same for all
-//! neighbors and drops out: so queries are (P, 1), keys (P', −‖P'‖²/2), the scale is 2/h², and the values are colors.
+//! exp(−‖P − P'‖² / h²), where P and P' are the 5 × 5 patches around the two. ‖P − P'‖² = ‖P‖² − 2 P·P' + ‖P'‖², where ‖P‖² is the
+//! same for all neighbors and drops out. So queries are (P, 1), keys are (P', −‖P'‖²/2), the scale is 2/h², and the values are colors.
 //!
-//! Noise of σ = 25/255 from a fixed seed is added first. Writes the denoised picture, and an SVG of the same name that has it beside the clean
-//! and the noisy one.
+//! Noise of σ = 25/255 from a fixed seed is added first. The example writes the denoised picture, and an SVG of the same name that shows
+//! it beside the clean and the noisy one.
 
 mod common;
 
@@ -20,9 +20,9 @@ use wgpu_attention::{DType, Gpu, Hook, NeighborhoodAttention, NeighborhoodAxis, 
 const SIGMA: f32 = 25.0 / 255.0;
 const WINDOW: usize = 21;
 const PATCH: usize = 5;
-/// Numbers of a patch.
+/// How many numbers a patch has.
 const SIZE: usize = 3 * PATCH * PATCH;
-/// Pixels that are denoised at a time in each direction; those around them are seen.
+/// How many pixels are denoised at a time in each direction; they also see those around them.
 const BLOCK: usize = 192;
 
 type Failure = Box<dyn std::error::Error>;
@@ -48,9 +48,9 @@ fn psnr(picture: &Picture, clean: &Picture) -> f64 {
     10.0 * ((3 * picture.colors.len()) as f64 / squares).log10()
 }
 
-/// Where to compute, and what was computed so far.
+/// The denoised picture, computed block by block.
 async fn denoise(gpu: &Gpu, noisy: &Picture) -> Result<Picture, Failure> {
-    // Patches that differ by noise alone are 2 σ² · SIZE apart: a pixel counts itself like one of those.
+    // Patches that differ by noise alone are 2 σ² · SIZE apart: a pixel counts itself as one of those.
     let h2 = 0.16 * 2.0 * SIGMA * SIGMA * SIZE as f32;
     let itself = Hook::new(
         "itself",
@@ -64,7 +64,7 @@ async fn denoise(gpu: &Gpu, noisy: &Picture) -> Result<Picture, Failure> {
     let start = Instant::now();
     for y0 in (0..noisy.height).step_by(BLOCK) {
         for x0 in (0..noisy.width).step_by(BLOCK) {
-            // A block, and around it what its windows need.
+            // A block, and what its windows need around it.
             let reach = |i: usize, n: usize| {
                 let end = (i + BLOCK + halo).min(n);
                 i.saturating_sub(halo).min(end.saturating_sub(WINDOW))..end
@@ -127,7 +127,7 @@ fn main() -> Result<(), Failure> {
     ];
     std::fs::write(&drawing, draw(&panels)).map_err(|e| format!("{}: {e}", drawing.display()))?;
     println!(
-        "{} × {} pixels in {seconds:.2} s: noisy {before:.2} dB, denoised {after:.2} dB PSNR; {output}, and beside clean and noisy in {}",
+        "{} × {} pixels in {seconds:.2} s: noisy {before:.2} dB, denoised {after:.2} dB PSNR; in {output}, and beside clean and noisy in {}",
         clean.width,
         clean.height,
         drawing.display()
@@ -135,7 +135,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Pictures beside each other, with what they are.
+/// Pictures side by side, with titles.
 fn draw(panels: &[(&Picture, String)]) -> String {
     let (gap, top) = (16, 32);
     let Picture { width, height, .. } = *panels[0].0;

@@ -1,7 +1,7 @@
 //! Attention inside a wgpu program: `cargo run --release --example embed`.
 //!
 //! The program owns the device, the buffers and the encoder. A kernel of its own projects tokens to queries, keys and values, attention
-//! reads them where they lie, and another kernel of its own adds the result to the tokens: one encoder, one submit, nothing copied.
+//! reads them where they lie, and another kernel of its own adds the result to the tokens, in one encoder and one submit, without copies.
 
 use wgpu_attention::wgpu::{self, BufferUsages as Usage, util::DeviceExt};
 use wgpu_attention::{AttentionInputs, AttentionOutputs, DType, FlashAttention, FlashParams, Gpu, Layout, Tensor};
@@ -10,7 +10,7 @@ const TOKENS: usize = 96;
 const HEADS: usize = 8;
 const HEADS_KV: usize = 2;
 const DIM: usize = 32;
-/// Numbers of a token, and of what is projected from it.
+/// How many numbers a token has, and how many are projected from it.
 const WIDTH: usize = HEADS * DIM;
 const PROJECTED: usize = (HEADS + 2 * HEADS_KV) * DIM;
 
@@ -110,11 +110,11 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     queue.submit([encoder.finish()]);
 
-    // The first token sees itself alone: its output is its own value.
+    // The first token sees only itself: its output is its own value.
     let values = [to.read().await?, v.read().await?];
     let found = Tensor::wrap(&gpu, &sum, Layout::heads_first(DType::F32, [1, 1, TOKENS, WIDTH]))?.read().await?;
     assert!((values[0][0] - values[1][0]).abs() < 1e-5);
-    println!("{TOKENS} tokens of {WIDTH} numbers went through one encoder; the first: {:.3?} …", &found[..4]);
+    println!("{TOKENS} tokens of {WIDTH} numbers went through one encoder; the first is {:.3?} …", &found[..4]);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! One long causal context, too long for one device, sharded over several: each shard of keys and values lives on a device
-//! of its own and gives a partial result, and the partial results are merged by their log-sum-exp. Here the devices are
-//! several of one adapter, and the partial results travel through the host, as they would between machines.
+//! of its own and gives a partial result, and the partial results are merged by their log-sum-exp. Here all
+//! devices are of one adapter, and the partial results travel through the host, as they would between machines.
 //!
 //! `cargo run --release --example long_context [TOKENS] [SHARDS]`
 
@@ -48,7 +48,7 @@ async fn run(tokens: usize, shards: usize) -> Result<(), Error> {
         let keys = upload(&gpu, to - from, &shard(&k, tokens, from, to)).await?;
         let values = upload(&gpu, to - from, &shard(&v, tokens, from, to)).await?;
         // Query i sees key j of the whole when j ≤ i + tokens − QUERIES. Within the shard that is a window, which reaches as
-        // far beyond the shard's own diagonal as there are keys behind the shard.
+        // far beyond the shard's own diagonal as there are keys after the shard.
         let window = Window { left: None, right: Some(tokens - to) };
         let attention = FlashAttention::new(&gpu, FlashParams { window, ..Default::default() })?;
         let (out, lse) = attention.forward_with_lse(&AttentionInputs::new(&queries, &keys, &values)).await?;
@@ -68,7 +68,7 @@ async fn run(tokens: usize, shards: usize) -> Result<(), Error> {
     for (name, merged, whole) in [("output", &out, &whole.0), ("log-sum-exp", &lse, &whole.1)] {
         let (merged, whole) = (merged.read().await?, whole.read().await?);
         let worst = merged.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{name}: merged and in one call differ by at most {worst:.1e}");
+        println!("{name}: the merged result and that of one call differ by at most {worst:.1e}");
         assert!(worst < 1e-5, "the merged result is not the whole one");
     }
     Ok(())

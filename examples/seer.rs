@@ -1,6 +1,6 @@
-//! A SeerAttention gate learns which blocks of attention matter. Sequences are made of blocks of tokens about one of a few topics;
-//! tokens look at those of their own topic, so the blocks that matter are known. The gate sees pooled queries and keys only, and
-//! learns from the largest probability of each block, which attention gives without a matrix of them. Attention, target, loss and
+//! A SeerAttention gate learns which blocks of attention matter. A sequence consists of blocks of tokens, each about one of a few
+//! topics; tokens look at those of their own topic, so it is known which blocks matter. The gate sees only pooled queries and keys. It
+//! learns from the largest probability of each block, which attention gives without storing the matrix. Attention, target, loss and
 //! gradients run on the GPU; the optimiser is a few lines here.
 //!
 //! `cargo run --release --example seer [STEPS] [MASKS.svg]`
@@ -89,7 +89,7 @@ impl Batch {
         j <= i && self.topics[sequence][i] == self.topics[sequence][j]
     }
 
-    /// How many of the blocks that matter are among the best of each row, as many as matter.
+    /// Recall: the share of the blocks that matter which rows find by taking as many of their best blocks as matter.
     fn recall(&self, logits: &[f32]) -> f32 {
         let (mut found, mut all) = (0, 0);
         for (n, row) in logits.chunks(BLOCKS).enumerate() {
@@ -103,7 +103,7 @@ impl Batch {
         found as f32 / all as f32
     }
 
-    /// The same of blocks that are chosen anyhow.
+    /// The same for blocks that are chosen at random.
     fn chance(&self) -> f32 {
         let pairs = || (0..BATCH).flat_map(|s| (0..BLOCKS).flat_map(move |i| (0..=i).map(move |j| (s, i, j))));
         let row = |s: usize, i: usize| (0..=i).filter(|&j| self.matters(s, i, j)).count() as f32 / (i + 1) as f32;
@@ -113,13 +113,13 @@ impl Batch {
     }
 }
 
-/// What is drawn: which blocks matter, which an untrained gate chose, which the trained one.
+/// What is drawn: which blocks matter, which an untrained gate chose, and which the trained one chose.
 struct Masks {
     panels: Vec<(String, Vec<bool>)>,
 }
 
 /// A direction for each topic, at right angles to the others. Topics live where the rotary embedding turns slowly, in the last
-/// quarter of the pairs: near and far tokens of a topic are alike.
+/// quarter of the pairs, so that near and far tokens of a topic are alike.
 fn directions(random: &mut SmallRng) -> Vec<Vec<f32>> {
     let mut all: Vec<Vec<f32>> = vec![];
     for _ in 0..TOPICS {
@@ -170,7 +170,7 @@ impl Trainer {
         Tensor::upload(&self.gpu, [BATCH, HEADS, TOKENS, WIDTH], DType::F32, values).await
     }
 
-    /// One step: what dense attention looks at is what the gate should choose. Returns the loss and the recall before it.
+    /// One step: what dense attention looks at is what the gate should choose. Returns the loss and the recall before the step.
     async fn step(&self, weights: &mut [Weights; 2], batch: &Batch, step: usize) -> Result<(f32, f32), Error> {
         let (q_pre, k_pre) = (self.tokens(&batch.q).await?, self.tokens(&batch.k).await?);
         let q = self.rotary.forward(&q_pre, Positions::default()).await?;
@@ -191,7 +191,7 @@ impl Trainer {
         Ok((loss.read().await?[0], recall))
     }
 
-    /// The first head's mask of the first sequence, the recall, and how far attention over it is from dense attention.
+    /// The first head's mask of the first sequence, the recall, and how far attention over the mask is from dense attention.
     async fn show(&self, weights: &[Weights; 2], batch: &Batch) -> Result<(Vec<bool>, f32, f32), Error> {
         let (q_pre, k_pre) = (self.tokens(&batch.q).await?, self.tokens(&batch.k).await?);
         let (wq, wk) = (weights[0].upload(&self.gpu).await?, weights[1].upload(&self.gpu).await?);

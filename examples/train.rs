@@ -58,7 +58,7 @@ impl Table {
     }
 }
 
-/// Token numbers of a step: keys, values, questions (one a pair) and their answers.
+/// Token numbers of a step: keys, values, questions (one per pair) and their answers.
 struct Batch {
     keys: Vec<usize>,
     values: Vec<usize>,
@@ -84,7 +84,7 @@ impl Batch {
     }
 }
 
-/// Cross-entropy of softmax(out · tableᵀ), the share of right answers, and the gradient of `out`; adds up the table's.
+/// Cross-entropy of softmax(out · tableᵀ), the share of right answers, and the gradient of `out`; adds to the table's.
 fn answer(out: &[f32], table: &mut Table, answers: &[usize]) -> (f32, f32, Vec<f32>) {
     let count = answers.len() as f32;
     let (mut loss, mut right, mut dout) = (0.0, 0.0, vec![0.0; out.len()]);
@@ -110,7 +110,7 @@ fn answer(out: &[f32], table: &mut Table, answers: &[usize]) -> (f32, f32, Vec<f
 async fn train(steps: usize) -> Result<Vec<f32>, Error> {
     let gpu = Gpu::request().await?;
     println!(
-        "{}\n{PAIRS} pairs a sequence, {KEYS} keys, {VALUES} values: chance is {:.1} %",
+        "{}\n{PAIRS} pairs per sequence, {KEYS} keys, {VALUES} values: chance is {:.1} %",
         gpu.caps(),
         100.0 / VALUES as f32
     );

@@ -1,6 +1,6 @@
 //! Draws who sees whom in six kinds of attention: `cargo run --release --example who_sees_whom [FOLDER]`.
 //!
-//! Every weight is the kernels' own: with the identity as values, row i of the output is what query i gives to each key. Writes
+//! Every weight is the kernels' own: with the identity as values, row i of the output has the weights of query i. The example writes
 //! `who_sees_whom_light.svg` and `who_sees_whom_dark.svg` to the folder, by default `examples/pictures`.
 
 mod common;
@@ -24,7 +24,7 @@ struct Panel {
     weights: Vec<f32>,
 }
 
-/// Numbers that go on smoothly from token to token, in several rhythms.
+/// Numbers that change smoothly from token to token, in several rhythms.
 fn tokens(phase: f32) -> Vec<f32> {
     let number = |i: usize, c: usize| {
         let rhythm = 0.07 + 0.11 * (c / 2) as f32;
@@ -81,7 +81,7 @@ fn draw(theme: &Theme, panels: &[Panel]) -> String {
         svg.line([x, y - 28], "title", "start", panel.title);
         svg.line([x, y - 10], "note", "start", panel.note);
         svg.add(&format!(r#"<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{}"/>"#, theme.panel));
-        // Each row by its own largest weight; what is not seen is exactly 0.
+        // Each row is scaled by its own largest weight; what is not seen is exactly 0.
         let shade = |row: &[f32]| {
             let most = row.iter().fold(f32::MIN_POSITIVE, |most, w| most.max(w.abs()));
             row.iter().map(|w| (*w != 0.0).then(|| (w.abs() / most).sqrt())).collect::<Vec<_>>()

@@ -1,15 +1,15 @@
-//! Attention kernels in hand-written WGSL, forward and backward, for every GPU that [wgpu](https://wgpu.rs) reaches: Vulkan, Metal, DX12, and WebGPU
-//! in the browser. Every kernel is checked against a float64 [`mod@reference`] on the CPU that shares no code with it.
+//! Attention kernels in hand-written WGSL, forward and backward, for every GPU that [wgpu](https://wgpu.rs) reaches: Vulkan, Metal, DX12,
+//! and WebGPU in the browser. Every kernel is checked against a float64 [`mod@reference`] on the CPU that shares no code with it.
 //!
-//! A [`Gpu`] is a device, requested or yours; a [`Tensor`] a buffer on it with a [`Layout`], [batch, heads, sequence, head_dim]; and each
-//! kernel a type of its own:
+//! A [`Gpu`] is a device, requested or yours. A [`Tensor`] is a buffer on it with a [`Layout`], [batch, heads, sequence, head_dim]. Each
+//! kernel has a type of its own:
 //!
 //! | type | computes |
 //! |---|---|
 //! | [`FlashAttention`] | softmax attention in one pass over the keys |
 //! | [`NeighborhoodAttention`] | the same over the nearest keys in a space of one, two or three axes |
 //! | [`BlockSparseAttention`] | the same over the blocks that a [`BlockMask`] selects; [`gate`] learns which |
-//! | [`LinearAttention`] | a state instead of scores, with gates |
+//! | [`LinearAttention`] | attention with a state instead of scores, with gates |
 //! | [`score_reduction`], [`Merge`], [`Rotary`] | what goes before and after |
 //!
 //! ```
@@ -23,17 +23,17 @@
 //! let attention = FlashAttention::new(&gpu, FlashParams::causal())?;
 //! let out = attention.forward(q, k, v).await?;
 //!
-//! // Tokens are 8 × 16 pixels; each sees the 5 × 5 around it.
+//! // The tokens are 8 × 16 pixels; each sees the 5 × 5 around it.
 //! let axes = [NeighborhoodAxis::new(8, 5), NeighborhoodAxis::new(16, 5)];
 //! let attention = NeighborhoodAttention::new(&gpu, NeighborhoodParams::new(axes))?;
 //! let out = attention.forward(q, k, v).await?;
 //!
-//! // The first block of 64 keys, and the two up to a query's own.
+//! // Each query sees the first block of 64 keys, and the two up to its own.
 //! let mask = BlockMask::sliding_window(&gpu, BlockGrid::of(q, k, [64, 64]), 1, 2).await?;
 //! let attention = BlockSparseAttention::new(&gpu, BlockSparseParams::causal())?;
 //! let out = attention.forward(q, k, v, &mask).await?;
 //!
-//! // A state of 16 × 16 numbers a head goes from token to token.
+//! // Each head has a state of 16 × 16 numbers that goes from token to token.
 //! let attention = LinearAttention::new(&gpu, LinearParams::default())?;
 //! let out = attention.forward(&LinearInputs::new(q, k, v)).await?;
 //!
@@ -54,7 +54,7 @@
 //! | exactness, promises and limits | [`guide::promises`] |
 //! | the command line, JavaScript | [`guide::command_line`], [`guide::javascript`] |
 //! | other libraries | [`guide::comparison`] |
-//! | how a kernel is added | [`guide::adding_a_kernel`] |
+//! | how to add a kernel | [`guide::adding_a_kernel`] |
 #![warn(missing_docs)]
 
 // The README's examples are tests.
@@ -87,7 +87,7 @@ mod softmax;
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
 
-/// Planning, which needs no GPU: limits and shapes to a [`Program`].
+/// Planning, which needs no GPU: from limits and shapes to a [`Program`].
 ///
 /// ```
 /// use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
@@ -107,7 +107,7 @@ pub mod plan {
     pub use crate::softmax::AttentionParams;
 }
 
-/// Gradients: what a forward pass leaves for the backward pass, and what that reads and writes. See
+/// Gradients: what a forward pass leaves for the backward pass, and what the backward pass reads and writes. See
 /// [`Attention::forward_for_training`], [`LinearAttention::backward`] and [`gate::SeerGate::backward`].
 #[cfg(feature = "wgpu")]
 pub mod backward {
@@ -143,7 +143,7 @@ pub use gpu::tensor::Tensor;
 pub use gpu::timing::GpuTime;
 #[cfg(feature = "wgpu")]
 pub use gpu::{Gpu, GpuOptions};
-/// The version of half that this crate speaks: 16-bit floats on the host.
+/// The version of half that this crate uses: 16-bit floats on the host.
 pub use half;
 pub use layout::Layout;
 pub use linear::{LinearAlgorithm, LinearParams, LinearRule};
@@ -151,7 +151,7 @@ pub use neighborhood::{NeighborhoodAxis, NeighborhoodParams};
 pub use program::hook::Hook;
 pub use rotary::RotaryParams;
 pub use softmax::{Causal, Window};
-/// The version of wgpu that this crate speaks.
+/// The version of wgpu that this crate uses.
 #[cfg(feature = "wgpu")]
 pub use wgpu;
 

@@ -1,4 +1,4 @@
-//! What examples share: colors of weights, titled pictures.
+//! What the examples share: colors for weights, and titled pictures.
 #![allow(dead_code)] // each example uses its part
 
 pub mod picture;
@@ -12,7 +12,7 @@ pub struct Theme {
     pub text: &'static str,
     pub faint: &'static str,
     pub panel: &'static str,
-    /// Of the smallest and of the largest weight.
+    /// The colors of the smallest and of the largest weight.
     weights: [[f32; 3]; 2],
 }
 
@@ -63,7 +63,7 @@ impl Svg {
         self.add(&format!(r#"<text x="{x}" y="{y}" class="{class}" text-anchor="{anchor}">{text}</text>"#));
     }
 
-    /// Cells of a grid, row by row: None draws nothing, else a weight from 0 to 1. Neighbors of one color become one path.
+    /// Cells of a grid, row by row: nothing for None, or a weight from 0 to 1. Neighbors of one color become one path.
     pub fn cells(&mut self, theme: &Theme, [x, y]: [usize; 2], side: usize, columns: usize, cells: &[Option<f32>]) {
         const LEVELS: usize = 12;
         let level = |cell: &Option<f32>| cell.map(|w| (w.clamp(0.0, 1.0) * (LEVELS - 1) as f32).round() as usize);
@@ -94,7 +94,7 @@ impl Svg {
         self.line([x + 8 + 144 + 8, y + 11], "small", "start", ends[1]);
     }
 
-    /// A picture, colors row by row, as large as its box.
+    /// A picture, as large as its box.
     pub fn picture(&mut self, [x, y]: [usize; 2], [width, height]: [usize; 2], picture: &image::RgbImage) {
         let mut png = std::io::Cursor::new(vec![]);
         picture.write_to(&mut png, image::ImageFormat::Png).expect("a PNG in memory");

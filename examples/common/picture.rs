@@ -1,4 +1,4 @@
-//! Pictures: of a file, or a landscape.
+//! Pictures: from a file, or a landscape.
 
 use image::{Rgb, RgbImage};
 
@@ -10,7 +10,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Of a file, at least so many pixels each way.
+    /// A picture from a file, of at least `least` pixels each way.
     pub fn open(path: &str, least: usize) -> Result<Self, Box<dyn std::error::Error>> {
         let image = image::open(path).map_err(|e| format!("{path}: {e}"))?.to_rgb8();
         let (width, height) = (image.width() as usize, image.height() as usize);
@@ -43,7 +43,7 @@ impl Picture {
         self.colors[mirror(y, self.height) * self.width + mirror(x, self.width)]
     }
 
-    /// As it is shown.
+    /// The picture as it is shown.
     pub fn image(&self) -> RgbImage {
         let mut image = RgbImage::new(self.width as u32, self.height as u32);
         for (pixel, color) in image.pixels_mut().zip(&self.colors) {

@@ -13,7 +13,7 @@ pub fn ensure_any() -> Result<()> {
     }
     eprintln!("No GPU adapter found.");
     if cfg!(not(target_os = "linux")) {
-        return Err("wgpu finds no adapter; macOS and Windows bring their own driver: update the system's".into());
+        return Err("wgpu finds no adapter; macOS and Windows come with a driver: update the system".into());
     }
     install(&["mesa-vulkan-drivers", "libvulkan1"])?;
     if any()? { Ok(()) } else { Err("still no GPU adapter after Mesa's software driver was installed".into()) }
@@ -150,7 +150,7 @@ fn manifest(places: &[&str], packages: &[&str]) -> Result<PathBuf> {
         return Ok(found);
     }
     install(packages)?;
-    find().ok_or_else(|| format!("{} brought none of {}", packages.join(" "), places.join(", ")))
+    find().ok_or_else(|| format!("{} installed none of {}", packages.join(" "), places.join(", ")))
 }
 
 /// The command in a software driver's quickest way for tests, whose shaders take a second to compile and a millisecond to run: without

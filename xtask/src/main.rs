@@ -21,38 +21,38 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run every kernel against its float64 reference on the adapters present, with figures. Makes sure that there is a
-    /// Vulkan driver first.
+    /// Compare every kernel with its float64 reference on the adapters present, and show times. First makes sure that there is a
+    /// Vulkan driver.
     #[command(disable_help_flag = true)]
     Check {
         /// Passed on to `wgpu-attention check`; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Run the tests. Makes sure that there is a Vulkan driver first. Of the lists of cases it takes those that run every kernel and have
-    /// every feature once.
+    /// Run the tests. First makes sure that there is a Vulkan driver. From the lists of cases, it takes only a few, which run every kernel
+    /// and have every feature at least once.
     Test {
-        /// Every case of the lists.
+        /// Run every case of the lists.
         #[arg(long, conflicts_with = "matrix")]
         all: bool,
-        /// On three software drivers, with trusted and checked shaders, with core limits; every shader through a browser's
-        /// compiler, and the web example in a browser. Installs what it needs on Debian and Ubuntu.
+        /// Run the tests on three software drivers, with trusted and checked shaders, and with core limits; take every shader
+        /// through a browser's compiler, and drive the web example in a browser. Installs what it needs on Debian and Ubuntu.
         #[arg(long)]
         matrix: bool,
     },
-    /// Check what can be of other platforms: compile for Windows, macOS, Linux on Arm and Android; take every shader's HLSL through
-    /// Microsoft's compiler; run some tests as Windows programs under Wine. Installs what it needs on Debian and Ubuntu.
+    /// Check what can be checked for other platforms: compile for Windows, macOS, Linux on Arm and Android; take every shader's HLSL
+    /// through Microsoft's compiler; run some tests as Windows programs under Wine. Installs what it needs on Debian and Ubuntu.
     Portable {
-        /// Only one of them.
+        /// Do only this part.
         #[arg(value_enum)]
         part: Option<portable::Part>,
     },
     /// Make random calls of the public API, many of them wrong, for some minutes.
     Fuzz {
-        /// For how long.
+        /// For how many minutes.
         #[arg(long, value_name = "M", default_value_t = 30)]
         minutes: u64,
-        /// The first attempt's number; each attempt is made from its own.
+        /// The number of the first attempt; each attempt is made from its number.
         #[arg(long, value_name = "N", default_value_t = 0)]
         first: u64,
     },
@@ -60,20 +60,20 @@ enum Task {
     Spell,
     /// Take every shader through a browser's compiler. Installs Chromium on Debian and Ubuntu.
     Browser,
-    /// Show a page of a folder in headless Chromium, and print what it writes: for pages that measure.
+    /// Show a page from a folder in headless Chromium, and print what it writes: for pages that measure.
     Page { folder: PathBuf, name: String },
     /// Build the web example and serve it.
     Web {
         /// Write the static files to this folder instead of serving them.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// The port to serve at; 0: any that is free.
+        /// The port to serve on; 0 takes any that is free.
         #[arg(long, default_value_t = 8080)]
         port: u16,
-        /// Drive it in headless Chromium instead, which is installed on Debian and Ubuntu. Screenshots go to target/screenshots.
+        /// Drive it in headless Chromium instead. Screenshots go to target/screenshots. Installs Chromium on Debian and Ubuntu.
         #[arg(long, conflicts_with = "out")]
         test: bool,
-        /// With --test: every case of the catalogue, not some of each family.
+        /// With --test, run every case of the catalogue instead of some of each family.
         #[arg(long, requires = "test")]
         all: bool,
     },

@@ -62,9 +62,9 @@ fn hlsl() -> Result<()> {
     }
     // A wrong text must be refused, or this check proves nothing.
     let Err(said) = compiler.compile("[numthreads(1, 1, 1)] void main() { undeclared = 1; }") else {
-        return Err("the HLSL compiler takes what is no HLSL".into());
+        return Err("the HLSL compiler accepts what is not HLSL".into());
     };
-    println!("{count} HLSL texts compiled, {} refused; of one that is wrong it says: {}", refused.len(), said.trim());
+    println!("{count} HLSL texts compiled, {} refused; of a wrong one it says: {}", refused.len(), said.trim());
     if count == 0 || !refused.is_empty() {
         return Err(format!("HLSL is refused:\n{}", refused.join("\n")));
     }

@@ -20,7 +20,7 @@ const load = () => (loading ??= (async () => {
 
 export async function enter() {
   entered = true;
-  if (!byId("check-table").rows.length) byId("check-said").textContent = "Some of each family take some seconds on a GPU.";
+  if (!byId("check-table").rows.length) byId("check-said").textContent = "To check some of each family takes a few seconds on a GPU.";
 }
 
 export function leave() {

@@ -64,7 +64,7 @@ async function open(file) {
     source = canvas;
     await refresh();
   } catch {
-    say(`${file.name} is no picture that this browser can open.`);
+    say(`${file.name} is not a picture that this browser can open.`);
   }
 }
 
@@ -112,13 +112,13 @@ const refresh = latest(async () => {
   const took = performance.now() - start;
   const what = `${before.width} × ${before.height} pixels, ${count(settings.window ** 2)} neighbors each`;
   if (fresh) {
-    say(`${what}: ${milliseconds(took)} with compiling …`);
+    say(`${what}: ${milliseconds(took)} including compilation …`);
     refresh(); // and once more to see how long it takes without
     return;
   }
   frames = [...frames.slice(-9), performance.now()];
   const rate = frames.length > 1 ? (1000 * (frames.length - 1)) / (frames.at(-1) - frames[0]) : 1000 / took;
-  const speed = camera ? `, ${rate.toFixed(1)} frames a second` : `, ${(1000 / took).toFixed(1)} frames a second if it were a film`;
+  const speed = camera ? `, ${rate.toFixed(1)} frames a second` : `, ${(1000 / took).toFixed(1)} frames a second if it were a video`;
   say(`${what}: ${milliseconds(1000 * seconds)} on the GPU, ${milliseconds(took)} in all${speed}.`);
   byId("denoise").dataset.computed = 1 + Number(byId("denoise").dataset.computed ?? 0);
 });

@@ -20,10 +20,10 @@ let gpu = null;
 let shown = null;
 
 const WITHOUT = `This page needs WebGPU, which this browser does not offer here.
-It is in Chrome and Edge 113, Safari 26 and Firefox 141 (Windows) or 145 (macOS), and later ones.
+WebGPU is in Chrome and Edge from 113, in Safari from 26, and in Firefox from 141 (Windows) or 145 (macOS).
 On Linux, start Chrome with --enable-unsafe-webgpu --enable-features=Vulkan, or use Firefox Nightly.
-If the browser has it: open this page by https or from localhost, and see chrome://gpu or about:support for why the graphics \
-driver is blocked.`;
+If your browser has it, open this page by https or from localhost, and look in chrome://gpu or about:support for why the \
+graphics driver is blocked.`;
 
 function notice(text) {
   byId("notice").textContent = text;

@@ -22,11 +22,11 @@ const RUNNERS = [
     const kernel = new FlashAttention(gpu);
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: "flash, causal", what: "each token sees those before it: half of the work", color: "#56a3f0", make: (gpu) => {
+  { name: "flash, causal", what: "each token sees itself and those before it: half the work", color: "#56a3f0", make: (gpu) => {
     const kernel = new FlashAttention(gpu, { causal: "bottomRight" });
     return (tensors, repeat) => kernel.time(...tensors, repeat);
   } },
-  { name: `block-sparse, ${100 * KEPT} % of blocks`, what: `blocks of ${BLOCK} × ${BLOCK} by chance; the others are never computed`, color: "#2a9d6f", make: async (gpu, n) => {
+  { name: `block-sparse, ${100 * KEPT} % of blocks`, what: `random blocks of ${BLOCK} × ${BLOCK}; the others are never computed`, color: "#2a9d6f", make: async (gpu, n) => {
     const kernel = new BlockSparseAttention(gpu);
     const mask = await sparse(gpu, n);
     return (tensors, repeat) => kernel.time(...tensors, mask, repeat);
@@ -48,7 +48,7 @@ let running = false;
 
 export async function enter(device) {
   gpu = device;
-  if (!results.length && !from) byId("race-said").textContent = "Takes some seconds on a GPU, about a minute on a processor.";
+  if (!results.length && !from) byId("race-said").textContent = "This takes a few seconds on a GPU, and about a minute on a processor.";
   draw();
 }
 
@@ -97,7 +97,7 @@ async function run() {
     }
     tensors.forEach((tensor) => tensor.destroy());
   }
-  if (running) results.filter(({ why }) => !why).forEach((result) => (result.why = "the longest that is tried"));
+  if (running) results.filter(({ why }) => !why).forEach((result) => (result.why = "the longest that was tried"));
   if (gpu === device) finish();
 }
 
@@ -118,7 +118,7 @@ function finish() {
     return shared ? [`${name} ${(shared.ms / points.find(({ n }) => n === shared.n).ms).toFixed(1)} ×`] : [];
   });
   const longest = base.at(-1)?.n;
-  byId("race-said").textContent = longest ? `${from}As fast as three kernels, times, at ${count(longest)} tokens: ${said.join(", ")}.` : "Nothing was measured.";
+  byId("race-said").textContent = longest ? `${from}Speed relative to three kernels, at ${count(longest)} tokens: ${said.join(", ")}.` : "Nothing was measured.";
   byId("race").dataset.finished = "yes";
 }
 
@@ -180,12 +180,12 @@ export function share(text) {
       const points = times[i].map((ms, at) => ({ n: FROM * 2 ** at, ms: Number(ms) })).filter(({ ms }) => ms > 0);
       return { name, what, color, dash, points, why: String(reasons[i]) };
     });
-    from = `Measured on ${String(adapter)}, shared by a link. `;
+    from = `Measured on ${String(adapter)}, and shared by a link. `;
     draw();
     finish();
   } catch {
     results = [];
-    byId("race-said").textContent = "The link's results cannot be read: it was cut off, perhaps.";
+    byId("race-said").textContent = "The results in the link cannot be read. Perhaps it was cut off.";
   }
 }
 
@@ -218,7 +218,7 @@ function plot() {
     parts.push(`<polyline points="${line}" fill="none" stroke="${color}" stroke-width="2.5" stroke-dasharray="${dash ?? ""}"/>`);
     points.forEach(({ n, ms }) => parts.push(`<circle cx="${x(n)}" cy="${y(ms)}" r="3.5" fill="${color}"><title>${name}, ${count(n)} tokens: ${milliseconds(ms)}</title></circle>`));
   });
-  return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="Milliseconds over tokens">${parts.join("")}</svg>`;
+  return `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="Milliseconds against tokens">${parts.join("")}</svg>`;
 }
 
 byId("race-go").onclick = async () => {
@@ -233,7 +233,7 @@ byId("race-go").onclick = async () => {
   try {
     await run();
   } catch (e) {
-    byId("race-said").textContent = e.name === "DeviceLost" ? "The GPU was lost in the middle: start again." : e.message;
+    byId("race-said").textContent = e.name === "DeviceLost" ? "The GPU was lost during the race: start again." : e.message;
   } finally {
     running = false;
     busy("race", false);
@@ -258,7 +258,7 @@ byId("race-copy").onclick = () => copy("race-copy", byId("race-text").textConten
 });
 byId("race-link").onclick = () => {
   history.replaceState(null, "", link());
-  copy("race-link", location.href, () => "It is in the address bar");
+  copy("race-link", location.href, () => "The link is in the address bar");
 };
 addEventListener("resize", () => {
   if (!byId("race").hidden) draw();

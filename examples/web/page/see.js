@@ -104,7 +104,7 @@ const refresh = latest(async () => {
     const found = await compute(gpu, picture);
     clearTimeout(wait);
     weights = found;
-    const took = milliseconds(performance.now() - start) + (compiled.has(shape()) ? "" : ", with compiling");
+    const took = milliseconds(performance.now() - start) + (compiled.has(shape()) ? "" : ", including compilation");
     compiled.add(shape());
     document.body.dataset.firstResult ??= Math.round(performance.now());
     byId("see").dataset.computed = 1 + Number(byId("see").dataset.computed ?? 0);
@@ -288,10 +288,10 @@ function said(took = lastTook) {
   const seen = row.filter((x) => x !== 0).length;
   const best = row.reduce((best, x, j) => (x > row[best] ? j : best), 0);
   const sum = row.reduce((sum, x) => sum + x, 0);
-  const whole = state.kernel === "linear" ? `adds up to ${sum.toFixed(2)}` : `${(100 * row[best]).toFixed(1)} %`;
+  const whole = state.kernel === "linear" ? `the row adds up to ${sum.toFixed(2)}` : `${(100 * row[best]).toFixed(1)} %`;
   const blocks = mask ? `; the gate chose ${count(mask.filter(Boolean).length)} of ${count(mask.length)} blocks of ${BLOCK} × ${BLOCK}` : "";
   byId("see-said").textContent = `“${tokens[state.query].name}” sees ${count(seen)} of ${count(tokens.length)} tokens, most of all ` +
-    `“${tokens[best].name}” (${whole})${blocks}. All weights in ${took}.`;
+    `“${tokens[best].name}” (${whole})${blocks}. All weights took ${took}.`;
 }
 
 function ask(query) {

@@ -60,7 +60,7 @@ export const isSoftware = (device) => Boolean(device.adapterInfo?.isFallbackAdap
 // Vendor, architecture and description, as far as the browser tells them.
 export function adapterName(device) {
   const { vendor, architecture, description } = device.adapterInfo ?? {};
-  const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an adapter that does not say its name";
+  const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an adapter that does not give its name";
   return isSoftware(device) ? `${name} (software)` : name;
 }
 

@@ -146,7 +146,7 @@ macro_rules! softmax_attention {
                 promise(async move { Ok(call?.time(repeat).await?.into()) })
             }
 
-            #[doc = " What runs for such tensors, in words."]
+            #[doc = " What runs for these tensors, in words."]
             pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor $(, $mask: &BlockMask)?) -> Result<String> {
                 self.call(q, k, v $(, $mask)?)?.plan()
             }

@@ -18,7 +18,7 @@ pub struct Outcome {
     pub passed: bool,
     /// Largest absolute difference from the reference.
     pub error: f64,
-    /// The same over what is allowed: 1 and less passes.
+    /// The same divided by what is allowed: 1 or less passes.
     pub over_tolerance: f64,
 }
 

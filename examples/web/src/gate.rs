@@ -11,7 +11,7 @@ use wasm_bindgen::prelude::*;
 use wgpu_attention::BlockGrid;
 use wgpu_attention::gate::SeerGateInputs;
 
-/// Which blocks of queries and keys are computed, for each batch entry and head.
+/// Selects the blocks of queries and keys to compute, for each batch entry and head.
 #[wasm_bindgen]
 pub struct BlockMask(pub(crate) wgpu_attention::BlockMask);
 
@@ -58,7 +58,7 @@ impl BlockMask {
     }
 }
 
-/// SeerAttention's gate: which blocks attention should compute.
+/// SeerAttention's gate: it chooses the blocks that attention should compute.
 #[wasm_bindgen]
 pub struct SeerGate(Rc<wgpu_attention::gate::SeerGate>);
 
@@ -70,9 +70,9 @@ impl SeerGate {
         Ok(Self(Rc::new(wgpu_attention::gate::SeerGate::new(&gpu.0, self::params(params)?)?)))
     }
 
-    /// The mask that it chooses. q [batch, heads, tokens, width] and k [batch, key heads, tokens, width] from before their rotary
-    /// embedding; `wk` [1, key heads, kinds of pooling · width, gate width] maps pooled keys, and pooled queries are left as they
-    /// are.
+    /// The mask that the gate chooses. q [batch, heads, tokens, width] and k [batch, key heads, tokens, width] are those before their
+    /// rotary embedding; `wk` [1, key heads, kinds of pooling · width, gate width] maps pooled keys, and pooled queries are left as
+    /// they are.
     #[wasm_bindgen(unchecked_return_type = "Promise<BlockMask>")]
     pub fn forward(&self, q: &Tensor, k: &Tensor, wk: &Tensor) -> Promise {
         let (gate, q, k, wk) = (self.0.clone(), q.get(), k.get(), wk.get());

@@ -19,19 +19,19 @@ extern "C" {
     pub type Shape;
 }
 
-/// A WebGPU device, and the pipelines that were built for it so far.
+/// A WebGPU device, and the pipelines that have been built for it so far.
 #[wasm_bindgen]
 pub struct Gpu(pub(crate) wgpu_attention::Gpu);
 
 #[wasm_bindgen]
 impl Gpu {
-    /// A device of the high-performance adapter, with all the limits that it has.
+    /// A device of the high-performance adapter, with the adapter's full limits.
     #[wasm_bindgen(unchecked_return_type = "Promise<Gpu>")]
     pub fn request() -> Promise {
         promise(async { Ok(Self(wgpu_attention::Gpu::request().await?).into()) })
     }
 
-    /// The device: its `lost` is a promise that resolves when it is gone; `adapterInfo` and `limits` say what it is and can do;
+    /// The device: its `lost` is a promise that resolves when it is gone; `adapterInfo` and `limits` say what it is and what it can do;
     /// `createCommandEncoder` and the like work with the buffers of tensors.
     #[wasm_bindgen(getter)]
     pub fn device(&self) -> GpuDevice {
@@ -59,7 +59,7 @@ fn shape_of(shape: &JsValue) -> Result<[usize; 4]> {
     whole.and_then(|sizes| sizes.try_into().ok()).ok_or_else(|| Failure::argument("shape", format!("{sizes:?}"), bound))
 }
 
-/// How often a timed call is repeated: once if nothing is said.
+/// How often a timed call is repeated: once by default.
 pub fn times(repeat: Option<u32>) -> Result<u32> {
     match repeat.unwrap_or(1) {
         0 => Err(Failure::argument("repeat", "0".into(), "at least 1")),
@@ -67,7 +67,7 @@ pub fn times(repeat: Option<u32>) -> Result<u32> {
     }
 }
 
-/// Seconds that the GPU takes for a call: the mean of so many runs, one after another in one go. Its outputs are allocated.
+/// Seconds that the GPU takes for a call: the mean of `repeat` runs, one after another in one go. Its outputs are allocated.
 pub async fn seconds(gpu: &wgpu_attention::Gpu, prepared: &Prepared, inputs: &dyn Call, repeat: u32) -> Result<f64> {
     let given = inputs.tensors();
     let mut outputs = vec![];
@@ -104,7 +104,7 @@ impl Tensor {
         Self { tensor, destroyed: Cell::new(false) }
     }
 
-    /// What it stands for, until it is destroyed.
+    /// The tensor that it stands for, until it is destroyed.
     pub fn get(&self) -> Result<wgpu_attention::Tensor> {
         match self.destroyed.get() {
             false => Ok(self.tensor.clone()),
@@ -144,7 +144,7 @@ impl Tensor {
         promise(async move { Ok(Float32Array::from(tensor?.read().await?.as_slice()).into()) })
     }
 
-    /// Writes other values, as many as there are.
+    /// Writes other values, as many as the tensor has.
     #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
     pub fn write(&self, values: Vec<f32>) -> Promise {
         let tensor = self.get();

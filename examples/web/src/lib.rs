@@ -28,7 +28,7 @@ use js_sys::Promise;
 use std::pin::Pin;
 use wasm_bindgen::JsValue;
 
-/// A promise of what comes out. Each type of future costs as much code as a small kernel, so they all go through one.
+/// A promise of what the future gives. Each type of future costs as much code as a small kernel, so they all go through one.
 fn promise(future: impl Future<Output = Result<JsValue>> + 'static) -> Promise {
     type Boxed = Pin<Box<dyn Future<Output = std::result::Result<JsValue, JsValue>>>>;
     let boxed: Boxed = Box::pin(async { Ok(future.await?) });

@@ -51,7 +51,7 @@ impl LinearAttention {
         promise(async move { Ok(call?.time(repeat).await?.into()) })
     }
 
-    /// What runs for such tensors, in words.
+    /// What runs for these tensors, in words.
     pub fn plan(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<String> {
         let call = self.call(q, k, v)?;
         let inputs: &dyn wgpu_attention::Call = &call.inputs();

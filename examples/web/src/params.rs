@@ -27,7 +27,7 @@ impl From<CausalDiagonal> for Causal {
     }
 }
 
-/// Sliding window: keys before and after the query's own position, both inclusive; all where unset.
+/// Sliding window: keys before and after the query's own position, both inclusive; where unset, all.
 #[derive(Default, Deserialize, Tsify)]
 #[serde(default)]
 pub struct SlidingWindow {
@@ -65,7 +65,7 @@ pub struct FlashParams {
     /// Soft cap c of the scaled scores: c·tanh(score / c).
     #[tsify(optional)]
     pub softcap: Option<f32>,
-    /// One slope a query head: score − slope·distance.
+    /// One slope per query head: score − slope·distance.
     #[tsify(optional)]
     pub alibi_slopes: Option<Vec<f32>>,
     /// Functions that change a score, one after another.
@@ -93,19 +93,19 @@ impl From<FlashParams> for wgpu_attention::FlashParams {
 /// One axis of a space.
 #[derive(Deserialize, Tsify)]
 pub struct Axis {
-    /// Positions, at least 2.
+    /// How many positions it has: at least 2.
     pub length: usize,
-    /// Keys that a query sees along this axis: at least 2, window · dilation at most length.
+    /// How many keys a query sees along this axis: at least 2, and window · dilation is at most length.
     pub window: usize,
-    /// Neighbouring queries that share their window. Default: 1.
+    /// How many neighbouring queries share a window. Default: 1.
     #[serde(default = "one")]
     #[tsify(optional)]
     pub stride: usize,
-    /// Distance of neighbouring keys of a window. Default: 1.
+    /// Distance between neighbouring keys of a window. Default: 1.
     #[serde(default = "one")]
     #[tsify(optional)]
     pub dilation: usize,
-    /// Whether no query sees keys behind it. Default: no.
+    /// Whether no query sees the keys after it. Default: no.
     #[serde(default)]
     #[tsify(optional)]
     pub causal: bool,
@@ -202,7 +202,7 @@ impl From<Pooling> for Pool {
 }
 
 /// How a row's scores become a choice of blocks: those above a probability, a share of all, the fewest that add up to a
-/// probability, or as many as hold so many keys.
+/// probability, or as many as hold a number of keys.
 #[derive(Deserialize, Tsify)]
 #[serde(rename_all = "camelCase")]
 pub enum BlockSelector {
@@ -234,13 +234,13 @@ pub struct SeerGateParams {
     /// How blocks are chosen. Default: threshold 0.002.
     #[tsify(optional)]
     pub selector: Option<BlockSelector>,
-    /// Every row chooses the first block too. Default: no.
+    /// Whether every row chooses the first block too. Default: no.
     #[tsify(optional)]
     pub sink: bool,
-    /// Every row chooses the blocks that its own tokens lie in too. Default: no.
+    /// Whether every row chooses the blocks of its own tokens too. Default: no.
     #[tsify(optional)]
     pub diagonal: bool,
-    /// The last two blocks of queries choose all that they see. Default: yes.
+    /// Whether the last two blocks of queries choose all that they see. Default: yes.
     #[tsify(optional)]
     pub last_rows_dense: Option<bool>,
 }
@@ -275,7 +275,7 @@ pub struct LinearParams {
     /// Whether a token sees only those before it and itself. Default: yes.
     #[tsify(optional)]
     pub causal: Option<bool>,
-    /// From the last token to the first. Default: no.
+    /// Whether to go from the last token to the first. Default: no.
     #[tsify(optional)]
     pub reverse: bool,
     /// Factor of Sᵀ q. Default: 1/√width.
@@ -303,7 +303,7 @@ where
     given.to_rust().map(P::into).map_err(|_| mistyped::<P>(&given.js_value()))
 }
 
-/// Whether every property, of objects within too, is declared.
+/// Whether every property is declared, including those of objects within.
 fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
     let Some(object) = value.dyn_ref::<Object>().filter(|_| !ArrayBuffer::is_view(value)) else { return Ok(()) };
     for entry in Object::entries(object).iter() {
@@ -314,7 +314,7 @@ fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
             return Err(Failure::argument(
                 "params",
                 format!("\"{name}\""),
-                "without properties that are not documented",
+                "an object with documented properties only",
             ));
         }
         check_names(&entry.get(1), declared)?;

@@ -15,11 +15,11 @@ use wgpu_attention::{Gpu, GpuOptions, Result};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Kernel families; all if none is named.
+    /// The kernel families to check; all if none is named.
     kernels: Vec<String>,
     #[command(flatten)]
     device: Device,
-    /// Run every case of the catalogue: by default some, which reach every kernel and every feature.
+    /// Run every case of the catalogue. By default some run, which reach every kernel and every feature.
     #[arg(long)]
     all: bool,
     /// Show a row for each case.
@@ -31,7 +31,7 @@ pub struct Options {
     /// Run N random problems in addition to the catalogue, of all families in turn, on all adapters at the same time.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = at_most_a_million)]
     fuzz: usize,
-    /// Which random problems; the same number gives the same ones.
+    /// Which random problems to run; the same number gives the same ones.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     /// Start no further random problem after M minutes.
@@ -40,13 +40,13 @@ pub struct Options {
     /// Run the random problems without the catalogue and --data.
     #[arg(long, requires = "fuzz")]
     random_only: bool,
-    /// Write each random problem that fails, if it is one call, to a file in this folder, which `run problem` takes.
+    /// Write each random problem that fails, if it is a single call, to a file in this folder, for `run problem`.
     #[arg(long, value_name = "DIR", requires = "fuzz")]
     problems: Option<PathBuf>,
     /// Multiply every tolerance by X, 0 or more.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     tolerance: f64,
-    /// A real model's activations (safetensors with q, k, v, seqlens_k, out, lse) as one more case.
+    /// Check a real model's activations (safetensors with q, k, v, seqlens_k, out, lse) as one more case.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 }

@@ -22,11 +22,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the adapters, what each can do, which kernel variants run and why not the others.
+    /// List the adapters, what each can do, which kernel variants run, and why the others do not.
     Info {
         #[command(flatten)]
         device: Device,
-        /// What planning looks at of each adapter, as JSON: a file for `plan --caps`, where there is one adapter.
+        /// Print what planning looks at for each adapter, as JSON: with one adapter, a file for `plan --caps`.
         #[arg(long)]
         json: bool,
     },
@@ -36,14 +36,14 @@ enum Command {
     Check(check::Options),
     /// Run a kernel on the tensors of a file.
     ///
-    /// Token tensors are [B, H, N, D], or [B, N, H, D] with --layout heads-last; packed ones [total, H, D], with cu_seqlens_q
-    /// and cu_seqlens_k. Lengths and offsets are I32 or U32, a mask U8 or BOOL, other tensors F32, F16 or BF16; F64, numpy's
-    /// default, is taken as F32. Outputs have the type of q; lse is f32,
-    /// [B, H, N], packed [H, total]. An error is one line, with exit code 2, and leaves no output behind.
+    /// Token tensors are [B, H, N, D], or [B, N, H, D] with --layout heads-last; packed ones are [total, H, D], with cu_seqlens_q
+    /// and cu_seqlens_k. Lengths and offsets are I32 or U32, a mask is U8 or BOOL, and other tensors are F32, F16 or BF16; F64,
+    /// numpy's default, is taken as F32. Outputs have the type of q; lse is f32, [B, H, N] or, if packed, [H, total]. An error is
+    /// one line, with exit code 2, and leaves no output behind.
     Run(run::Options),
-    /// Write the WGSL text of every kernel variant to a folder, to be read or given to other compilers.
+    /// Write the WGSL text of every kernel variant to a folder, for people and other compilers to read.
     Shaders {
-        /// The folder; made if it is not there.
+        /// The folder; created if it does not exist.
         folder: PathBuf,
     },
 }
@@ -51,7 +51,7 @@ enum Command {
 /// Which adapters, and how to set them up.
 #[derive(clap::Args)]
 struct Device {
-    /// Only adapters whose name contains this, in any case.
+    /// Use only adapters whose name contains this, ignoring case.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Ask for WebGPU's default limits and no optional feature.
@@ -60,7 +60,7 @@ struct Device {
     /// Keep bounds checks and loop guards in the shaders.
     #[arg(long)]
     checked: bool,
-    /// What goes over tiles and tokens: portable (everywhere), processor (adapters whose shaders run on a CPU).
+    /// What goes over tiles and tokens: portable (everywhere) or processor (adapters whose shaders run on a CPU).
     #[arg(long, value_name = "ENGINE", value_parser = engine)]
     engine: Option<Engine>,
 }

@@ -16,20 +16,20 @@ pub struct Options {
     /// What to plan.
     kernel: Kernel,
     /// Tensors and numbers by the names of the call, such as '{"q": {"dtype": "f16", "shape": [1, 8, 1024, 64]}, ..., "seqlens_k":
-    /// [700]}'; a tensor may have strides and offset, in elements, and a buffer's name, where it shares one. "wanted" has the names
-    /// of outputs that may be left out. Or the name of a file with such JSON.
+    /// [700]}'; a tensor may also have strides and an offset, in elements, and the name of a buffer that it shares. "wanted" lists
+    /// the optional outputs that are wanted. Or the name of a file with such JSON.
     #[arg(long, value_name = "JSON|FILE")]
     shapes: String,
     /// Parameters: the fields of the kernel's params struct, such as '{"causal": "bottom_right", "softcap": 30}'.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     params: String,
-    /// The limits of the device: those that WebGPU promises, or of a file that `info --json` wrote.
+    /// The limits of the device: those that WebGPU guarantees, or those in a file that `info --json` wrote.
     #[arg(long, value_name = "core|FILE", default_value = "core")]
     caps: String,
-    /// The gradients.
+    /// Plan the gradients.
     #[arg(long)]
     backward: bool,
-    /// The whole program as JSON, as the documentation of `Program` describes it, instead of words.
+    /// Print the whole program as JSON, as the documentation of `Program` describes it, instead of words.
     #[arg(long)]
     json: bool,
 }
@@ -153,7 +153,7 @@ fn read(argument: &str, file: &str) -> Result<String> {
 }
 
 pub fn parse<T: DeserializeOwned>(argument: &str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| error(argument, text, format!("JSON of what is described in --help: {e}")))
+    serde_json::from_str(text).map_err(|e| error(argument, text, format!("JSON as described in --help: {e}")))
 }
 
 fn error(argument: &str, value: &str, bound: impl Into<String>) -> Error {

@@ -90,7 +90,7 @@ pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Encoded>> {
     let prepared = kernel.prepare(params, backward, gpu, &shapes).await?;
     println!("{}", prepared.plan());
     if let Some(spec) = program.tensors.iter().find(|spec| !spec.written && !call.tensors.contains_key(&spec.name)) {
-        return Err(error(&file, format!("without {}", spec.name), "with all that the kernel reads"));
+        return Err(error(&file, format!("without {}", spec.name), "a problem with all that the kernel reads"));
     }
     call.run(&prepared).await?;
     let mut outputs = vec![];

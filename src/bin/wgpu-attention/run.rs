@@ -21,51 +21,51 @@ use wgpu_attention::{DType, Result};
 pub struct Options {
     /// What to compute.
     kernel: Kernel,
-    /// Tensors by name, a safetensors file: see `wgpu-attention run --help`.
+    /// A safetensors file with the tensors by name: see `wgpu-attention run --help`.
     input: PathBuf,
-    /// Where the results go, a safetensors file too.
+    /// Where the results go: a safetensors file too.
     output: PathBuf,
     /// Parameters: the fields of the kernel's params struct, such as '{"causal": true, "softcap": 30}'. causal is true, false,
-    /// "bottom_right" (the same as true) or "top_left"; of neighborhoods for all axes, or an array of such.
+    /// "bottom_right" (the same as true) or "top_left"; for neighborhoods, one for all axes or an array of these.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     params: String,
-    /// [B, H, N, D] or [B, N, H, D], of inputs and outputs.
+    /// [B, H, N, D] or [B, N, H, D], for inputs and outputs.
     #[arg(long, default_value = "heads-first")]
     layout: Order,
     /// Convert the floating-point inputs to this type first.
     #[arg(long)]
     dtype: Option<Type>,
-    /// The kernel, or the float64 reference on the CPU.
+    /// What computes: the kernel, or the float64 reference on the CPU.
     #[arg(long, default_value = "gpu")]
     backend: Backend,
-    /// The adapter whose name contains this, in any case.
+    /// Use the adapter whose name contains this, ignoring case.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// The gradients: reads dout and, if it is there, dlse besides; writes them instead of the output.
+    /// Compute the gradients: reads dout too and, if it is there, dlse; writes the gradients instead of the output.
     #[arg(long)]
     backward: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Kernel {
-    /// Reads q k v, and if they are there bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes additional_k
-    /// additional_v; writes out lse. With --backward reads dout and perhaps dlse too; writes dq dk dv dbias d_additional_k
-    /// d_additional_v.
+    /// Reads q k v and, if they are there, bias mask seqlens_q seqlens_k cu_seqlens_q cu_seqlens_k alibi_slopes additional_k
+    /// additional_v; writes out lse. With --backward, it also reads dout and, if it is there, dlse; it writes dq dk dv dbias
+    /// d_additional_k d_additional_v.
     Flash,
-    /// Reads q k v, the mask [B or 1, H, key heads or 1, blocks of queries, blocks of keys], and if they are there seqlens_q
+    /// Reads q k v, the mask [B or 1, H, key heads or 1, blocks of queries, blocks of keys] and, if they are there, seqlens_q
     /// seqlens_k cu_seqlens_q cu_seqlens_k additional_k additional_v; writes the same. Parameters: block, an array of queries and
-    /// keys, by default [64, 64]; causal; scale; softcap. Instead of a mask SeerAttention's gate: q_pre k_pre gate_wk
-    /// [H, features, width], perhaps gate_wq; of gate_wq [key heads, group, D, width] the one for decoding, with gate_qnorm
-    /// gate_knorm. It writes mask gate_logits gate_scores too. Parameters: selector, {"threshold": t}, {"density": r}, {"top_p": p}
-    /// or {"budget": keys}; sink; diagonal; last_rows_dense; pool_q and pool_k, arrays of "max" "min" "avg"; rope_theta; target,
-    /// true for the target of training.
+    /// keys, by default [64, 64]; causal; scale; softcap. Instead of a mask, it takes SeerAttention's gate: q_pre k_pre gate_wk
+    /// [H, features, width] and optionally gate_wq; with gate_wq [key heads, group, D, width] the gate for decoding, with
+    /// gate_qnorm gate_knorm. It then writes mask gate_logits gate_scores too. Parameters: selector, {"threshold": t},
+    /// {"density": r}, {"top_p": p} or {"budget": keys}; sink; diagonal; last_rows_dense; pool_q and pool_k, arrays of "max" "min"
+    /// "avg"; rope_theta; target, true for the training target.
     BlockSparse,
-    /// Reads q k v, and if they are there g, the log-space gate of each token and head, slopes, one a head, h0, cu_seqlens; writes
-    /// o ht. Parameters: rule, "linear"; algorithm, "auto", "recurrent", "one_pass" or "three_pass"; scale; causal, by default
-    /// true; reverse. With --backward it reads do, perhaps dht, too, and writes dq dk dv dg dslopes dh0.
+    /// Reads q k v and, if they are there, g (the log-space gate of each token and head), slopes (one per head), h0, cu_seqlens;
+    /// writes o ht. Parameters: rule, "linear"; algorithm, "auto", "recurrent", "one_pass" or "three_pass"; scale; causal, by
+    /// default true; reverse. With --backward, it also reads do and, if it is there, dht; it writes dq dk dv dg dslopes dh0.
     Linear,
-    /// Reads q k v, and if they are there additional_k additional_v; writes the same. Tokens are a grid, row-major. Parameters:
-    /// arrays space and window, and stride and dilation if wanted, one entry an axis; causal; scale.
+    /// Reads q k v and, if they are there, additional_k additional_v; writes the same. The tokens are a grid in row-major order.
+    /// Parameters: the arrays space and window and, if wanted, stride and dilation, with one entry per axis; causal; scale.
     Neighborhood,
     /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and options other
     /// than --adapter are refused. Writes what the kernel writes, and prints how far that is from the float64 reference.

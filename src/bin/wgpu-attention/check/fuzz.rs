@@ -106,7 +106,7 @@ impl Found {
         println!("Random problems, seed {seed}, on {}", gpu.caps());
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["kernel", "problems", "failed", "worst of tolerance"]);
+        table.set_header(["kernel", "problems", "failed", "worst, of tolerance"]);
         for column in 1..4 {
             table.column_mut(column).expect("four columns").set_cell_alignment(CellAlignment::Right);
         }

@@ -83,7 +83,7 @@ fn header(options: &Options) {
     } else {
         println!(
             "{:<15} {:>10}  {:>7}  {:<CASE$} {:>9}  {:>13}",
-            "kernel", "passed", "worst", "which is", "median", "largest case"
+            "kernel", "passed", "worst", "worst case", "median", "largest case"
         );
     }
 }

@@ -307,7 +307,7 @@ impl Destination {
     pub fn new(path: &Path, input: &Path) -> Result<Self> {
         let same = |other: &Path| Some(std::fs::canonicalize(path).ok()? == std::fs::canonicalize(other).ok()?);
         if same(input) == Some(true) {
-            return Err(error("output", format!("\"{}\"", path.display()), "another file than the input"));
+            return Err(error("output", format!("\"{}\"", path.display()), "a file other than the input"));
         }
         Self::of(path)
     }
