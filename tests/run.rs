@@ -101,7 +101,7 @@ fn run_refuses_bad_input_in_one_line_and_leaves_nothing_behind() {
     }
     refuses(&["run", "flush", &input, &output], &["flush", "flash"]);
     refuses(&["run", "flash", &input, &output, "--adapter", "no such GPU"], &["no such GPU", "present: ["]);
-    refuses(&["run", "flash", &input, &input], &["output is", "good", "another file than the input"]);
+    refuses(&["run", "flash", &input, &input], &["output is", "good", "a file other than the input"]);
     let nowhere = files.path("no such folder/output");
     refuses(&["run", "flash", &input, &nowhere], &["no such folder/output", "a file that can be written"]);
     let left: Vec<String> = std::fs::read_dir(&files.0)
@@ -368,7 +368,7 @@ fn run_neighborhood() {
             refuses(&["run", "neighborhood", &input, &output, "--backend", backend, "--params", params], words);
         };
         bad(r#"{"window": [3, 4]}"#, &["missing field `space`"]);
-        bad(r#"{"space": [7, 9], "window": [3]}"#, &["window.len() is 1", "2, one an axis"]);
+        bad(r#"{"space": [7, 9], "window": [3]}"#, &["window.len() is 1", "2, one per axis"]);
         bad(r#"{"space": [7, 9], "window": [3, 10]}"#, &["axes[1].window is 10", "2..=9"]);
         bad(r#"{"space": [7, 8], "window": [3, 4]}"#, &["q.shape[2] (tokens) is 63", "56", "[7, 8]"]);
         bad(r#"{"space": [63, 1], "window": [3, 1]}"#, &["axes[1].length is 1", "within 2"]);

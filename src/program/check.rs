@@ -18,7 +18,8 @@ pub struct Check {
 #[non_exhaustive]
 pub enum Rule {
     /// Offsets of packed sequences ascend, within the rows and the longest sequence; lengths of padded ones are within the rows. Three
-    /// words: `u32::MAX` less eight times the place, four times the side and the rule (0: none), the value, the one before it.
+    /// words: `u32::MAX` minus the sum of eight times the place, four times the side, and the rule (or 0: nothing is wrong); the value; the
+    /// one before it.
     Offsets {
         /// The arguments' names.
         names: [&'static str; 2],
@@ -27,14 +28,15 @@ pub enum Rule {
         /// Longest sequences.
         max_seqlen: [usize; 2],
     },
-    /// Numbers of segments are below `count`. Two words for each batch entry: `u32::MAX` less the key (0: none), its number.
+    /// Numbers of segments are below `count`. Two words for each batch entry: `u32::MAX` minus the key (or 0: nothing is wrong), and its
+    /// number.
     Segments {
         /// Batch entries.
         batch: usize,
         /// How many segments there are.
         count: usize,
     },
-    /// Gates are at most 0. A word for each segment of each head of each entry: the token of a wrong one, from 1 (0: none).
+    /// Gates are at most 0. A word for each segment of each head of each entry: the token with a wrong gate, counted from 1 (0: none).
     Gates {
         /// Heads.
         heads: usize,
@@ -43,8 +45,8 @@ pub enum Rule {
         /// Whether entries are packed sequences, which lie in one batch entry.
         packed: bool,
     },
-    /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` less four times the place and the
-    /// rule (0: none), the value, the one before it.
+    /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` minus the sum of four times the place
+    /// and the rule (or 0: nothing is wrong); the value; the one before it.
     BlockList {
         /// The argument's name.
         name: &'static str,
@@ -63,10 +65,10 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// What is wrong, by the words.
+    /// Reports what is wrong, according to the words.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the argument, the value and the bound.
+    /// [`Error::Argument`], which names the argument, the value and the bound.
     pub fn judge(&self, words: &[u32]) -> Result<()> {
         match *self {
             Self::Offsets { names, rows, max_seqlen } => match *words {
@@ -89,7 +91,7 @@ impl Rule {
                 let Some(n) = words.iter().position(|&row| row != 0) else { return Ok(()) };
                 let batch = if packed { 0 } else { n / segments / heads };
                 let what = format!("g[{batch}][{}][{}]", n / segments % heads, words[n] - 1);
-                Err(Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays"))
+                Err(Error::argument(what, "positive or NaN", "at most 0: it is the logarithm of a decay factor"))
             }
             Self::BlockList { name, cols, count } => match *words {
                 [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),
@@ -97,7 +99,7 @@ impl Rule {
             },
             Self::Capacity { name, capacity } => match words.first() {
                 Some(&found) if found != 0 => {
-                    Err(Error::argument("capacity", capacity, format!("at least {found}: the mask's {name} blocks")))
+                    Err(Error::argument("capacity", capacity, format!("at least {found}, the number of {name} blocks")))
                 }
                 _ => Ok(()),
             },
@@ -122,9 +124,9 @@ impl OffsetRule {
         let bound = match self {
             Self::Start => "0".to_string(),
             Self::Order => format!("at least the offset before it, {before}"),
-            Self::End => format!("at most {rows}, by the tensors' rows"),
+            Self::End => format!("at most {rows}, the rows of the tensor"),
             Self::Length => {
-                format!("at most {longest} above the offset before it, {before}: the longest sequence as stated")
+                format!("at most {longest} above the offset before it, {before}: no sequence may be longer than stated")
             }
         };
         Error::argument(format!("{name}[{index}]"), value, bound)
@@ -139,7 +141,7 @@ fn list_error(name: &str, found: u32, value: u32, before: u32, cols: usize, coun
         0 => ("offsets", format!("at least the offset before it, {before}")),
         1 => ("offsets", format!("at most {count}, the number of indices")),
         2 => ("indices", format!("above the index before it in its row, {before}: indices ascend")),
-        _ => ("indices", format!("below {cols}, the blocks of keys")),
+        _ => ("indices", format!("below {cols}, the number of blocks of keys")),
     };
     Error::argument(format!("{name}.{part}[{place}]"), value, bound)
 }

@@ -3,7 +3,7 @@
 use super::linear::LinearProblem;
 use crate::LinearParams;
 
-/// Gradients shaped as q, k and v are, `[batch, heads, tokens]`, `[heads]`, and as the initial states.
+/// Gradients, shaped like q, k and v, `[batch, heads, tokens]`, `[heads]`, and the initial states.
 #[derive(Clone, Debug)]
 pub struct LinearGradientsReference {
     /// Of q, k and v.

@@ -317,7 +317,7 @@ fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
             return Err(Failure::argument(
                 "params",
                 format!("\"{name}\""),
-                "without properties that are not documented",
+                "an object whose properties are all documented",
             ));
         }
         check_names(&entry.get(1), declared)?;

@@ -153,7 +153,7 @@ fn read(argument: &str, file: &str) -> Result<String> {
 }
 
 pub fn parse<T: DeserializeOwned>(argument: &str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| error(argument, text, format!("JSON of what is described in --help: {e}")))
+    serde_json::from_str(text).map_err(|e| error(argument, text, format!("JSON as described in --help: {e}")))
 }
 
 fn error(argument: &str, value: &str, bound: impl Into<String>) -> Error {

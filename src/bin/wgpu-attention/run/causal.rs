@@ -24,7 +24,7 @@ impl Diagonal {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "causal must be true, false, \"bottom_right\", \"top_left\", null, or an array of such, one an axis"
+    expecting = "causal must be true, false, \"bottom_right\", \"top_left\", null, or an array of these, one per axis"
 )]
 pub enum Axes {
     All(Diagonal),

@@ -132,7 +132,7 @@ impl Problem {
         };
         let Some(n) = values.iter().position(|&x| x.is_nan() || x > 0.0) else { return Ok(()) };
         let what = format!("g[{}][{}][{}]", n / rows / heads, n / rows % heads, n % rows);
-        Err(error(what, values[n], "at most 0: the natural logarithm of what stays"))
+        Err(error(what, values[n], "at most 0: it is the logarithm of a decay factor"))
     }
 
     async fn on_gpu(&self, options: &Options, shapes: &Shapes) -> Result<Found> {

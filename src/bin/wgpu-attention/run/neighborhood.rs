@@ -32,7 +32,7 @@ pub fn problem(options: &Options, inputs: &Inputs) -> Result<Problem<Neighborhoo
     for (name, length) in ["window", "stride", "dilation", "causal"].into_iter().zip(lengths) {
         if length.is_some_and(|length| length != count) {
             let length = length.unwrap_or_default();
-            return Err(error(format!("{name}.len()"), length, format!("{count}, one an axis, as space has")));
+            return Err(error(format!("{name}.len()"), length, format!("{count}, one per axis of space")));
         }
     }
     let axis = |i: usize| NeighborhoodAxis {
