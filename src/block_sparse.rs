@@ -11,7 +11,7 @@ use crate::softmax::{
 use crate::{Causal, Error, HeadBlocks, Hook, Result, Window};
 use std::sync::Arc;
 
-/// What block-sparse attention computes, besides the block mask that comes with the inputs.
+/// What block-sparse attention computes, apart from the block mask, which comes with the inputs.
 ///
 /// ```
 /// use wgpu_attention::{BlockSparseParams, Causal};
@@ -26,10 +26,10 @@ pub struct BlockSparseParams {
     pub scale: Option<f32>,
     /// Soft cap c of the scaled scores: c·tanh(score / c).
     pub softcap: Option<f32>,
-    /// The caller's functions that change a score, one after another, after all else that does.
+    /// The caller's functions that change a score, one after another, after everything else that changes it.
     pub score_mod: Vec<Hook>,
-    /// The caller's functions that say which keys of the chosen blocks are seen. They are not asked in the blocks that the
-    /// mask knows as full ([`crate::BlockMask::from_hooks`]).
+    /// The caller's functions that say which keys of the chosen blocks are seen. They are not evaluated in the blocks that the mask marks
+    /// as full ([`crate::BlockMask::from_hooks`]).
     pub mask_mod: Vec<Hook>,
 }
 
@@ -59,7 +59,7 @@ impl Visibility for Blocks {
 
     fn check(&self, shapes: &AttentionShapes) -> Result<()> {
         let Some(mask) = &shapes.block_mask else {
-            return Err(Error::argument("block_mask", "unset", "set: it says which blocks are computed"));
+            return Err(Error::argument("block_mask", "unset", "set: it selects the blocks to compute"));
         };
         mask.check(shapes.pairs(), shapes.k.shape()[1])
     }

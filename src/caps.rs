@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use std::fmt;
 
-/// What kind of processor is behind an adapter: decides how much work goes into one submit.
+/// The kind of processor behind an adapter. It decides how much work goes into one submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -12,11 +12,11 @@ pub enum AdapterKind {
     Software,
     /// Shares memory with the CPU, or unknown.
     Integrated,
-    /// A card of its own.
+    /// A separate card.
     Discrete,
 }
 
-/// Through which interface a device is reached.
+/// The interface through which a device is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -31,22 +31,22 @@ pub enum Backend {
     Dx12,
     /// OpenGL or OpenGL ES.
     Gl,
-    /// WebGPU of a browser.
+    /// A browser's WebGPU.
     BrowserWebGpu,
 }
 
-/// What goes over the tiles of softmax attention, and the tokens of linear attention.
+/// The engine that processes the tiles of softmax attention and the tokens of linear attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Engine {
-    /// For every device: core WebGPU, rows and columns pass through workgroup memory.
+    /// For every device: core WebGPU is enough. Rows and columns pass through workgroup memory.
     Portable,
-    /// For adapters whose shaders run on a CPU. Rows stay in registers. Columns come by subgroup broadcasts; in subgroups of fewer than
-    /// 8 threads, or without any, they are staged in workgroup memory (forward pass only, and not on Mesa's llvmpipe). Serves softmax
-    /// attention's forward pass, and where subgroups have one size its gradients of queries, keys and values (in subgroups of 4 up to
-    /// widths of 64) and linear attention token by token (up to 32 rows of the state for each thread of a subgroup). The other engine
-    /// serves what is left.
+    /// For adapters whose shaders run on a CPU. Rows stay in registers. Columns come by subgroup broadcasts; in subgroups of fewer than 8
+    /// threads, or without any, they are staged in workgroup memory (forward pass only, and not on Mesa's llvmpipe). It serves softmax
+    /// attention's forward pass. Where all subgroups have one size, it also serves the gradients of queries, keys and values (in subgroups
+    /// of 4, up to widths of 64) and linear attention token by token (up to 32 rows of the state for each thread of a subgroup). The other
+    /// engine serves the rest.
     Processor,
 }
 
@@ -88,22 +88,22 @@ pub struct Caps {
     pub buffer_bytes: u64,
     /// Workgroups along one dimension of a dispatch.
     pub workgroups: u32,
-    /// Bytes that a storage binding's offset is a multiple of.
+    /// Alignment of a storage binding's offset, in bytes.
     pub storage_alignment: u32,
-    /// Bytes that a uniform binding's offset is a multiple of.
+    /// Alignment of a uniform binding's offset, in bytes.
     pub uniform_alignment: u32,
     /// Whether the GPU can time its own work.
     pub timestamps: bool,
     /// Threads of a subgroup, if the device has subgroups and all have this size; else 0.
     pub subgroup: u32,
-    /// The same of the adapter, whether or not the device was made with the feature.
+    /// The same for the adapter, whether or not the device was made with the feature.
     pub adapter_subgroup: u32,
-    /// What goes over tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 to 64.
+    /// The engine for tiles and tokens: [`Engine::Processor`] only if `subgroup` is 0 or a power of two from 4 to 64.
     pub engine: Engine,
 }
 
 impl Caps {
-    /// What WebGPU promises of every adapter: the default limits, no optional feature.
+    /// What WebGPU guarantees on every adapter: the default limits, no optional feature.
     pub fn core() -> Self {
         Self {
             adapter: "WebGPU core".into(),

@@ -84,7 +84,7 @@ pub trait Case: WasmNotSendSync {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>>;
     /// Runs the kernel once more and measures it.
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>>;
-    /// The case as one call, for a file that repeats it. None of a case that is several calls.
+    /// The case as one call, for a file that repeats it; `None` for a case that is several calls.
     fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
         let _ = gpu;
         Box::pin(std::future::ready(Ok(None)))
@@ -96,8 +96,8 @@ pub trait Case: WasmNotSendSync {
 pub struct Outcome {
     /// Largest absolute difference from the reference.
     pub error: f64,
-    /// Largest difference over what is allowed: 1 and less passes. Infinite for a NaN where there should be none, or none
-    /// where there should be one.
+    /// Largest difference over what is allowed: 1 or less passes. Infinite for a NaN where there should be none, or no NaN where there
+    /// should be one.
     pub over_tolerance: f64,
 }
 
@@ -126,7 +126,7 @@ pub struct Family {
     pub name: &'static str,
     /// The catalogue.
     pub cases: fn() -> Vec<Box<dyn Case>>,
-    /// So many random ones, from a seed.
+    /// A number of random ones, from a seed.
     pub random: RandomCases,
     /// The variants at a typical shape.
     pub variants: Variants,

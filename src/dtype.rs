@@ -82,7 +82,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// A number on the host that tensors are made from: f32, f64, [`half::f16`], [`half::bf16`], u8 or u32.
+/// A type of number on the host that tensors can be made from: f32, f64, [`half::f16`], [`half::bf16`], u8 or u32.
 pub trait Element: bytemuck::Pod + Send + Sync + sealed::Number {}
 
 impl<E: bytemuck::Pod + Send + Sync + sealed::Number> Element for E {}

@@ -6,7 +6,7 @@ use std::fmt::Display;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An argument has a value that it must not have.
+    /// An argument has an invalid value.
     #[error("{argument} is {value}; it must be {bound}")]
     Argument {
         /// The argument's name, as the caller wrote it.
@@ -30,9 +30,9 @@ pub enum Error {
         /// The adapter's name.
         adapter: String,
     },
-    /// A tensor was made for another device than the one that is asked to use it.
+    /// A tensor belongs to a device other than the one that is asked to use it.
     #[error(
-        "{argument} belongs to another device or `Gpu` (on \"{theirs}\"); it must be of this kernel's own (on \"{ours}\")"
+        "{argument} belongs to another device or `Gpu` (on \"{theirs}\"); it must belong to this kernel's own (on \"{ours}\")"
     )]
     OtherDevice {
         /// The tensor's name.
@@ -49,7 +49,7 @@ pub enum Error {
         reason: String,
     },
     /// The adapter refused to give a device.
-    #[error("\"{adapter}\" gives no device: {reason}")]
+    #[error("\"{adapter}\" gave no device: {reason}")]
     NoDevice {
         /// The adapter's name.
         adapter: String,
@@ -64,12 +64,12 @@ pub enum Error {
         /// The compiler's own words.
         message: String,
     },
-    /// The compiler rejected a function of the caller's.
+    /// The compiler rejected one of the caller's functions.
     #[error("{hook}{}: {message}", .line.map_or(String::new(), |line| format!(", line {line} of its source")))]
     Hook {
-        /// Its place, and the function that it should define.
+        /// The hook's place, and the function that it should define.
         hook: String,
-        /// The line of its own source, from 1; unset if the source lacks the function.
+        /// The line of the hook's own source, from 1; unset if the source lacks the function.
         line: Option<u32>,
         /// The compiler's own words.
         message: String,
@@ -83,16 +83,16 @@ pub enum Error {
     /// The device is gone: unplugged, reset by the system, or destroyed.
     #[error("the GPU device is lost: {reason}")]
     DeviceLost {
-        /// That it was destroyed, or the driver's own words, if it has any.
+        /// The driver's own words, if it has any, or that the device was destroyed.
         reason: String,
     },
     /// The GPU did not finish in time.
     #[error("the GPU did not finish within {seconds} s")]
     Timeout {
-        /// How long was waited.
+        /// How long the call waited.
         seconds: u64,
     },
-    /// The GPU did what was asked, and its API complained all the same: a defect in this crate.
+    /// The GPU did what was asked, but its API reported an error: a defect in this crate.
     #[error("{what}: {message}")]
     Internal {
         /// What was being done.
@@ -121,7 +121,7 @@ impl Error {
     }
 }
 
-/// An `Error` unless what is optional is there exactly where it is wanted, which is so `why`.
+/// An `Error` unless something optional is set exactly where it is wanted, for the reason `why`.
 pub(crate) fn require_set(argument: &str, given: bool, wanted: bool, why: &str) -> Result<()> {
     let has = |set: bool| if set { "set" } else { "unset" };
     require(given == wanted, argument, has(given), format!("{}, {why}", has(wanted)))

@@ -22,29 +22,29 @@ use std::sync::Arc;
 pub struct FlashParams {
     /// Causal mask, by its diagonal.
     pub causal: Option<Causal>,
-    /// Sliding window, besides the causal mask.
+    /// Sliding window, in addition to the causal mask.
     pub window: Window,
     /// Factor of q·k. Default: 1/√head_dim.
     pub scale: Option<f32>,
     /// Soft cap c of the scaled scores: c·tanh(score / c) (Gemma 2).
     pub softcap: Option<f32>,
-    /// ALiBi (arXiv 2108.12409): one slope a query head; score − slope·|i + keys − queries − j|, after the soft cap.
+    /// ALiBi (arXiv 2108.12409): one slope for each query head; score − slope·|i + keys − queries − j|, after the soft cap.
     pub alibi_slopes: Option<Vec<f32>>,
-    /// The caller's functions that change a score, one after another, after all else that does.
+    /// The caller's functions that change a score, one after another, after everything else that changes it.
     pub score_mod: Vec<Hook>,
-    /// The caller's functions that say which keys are seen, besides all else.
+    /// The caller's functions that say which keys are seen, in addition to everything else that hides keys.
     pub mask_mod: Vec<Hook>,
 }
 
 score_methods!(FlashParams, causal);
 
 impl FlashParams {
-    /// The same with a sliding window: so many keys before the query's own position and after it, inclusive; `None` for all.
+    /// The same with a sliding window: `left` keys before the query's own position and `right` keys after it, inclusive; `None` for all.
     pub fn with_window(self, left: impl Into<Option<usize>>, right: impl Into<Option<usize>>) -> Self {
         Self { window: Window { left: left.into(), right: right.into() }, ..self }
     }
 
-    /// The same with a slope of each query head (ALiBi).
+    /// The same with one slope for each query head (ALiBi).
     pub fn with_alibi_slopes(self, slopes: impl Into<Vec<f32>>) -> Self {
         Self { alibi_slopes: Some(slopes.into()), ..self }
     }

@@ -1,4 +1,4 @@
-//! SeerAttention's gate: which blocks attention should compute, learned (arXiv 2410.13276).
+//! SeerAttention's gate, which learns which blocks attention should compute (arXiv 2410.13276).
 
 mod decode;
 mod frame;
@@ -20,7 +20,7 @@ use crate::error::require;
 use crate::layout::MAX_SEQUENCE;
 use crate::{Causal, Result};
 
-/// How the tokens of a block become one row, element by element. A short last block pools over the tokens that it has.
+/// How the tokens of a block are pooled into one row, element by element. A short last block pools the tokens that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -33,19 +33,19 @@ pub enum Pool {
     Avg = 2,
 }
 
-/// How a row's scores become a choice of blocks. z are the gate's logits, P their softmax over the blocks that the row sees.
+/// How a row's scores become a choice of blocks. z are the gate's logits, and P is their softmax over the blocks that the row sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Selector {
-    /// The blocks with P above this, within [0, 1]; SeerAttention's own is 5·10⁻⁴ to 5·10⁻³.
+    /// The blocks with P above this bound, within [0, 1]; SeerAttention uses 5·10⁻⁴ to 5·10⁻³.
     Threshold(f64),
-    /// The max(1, ⌊(1 − √(1 − r)) · M⌋) blocks with the largest z of a row, M the sequence's blocks of keys: under a causal mask
-    /// about the share r, within (0, 1], of all. Without one max(1, ⌊r · M⌋).
+    /// The max(1, ⌊(1 − √(1 − r)) · M⌋) blocks of a row with the largest z, where M is the number of blocks of keys in the sequence: under
+    /// a causal mask, about the share r, within (0, 1], of all blocks. Without a causal mask, max(1, ⌊r · M⌋).
     Density(f64),
-    /// The fewest blocks whose P add up to this, within [0, 1].
+    /// The fewest blocks whose P add up to this sum, within [0, 1].
     TopP(f64),
-    /// As many blocks with the largest z as hold so many keys, at least a block; all, where a row sees no more.
+    /// As many of the blocks with the largest z as hold this many keys, at least one block; all blocks, where a row sees no more.
     Budget(usize),
 }
 
@@ -56,7 +56,7 @@ impl Selector {
             Self::Density(r) => require(r > 0.0 && r <= 1.0, "selector: Density", r, "above 0, at most 1"),
             Self::TopP(p) => require((0.0..=1.0).contains(&p), "selector: TopP", p, "within 0..=1"),
             Self::Budget(tokens) => {
-                let bound = format!("at least {key_block}, the keys of a block");
+                let bound = format!("at least {key_block}, the number of keys in a block");
                 require(tokens >= key_block, "selector: Budget", tokens, bound)
             }
         }
@@ -67,7 +67,7 @@ impl Selector {
 ///
 /// ```
 /// use wgpu_attention::gate::{SeerGateParams, Selector};
-/// // A tenth of the blocks of each row, its own and the first ones in any case.
+/// // A tenth of the blocks of each row; its own and the first ones are always chosen.
 /// let params = SeerGateParams { sink: true, diagonal: true, ..SeerGateParams::default() };
 /// let params = params.with_selector(Selector::Density(0.1));
 /// assert_eq!(params.block, [64, 64]);
@@ -77,22 +77,22 @@ impl Selector {
 pub struct SeerGateParams {
     /// Queries and keys of a block, powers of two. Default: 64 and 64.
     pub block: [usize; 2],
-    /// How queries are pooled: any kinds, each once, their results one after another. Default: the mean.
+    /// How queries are pooled: any of the kinds, each at most once, with their results concatenated. Default: the mean.
     pub pool_q: Vec<Pool>,
     /// How keys are pooled. Default: maximum, minimum, mean.
     pub pool_k: Vec<Pool>,
-    /// The model's base of rotary angles: the gate has an embedding of its own, half-split over all of its width, with each block at
-    /// the position of its first token. Unset: none. Default: 10000.
+    /// The base of the model's rotary angles. The gate has its own embedding, half-split over all of its width, with each block at the
+    /// position of its first token. Unset: none. Default: 10000.
     pub rope_theta: Option<f32>,
-    /// Causal mask, by blocks: a row sees the blocks of keys in which its last query sees anything. Default: from the bottom right.
+    /// Causal mask, by blocks: a row sees the blocks of keys in which its last query sees any key. Default: from the bottom right.
     pub causal: Option<Causal>,
     /// How blocks are chosen. Default: those with a probability above 2·10⁻³.
     pub selector: Selector,
-    /// Every row chooses the first block too. Default: no.
+    /// Whether every row also chooses the first block. Default: no.
     pub sink: bool,
-    /// Every row chooses the blocks that its own tokens lie in too. Default: no.
+    /// Whether every row also chooses the blocks that hold its own tokens. Default: no.
     pub diagonal: bool,
-    /// The last two blocks of queries of a sequence choose all that they see. Default: yes.
+    /// Whether the last two blocks of queries of a sequence choose all that they see. Default: yes.
     pub last_rows_dense: bool,
 }
 
@@ -139,7 +139,7 @@ fn check_pools(name: &str, pools: &[Pool]) -> Result<()> {
     require(!pools.is_empty(), name, "empty", "one or more of Max, Min, Avg")?;
     let twice = (0..pools.len()).find(|&i| pools[..i].contains(&pools[i]));
     let again = twice.map_or(String::new(), |i| format!("{:?}", pools[i]));
-    require(twice.is_none(), &format!("{name}[{}]", twice.unwrap_or(0)), again, "another kind: each once")
+    require(twice.is_none(), &format!("{name}[{}]", twice.unwrap_or(0)), again, "another kind: each may occur once")
 }
 
 fn check_theta(theta: Option<f32>) -> Result<()> {

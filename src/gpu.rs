@@ -33,19 +33,18 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
-    /// Part of the adapter's name, in any case of its (ASCII) letters. Unset: the system's high-performance adapter.
+    /// Part of the adapter's name, ignoring the case of ASCII letters. Unset: the system's high-performance adapter.
     pub adapter: Option<String>,
     /// Ask for WebGPU's default limits and no optional feature, whatever the adapter has.
     pub core_limits: bool,
     /// Keep the compiler's bounds checks and loop guards. Off: this crate's own shaders are compiled as trusted (on
     /// native), since every index in them is checked on the host or clamped.
     pub checked_shaders: bool,
-    /// What goes over tiles and tokens. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, else
+    /// The engine for tiles and tokens. Unset: [`Engine::Processor`] on adapters whose shaders run on a CPU, else
     /// [`Engine::Portable`].
     pub engine: Option<Engine>,
-    /// Percent of the memory that the driver grants this program, beyond which nothing is allocated any more and what asks
-    /// for more gets [`Error::OutOfMemory`]. Unset: 95. Only where the driver tells how much it grants (Vulkan's memory
-    /// budget, DX12).
+    /// How much of the memory that the driver grants this program may be used, in percent. An allocation beyond it fails with
+    /// [`Error::OutOfMemory`]. Unset: 95. It applies only where the driver tells how much it grants (Vulkan's memory budget, DX12).
     pub memory_percent: Option<u8>,
 }
 
@@ -63,8 +62,8 @@ fn instance(options: &GpuOptions) -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-/// A device, its queue, what it can do, and the pipelines that were built for it so far, with the buffers of the last conversions of
-/// masks and steps of a gate's training. Cloning is cheap and shares all.
+/// A device, its queue, what it can do, and the pipelines that were built for it so far, with the buffers of the last mask conversions and
+/// training steps of a gate. Cloning is cheap and shares all of them.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
@@ -83,8 +82,8 @@ struct Inner {
 }
 
 impl Gpu {
-    /// A device of the system's high-performance adapter, with all the limits that it has. The environment variables
-    /// `WGPU_BACKEND` and those of the Vulkan loader choose among drivers; `WGPU_DEBUG=1` keeps lines and names in shaders.
+    /// A device of the system's high-performance adapter, with all the limits that it has. The environment variable `WGPU_BACKEND` and
+    /// those of the Vulkan loader choose among drivers; `WGPU_DEBUG=1` keeps lines and names in shaders.
     ///
     /// # Errors
     /// [`Error::NoAdapter`], [`Error::NoDevice`].
@@ -119,7 +118,7 @@ impl Gpu {
         Self::open(&adapter, options).await
     }
 
-    /// A device of every adapter in the system (one that several back ends offer comes once for each).
+    /// A device of every adapter in the system (an adapter that several back ends offer appears once for each).
     pub async fn request_all(options: &GpuOptions) -> Vec<Result<Self>> {
         let instance = instance(options);
         let mut all = Vec::new();
@@ -132,8 +131,8 @@ impl Gpu {
         all
     }
 
-    /// For a program that makes its own device: the features and limits of the adapter that kernels are faster with. With wgpu's
-    /// defaults all of them run too; natively, a plan says where that costs speed.
+    /// For a program that makes its own device: the features and limits of the adapter that make kernels faster. All kernels also run with
+    /// wgpu's defaults; natively, a plan says where that costs speed.
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -180,9 +179,9 @@ impl Gpu {
         Ok(Self::build(device, queue, caps, options.checked_shaders, lost))
     }
 
-    /// Wraps a device and queue that the caller owns. Its callbacks stay the caller's; its limits are respected as they
-    /// are. Tensors and kernels made from the result work in the caller's own encoders. Wrap a device once, and clone the
-    /// result: a second wrap counts as another device.
+    /// Wraps a device and queue that the caller owns. The device keeps the caller's callbacks, and its limits are respected as they are.
+    /// Tensors and kernels made from the result work in the caller's own encoders. Wrap a device once, and clone the result: a second wrap
+    /// counts as another device.
     pub fn from_device(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         let caps = Caps::of(&device.adapter_info(), &device.limits(), device.features());
         Self::build(device.clone(), queue.clone(), caps, false, Arc::default())
@@ -330,8 +329,8 @@ impl Gpu {
     }
 }
 
-/// Two are equal if one is a clone of the other. (wgpu numbers devices anew in each instance, so that comparing those would
-/// take two devices of two instances for one.)
+/// Two are equal if one is a clone of the other. (wgpu numbers devices anew in each instance, so comparing the numbers would take two
+/// devices of two instances for one.)
 impl PartialEq for Gpu {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

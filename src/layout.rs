@@ -14,8 +14,8 @@ pub(crate) const MAX_SLOPE: f32 = 1e28;
 pub(crate) const MAX_BATCH: usize = 1 << 22;
 pub(crate) const MAX_HEADS: usize = 1 << 20;
 
-/// Where the elements of a [batch, heads, sequence, head_dim] tensor lie in a buffer. All in elements, not bytes; the
-/// elements of one row are contiguous.
+/// Where the elements of a [batch, heads, sequence, head_dim] tensor are in a buffer. All numbers count elements, not
+/// bytes; the elements of one row are contiguous.
 ///
 /// ```
 /// use wgpu_attention::{DType, Layout};
@@ -41,7 +41,7 @@ pub struct Layout {
 
 impl Layout {
     /// Rows one after another, [batch, heads, sequence, head_dim] in memory. Rows are padded to whole words of 4 bytes,
-    /// because rows of outputs start there.
+    /// because rows of outputs start on whole words.
     pub fn heads_first(dtype: DType, shape: [usize; 4]) -> Self {
         let [_, heads, rows, dim] = shape;
         let row = Self::padded(dtype, dim);
@@ -49,8 +49,8 @@ impl Layout {
         Self { dtype, shape, strides: [head.saturating_mul(heads), head, row], offset: 0 }
     }
 
-    /// [batch, sequence, heads, head_dim] in memory, as many models have it; `shape` is [batch, heads, sequence,
-    /// head_dim] here too. Rows are padded as in [`Layout::heads_first`].
+    /// [batch, sequence, heads, head_dim] in memory, as in many models; `shape` is [batch, heads, sequence, head_dim]
+    /// here too. Rows are padded as in [`Layout::heads_first`].
     pub fn heads_last(dtype: DType, shape: [usize; 4]) -> Self {
         let [_, heads, rows, dim] = shape;
         let head = Self::padded(dtype, dim);
@@ -82,10 +82,10 @@ impl Layout {
         [part(heads_q, 0), part(heads_kv, heads_q), part(heads_kv, heads_q.saturating_add(heads_kv))]
     }
 
-    /// The elements of which the index along `axis` (0: batch, 1: heads, 2: sequence, 3: head_dim) lies in `range`.
+    /// The elements whose index along `axis` (0: batch, 1: heads, 2: sequence, 3: head_dim) is in `range`.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an axis or a range that is not there.
+    /// [`Error::Argument`] for an axis or a range that does not exist.
     ///
     /// ```
     /// use wgpu_attention::{DType, Layout};
@@ -96,7 +96,7 @@ impl Layout {
     /// ```
     pub fn narrow(self, axis: usize, range: Range<usize>) -> Result<Self> {
         require(axis < 4, "axis", axis, "0 (batch), 1 (heads), 2 (sequence) or 3 (head_dim)")?;
-        let bound = format!("within 0..{}, the layout's axis {axis}", self.shape[axis]);
+        let bound = format!("within 0..{}, the size of axis {axis}", self.shape[axis]);
         let fits = range.start <= range.end && range.end <= self.shape[axis];
         require(fits, "range", format!("{range:?}"), bound)?;
         let stride = self.strides.get(axis).copied().unwrap_or(1);
@@ -116,14 +116,14 @@ impl Layout {
         Self { offset, ..self }
     }
 
-    /// The same elements repeated along every dimension where this layout has one and `shape` more: a stride of zero. The last
-    /// dimension has no stride and stays 1: a bias or a mask is repeated along the keys then.
+    /// The same elements, repeated by a stride of zero along every dimension where this layout has size 1 and `shape` has more. The last
+    /// dimension has no stride and stays 1: a bias or a mask is then repeated along the keys.
     ///
     /// # Errors
     /// [`Error::Argument`] if the shapes differ elsewhere.
     pub fn expand(self, shape: [usize; 4]) -> Result<Self> {
         let fits = (0..4).all(|i| self.shape[i] == shape[i] || self.shape[i] == 1);
-        let bound = format!("{shape:?}, or 1 in place of any");
+        let bound = format!("{shape:?}, or 1 in any dimension");
         require(fits, "shape", format!("{:?}", self.shape), bound)?;
         let strides = std::array::from_fn(|i| if self.shape[i] == shape[i] { self.strides[i] } else { 0 });
         Ok(Self { shape: [shape[0], shape[1], shape[2], self.shape[3]], strides, ..self })
@@ -188,7 +188,7 @@ impl Layout {
             (0..3).all(|i| self.shape[i] <= 1 || self.strides[i] >= within(i)),
             &format!("{name}.strides"),
             format!("{:?} for shape {:?}", self.strides, self.shape),
-            "such that no two elements of an output lie in one place",
+            "such that no two elements of an output overlap",
         )?;
         let per_word = 4 / self.dtype.bytes() as usize;
         let multiple = if per_word == 2 { "even".into() } else { format!("a multiple of {per_word}") };

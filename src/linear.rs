@@ -13,7 +13,7 @@ use crate::error::require;
 use crate::layout::{MAX_HEADS, MAX_SLOPE};
 use crate::{Error, Result};
 
-/// What linear attention computes, besides the gates that come with the inputs.
+/// What linear attention computes, apart from the gates, which come with the inputs.
 ///
 /// ```
 /// use wgpu_attention::LinearParams;
@@ -26,23 +26,23 @@ use crate::{Error, Result};
 pub struct LinearParams {
     /// How a token changes the state. Default: [`LinearRule::Linear`].
     pub rule: LinearRule,
-    /// Whether a token sees only those before it and itself. Default: yes. If not, every token reads the state after the last one,
-    /// and there are no gates.
+    /// Whether a token sees only itself and those before it. Default: yes. Otherwise every token reads the state after the last one, and
+    /// there are no gates.
     pub causal: bool,
-    /// From the last token to the first. Default: no.
+    /// Whether tokens are processed from the last to the first. Default: no.
     pub reverse: bool,
-    /// Factor of Sᵀ q. Default: 1/√head_dim; Lightning Attention and Mamba-2 have 1.
+    /// Factor of Sᵀ q. Default: 1/√head_dim; Lightning Attention and Mamba-2 use 1.
     pub scale: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
-    /// How the tokens are gone through. Default: by their number, the heads and the device, as the plan says.
+    /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says.
     pub algorithm: Option<LinearAlgorithm>,
-    /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory): where set, they are not gone
-    /// through one by one. Default: 64.
+    /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, tokens are not processed
+    /// one by one. Default: 64.
     pub chunk: Option<usize>,
 }
 
-/// How a token changes the state, once that has faded by the gate: S̃ = e^g · S.
+/// How a token changes the state, after the gate has made it fade: S̃ = e^g · S.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -50,23 +50,23 @@ pub enum LinearRule {
     /// S = S̃ + k vᵀ: linear attention; with gates Lightning Attention, RetNet, Mamba-2, simple GLA, GLA.
     #[default]
     Linear,
-    /// S = S̃ + β k (v − S̃ᵀ k)ᵀ: DeltaNet (arXiv 2406.06484); with a gate a token, Gated DeltaNet (arXiv 2412.06464); with a gate a
-    /// channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Keys should have unit length: with β up to
-    /// 2 the state does not grow then.
+    /// S = S̃ + β k (v − S̃ᵀ k)ᵀ: DeltaNet (arXiv 2406.06484); with a gate per token, Gated DeltaNet (arXiv 2412.06464); with a gate
+    /// per channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Give keys unit length: then the state
+    /// does not grow with β up to 2.
     Delta,
 }
 
-/// How linear attention goes through the tokens. The result is the same, but for rounding.
+/// How linear attention processes the tokens. The result is the same, except for rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LinearAlgorithm {
-    /// Token by token: for a few of them, as in decoding, and where shaders run on a CPU.
+    /// Token by token: for a few tokens, as in decoding, and where shaders run on a CPU.
     Recurrent,
     /// In one pass over chunks of tokens, with the state in registers: for many heads and batch entries.
     OnePass,
-    /// In three passes over segments of several chunks: what each leaves in a state, a scan over these, outputs. All segments of a
-    /// long sequence at once.
+    /// In three passes over segments of several chunks: the state that each segment leaves, a scan over these states, and the outputs. All
+    /// segments of a long sequence are processed at once.
     ThreePass,
 }
 
@@ -89,10 +89,10 @@ impl LinearParams {
     /// Attention, arXiv 2401.04658).
     ///
     /// # Errors
-    /// [`Error::Argument`] for a layer that is not below `layers`, or fewer than two of them.
+    /// [`Error::Argument`] for a layer that is not below `layers`, or fewer than two layers.
     pub fn lightning_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
         require(layers >= 2, "layers", layers, "at least 2")?;
-        require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        require(layer < layers, "layer", layer, format!("below {layers}, the number of layers"))?;
         require(heads <= MAX_HEADS, "heads", heads, format!("at most {MAX_HEADS}"))?;
         let depth = 1.0 - layer as f64 / (layers - 1) as f64 + 1e-5;
         let slope = |h: usize| (-8.0 * (h + 1) as f64 / heads as f64).exp2() * depth;
@@ -104,7 +104,7 @@ impl LinearParams {
     /// # Errors
     /// [`Error::Argument`] for a layer that is not below `layers`.
     pub fn lightning_linear_slopes(heads: usize, layer: usize, layers: usize) -> Result<Vec<f32>> {
-        require(layer < layers, "layer", layer, format!("below {layers}, the layers"))?;
+        require(layer < layers, "layer", layer, format!("below {layers}, the number of layers"))?;
         require(heads <= MAX_HEADS, "heads", heads, format!("at most {MAX_HEADS}"))?;
         let slope = |h: usize| 8.0 / heads as f64 * (1.0 - layer as f64 / layers as f64) * h as f64;
         Ok((0..heads).map(|h| slope(h) as f32).collect())
@@ -129,7 +129,7 @@ impl LinearParams {
             require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
-            let bound = "at least 0, at most 1e28: a head forgets at the rate exp(−slope)";
+            let bound = "at least 0 and at most 1e28: a head's decay factor is exp(−slope)";
             require((0.0..=MAX_SLOPE).contains(&slope), &format!("slopes[{h}]"), slope, bound)?;
         }
         if self.rule == LinearRule::Delta {

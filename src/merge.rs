@@ -1,4 +1,4 @@
-//! Partial attention results over disjoint keys become one, by their log-sum-exp.
+//! Merges partial attention results over disjoint keys into one, by their log-sum-exp.
 //!
 //! `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`: ring attention (arXiv 2310.01889), cascade inference, sharded
 //! key and value caches. Exact: the gradient of each part follows from the merged `out` and `lse`.
@@ -29,7 +29,7 @@ impl Shapes {
     /// type, and `lse`.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for no part, or shapes and types that do not fit; [`crate::Error::Limit`].
+    /// [`crate::Error::Argument`] for zero parts, or shapes and types that do not fit; [`crate::Error::Limit`].
     pub fn plan_merge(&self, caps: &Caps) -> Result<Program> {
         self.check_names(&["parts[*", "out", "lse"], &[])?;
         let mut builder = Builder::new(caps, self)?;

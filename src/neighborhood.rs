@@ -16,17 +16,17 @@ use std::sync::Arc;
 pub struct NeighborhoodAxis {
     /// Positions, at least 2.
     pub length: usize,
-    /// Keys that a query sees along this axis: at least 2, window · dilation at most `length`. Of an even number, one more
-    /// lies before the query than behind it.
+    /// Keys that a query sees along this axis: at least 2, window · dilation at most `length`. If the number is even, one more key is
+    /// before the query than after it.
     pub window: usize,
-    /// Neighbouring queries that share their window: 1 to `window`. The window is that of the middle one (of two, the later), or
-    /// of the last where the axis is causal. With stride = window, attention is blocked.
+    /// Neighbouring queries that share one window: 1 to `window`. The window is that of the middle query (of two middle ones, the later),
+    /// or of the last where the axis is causal. With stride = window, attention is blocked.
     #[cfg_attr(feature = "serde", serde(default = "one"))]
     pub stride: usize,
-    /// Distance of neighbouring keys of a window; at least 1.
+    /// Distance between neighbouring keys of a window, at least 1.
     #[cfg_attr(feature = "serde", serde(default = "one"))]
     pub dilation: usize,
-    /// Whether no query sees keys behind it.
+    /// Whether no query sees keys after its own position.
     #[cfg_attr(feature = "serde", serde(default))]
     pub causal: bool,
 }
@@ -52,14 +52,14 @@ impl NeighborhoodAxis {
         Self { dilation, ..self }
     }
 
-    /// The same where no query sees keys behind it.
+    /// The same where no query sees keys after its own position.
     pub fn causal(self) -> Self {
         Self { causal: true, ..self }
     }
 }
 
-/// What neighborhood attention computes. On an axis of length L with window k, stride s and dilation d, position x stands at
-/// i = ⌊x/d⌋ of the n positions that equal it modulo d, and sees of those:
+/// What neighborhood attention computes. On an axis of length L with window k, stride s and dilation d, position x is at index i = ⌊x/d⌋ of
+/// the n positions that equal it modulo d, and sees of those:
 ///
 /// - not causal: k keys from clamp(c − ⌊k/2⌋, 0, n − k) on, c = min(⌊i/s⌋·s + ⌊s/2⌋, n − 1);
 /// - causal: those from max(c − k + 1, 0) to i, c = min(⌊i/s⌋·s + s − 1, n − 1).
@@ -79,8 +79,8 @@ pub struct NeighborhoodParams {
     pub axes: Vec<NeighborhoodAxis>,
     /// Factor of q·k. Default: 1/√head_dim.
     pub scale: Option<f32>,
-    /// The caller's functions that change a score, one after another. Their `Position` also has the coordinates `query_at` and
-    /// `key_at`, a vec3u each, the first axis in x.
+    /// The caller's functions that change a score, one after another. Their `Position` also has the coordinates `query_at` and `key_at`,
+    /// each a vec3u with the first axis in x.
     pub score_mod: Vec<Hook>,
     /// The caller's functions that say which keys of the neighborhood are seen.
     pub mask_mod: Vec<Hook>,
@@ -92,10 +92,10 @@ impl NeighborhoodParams {
         Self { axes: axes.into(), ..Self::default() }
     }
 
-    /// Whether there are one to three axes, and every one's numbers go together.
+    /// Checks that there are one to three axes, and that the numbers of each fit together.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] that names the axis, the number and the bound.
+    /// [`crate::Error::Argument`], which names the axis, the number and the bound.
     pub fn check(&self) -> Result<()> {
         require((1..=3).contains(&self.axes.len()), "axes.len()", self.axes.len(), "within 1..=3")?;
         for (i, axis) in self.axes.iter().enumerate() {
@@ -146,7 +146,7 @@ fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
         ("mask", mask.is_some()),
         ("block_mask", block_mask.is_some()),
     ] {
-        require(!is_set, name, "set", "unset: a neighborhood is a whole space (score_mod and mask_mod change scores)")?;
+        require(!is_set, name, "set", "unset: neighborhood attention takes none (see score_mod and mask_mod)")?;
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> R
         if let Some(offsets) = offsets {
             return Ok(Some(Offsets::Gpu { offsets, max_seqlen: stated.unwrap_or(rows[i]) }));
         }
-        let bound = format!("unset but for {name} on the GPU");
+        let bound = format!("unset unless {name} is on the GPU");
         stated.map_or(Ok(()), |stated| require(false, of_longest, stated, bound))?;
         Ok(host.map(|numbers| Offsets::Host(numbers.to_vec())))
     };
@@ -101,14 +101,14 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
                     sequences,
                     format!("at most {MAX_BATCH}"),
                 )?;
-                let bound = format!("at most {rows}, the tensor's rows");
+                let bound = format!("at most {rows}, the rows of the tensor");
                 require(*max_seqlen <= rows, of_longest, max_seqlen, bound)?;
                 layout.byte_span()?;
             }
         }
     }
     let [q, k] = sides;
-    require(q.place() == k.place(), NAMES[1], k.place(), format!("{}, as cu_seqlens_q", q.place()))?;
+    require(q.place() == k.place(), NAMES[1], k.place(), format!("{}, like cu_seqlens_q", q.place()))?;
     let [nq, nk] = [q.sequences(), k.sequences()];
     require(nq == nk, "cu_seqlens_k: sequences", nk, format!("{nq}, as in cu_seqlens_q"))
 }
@@ -322,7 +322,7 @@ pub(crate) fn lengths(builder: &Builder, shapes: &Shapes) -> Result<[Option<Leng
 
 /// What lies on the GPU does not lie on the host too.
 fn check_place(name: &str, on_gpu: bool, on_host: bool) -> Result<()> {
-    require(!(on_gpu && on_host), name, "a tensor and numbers", "one of them")
+    require(!(on_gpu && on_host), name, "a tensor and numbers", "one or the other")
 }
 
 /// The lengths of both sides, checked as far as the host sees them. `rows` are those of the tensors.
@@ -333,7 +333,7 @@ pub(crate) fn check_lengths(sides: [Option<&Lengths>; 2], batch: usize, rows: [u
             Some(Lengths::Host(lengths)) => check_host_lengths(name, lengths, batch, rows)?,
             Some(Lengths::Gpu(Operand { layout, .. })) => {
                 require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
-                let bound = format!("[1, 1, 1, {batch}], one a batch entry");
+                let bound = format!("[1, 1, 1, {batch}], one per batch entry");
                 let fits = layout.shape == [1, 1, 1, batch];
                 require(fits, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
                 layout.byte_span()?;
@@ -343,14 +343,14 @@ pub(crate) fn check_lengths(sides: [Option<&Lengths>; 2], batch: usize, rows: [u
     let [Some(q), Some(k)] = sides.map(|side| side.map(|lengths| place(lengths.on_gpu().is_some()))) else {
         return Ok(());
     };
-    require(q == k, LENGTHS[1], k, format!("{q}, as seqlens_q"))
+    require(q == k, LENGTHS[1], k, format!("{q}, like seqlens_q"))
 }
 
 /// Lengths on the host.
 pub(crate) fn check_host_lengths(name: &str, lengths: &[usize], batch: usize, rows: usize) -> Result<()> {
-    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one a batch entry"))?;
+    require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), format!("{batch}, one per batch entry"))?;
     for (i, &length) in lengths.iter().enumerate() {
-        require(length <= rows, &format!("{name}[{i}]"), length, format!("at most {rows}, the tensor's rows"))?;
+        require(length <= rows, &format!("{name}[{i}]"), length, format!("at most {rows}, the rows of the tensor"))?;
     }
     Ok(())
 }

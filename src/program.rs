@@ -28,7 +28,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-/// The name of a tensor: as a field of the inputs or outputs is called.
+/// The name of a tensor: that of its field in the inputs or outputs.
 pub type Name = Cow<'static, str>;
 
 /// All that a call does. Print it to read it in words.
@@ -37,13 +37,13 @@ pub type Name = Cow<'static, str>;
 ///
 /// - `tensors`: what the caller brings: `name`, `layout` (`dtype`, `shape`, `strides` and `offset` in elements), whether it is
 ///   `written`, and `buffer`, the number of the first tensor that lies in the same buffer;
-/// - `scratch`, `tables`: buffers to allocate, by their `bytes`: so many, or an array of these; a kernel may bind them as uniform buffers,
-///   another as storage;
+/// - `scratch`, `tables`: buffers to allocate; `bytes` is their size, or an array of their contents. A kernel may bind them as uniform
+///   buffers, another as storage;
 /// - `kernels`: `wgsl`, entry point `main`, and `bindings`: `group`, `binding`, `access` (`"uniform"`, `"read"`, `"read_write"`) and
-///   `source`: `"uniform"`, `{"table": i}`, `{"scratch": i}` or `{"tensor": i}`. The text reads no memory out of bounds if it is
-///   compiled with bounds checks, as every browser does; `guards` tells which checks it can do without;
-/// - `dispatches`: the number of a `kernel`, `workgroups`, the bytes of its `uniform` buffer, and the `ranges` of its bindings in
-///   bytes of their buffers, in the order of the kernel's; of an empty one bind any 16 bytes of a buffer that is not used otherwise;
+///   `source`: `"uniform"`, `{"table": i}`, `{"scratch": i}` or `{"tensor": i}`. The text reads no memory out of bounds if it is compiled
+///   with bounds checks, as in every browser; `guards` tells which checks it needs;
+/// - `dispatches`: the number of a `kernel`, `workgroups`, the bytes of its `uniform` buffer, and the `ranges` of its bindings in bytes of
+///   their buffers, in the order of the kernel's bindings; for an empty range, bind any 16 bytes of a buffer that is not used otherwise;
 /// - `slices`: `work`, a range of dispatches to be recorded one after another, after those of `first`, which run once before all work
 ///   that is recorded together; all slices in order are the whole call;
 /// - `checks`: a scratch buffer to look at once the work is done, and the `rule` that its words follow.
@@ -70,7 +70,7 @@ pub struct Program {
     pub checks: Vec<Check>,
 }
 
-/// A tensor of the caller's.
+/// A tensor that the caller brings.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TensorSpec {
@@ -104,7 +104,7 @@ pub enum Contents {
     RotaryAngles {
         /// Base of the frequencies.
         theta: f32,
-        /// Elements that turn.
+        /// How many elements rotate.
         dim: usize,
     },
 }
@@ -133,7 +133,7 @@ impl Contents {
         self.len() == 0
     }
 
-    /// The bytes. Of rotary angles: (cos, sin) of each part of a position (10, 10 and 12 bits) for every pair, made in float64.
+    /// The bytes. For rotary angles: (cos, sin) of each part of a position (10, 10 and 12 bits) for every pair, made in float64.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match *self {
             Self::Bytes(ref bytes) => Cow::Borrowed(bytes),
@@ -152,9 +152,9 @@ pub struct Kernel {
     pub wgsl: String,
     /// What it binds.
     pub bindings: Vec<Binding>,
-    /// Which compiler's checks it may go without.
+    /// The compiler's checks that it needs.
     pub guards: Guards,
-    /// The lines of the text that are a caller's.
+    /// The lines of the text that come from the caller.
     pub hooks: Vec<HookLines>,
 }
 
@@ -165,21 +165,21 @@ pub struct Kernel {
 pub enum Guards {
     /// None: all of the text is this crate's, every index is in bounds and every loop ends.
     None,
-    /// Bounds checks: some of the text is a caller's, and has no loop.
+    /// Bounds checks: some of the text is the caller's, but it has no loop.
     Bounds,
     /// Bounds checks and loop guards.
     All,
 }
 
-/// Lines of a kernel's text that a caller's function makes.
+/// Lines of a kernel's text that come from a function of the caller.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HookLines {
-    /// Its place, and what it should define.
+    /// The hook's place, and what it should define.
     pub hook: String,
-    /// From the first of them (counted from 1) to the one behind the last.
+    /// From the first line (counted from 1) to the one after the last.
     pub lines: Range<u32>,
-    /// Whether they are the caller's own, and not the call of his function.
+    /// Whether they are the caller's own text, rather than a call of the caller's function.
     pub is_source: bool,
 }
 
@@ -195,7 +195,7 @@ pub struct Binding {
     pub access: BindingAccess,
     /// What is bound.
     pub source: Source,
-    /// All tensors that lie in what is bound, if they are several: they keep their distances.
+    /// All tensors that lie in the bound range, if there are several: they keep their distances.
     pub together: Vec<usize>,
 }
 
@@ -237,7 +237,7 @@ pub struct Dispatch {
     pub workgroups: [u32; 3],
     /// The contents of its uniform struct.
     pub uniform: Vec<u8>,
-    /// The bytes that each binding covers; nothing: a tensor without elements, in place of which any buffer may be bound.
+    /// The bytes that each binding covers. An empty range is a tensor without elements: any buffer may be bound in its place.
     pub ranges: Vec<Range<u64>>,
 }
 
@@ -245,7 +245,7 @@ pub struct Dispatch {
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Slice {
-    /// Dispatches that go before, anew in each command buffer, because others may use the same scratch in between.
+    /// Dispatches that run first, anew in each command buffer, because other work may use the same scratch in between.
     pub first: Vec<usize>,
     /// Its own dispatches.
     pub work: Range<usize>,

@@ -1,5 +1,5 @@
-//! Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864): pairs of elements turn by an angle that grows with the
-//! position of their row.
+//! Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864): pairs of elements rotate by an angle that grows with the position of
+//! their row.
 //!
 //! `out[a] = x[a]·cos(p·f) − x[b]·sin(p·f)`, `out[b] = x[b]·cos(p·f) + x[a]·sin(p·f)`, `f = theta^(−2i/dim)` for pair i = (a, b).
 
@@ -27,7 +27,7 @@ struct Uniforms {
 ///
 /// ```
 /// use wgpu_attention::RotaryParams;
-/// // Llama 3's base; the first 64 elements of a head turn, neighbors with each other.
+/// // Llama 3's base; the first 64 elements of a head rotate, in pairs of neighbors.
 /// let params = RotaryParams { theta: 500_000.0, interleaved: true, dim: Some(64) };
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -35,11 +35,11 @@ struct Uniforms {
 pub struct RotaryParams {
     /// Base of the angles' frequencies. Default: 10000.
     pub theta: f32,
-    /// Which elements of the first `dim` turn together: 2i and 2i + 1 (the paper's own, GPT-J), or else i and i + dim/2 (Llama in
-    /// Hugging Face's form, GPT-NeoX). Default: no.
+    /// Whether neighbors rotate together: 2i and 2i + 1 of the first `dim` elements (the paper's own, GPT-J), or else i and i + dim/2
+    /// (Llama in Hugging Face's form, GPT-NeoX). Default: no.
     pub interleaved: bool,
-    /// How many of a row's elements turn, an even number; the rest stays. Default: all. The table of angles has 24 KiB for each of
-    /// them, and fits a binding: with WebGPU's default limits 5,460 of them do.
+    /// How many of a row's elements rotate, an even number; the rest stay as they are. Default: all. The table of angles takes 24 KiB for
+    /// each of them and must fit a binding; WebGPU's default limits allow 5,460 of them.
     pub dim: Option<usize>,
 }
 
@@ -57,8 +57,8 @@ impl RotaryParams {
         require(dim.is_multiple_of(2) && dim > 0, "dim", dim, "even, at least 2")
     }
 
-    /// The embedding `out` of `x` [batch, heads, rows, head_dim], of the same shape and any type. `positions` is a tensor, u32 [batch or
-    /// 1, 1, 1, rows], or two numbers: that of the first row and the step from row to row. Unset: 0, 1, 2 …
+    /// Plans the embedding `out` of `x` [batch, heads, rows, head_dim], of the same shape and any type. `positions` is a tensor, u32 [batch
+    /// or 1, 1, 1, rows], or two numbers: the position of the first row and the step from row to row. Unset: 0, 1, 2 …
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for shapes and types that do not fit; [`crate::Error::Limit`].
@@ -66,7 +66,7 @@ impl RotaryParams {
         self.plan_turn(caps, shapes, false)
     }
 
-    /// The gradient `out` of `x` from that of its embedding, which is called `x` here.
+    /// Plans the gradient `out` of `x` from that of its embedding, which is called `x` here.
     ///
     /// # Errors
     /// Those of [`RotaryParams::plan`].
@@ -118,7 +118,7 @@ fn counted(shapes: &Shapes, given: bool) -> Result<[u32; 2]> {
     let Some(numbers) = shapes.get_numbers("positions") else { return Ok(if given { [0, 0] } else { [0, 1] }) };
     let words: Vec<u32> = numbers.iter().filter_map(|&n| u32::try_from(n).ok()).collect();
     let fits = !given && words.len() == 2 && numbers.len() == 2;
-    let bound = "start and step, below 2^32; unset with positions in a tensor";
+    let bound = "start and step, both below 2^32, or unset if positions are a tensor";
     require(fits, "positions", format!("{numbers:?}"), bound)?;
     Ok([words[0], words[1]])
 }
@@ -126,16 +126,16 @@ fn counted(shapes: &Shapes, given: bool) -> Result<[u32; 2]> {
 fn check(dim: usize, x: &Layout, out: &Layout, positions: Option<&Layout>) -> Result<()> {
     let [batch, _, rows, width] = x.shape;
     require(width > 0, "x.shape[3] (head_dim)", width, "at least 1")?;
-    let bound = format!("even, within 2..={width}, the rows' width");
+    let bound = format!("even, within 2..={width}, the width of the rows");
     require(dim.is_multiple_of(2) && (2..=width).contains(&dim), "dim", dim, bound)?;
-    require(out.shape == x.shape, "out.shape", format!("{:?}", out.shape), format!("{:?}, as x", x.shape))?;
+    require(out.shape == x.shape, "out.shape", format!("{:?}", out.shape), format!("{:?}, like x", x.shape))?;
     for (name, layout) in [("x", x), ("out", out)] {
         require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
         layout.byte_span()?;
     }
     if let Some(positions) = positions {
         let fits = [[batch, 1, 1, rows], [1, 1, 1, rows]].contains(&positions.shape);
-        let bound = format!("[{batch} or 1, 1, 1, {rows}], by x");
+        let bound = format!("[{batch} or 1, 1, 1, {rows}], to match x");
         require(fits, "positions.shape", format!("{:?}", positions.shape), bound)?;
         require(positions.dtype == DType::U32, "positions.dtype", positions.dtype, "u32")?;
         positions.byte_span()?;

@@ -1,6 +1,6 @@
-//! Score reduction: what becomes of attention's probabilities over blocks, segments or tokens, without a matrix of them.
+//! Score reduction: attention's probabilities, reduced over blocks, segments or tokens without a matrix of them.
 //!
-//! `p[i][j] = exp(score(scale · q[i]·k[j]) − lse[i])`, computed again tile by tile from the log-sum-exp of a forward pass.
+//! `p[i][j] = exp(score(scale · q[i]·k[j]) − lse[i])`, recomputed tile by tile from the log-sum-exp of a forward pass.
 
 mod plan;
 mod results;
@@ -11,12 +11,12 @@ use crate::error::require;
 pub use crate::gpu::calls::score_reduction::{ReducedScores, ScoreReduction, ScoreReductionInputs};
 use crate::{FlashParams, Result};
 
-/// What is made of the probabilities of a cell: a group of heads, of queries and of keys.
+/// How the probabilities of a cell are reduced: a cell is a group of heads, of queries and of keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The largest.
+    /// The largest probability.
     #[default]
     Max,
     /// Their sum.
@@ -26,35 +26,35 @@ pub enum Reduction {
         /// The bound, within [0, 1].
         above: f32,
     },
-    /// The largest, and the key that it is of (of equal ones the first); `u32::MAX` where no key is seen.
+    /// The largest, and its key (of equal ones, the first); `u32::MAX` where no key is seen.
     ArgMax,
 }
 
-/// Queries that go together.
+/// How queries are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum QueryGroups {
-    /// So many that follow one another, a power of two.
+    /// This many consecutive queries, a power of two.
     Blocks(usize),
     /// All of a sequence.
     All,
 }
 
-/// Keys that go together.
+/// How keys are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum KeyGroups {
-    /// So many that follow one another, a power of two: 1 for tokens.
+    /// This many consecutive keys, a power of two: 1 for tokens.
     Blocks(usize),
     /// All of a sequence.
     All,
-    /// Those with the same number below this one, by [`crate::ScoreReductionInputs::segments`].
+    /// Those with the same segment number, below this bound: see [`crate::ScoreReductionInputs::segments`].
     Segments(usize),
 }
 
-/// Query heads that go together.
+/// How query heads are grouped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
@@ -92,18 +92,18 @@ pub enum HeadGroups {
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct ScoreReductionParams {
-    /// How scores are made: as in the attention that gave the log-sum-exp.
+    /// How scores are computed: as in the attention that gave the log-sum-exp.
     pub attention: FlashParams,
-    /// What is made of them.
+    /// How they are reduced.
     pub reduction: Reduction,
-    /// Query heads that go together.
+    /// How query heads are grouped.
     pub heads: HeadGroups,
-    /// Queries that go together.
+    /// How queries are grouped.
     pub queries: QueryGroups,
-    /// Keys that go together.
+    /// How keys are grouped.
     pub keys: KeyGroups,
-    /// Only so many groups of keys for each group of queries: those with the largest values above 0, in the order of their
-    /// numbers; of equal ones the first.
+    /// If set, only this many groups of keys for each group of queries: those with the largest values above 0, in the order of their
+    /// numbers; of equal ones, the first.
     pub top_k: Option<usize>,
 }
 

@@ -32,23 +32,23 @@ use crate::program::Program;
 use crate::{Caps, Result, Shapes};
 use std::fmt::Debug;
 
-/// The params of a kernel family that is softmax attention.
+/// The params of a family of softmax attention kernels.
 pub trait AttentionParams: Clone + Debug + PartialEq + SoftmaxParams {
-    /// What runs. Tensors, as the fields of [`crate::AttentionInputs`] and [`crate::AttentionOutputs`] are called: q [batch, heads_q,
-    /// queries, head_dim], k [batch, heads_kv, keys, head_dim], v [batch, heads_kv, keys, value_dim]; if they are there, bias, mask,
-    /// additional_k, additional_v, `block_mask.chosen`, `block_mask.full`, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, and `buffers.NAME`
-    /// of hooks; out and lse. Numbers: seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k where those are on the host; max_seqlen_q,
-    /// max_seqlen_k if offsets are tensors and the longest sequence is known; those of [`Shapes::block_mask`].
+    /// The program that runs. Its tensors are named like the fields of [`crate::AttentionInputs`] and [`crate::AttentionOutputs`]: q
+    /// [batch, heads_q, queries, head_dim], k [batch, heads_kv, keys, head_dim], v [batch, heads_kv, keys, value_dim]; where present, bias,
+    /// mask, additional_k, additional_v, `block_mask.chosen`, `block_mask.full`, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k, and
+    /// `buffers.NAME` of hooks; out and lse. Its numbers: seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k where those are on the host;
+    /// max_seqlen_q and max_seqlen_k where offsets are tensors and the longest sequence is known; those of [`Shapes::block_mask`].
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has too
-    /// little.
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] if the work needs more than the
+    /// device offers.
     fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         plan::plan(caps, &*self.visibility()?.0, &self.scores(), shapes)
     }
 
-    /// What runs for gradients. Besides what the forward pass reads and writes, dout and, if they are there, dlse and dq_so_far; dq, dk,
-    /// dv, and with a bias dbias, with additional keys d_additional_k and d_additional_v.
+    /// The program that computes gradients. Besides what the forward pass reads and writes, it reads dout and, where present, dlse and
+    /// dq_so_far. It writes dq, dk and dv; with a bias, dbias; and with additional keys, d_additional_k and d_additional_v.
     ///
     /// # Errors
     /// Those of [`AttentionParams::plan`]; [`crate::Error::Argument`] for a hook that changes scores and has no gradient.

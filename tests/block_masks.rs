@@ -184,7 +184,7 @@ fn wrong_lists() {
     let host = |offsets: &[u32], indices: &[u32], words: &[&str]| {
         says(block_on(BlockMask::from_host_lists(gpu(), grid, (offsets, indices), None)), words);
     };
-    host(&[0, 1], &[0], &["partial.offsets.len() is 2", "3, one more than rows"]);
+    host(&[0, 1], &[0], &["partial.offsets.len() is 2", "3, one more than the number of rows"]);
     host(&[1, 1, 1], &[0], &["partial.offsets[0] is 1", "0"]);
     host(&[0, 2, 1], &[0, 1], &["partial.offsets[2] is 1", "at least the offset before it, 2"]);
     host(&[0, 1, 3], &[0, 1], &["partial.offsets[2] is 3", "at most 2"]);
@@ -229,8 +229,8 @@ fn masks_that_do_not_fit() {
     common::read(&run(Some(&causal(good))).unwrap().0);
     says(run(None), &["block_mask is unset", "set"]);
     for (grid, words) in [
-        (BlockGrid { queries: 129, ..good }, ["block_mask.blocks is [3, 4]", "[2, 4], by q and k"]),
-        (BlockGrid { keys: 64, ..good }, ["block_mask.blocks is [2, 1]", "[2, 4], by q and k"]),
+        (BlockGrid { queries: 129, ..good }, ["block_mask.blocks is [3, 4]", "[2, 4], to match q and k"]),
+        (BlockGrid { keys: 64, ..good }, ["block_mask.blocks is [2, 1]", "[2, 4], to match q and k"]),
         (BlockGrid { batch: 3, ..good }, ["block_mask.chosen.shape is [3, 4, 2, 1]", "[2 or 1, 4, 2 or 1, 2, 1]"]),
         (BlockGrid { heads: 3, ..good }, ["block_mask.chosen.shape is [2, 3, 2, 1]", "[2 or 1, 4, 2 or 1, 2, 1]"]),
     ] {
@@ -249,7 +249,7 @@ fn masks_that_do_not_fit() {
     says(BlockMask::from_heads(gpu(), vec![]), &["heads.len() is 0", "at least 1"]);
     says(BlockMask::from_heads(gpu(), vec![HeadBlocks::Listed]), &["block_mask.heads[0] is Listed", "another kind"]);
     let three = BlockMask::from_heads(gpu(), vec![HeadBlocks::Dense; 3]).unwrap();
-    says(run(Some(&three)), &["block_mask.heads.len() is 3", "4, one a query head"]);
+    says(run(Some(&three)), &["block_mask.heads.len() is 3", "4, one per query head"]);
     says(causal(good).with_heads(vec![HeadBlocks::Dense; 3]), &["block_mask.heads.len() is 3", "4"]);
     says(block_on(three.to_lists(9)), &["block_mask.chosen is unset"]);
     says(block_on(BlockMask::long_gen(gpu(), good, 1, 0)), &["stride is 0", "at least 1"]);
@@ -281,5 +281,5 @@ fn masks_that_do_not_fit() {
     let inputs = AttentionInputs { block_mask: Some(&mask), ..AttentionInputs::new(&x, &x, &x) };
     let outputs = wgpu_attention::AttentionOutputs::new(&out, &lse);
     let prepared = block_on(attention(BlockSparseParams::default()).prepare((&inputs, &outputs)));
-    says(prepared, &["block_mask is its blocks in the buffer of an output", "in another buffer"]);
+    says(prepared, &["block_mask is its blocks in the buffer of an output", "in a buffer that nothing writes to"]);
 }

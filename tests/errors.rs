@@ -96,7 +96,7 @@ fn soft_caps_and_slopes_that_mean_nothing() {
     let x = zeros([1, 3, 4, 8]);
     says(
         block_on(sloped(&[0.5, 0.25]).unwrap().forward(&x, &x, &x)),
-        &["alibi_slopes.len()", "2", "3, one a query head"],
+        &["alibi_slopes.len()", "2", "3, one per query head"],
     );
 }
 
@@ -220,7 +220,7 @@ fn lengths_beyond_the_tensor() {
     common::read(&run(Some(&[8, 0]), Some(&[0, 8])).expect("lengths within the tensor").0);
     says(run(Some(&[8, 9]), None), &["seqlens_q[1]", "9", "at most 8"]);
     says(run(None, Some(&[100, 9])), &["seqlens_k[0]", "100", "at most 8"]);
-    says(run(None, Some(&[1])), &["seqlens_k.len()", "1", "2, one a batch entry"]);
+    says(run(None, Some(&[1])), &["seqlens_k.len()", "1", "2, one per batch entry"]);
 }
 
 #[test]

@@ -90,12 +90,12 @@ fn bad_params() {
     let selector = Selector::Budget(15);
     says(
         gate(SeerGateParams { selector, ..params() }),
-        &["selector: Budget is 15", "at least 16, the keys of a block"],
+        &["selector: Budget is 15", "at least 16, the number of keys in a block"],
     );
     says(gate(SeerGateParams { pool_q: vec![], ..params() }), &["pool_q is empty", "one or more of Max, Min, Avg"]);
     says(gate(SeerGateParams { pool_k: vec![], ..params() }), &["pool_k is empty"]);
     let pool_k = vec![Pool::Max, Pool::Avg, Pool::Max];
-    says(gate(SeerGateParams { pool_k, ..params() }), &["pool_k[2] is Max", "each once"]);
+    says(gate(SeerGateParams { pool_k, ..params() }), &["pool_k[2] is Max", "each may occur once"]);
     says(gate(SeerGateParams { block: [16, 48], ..params() }), &["block[1] is 48", "a power of two"]);
     says(gate(SeerGateParams { block: [0, 16], ..params() }), &["block[0] is 0"]);
     for theta in [0.0, -1.0, f32::NAN, f32::INFINITY] {
@@ -167,17 +167,17 @@ fn bad_tensors() {
     // Training.
     let saved = block_on(gate.forward_for_training(&inputs)).unwrap();
     let loss = |target: &Tensor, weight, from_row| block_on(gate.loss(&saved, target, weight, from_row));
-    says(loss(&zeros([1, 4, 3, 5]), 10.0, 0), &["target.shape", "[1, 4, 3, 4], as the logits"]);
+    says(loss(&zeros([1, 4, 3, 5]), 10.0, 0), &["target.shape", "[1, 4, 3, 4], like the logits"]);
     let target = zeros([1, 4, 3, 4]);
     says(loss(&target, 10.0, 3), &["from_row is 3", "below 3"]);
     says(loss(&target, f32::NAN, 0), &["weight is NaN", "finite"]);
-    says(block_on(gate.backward(&saved, &zeros([1, 4, 2, 4]))), &["dlogits.shape", "as the logits"]);
+    says(block_on(gate.backward(&saved, &zeros([1, 4, 2, 4]))), &["dlogits.shape", "like the logits"]);
     says(block_on(gate.normalize(&inputs, &zeros([1, 2, 3, 4]))), &["wanted.shape"]);
     let lse = zeros([1, 4, 40, 1]);
     let small = AttentionInputs::new(&q, &q, &q);
     says(
         block_on(gate.target(&inputs, &common::BOTTOM_RIGHT, &small, &lse)),
-        &["[1, 4, 3, 3]", "[1, 4, 3, 4], by the gate's q and k"],
+        &["[1, 4, 3, 3]", "[1, 4, 3, 4], to match the gate's q and k"],
     );
 }
 

@@ -134,7 +134,7 @@ fn bad_input() {
     says(compress(&weights, &k, &zeros([2, 2, 5, 6]), [0; 2], [9; 2]), &["compressed.shape", "[2, 2, any number, 8]"]);
     says(
         block_on(gate.compress(&weights, &k, &compressed, &[0], &[1, 1])),
-        &["before.len() is 1", "2, one a batch entry"],
+        &["before.len() is 1", "2, one per batch entry"],
     );
     let wide = zeros([1, 2, 23, 8]);
     says(
@@ -172,7 +172,7 @@ fn bad_input() {
     let three = block_on(Tensor::upload_u32(gpu(), &[1; 3])).unwrap();
     says(
         run(SeerDecodeInputs { seqlens_k: Seqlens::Gpu(&three), ..inputs }),
-        &["seqlens_k.shape", "one a batch entry"],
+        &["seqlens_k.shape", "one per batch entry"],
     );
     says(run(SeerDecodeInputs { q: &zeros([2, 6, 1, 8]), ..inputs }), &["wq.shape", "[1, 2, 24, 8]"]);
     says(run(SeerDecodeInputs { q: &zeros([2, 3, 1, 8]), ..inputs }), &["heads_q) is 3", "multiple of heads_kv"]);

@@ -42,17 +42,17 @@ fn bad_input() {
     let k = zeros([2, 3, 10, 8]);
     says(run(plain(), &LinearInputs { k: &k, ..inputs }), &["k.shape[1] (heads) is 3", "a divisor of 4"]);
     let k = zeros([2, 4, 10, 7]);
-    says(run(plain(), &LinearInputs { k: &k, ..inputs }), &["k.shape", "[2, 4, 10, 8], by q"]);
+    says(run(plain(), &LinearInputs { k: &k, ..inputs }), &["k.shape", "[2, 4, 10, 8], to match q"]);
     says(run(plain(), &LinearInputs { g: Some(&v), ..inputs }), &["g.shape", "[2, 4, 10, 1]"]);
     let slopes = LinearParams { slopes: Some(vec![0.1; 4]), ..plain() };
     says(run(slopes, &LinearInputs { g: Some(&g), ..inputs }), &["g is set", "unset, as the params have slopes"]);
-    says(run(LinearParams { slopes: Some(vec![0.1; 3]), ..plain() }, &inputs), &["slopes.len() is 3", "4, one a head"]);
+    says(run(LinearParams { slopes: Some(vec![0.1; 3]), ..plain() }, &inputs), &["slopes.len() is 3", "4, one per"]);
     let open = LinearParams { causal: false, ..plain() };
     says(run(open, &LinearInputs { g: Some(&g), ..inputs }), &["g is set", "not causal"]);
     says(run(plain(), &LinearInputs { h0: Some(&zeros([2, 4, 8, 8])), ..inputs }), &["h0.shape", "[2, 4, 8, 6]"]);
     says(
         run(plain(), &LinearInputs { seqlens: Some(&[10]), ..inputs }),
-        &["seqlens.len() is 1", "2, one a batch entry"],
+        &["seqlens.len() is 1", "2, one per batch entry"],
     );
     says(run(plain(), &LinearInputs { seqlens: Some(&[10, 11]), ..inputs }), &["seqlens[1] is 11", "at most 10"]);
     says(
@@ -73,7 +73,7 @@ fn bad_input() {
     let both = LinearInputs { h0: Some(&h0), ..inputs };
     says(
         block_on(new(plain()).unwrap().forward_in_place(&both, &state)),
-        &["h0 is set", "unset where the state goes on"],
+        &["h0 is set", "unset where the state is updated"],
     );
     // What was prepared, and what comes.
     let attention = new(plain()).unwrap();
@@ -131,7 +131,7 @@ fn bad_input() {
     let open = LinearParams { causal: false, algorithm: Some(LinearAlgorithm::OnePass), ..plain() };
     let long = Layout::heads_first(DType::F32, [1, 1, 5000, 8]);
     let shapes = Shapes::new([("q", long.clone()), ("k", long.clone()), ("v", long)]);
-    says(open.plan(&caps, &shapes), &["algorithm is OnePass", "more than 4096 tokens where not causal"]);
+    says(open.plan(&caps, &shapes), &["algorithm is OnePass", "more than 4096 tokens where attention is not causal"]);
 }
 
 #[test]

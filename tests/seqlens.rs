@@ -171,7 +171,7 @@ fn lengths_that_are_wrong() {
     says(run(AttentionInputs { seqlens_q: device, seqlens_k: host, ..plain }), &["seqlens_k", "on the host", "GPU"]);
     let three = on_gpu(&[3, 4, 5]);
     let short = AttentionInputs { seqlens_k: Some(Seqlens::Gpu(&three)), ..plain };
-    says(run(short), &["seqlens_k.shape", "[1, 1, 1, 3]", "[1, 1, 1, 2], one a batch entry"]);
+    says(run(short), &["seqlens_k.shape", "[1, 1, 1, 3]", "[1, 1, 1, 2], one per batch entry"]);
     let floats = tensor([1, 1, 1, 2], &[3.0, 4.0]);
     let floats = AttentionInputs { seqlens_q: Some(Seqlens::Gpu(&floats)), ..plain };
     says(run(floats), &["seqlens_q.dtype", "f32", "u32"]);

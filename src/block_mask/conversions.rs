@@ -133,10 +133,10 @@ fn program(mut builder: Builder, steps: Vec<Step>, words: &str) -> Result<Progra
 
 /// Planning without a device.
 impl BlockGrid {
-    /// The bitmap `to` of the bitmap `from`, seen from the keys.
+    /// Plans the bitmap `to`: the bitmap `from` seen from the keys.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
+    /// [`crate::Error::Argument`] for tensors that are missing; [`crate::Error::Limit`].
     pub fn plan_transposition(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         self.check()?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -145,11 +145,11 @@ impl BlockGrid {
         program(builder, steps, "a block mask transposed")
     }
 
-    /// The bitmap `to` of a list of `offsets` and `indices`, and of what is set in the bitmap `with`, if there is one. Errors call the
-    /// list by its name.
+    /// Plans the bitmap `to` from a list of `offsets` and `indices` and, if there is one, from the bitmap `with`. Errors call the list by
+    /// its name.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
+    /// [`crate::Error::Argument`] for tensors that are missing; [`crate::Error::Limit`].
     pub fn plan_from_list(&self, name: &'static str, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         self.check()?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -189,10 +189,10 @@ impl BlockGrid {
         program(builder, steps, "a block mask from lists")
     }
 
-    /// The list, `offsets` and `indices`, of what is set in the bitmap `from` and not in `without`, if there is one.
+    /// Plans the list, `offsets` and `indices`, of what is set in the bitmap `from` and not in the bitmap `without`, if there is one.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for tensors that are not there; [`crate::Error::Limit`].
+    /// [`crate::Error::Argument`] for tensors that are missing; [`crate::Error::Limit`].
     pub fn plan_to_list(&self, name: &'static str, capacity: usize, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         self.check()?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -236,7 +236,8 @@ impl BlockGrid {
         program(builder, steps, "lists of a block mask")
     }
 
-    /// The bitmaps of the blocks of which the caller's functions show anything, `chosen`, and of those of which they hide nothing, `full`.
+    /// Plans two bitmaps: `chosen`, of the blocks in which the caller's functions show any key, and `full`, of those in which they hide
+    /// none.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for a hook that cannot be a mask; [`crate::Error::Limit`].

@@ -14,25 +14,25 @@ use std::ops::Range;
 #[cfg(feature = "wgpu")]
 const MAX_HOST_BLOCKS: usize = 1 << 30;
 
-/// What a block mask lies over: queries and keys in blocks, the last of which may be short.
+/// What a block mask covers: queries and keys in blocks, the last of which may be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct BlockGrid {
-    /// Batch entries (of packed sequences: sequences), or 1 for a mask that holds for all.
+    /// Batch entries (for packed sequences: sequences), or 1 for a mask that applies to all.
     pub batch: usize,
-    /// Query heads, or key heads where those that share one choose together, or 1 for a mask that holds for all.
+    /// Query heads, or key heads where the query heads that share one choose together, or 1 for a mask that applies to all.
     pub heads: usize,
     /// Queries of a batch entry.
     pub queries: usize,
-    /// Its keys.
+    /// Keys of a batch entry.
     pub keys: usize,
-    /// Queries and keys of a block: powers of two. Blocks of 64 × 64 or larger cost little besides; smaller ones are computed
-    /// by the tile of 64 × 64 that holds any of them.
+    /// Queries and keys of a block: powers of two. Blocks of 64 × 64 or larger have little overhead; smaller ones are computed in tiles of
+    /// 64 × 64, each of them whole if any of its blocks is chosen.
     pub block: [usize; 2],
 }
 
 impl BlockGrid {
-    /// Blocks along the queries and along the keys; none of size 0, which [`BlockGrid::check`] refuses.
+    /// Blocks along the queries and along the keys; no blocks for a size of 0, which [`BlockGrid::check`] rejects.
     pub fn blocks(&self) -> [usize; 2] {
         let count = |length: usize, block: usize| if block == 0 { 0 } else { length.div_ceil(block) };
         [count(self.queries, self.block[0]), count(self.keys, self.block[1])]
@@ -49,8 +49,8 @@ impl BlockGrid {
         Self { queries: self.keys, keys: self.queries, block: [self.block[1], self.block[0]], ..*self }
     }
 
-    /// The blocks of keys that hold the own positions of a block of queries: from that of the first query to that of the last.
-    /// Empty where they stand before the first key, and for a row that is not there.
+    /// The blocks of keys at the positions of a block of queries: from that of its first query to that of its last. Empty where these
+    /// positions are before the first key, and for a row that does not exist.
     pub fn own(&self, row: usize) -> Range<usize> {
         let [rows, cols] = self.blocks();
         if row >= rows || cols == 0 {
@@ -64,7 +64,7 @@ impl BlockGrid {
     }
 
     /// # Errors
-    /// [`Error::Argument`] for a size of blocks that is no power of two, a sequence that is too long, too many batch entries or heads.
+    /// [`Error::Argument`] for a block size that is not a power of two, a sequence that is too long, too many batch entries or heads.
     pub fn check(&self) -> Result<()> {
         check_block(self.block)?;
         for (name, count, most) in [("grid.batch", self.batch, MAX_BATCH), ("grid.heads", self.heads, MAX_HEADS)] {
@@ -75,7 +75,7 @@ impl BlockGrid {
         }
         let [batch, heads, rows, words] = self.shape();
         let all = batch.checked_mul(heads).and_then(|n| n.checked_mul(rows)?.checked_mul(words.max(1))?.checked_mul(4));
-        require(all.is_some(), "grid", format!("{self:?}"), "such that its bitmap has fewer bytes than can be numbered")
+        require(all.is_some(), "grid", format!("{self:?}"), "smaller: its bitmap has too many bytes to count")
     }
 
     /// The same for a mask that the host makes, block by block.
@@ -89,11 +89,11 @@ impl BlockGrid {
         let words = batch * heads * rows * words.max(1);
         caps.within("block mask", "maxBufferSize", 4 * words as u64, caps.buffer_bytes)?;
         let bound = format!(
-            "at most {MAX_HOST_BLOCKS} for a mask that the host makes; hooks and lists on the GPU make larger ones"
+            "at most {MAX_HOST_BLOCKS} for a mask that the host makes; hooks and lists on the GPU can make larger ones"
         );
         require(
             words <= MAX_HOST_BLOCKS / 32,
-            "grid: blocks in all, rows in whole words",
+            "grid: number of blocks, rows padded to whole words",
             words.saturating_mul(32),
             bound,
         )
@@ -103,7 +103,7 @@ impl BlockGrid {
 pub(super) fn check_block(block: [usize; 2]) -> Result<()> {
     for (i, size) in block.into_iter().enumerate() {
         let bound =
-            format!("a power of two, at most {MAX_SEQUENCE}: tiles are, and hold whole blocks or lie within one");
+            format!("a power of two, at most {MAX_SEQUENCE}: each tile holds whole blocks or lies within one block");
         require(size.is_power_of_two() && size <= MAX_SEQUENCE, &format!("block[{i}]"), size, bound)?;
     }
     Ok(())

@@ -19,12 +19,12 @@ use crate::{Error, Result};
 pub enum HeadBlocks {
     /// Every key.
     Dense,
-    /// The first `sink` keys and the last `local` ones up to the query's own position p = i + keys − queries: key j where j ≤ p
-    /// and (j < sink or p − j < local). Tokens, not blocks (StreamingLLM, arXiv 2309.17453).
+    /// The first `sink` keys and the last `local` ones up to the query's own position p = i + keys − queries: key j where j ≤ p and (j <
+    /// sink or p − j < local). They count tokens, not blocks (StreamingLLM, arXiv 2309.17453).
     Streaming {
-        /// First keys, which all later queries see.
+        /// How many first keys all later queries see.
         sink: usize,
-        /// Last keys, the query's own among them.
+        /// How many last keys a query sees, including its own.
         local: usize,
     },
     /// The blocks that the mask has chosen.
@@ -45,7 +45,7 @@ impl HeadBlocks {
         retrieval.iter().map(head).flat_map(|head| std::iter::repeat_n(head, group)).take(MAX_HEADS + 1).collect()
     }
 
-    /// MoA (arXiv 2406.14909): every head has a window of its own beside the first `sink` keys.
+    /// MoA (arXiv 2406.14909): every head has its own window in addition to the first `sink` keys.
     pub fn moa(sink: usize, windows: &[usize]) -> Vec<Self> {
         windows.iter().map(|&local| Self::Streaming { sink, local }).collect()
     }
@@ -67,7 +67,7 @@ impl HeadBlocks {
     }
 
     /// # Errors
-    /// [`Error::Argument`] for numbers that are none.
+    /// [`Error::Argument`] for numbers that are not heads.
     pub(crate) fn from_numbers(numbers: &[usize]) -> Result<Vec<Self>> {
         let head = |three: &[usize]| match *three {
             [0, ..] => Some(Self::Dense),
@@ -77,13 +77,13 @@ impl HeadBlocks {
         };
         let all: Option<Vec<Self>> = numbers.chunks(3).map(head).collect();
         let all = all.filter(|_| numbers.len().is_multiple_of(3));
-        let bound = "three numbers a head: 0 (dense), 1 (streaming) or 2 (listed); first keys; last keys";
+        let bound = "three numbers per head: 0 (dense), 1 (streaming) or 2 (listed); first keys; last keys";
         all.ok_or_else(|| Error::argument("block_mask.heads", format!("{numbers:?}"), bound))
     }
 
     /// One for each of `heads` query heads, or none at all, and lists where there is something listed.
     pub(crate) fn check(all: &[Self], heads: usize, listed: bool) -> Result<()> {
-        let bound = format!("{heads}, one a query head, or empty: all are listed");
+        let bound = format!("{heads}, one per query head, or 0: then all are listed");
         require(all.is_empty() || all.len() == heads, "block_mask.heads.len()", all.len(), bound)?;
         match all.iter().position(|head| *head == Self::Listed) {
             Some(i) if !listed => {
@@ -91,7 +91,7 @@ impl HeadBlocks {
                 Err(Error::argument(format!("block_mask.heads[{i}]"), "Listed", bound))
             }
             None if all.is_empty() && !listed => {
-                Err(Error::argument("block_mask.chosen", "unset", "set, as no head has another kind"))
+                Err(Error::argument("block_mask.chosen", "unset", "set, since all heads are listed"))
             }
             _ => Ok(()),
         }

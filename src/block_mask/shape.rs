@@ -27,7 +27,7 @@ impl BlockMaskShape {
         let pair = |name: &str| -> Result<Option<[usize; 2]>> {
             let Some(numbers) = shapes.get_numbers(name) else { return Ok(None) };
             let pair = <[usize; 2]>::try_from(numbers).ok();
-            require(pair.is_some(), name, format!("{numbers:?}"), "two numbers: of queries and of keys").map(|()| pair)
+            require(pair.is_some(), name, format!("{numbers:?}"), "two numbers: queries and keys").map(|()| pair)
         };
         let (block, blocks) = (pair("block_mask.block")?, pair("block_mask.blocks")?);
         let heads = shapes.get_numbers("block_mask.heads").map(HeadBlocks::from_numbers).transpose()?;
@@ -51,13 +51,13 @@ impl BlockMaskShape {
         for (name, operand) in [("chosen", &self.chosen), ("full", &self.full)] {
             let Some(Operand { layout, .. }) = operand else { continue };
             let ([rows, cols], [.., words]) = (grid.blocks(), grid.shape());
-            let bound = format!("[{rows}, {cols}], by q and k in blocks of {:?}", self.block);
+            let bound = format!("[{rows}, {cols}], to match q and k in blocks of {:?}", self.block);
             require(self.blocks == [rows, cols], "block_mask.blocks", format!("{:?}", self.blocks), bound)?;
             let [of_batch, of_heads, ..] = layout.shape;
             let repeated = [of_batch, of_heads, rows, words];
             let fits =
                 layout.shape == repeated && [1, batch].contains(&of_batch) && [1, heads, heads_kv].contains(&of_heads);
-            let bound = format!("[{batch} or 1, {heads}, {heads_kv} or 1, {rows}, {words}], by q and k");
+            let bound = format!("[{batch} or 1, {heads}, {heads_kv} or 1, {rows}, {words}], to match q and k");
             require(fits, &format!("block_mask.{name}.shape"), format!("{:?}", layout.shape), bound)?;
             require(layout.dtype == DType::U32, &format!("block_mask.{name}.dtype"), layout.dtype, "u32")?;
             layout.byte_span()?;

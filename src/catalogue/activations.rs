@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// The case in a safetensors file: f32 `q`, `k`, `v` and `out` as [batch, heads, sequence, head_dim], `lse` [batch, heads,
-/// sequence], and i32 `seqlens_k`, one a batch entry. What comes out is compared with the file's `out` and `lse`.
+/// sequence], and i32 `seqlens_k`, one per batch entry. What comes out is compared with the file's `out` and `lse`.
 ///
 /// # Errors
 /// [`Error::Argument`] that names the file, the tensor and what is wrong with it.

@@ -110,7 +110,7 @@ impl AttentionCase {
         }
     }
 
-    /// What would run on a device, but for hooks that read buffers.
+    /// What would run on a device, except for hooks that read buffers.
     ///
     /// # Errors
     /// Those of [`AttentionParams::plan`].

@@ -77,7 +77,7 @@ impl BackwardCase {
             .tensor_if("d_additional_v", d_additional_v)
     }
 
-    /// What would run on a device, but for hooks that read buffers.
+    /// What would run on a device, except for hooks that read buffers.
     ///
     /// # Errors
     /// Those of [`AttentionParams::plan_backward`].

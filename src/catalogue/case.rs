@@ -34,9 +34,9 @@ pub struct AttentionCase {
     pub dtypes: [DType; 3],
     /// The params.
     pub params: FlashParams,
-    /// Queries that count.
+    /// The number of queries in each batch entry.
     pub seqlens_q: Option<Vec<usize>>,
-    /// Keys that count.
+    /// The number of keys in each batch entry.
     pub seqlens_k: Option<Vec<usize>>,
     /// An additive bias, repeated along batch, heads, queries, keys where true.
     pub bias: Option<[bool; 4]>,
@@ -46,13 +46,13 @@ pub struct AttentionCase {
     pub axes: Vec<NeighborhoodAxis>,
     /// A block mask: block-sparse attention.
     pub blocks: Option<BlockCase>,
-    /// Keys that every query sees besides.
+    /// Additional keys that every query sees.
     pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
     pub cu_seqlens: Option<[Vec<usize>; 2]>,
     /// Lengths and offsets on the GPU.
     pub on_gpu: bool,
-    /// Functions of the caller's.
+    /// The caller's functions.
     pub hooks: Vec<KnownHook>,
     /// Where the values come from.
     pub scores: Scores,
@@ -60,7 +60,7 @@ pub struct AttentionCase {
     pub strided: bool,
     /// Outputs and gradients are [batch, sequence, heads, head_dim] in memory.
     pub heads_last: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
     /// Filled at first use: leave it empty.
     pub known: OnceLock<Known>,
@@ -111,13 +111,14 @@ impl Default for AttentionCase {
 pub struct BlockCase {
     /// Queries and keys of a block.
     pub block: [usize; 2],
-    /// The part of the blocks that is chosen, at random.
+    /// The share of the blocks that is chosen, at random.
     pub density: f32,
-    /// Of each row's blocks up to its own, exactly that part rounded down, but at least one, instead of each block by chance.
+    /// Whether exactly that share of each row's blocks up to its own is chosen, rounded down but at least one, instead of each block by
+    /// chance.
     pub by_row: bool,
-    /// One mask for all batch entries, for all heads.
+    /// Whether one mask serves all batch entries, and all heads.
     pub repeated: [bool; 2],
-    /// One for the query heads that share a key head.
+    /// Whether one mask serves the query heads that share a key head.
     pub by_key_head: bool,
     /// Where the mask comes from.
     pub from: MaskSource,
@@ -163,7 +164,7 @@ pub enum KnownHook {
     TanhCap,
     /// Score: something of every field of the position; −∞ for one pair in eleven.
     Fields,
-    /// Mask: within one of so many documents, by a number for each token. Reads a u32 buffer.
+    /// Mask: within one of this many documents, by a number for each token. Reads a u32 buffer.
     Documents(usize),
     /// Mask: the first twenty keys, and those up to the query.
     Prefix,

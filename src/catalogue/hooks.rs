@@ -1,4 +1,4 @@
-//! Functions of a caller's own, in WGSL and, for the reference, in Rust.
+//! The caller's own functions, in WGSL and, for the reference, in Rust.
 
 use super::KnownHook::{self, Checks, Coordinates, Documents, Fields, Prefix, Relative, Stripes, TanhCap};
 use super::{AttentionCase, normal};

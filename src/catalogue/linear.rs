@@ -29,21 +29,21 @@ pub struct LinearCase {
     pub by_channel: bool,
     /// Heads of betas, if there are any.
     pub betas: Option<usize>,
-    /// Whether the state begins with another.
+    /// Whether there is an initial state.
     pub h0: bool,
-    /// Whether it goes on in place; else it is written.
+    /// Whether the state is updated in place; else it is written.
     pub in_place: bool,
     /// Tokens of each batch entry, or of each packed sequence; empty: all.
     pub sequences: Vec<usize>,
     /// Whether sequences lie one after another.
     pub packed: bool,
-    /// Rows behind the last of the packed sequences.
+    /// Rows after the last of the packed sequences.
     pub spare: usize,
     /// Types of q and k, of v and o.
     pub dtypes: [DType; 2],
     /// [batch, tokens, heads, width] in memory instead of contiguous: q, k, v and, where the case brings its outputs, o.
     pub strided: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
 }
 

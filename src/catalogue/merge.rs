@@ -27,7 +27,7 @@ pub struct MergeCase {
     pub spread: f32,
     /// [batch, rows, heads, value_dim] in memory with gaps, instead of contiguous.
     pub strided: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
     /// Filled at first use: leave it empty.
     pub expected: OnceLock<(Vec<f64>, Vec<f64>)>,

@@ -46,6 +46,6 @@ pub struct Problem {
     pub backward: bool,
     /// Tensors, numbers and what was prepared for them.
     pub ready: Ready,
-    /// Results of the float64 reference by name, of a tensor's shape; those that it decides alone.
+    /// Results of the float64 reference by name, with the tensors' shapes; only those that it decides alone.
     pub expected: Vec<(&'static str, Vec<f64>)>,
 }

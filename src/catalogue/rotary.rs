@@ -26,7 +26,7 @@ pub struct RotaryCase {
     pub dtypes: [DType; 2],
     /// [batch, rows, heads, head_dim] in memory with an odd offset, instead of contiguous.
     pub strided: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
 }
 

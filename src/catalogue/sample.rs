@@ -13,8 +13,9 @@ struct Reached {
     cost: usize,
 }
 
-/// Which of the cases to take for a short run: few that run every kernel that all of them run on a device with `caps`, and have every word
-/// of all names between them (features, types, layouts). One after another, that which adds most for what it costs. In order.
+/// Which of the cases to take for a short run: a few that together run every kernel that all of them run on a device with `caps`, and have
+/// every word of all names (features, types, layouts). They are picked one after another, each the one that adds most for its cost. In
+/// order.
 ///
 /// # Errors
 /// Those of planning a case.

@@ -12,14 +12,14 @@ use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-/// What becomes of the probabilities of an attention problem.
+/// A reduction of the probabilities of an attention problem.
 #[derive(Debug)]
 pub struct ScoreReductionCase {
     /// The attention.
     pub attention: AttentionCase,
-    /// What is made of the probabilities.
+    /// How the probabilities are reduced.
     pub reduction: Reduction,
-    /// Heads that go together.
+    /// How query heads are grouped.
     pub heads: HeadGroups,
     /// Queries that go together.
     pub queries: QueryGroups,
@@ -62,7 +62,7 @@ impl ScoreReductionCase {
             .with_problem(|problem: &FlashProblem, _| reference::score_reduction(&params, problem, &lse, &segments))
     }
 
-    /// What would run on a device, but for hooks that read buffers.
+    /// What would run on a device, except for hooks that read buffers.
     ///
     /// # Errors
     /// Those of [`ScoreReductionParams::plan`].

@@ -20,7 +20,7 @@ pub struct SeerDecodeCase {
     pub dims: (usize, usize),
     /// Keys of each batch entry.
     pub seqlens_k: Vec<usize>,
-    /// Those on the GPU.
+    /// Whether those are on the GPU.
     pub on_gpu: bool,
     /// Whether queries, keys go through a norm.
     pub norms: [bool; 2],
@@ -32,7 +32,7 @@ pub struct SeerDecodeCase {
     pub ring: usize,
     /// Target, loss and gradients instead of cache and choice.
     pub training: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
 }
 

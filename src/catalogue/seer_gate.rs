@@ -23,7 +23,7 @@ pub struct SeerGateCase {
     pub dims: (usize, usize),
     /// Whether pooled queries have a linear map.
     pub wq: bool,
-    /// Whether that of keys has a matrix a query head, instead of one a key head.
+    /// Whether the map of keys has a matrix for each query head, instead of one for each key head.
     pub wk_per_query_head: bool,
     /// Queries and keys of each batch entry; empty: all.
     pub sequences: Vec<[usize; 2]>,
@@ -39,7 +39,7 @@ pub struct SeerGateCase {
     pub amplitude: f32,
     /// Target, loss and gradients instead of the choice.
     pub training: bool,
-    /// Of the random values.
+    /// Seed of the random values.
     pub seed: u64,
 }
 

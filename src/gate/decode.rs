@@ -21,15 +21,15 @@ pub struct SeerDecodeGateParams {
     pub block: usize,
     /// How keys are pooled. Default: maximum, minimum, mean.
     pub pool_k: Vec<Pool>,
-    /// The model's base of rotary angles: a query turns by its own position, a block of keys by that of its first token. Unset: no
+    /// The base of the model's rotary angles: a query rotates by its own position, a block of keys by that of its first token. Unset: no
     /// embedding. Default: 10000.
     pub rope_theta: Option<f32>,
     /// Added to the mean square in the RMS norms. Default: 10⁻⁶.
     pub norm_epsilon: f32,
-    /// How blocks are chosen; the block that the query's own token lies in always is, besides. A density is ⌊r · M⌋ of M blocks here,
-    /// at least one. Default: a budget of 4096 keys.
+    /// How blocks are chosen. The block that holds the query's own token is always chosen too. A density is ⌊r · M⌋ of M blocks here, at
+    /// least one. Default: a budget of 4096 keys.
     pub selector: Selector,
-    /// The first block is always chosen too. Default: no.
+    /// Whether the first block is always chosen too. Default: no.
     pub sink: bool,
 }
 
@@ -58,11 +58,11 @@ struct Sizes {
 }
 
 impl SeerDecodeGateParams {
-    /// Whether they make sense.
+    /// Checks the params.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a
-    /// bound of the selector that is out of its range, a budget smaller than a block.
+    /// [`crate::Error::Argument`] for a block size that is not a power of two, a list of poolings that is empty or names a kind twice, a
+    /// selector whose bound is out of range, or a budget smaller than a block.
     pub fn check(&self) -> Result<()> {
         check_block("block", self.block)?;
         check_pools("pool_k", &self.pool_k)?;
@@ -72,20 +72,20 @@ impl SeerDecodeGateParams {
         self.selector.check(self.block)
     }
 
-    /// What runs for a step of decoding. Tensors, as the fields of [`crate::SeerDecodeWeights`] and [`crate::SeerDecodeInputs`] are
-    /// called: wq, wk, and if they are there norm_q, norm_k; q, compressed; `chosen`, u32 of the shape [`BlockGrid::shape`], and if they
-    /// are there or wanted `logits` and `scores`, f32 [batch, heads_kv, queries, blocks of keys]. Numbers: keys, and seqlens_k if
-    /// that is no tensor, u32 [1, 1, 1, batch].
+    /// The program for a step of decoding. Its tensors are named like the fields of [`crate::SeerDecodeWeights`] and
+    /// [`crate::SeerDecodeInputs`]: wq, wk and, where present, norm_q and norm_k; q, compressed; `chosen`, u32 of the shape
+    /// [`BlockGrid::shape`]; where present or wanted, `logits` and `scores`, f32 [batch, heads_kv, queries, blocks of keys]. Its numbers:
+    /// keys, and seqlens_k unless that is a tensor, u32 [1, 1, 1, batch].
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that do not fit together and lengths beyond `compressed` or `keys`;
-    /// [`crate::Error::Limit`] for a device that has too little.
+    /// [`crate::Error::Limit`] if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         let tensors = [&WEIGHTS[..], &["q", "compressed", "seqlens_k", "chosen", "logits", "scores"]].concat();
         shapes.check_names(&tensors, &["seqlens_k", "keys"])?;
         let mut builder = Builder::new(caps, shapes)?;
         let (frame, grid) = self.selection_frame(&mut builder, shapes)?;
-        let scores = declare_outputs(&mut builder, &frame, &grid, "by q, keys and blocks")?;
+        let scores = declare_outputs(&mut builder, &frame, &grid, "to match q, keys and blocks")?;
         builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
         let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores)];
         tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
@@ -100,7 +100,7 @@ impl SeerDecodeGateParams {
         let (q, compressed) = (builder.input("q")?, builder.input("compressed")?);
         let ([batch, heads_q, queries, head_dim], heads_kv) = (q.shape(), compressed.shape()[1]);
         let keys = shapes.get_numbers("keys").and_then(|keys| keys.first().copied());
-        require(keys.is_some(), "keys", "unset", "set: rows of the key tensor that attention reads")?;
+        require(keys.is_some(), "keys", "unset", "set to the number of rows in attention's key tensor")?;
         let (keys, block) = (keys.unwrap_or_default(), self.block);
         let [_, seqlens_k] = packed::lengths(builder, shapes)?;
         let k = q.view(Layout::heads_first(DType::F32, [batch, heads_kv, keys, head_dim]));
@@ -128,13 +128,13 @@ impl SeerDecodeGateParams {
         Ok((cached(frame), grid))
     }
 
-    /// What runs when batch entry b grows from `before[b]` to `after[b]` keys: writes the vectors of the blocks that become full into
-    /// `compressed` [batch, heads_kv, blocks, gate_dim], block j into row j. `k` [batch, heads_kv, rows, head_dim] are keys before their
-    /// rotary embedding, token t in row t mod rows; weights are those of [`SeerDecodeGateParams::plan`].
+    /// The program that runs when batch entry b grows from `before[b]` to `after[b]` keys: it writes the vectors of the blocks that become
+    /// full into `compressed` [batch, heads_kv, blocks, gate_dim], block j into row j. `k` [batch, heads_kv, rows, head_dim] holds the keys
+    /// before their rotary embedding, token t in row t mod rows; the weights are those of [`SeerDecodeGateParams::plan`].
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for tensors that do not fit together, lengths that shrink, keys that are no longer in the ring, and
-    /// blocks beyond `compressed`; [`crate::Error::Limit`] for a device that has too little.
+    /// blocks beyond `compressed`; [`crate::Error::Limit`] if the work needs more than the device offers.
     pub fn plan_compression(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&WEIGHTS[..], &["k", "compressed"]].concat(), &["before", "after"])?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -151,17 +151,17 @@ impl SeerDecodeGateParams {
         let [batch, heads_kv, ring, head_dim] = k.shape();
         require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
         let features = builder.input("wq")?.shape()[2];
-        let bound = format!("a multiple of head_dim = {head_dim}, at least once");
+        let bound = format!("a multiple of head_dim = {head_dim}, but not 0");
         require(features > 0 && features.is_multiple_of(head_dim.max(1)), "wq.shape[2]", features, bound)?;
         let group = features / head_dim.max(1);
         let gate_dim = self.check_weights(builder, [group * heads_kv, heads_kv, head_dim])?;
         AttentionShapes::of_tokens(&k, &k, [None, None]).check()?;
-        let bound = format!("a multiple of {block}, the keys of a block");
+        let bound = format!("a multiple of {block}, the number of keys in a block");
         require(ring > 0 && ring.is_multiple_of(block), "k.shape[2] (rows)", ring, bound)?;
         let blocks = check_compressed(&compressed, [batch, heads_kv, gate_dim])?;
         let lengths = |name: &str| {
             let lengths = shapes.get_numbers(name).unwrap_or_default();
-            let bound = format!("{batch}, one a batch entry");
+            let bound = format!("{batch}, one per batch entry");
             require(lengths.len() == batch, &format!("{name}.len()"), lengths.len(), bound).map(|()| lengths)
         };
         let (before, after) = (lengths("before")?, lengths("after")?);
@@ -184,8 +184,8 @@ impl SeerDecodeGateParams {
         Ok(Frame { ring, ..cached(self.frame(builder, batch, sequences, [0, rows], &sizes)) })
     }
 
-    /// What training runs, for tokens and weights: from them to `logits`, with what gradients need; from numbers that are `wanted` to a
-    /// `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
+    /// The four programs of training, for tokens and weights: from these to `logits`, with what the gradients need; from the `wanted`
+    /// numbers to a `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
     ///
     /// # Errors
     /// Those of [`SeerDecodeGateParams::plan`].
@@ -259,20 +259,20 @@ impl SeerDecodeGateParams {
         let most = format!("within 1..={MAX_HEAD_DIM}");
         require((1..=MAX_HEAD_DIM).contains(&gate_dim), "wk.shape[3] (gate_dim)", gate_dim, most)?;
         let even = gate_dim.is_multiple_of(2) || self.rope_theta.is_none();
-        require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding turns pairs")?;
+        require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding rotates pairs")?;
         let kinds = self.pool_k.len();
         let of_q = [1, heads_kv, heads_q / heads_kv * head_dim, gate_dim];
         let (of_k, norm) = ([1, heads_kv, kinds * head_dim, gate_dim], [1, 1, 1, gate_dim]);
         for (name, shape) in WEIGHTS.into_iter().zip([of_q, of_k, norm, norm]) {
             let Some(Operand { layout, .. }) = builder.tensor(name) else { continue };
-            let bound = format!("{shape:?}, by the heads of q and k, {kinds} kinds of pool_k and gate_dim");
+            let bound = format!("{shape:?}, to match the heads of q and k, {kinds} kinds of pool_k and gate_dim");
             require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
             require(layout.dtype.is_float(), &format!("{name}.dtype"), layout.dtype, "f32, f16 or bf16")?;
         }
         Ok(gate_dim)
     }
 
-    /// The grid of the mask that a step chooses for queries of this shape, so many key heads and at most so many keys.
+    /// The grid of the mask that a step chooses for queries of this shape, `heads_kv` key heads and at most `keys` keys.
     pub fn grid(&self, [batch, _, queries, _]: [usize; 4], heads_kv: usize, keys: usize) -> BlockGrid {
         BlockGrid { batch, heads: heads_kv, queries, keys, block: [1, self.block] }
     }
@@ -287,7 +287,7 @@ fn cached(mut frame: Frame) -> Frame {
 /// The blocks that the cache has room for.
 fn check_compressed(compressed: &Operand, [batch, heads_kv, gate_dim]: [usize; 3]) -> Result<usize> {
     let ([b, h, blocks, d], layout) = (compressed.shape(), &compressed.layout);
-    let bound = format!("[{batch}, {heads_kv}, any number, {gate_dim}], by the tokens and wk");
+    let bound = format!("[{batch}, {heads_kv}, any number, {gate_dim}], to match the tokens and wk");
     let fits = [b, h, d] == [batch, heads_kv, gate_dim];
     require(fits, "compressed.shape", format!("{:?}", layout.shape), bound)?;
     require(layout.dtype.is_float(), "compressed.dtype", layout.dtype, "f32, f16 or bf16")?;

@@ -16,18 +16,19 @@ const INPUTS: [&str; 8] = ["q", "k", "wq", "wk", "seqlens_q", "seqlens_k", "cu_s
 const NUMBERS: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
 
 impl SeerGateParams {
-    /// What runs. Tensors, as the fields of [`crate::SeerGateInputs`] are called: q and k before their rotary embedding, wk, and if it is
-    /// there wq; `chosen`, the chosen blocks, u32 of the shape [`BlockGrid::shape`]; if they are there or wanted, `logits`, the scores
-    /// before the softmax, f32 [batch, heads_q, blocks of queries, blocks of keys], −∞ where a row does not see a block, and `scores`,
-    /// their softmax. Numbers: seqlens_q, seqlens_k or cu_seqlens_q, cu_seqlens_k.
+    /// The program that runs. Its tensors are named like the fields of [`crate::SeerGateInputs`]: q and k before their rotary embedding, wk
+    /// and, where present, wq; `chosen`, the chosen blocks, u32 of the shape [`BlockGrid::shape`]; where present or wanted, `logits`, the
+    /// scores before the softmax, f32 [batch, heads_q, blocks of queries, blocks of keys], −∞ where a row does not see a block, and
+    /// `scores`, their softmax. Its numbers: seqlens_q, seqlens_k or cu_seqlens_q, cu_seqlens_k.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has too little.
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] if the work needs more than the
+    /// device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["chosen", "logits", "scores"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let (frame, grid) = self.frame(&builder, shapes)?;
-        let scores = declare_outputs(&mut builder, &frame, &grid, "by q, k and blocks")?;
+        let scores = declare_outputs(&mut builder, &frame, &grid, "to match q, k and blocks")?;
         for side in [Side::Queries, Side::Keys] {
             builder.scratch(SideTensors::of(side).pooled, frame.pooled(side))?;
             builder.scratch(frame.side(side).vectors, frame.vectors(side))?;
@@ -41,8 +42,8 @@ impl SeerGateParams {
         ))
     }
 
-    /// What training runs, for tokens and weights: from them to `logits`, with what gradients need; from numbers that are `wanted` to a
-    /// `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
+    /// The four programs of training, for tokens and weights: from these to `logits`, with what the gradients need; from the `wanted`
+    /// numbers to a `target`; from both to the `loss` and its gradient `dlogits`; from that to the gradients of the weights.
     ///
     /// # Errors
     /// Those of [`SeerGateParams::plan`].
@@ -77,12 +78,12 @@ impl SeerGateParams {
         let wanted = [1, heads_wk, self.pool_k.len() * head_dim, gate_dim];
         let fits = wk.shape() == wanted && [heads_q, heads_kv].contains(&heads_wk);
         let kinds = self.pool_k.len();
-        let bound = format!("[1, {heads_q} or {heads_kv}, {}, gate_dim], by k and {kinds} kinds of pool_k", wanted[2]);
+        let bound = format!("[1, {heads_q} or {heads_kv}, {}, gate_dim], for k and {kinds} kinds of pool_k", wanted[2]);
         require(fits, "wk.shape", format!("{:?}", wk.shape()), bound)?;
         let kinds = self.pool_q.len();
         if let Some(wq) = &wq {
             let wanted = [1, heads_q, kinds * head_dim, gate_dim];
-            let bound = format!("{wanted:?}, by q, {kinds} kinds of pool_q and wk");
+            let bound = format!("{wanted:?}, to match q, {kinds} kinds of pool_q and wk");
             require(wq.shape() == wanted, "wq.shape", format!("{:?}", wq.shape()), bound)?;
         } else {
             let bound =
@@ -95,7 +96,7 @@ impl SeerGateParams {
             layout.byte_span()?;
         }
         let even = gate_dim.is_multiple_of(2) || self.rope_theta.is_none();
-        require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding turns pairs")?;
+        require(even, "wk.shape[3] (gate_dim)", gate_dim, "even: a rotary embedding rotates pairs")?;
         let [rows, cols] = grid.blocks();
         let side = |vectors, heads, share, pools: &Vec<Pool>, rows, weighted| SideFrame {
             vectors,

@@ -24,10 +24,10 @@ pub(crate) use wgpu::WasmNotSendSync;
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
 /// ```
 pub trait Call: WasmNotSendSync {
-    /// The tensors that are there.
+    /// The tensors that are present.
     fn tensors(&self) -> Vec<(Name, &Tensor)>;
 
-    /// What is no tensor: lengths and offsets on the host, sizes of blocks.
+    /// What is not a tensor: lengths and offsets on the host, sizes of blocks.
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
         vec![]
     }
@@ -111,7 +111,7 @@ impl<C: Call> From<C> for Shapes {
 }
 
 impl Shapes {
-    /// As the tensors of a call are, and where they share buffers.
+    /// The layouts and numbers of a call, and which of its tensors share buffers.
     pub fn of(call: impl Call) -> Self {
         let tensors = call.tensors();
         let mut shapes = Self::default();

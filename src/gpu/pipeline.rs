@@ -53,8 +53,8 @@ pub(crate) struct Pipeline {
 }
 
 impl Gpu {
-    /// Keeps so many compiled kernels, those that were used last (256 where nothing is said): more memory, or more compiling. What is
-    /// prepared keeps its own, and types keep what they prepared for their last 32 shapes.
+    /// Sets how many compiled kernels are kept, the most recently used ones (256 by default): a larger number takes more memory, a smaller
+    /// one more compiling. Prepared calls keep their own kernels, and types keep what they prepared for their last 32 shapes.
     pub fn keep_pipelines(&self, most: usize) {
         let mut kept = self.kept_pipelines().lock().expect("no panic under this lock");
         kept.most = most;

@@ -14,10 +14,10 @@ use std::sync::Arc;
 /// How many sets of tensors a prepared call keeps bind groups for.
 const BIND_GROUP_SETS: usize = 8;
 
-/// A call compiled for certain shapes: records into the caller's encoders, as often as wanted, with any tensors of these shapes.
+/// A call that is compiled for certain shapes. It records into the caller's encoders, as often as wanted, with any tensors of these shapes.
 ///
-/// Work that is recorded from one of them into several command buffers shares its scratch buffers: slices of one call go one after
-/// another, and no other call goes between them.
+/// All work that is recorded from one of them shares its scratch buffers, also across command buffers. Submit the slices of one call one
+/// after another, with no other call in between.
 #[derive(Debug)]
 pub struct Prepared {
     gpu: Gpu,
@@ -55,10 +55,10 @@ impl Prepared {
         self.parts.program.slices.len()
     }
 
-    /// Records the whole work. The caller submits; for long work see [`Prepared::encode_slice`].
+    /// Records all of the work. The caller submits; for long work see [`Prepared::encode_slice`].
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for. Nothing is recorded then.
+    /// [`Error::Argument`], [`Error::OtherDevice`] if a tensor is not as it was prepared for. Then nothing is recorded.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, call: impl Call) -> Result<()> {
         self.record(encoder, 0..self.slices(), call.tensors(), call.numbers())
     }
@@ -66,7 +66,7 @@ impl Prepared {
     /// Records one slice of the work, so that the caller can submit long work in parts of 50 to 100 ms, one after another.
     ///
     /// # Errors
-    /// Those of [`Prepared::encode`]; [`Error::Argument`] for a slice that is not there.
+    /// Those of [`Prepared::encode`]; [`Error::Argument`] for a slice that does not exist.
     pub fn encode_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: usize, call: impl Call) -> Result<()> {
         let known = self.slices();
         let bound = format!("within 0..{known}");
@@ -74,7 +74,7 @@ impl Prepared {
         self.record(encoder, slice..slice + 1, call.tensors(), call.numbers())
     }
 
-    /// Records the whole work into a pass of the caller's.
+    /// Records all of the work into the caller's compute pass.
     ///
     /// # Errors
     /// Those of [`Prepared::encode`].
@@ -91,11 +91,11 @@ impl Prepared {
         self.submit_checked(call.tensors(), call.numbers(), false).await.map(|_| ())
     }
 
-    /// Whether what only the GPU has seen was in order and in range (lengths and offsets of sequences, numbers of segments, gates), in the
-    /// work that was recorded last, once it was submitted. Results of `forward` say so when they are read.
+    /// Checks what only the GPU has seen (lengths and offsets of sequences, numbers of segments, gates): whether it was in order and in
+    /// range in the work that was recorded last. Submit that work first. Results of `forward` are checked when they are read.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names what was wrong; [`Error::DeviceLost`].
+    /// [`Error::Argument`], which names what was wrong; [`Error::DeviceLost`].
     pub async fn check(&self) -> Result<()> {
         for check in self.parts.program.checks.iter().filter(|_| self.slices() > 0) {
             let words = self.parts.scratch[check.scratch].clone();

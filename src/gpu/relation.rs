@@ -64,7 +64,7 @@ impl Relation {
             return Err(Error::argument(format!("{} and {}", one.name, other.name), found, bound));
         }
         if tied && shifts[i] != shifts[j] {
-            let bound = format!("as far from {}'s as it was prepared: both share a binding", other.name);
+            let bound = format!("as far from {}'s as when prepared: both share a binding", other.name);
             return Err(Error::argument(format!("{}.offset", one.name), a.layout().offset, bound));
         }
         let start = |range: &Range<u64>| range.start - range.start % caps.binding_alignment();

@@ -7,7 +7,7 @@ use crate::{DType, Element, Error, Gpu, Layout, Result};
 /// Elements that are read of a view that repeats some.
 const MOST_REPEATED: u64 = 1 << 28;
 
-/// A tensor on the GPU. It shares its buffer with whoever else holds that buffer; cloning copies no data.
+/// A tensor on the GPU. It shares its buffer with the buffer's other owners; cloning copies no data.
 #[derive(Clone)]
 pub struct Tensor {
     gpu: Gpu,
@@ -44,8 +44,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// The same of `values` in the order [batch, sequence, heads, head_dim], as many models have them; they are stored in that
-    /// order. `shape` is [batch, heads, sequence, head_dim] here too.
+    /// The same for `values` in the order [batch, sequence, heads, head_dim], as in many models; they are stored in that order. `shape` is
+    /// [batch, heads, sequence, head_dim] here too.
     ///
     /// # Errors
     /// Those of [`Tensor::upload`].
@@ -75,10 +75,10 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A tensor in a buffer of its own that holds `bytes`: `layout` says where in them the elements lie.
+    /// A tensor in a buffer of its own that holds `bytes`; `layout` says where the elements are in them.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a layout that leaves `bytes`; [`Error::OutOfMemory`], [`Error::Limit`].
+    /// [`Error::Argument`] for a layout that reaches beyond `bytes`; [`Error::OutOfMemory`], [`Error::Limit`].
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -92,7 +92,7 @@ impl Tensor {
     pub async fn upload_bytes(gpu: &Gpu, layout: Layout, bytes: &[u8]) -> Result<Self> {
         let needed = if layout.is_empty() { 0 } else { layout.byte_span()?.end };
         let size = bytes.len() as u64;
-        require(size >= needed, "bytes.len()", size, format!("at least {needed}, by the layout"))?;
+        require(size >= needed, "bytes.len()", size, format!("at least {needed}, to hold the layout"))?;
         let mut whole = bytes.to_vec();
         whole.resize(bytes.len().next_multiple_of(4), 0);
         Self::of_bytes(gpu, layout, size, &whole).await
@@ -101,7 +101,7 @@ impl Tensor {
     /// A tensor with a buffer of its own, zero until something is written.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a layout that leaves 2^64; [`Error::OutOfMemory`], [`Error::Limit`].
+    /// [`Error::Argument`] for a layout that reaches beyond 2^64 bytes; [`Error::OutOfMemory`], [`Error::Limit`].
     pub async fn empty(gpu: &Gpu, layout: Layout) -> Result<Self> {
         let bytes = layout.byte_span()?.end;
         Self::of_bytes(gpu, layout, bytes, &[]).await
@@ -114,11 +114,11 @@ impl Tensor {
         Self::wrap(gpu, &gpu.buffer("tensor", size, usage, bytes).await?, layout)
     }
 
-    /// A view of a buffer that the caller made on `gpu`'s device; no data is touched. A buffer of another device shows only when it is
-    /// used, as what the API refuses: wgpu tells no one which device a buffer belongs to.
+    /// A view of a buffer that the caller made on `gpu`'s device; no data is touched. A buffer of another device is noticed only when it is
+    /// used, through an error from the API: wgpu does not tell which device a buffer belongs to.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the layout leaves the buffer, if the buffer's size is not a multiple of 4, or if it lacks
+    /// [`Error::Argument`] if the layout reaches beyond the buffer, if the buffer's size is not a multiple of 4, or if it lacks
     /// the usage `STORAGE`.
     pub fn wrap(gpu: &Gpu, buffer: &wgpu::Buffer, layout: Layout) -> Result<Self> {
         let span = layout.byte_span()?;
@@ -126,7 +126,7 @@ impl Tensor {
             buffer.usage().contains(wgpu::BufferUsages::STORAGE),
             "buffer.usage",
             format!("{:?}", buffer.usage()),
-            "STORAGE, with others as needed",
+            "STORAGE, and others as needed",
         )?;
         let size = buffer.size();
         require(size.is_multiple_of(4), "buffer.size", size, "a multiple of 4")?;
@@ -195,8 +195,8 @@ impl Tensor {
         &self.gpu
     }
 
-    /// Writes `values` (last index fastest) where the layout puts them, rounded to the tensor's type. What lies between
-    /// the rows keeps its contents, but for the one element that pads an odd row of 16-bit elements.
+    /// Writes `values` (last index fastest) where the layout puts them, rounded to the tensor's type. The gaps between
+    /// the rows keep their contents, except for the one element that pads an odd row of 16-bit elements.
     ///
     /// # Errors
     /// [`Error::Argument`] if there are not as many values as elements, if rows overlap or do not start on whole words, or
@@ -235,8 +235,8 @@ impl Tensor {
     /// GPU works.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the buffer lacks the usage `COPY_SRC`, or if the kernel that wrote the tensor met indices on
-    /// the GPU that were out of order or range; [`Error::DeviceLost`], [`Error::Timeout`], [`Error::OutOfMemory`].
+    /// [`Error::Argument`] if the buffer lacks the usage `COPY_SRC`, or if the kernel that wrote the tensor found indices on the GPU that
+    /// were out of order or out of range; [`Error::DeviceLost`], [`Error::Timeout`], [`Error::OutOfMemory`].
     pub async fn read(&self) -> Result<Vec<f32>> {
         let usage = self.buffer.usage();
         let needed = wgpu::BufferUsages::COPY_SRC;
@@ -247,7 +247,7 @@ impl Tensor {
         let span = self.layout.byte_span()?;
         let count = self.layout.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n as u64)).unwrap_or(u64::MAX);
         let most = ((span.end - span.start) / self.layout.dtype.bytes()).max(MOST_REPEATED);
-        let bound = format!("such that a view that repeats elements has at most {most}");
+        let bound = format!("smaller: a view that repeats elements may have at most {most}");
         require(count <= most, "tensor.shape", format!("{:?}", self.layout.shape), bound)?;
         for check in &self.checks {
             check.ask(&self.gpu).await?;

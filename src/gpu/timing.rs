@@ -8,12 +8,12 @@ use web_time::Instant;
 pub struct GpuTime {
     /// Seconds.
     pub seconds: f64,
-    /// True: by the GPU's own timestamps. False: by the clock, submit and wait included, because it has none.
+    /// Whether the GPU's own timestamps measured it. If it has none, the clock did, with submit and wait included.
     pub by_timestamps: bool,
 }
 
 impl Gpu {
-    /// Runs what `record` puts into a compute pass, waits for it and says how long it took on the GPU.
+    /// Runs what `record` puts into a compute pass, waits for it and returns how long it took on the GPU.
     ///
     /// # Errors
     /// Those of `record`, [`crate::Error::DeviceLost`], [`crate::Error::Timeout`].

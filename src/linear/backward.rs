@@ -42,9 +42,9 @@ pub(super) const BEHIND: Tensor = "states behind";
 const KEPT: usize = 32;
 
 impl LinearParams {
-    /// What runs for gradients. Besides the inputs of [`LinearParams::plan`], `dout`, of the output's shape, and if it is there `dht`, of
-    /// the last state's; dq, dk and dv, and with gates of tokens or channels `dg`, f32, of their shape, with slopes `dslopes`, f32 [1, heads,
-    /// 1, 1], with betas `dbeta`, f32, of their shape, with h0 `dh0`.
+    /// The program that computes gradients. Besides the inputs of [`LinearParams::plan`], it reads `dout`, with the output's shape, and
+    /// where present `dht`, with the last state's. It writes dq, dk and dv; with gates, `dg`, f32, with their shape; with betas, `dbeta`,
+    /// f32, with their shape; with slopes, `dslopes`, f32 [1, heads, 1, 1]; and with h0, `dh0`.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`].
@@ -137,7 +137,7 @@ impl LinearParams {
             ("dh0", inputs.h0.as_ref().map(|_| state), true),
         ] {
             let given = builder.tensor(name).is_some();
-            require_set(name, given, given && layout.is_some(), "as what it is the gradient of")?;
+            require_set(name, given, given && layout.is_some(), "like what it is the gradient of")?;
             let Some(layout) = layout else { continue };
             let shape = layout.shape;
             check_output(name, Some(&builder.output(name, layout)?), shape, is_exact)?;

@@ -11,14 +11,14 @@ use crate::program::{Builder, Program};
 use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
 
 impl LinearParams {
-    /// What runs. Tensors, as the fields of [`crate::LinearInputs`] are called: q, k, v, and if they are there g, beta, h0; `o` [batch, heads,
-    /// tokens, value_dim], of any type; if they are there or wanted, `ht`, the last state, f32 [batch or sequences, heads, head_dim,
-    /// value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim, value_dim]: rows
-    /// [n · head_dim, (n + 1) · head_dim) after token n in the order of the walk. `state` in place of `h0` and `ht`: a state that goes on
-    /// in place. Numbers: seqlens or cu_seqlens.
+    /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta and
+    /// h0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, f32 [batch or sequences,
+    /// heads, head_dim, value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim,
+    /// value_dim]: rows [n · head_dim, (n + 1) · head_dim) after token n in the order of processing. `state` replaces `h0` and `ht`: a state
+    /// that is updated in place. Its numbers: seqlens or cu_seqlens.
     ///
     /// # Errors
-    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] for a device that has too little.
+    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "state", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -31,8 +31,8 @@ impl LinearParams {
         check_output("state", state.as_ref(), inputs.state().shape, true)?;
         check_output("snapshots", snapshots.as_ref(), inputs.snapshots().shape, true)?;
         if state.is_some() {
-            require(inputs.h0.is_none(), "h0", "set", "unset where the state goes on in place")?;
-            require(ht.is_none(), "ht", "set", "unset where the state goes on in place")?;
+            require(inputs.h0.is_none(), "h0", "set", "unset where the state is updated in place")?;
+            require(ht.is_none(), "ht", "set", "unset where the state is updated in place")?;
         }
         let delta = self.rule == LinearRule::Delta;
         let walk = Walk {
@@ -100,7 +100,7 @@ impl LinearParams {
                 LinearAlgorithm::OnePass => stretch,
                 LinearAlgorithm::ThreePass => usize::MAX,
             };
-            let bound = format!("unset or three passes for more than {most} tokens where not causal");
+            let bound = format!("unset or three passes for more than {most} tokens where attention is not causal");
             require(self.causal || tokens <= most, "algorithm", format!("{algorithm:?}"), bound)?;
             return match (algorithm, self.chunk) {
                 (LinearAlgorithm::Recurrent, Some(chunk)) => {

@@ -115,10 +115,10 @@ impl LinearShapes {
         require(tokens <= MAX_SEQUENCE, "q.shape[2] (tokens)", tokens, format!("at most {MAX_SEQUENCE}"))?;
         for (name, operand, width) in [("q", q, head_dim), ("k", k, head_dim), ("v", v, value_dim)] {
             let own = operand.shape()[1];
-            let bound = format!("a divisor of {heads}, the most heads of q, k and v");
+            let bound = format!("a divisor of {heads}, the most heads that q, k or v has");
             require(own > 0 && heads.is_multiple_of(own), &format!("{name}.shape[1] (heads)"), own, bound)?;
             let wanted = [batch, own, tokens, width];
-            let bound = format!("{wanted:?}, by q");
+            let bound = format!("{wanted:?}, to match q");
             require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
         }
         self.check_lengths(batch, tokens)?;
@@ -146,14 +146,14 @@ impl LinearShapes {
             require(params.causal, "g", "set", "unset where attention is not causal: all tokens read one state")?;
         }
         if let Some(slopes) = &params.slopes {
-            require(slopes.len() == heads, "slopes.len()", slopes.len(), format!("{heads}, one a head"))?;
+            require(slopes.len() == heads, "slopes.len()", slopes.len(), format!("{heads}, one per head"))?;
         }
         Ok(())
     }
 
     fn check_lengths(&self, batch: usize, tokens: usize) -> Result<()> {
         let both = self.seqlens.is_some() && self.cu_seqlens.is_some();
-        require(!both, "seqlens", "set", "unset with cu_seqlens, which say the lengths")?;
+        require(!both, "seqlens", "set", "unset with cu_seqlens, which give the lengths")?;
         self.seqlens.iter().try_for_each(|lengths| check_host_lengths("seqlens", lengths, batch, tokens))?;
         let Some(offsets) = &self.cu_seqlens else { return Ok(()) };
         require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
@@ -170,7 +170,7 @@ pub(super) fn check_tensor(
 ) -> Result<()> {
     let Some(Operand { layout, .. }) = operand else { return Ok(()) };
     let shape = wanted.unwrap_or(layout.shape);
-    let bound = format!("{shape:?}, by q, k and v");
+    let bound = format!("{shape:?}, to match q, k and v");
     require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
     let fits = if exact { layout.dtype == DType::F32 } else { layout.dtype.is_float() };
     let bound = if exact { "f32" } else { "f32, f16 or bf16" };

@@ -18,7 +18,8 @@ pub struct Check {
 #[non_exhaustive]
 pub enum Rule {
     /// Offsets of packed sequences ascend, within the rows and the longest sequence; lengths of padded ones are within the rows. Three
-    /// words: `u32::MAX` less eight times the place, four times the side and the rule (0: none), the value, the one before it.
+    /// words: `u32::MAX` minus the sum of eight times the place, four times the side, and the rule (or 0: nothing is wrong); the value; the
+    /// one before it.
     Offsets {
         /// The arguments' names.
         names: [&'static str; 2],
@@ -27,15 +28,16 @@ pub enum Rule {
         /// Longest sequences.
         max_seqlen: [usize; 2],
     },
-    /// Numbers of segments are below `count`. Two words for each batch entry: `u32::MAX` less the key (0: none), its number.
+    /// Numbers of segments are below `count`. Two words for each batch entry: `u32::MAX` minus the key (or 0: nothing is wrong), and its
+    /// number.
     Segments {
         /// Batch entries.
         batch: usize,
         /// How many segments there are.
         count: usize,
     },
-    /// Gates are at most 0, betas within [0, 2]. A word for each segment of each head of each entry: twice the token of a wrong one, and
-    /// 1 for a gate, 2 for a beta (0: none).
+    /// Gates are at most 0, betas within [0, 2]. A word for each segment of each head of each entry: twice the token (from 0) with a
+    /// wrong one, plus 1 for a gate and 2 for a beta (0: none).
     Gates {
         /// Heads of the state.
         heads: usize,
@@ -46,8 +48,8 @@ pub enum Rule {
         /// Whether entries are packed sequences, which lie in one batch entry.
         packed: bool,
     },
-    /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` less four times the place and the
-    /// rule (0: none), the value, the one before it.
+    /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` minus the sum of four times the place
+    /// and the rule (or 0: nothing is wrong); the value; the one before it.
     BlockList {
         /// The argument's name.
         name: &'static str,
@@ -66,10 +68,10 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// What is wrong, by the words.
+    /// Reports what is wrong, according to the words.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the argument, the value and the bound.
+    /// [`Error::Argument`], which names the argument, the value and the bound.
     pub fn judge(&self, words: &[u32]) -> Result<()> {
         match *self {
             Self::Offsets { names, rows, max_seqlen } => match *words {
@@ -95,7 +97,7 @@ impl Rule {
                 Err(match (words[n] - 1) % 2 {
                     0 => {
                         let what = format!("g[{batch}][{head}][{row}]");
-                        Error::argument(what, "positive or NaN", "at most 0: the natural logarithm of what stays")
+                        Error::argument(what, "positive or NaN", "at most 0: it is the logarithm of a decay factor")
                     }
                     _ => {
                         let what = format!("beta[{batch}][{}][{row}]", head * betas / heads);
@@ -109,7 +111,7 @@ impl Rule {
             },
             Self::Capacity { name, capacity } => match words.first() {
                 Some(&found) if found != 0 => {
-                    Err(Error::argument("capacity", capacity, format!("at least {found}: the mask's {name} blocks")))
+                    Err(Error::argument("capacity", capacity, format!("at least {found}, the number of {name} blocks")))
                 }
                 _ => Ok(()),
             },
@@ -134,9 +136,9 @@ impl OffsetRule {
         let bound = match self {
             Self::Start => "0".to_string(),
             Self::Order => format!("at least the offset before it, {before}"),
-            Self::End => format!("at most {rows}, by the tensors' rows"),
+            Self::End => format!("at most {rows}, the rows of the tensor"),
             Self::Length => {
-                format!("at most {longest} above the offset before it, {before}: the longest sequence as stated")
+                format!("at most {longest} above the offset before it, {before}: no sequence may be longer than stated")
             }
         };
         Error::argument(format!("{name}[{index}]"), value, bound)
@@ -151,7 +153,7 @@ fn list_error(name: &str, found: u32, value: u32, before: u32, cols: usize, coun
         0 => ("offsets", format!("at least the offset before it, {before}")),
         1 => ("offsets", format!("at most {count}, the number of indices")),
         2 => ("indices", format!("above the index before it in its row, {before}: indices ascend")),
-        _ => ("indices", format!("below {cols}, the blocks of keys")),
+        _ => ("indices", format!("below {cols}, the number of blocks of keys")),
     };
     Error::argument(format!("{name}.{part}[{place}]"), value, bound)
 }

@@ -1,4 +1,4 @@
-//! Functions of the caller's own that change a score or hide a key, as FlexAttention has them.
+//! The caller's own functions that change a score or hide a key, as in FlexAttention.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod rules;
@@ -17,7 +17,7 @@ pub(crate) use text::without_prefixes;
 /// What a buffer's name begins with in a shader.
 pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 
-/// A WGSL function of the caller's, with the buffers that it reads.
+/// A WGSL function that the caller wrote, with the buffers that it reads.
 ///
 /// A `score_mod` is `fn NAME(score: f32, at: Position) -> f32`, in natural units; a `mask_mod` is
 /// `fn NAME(at: Position) -> bool`, true where the key is seen. Both must be pure. They get
@@ -26,25 +26,24 @@ pub(crate) const BUFFER_PREFIX: &str = "hooks_";
 /// struct Position { batch: u32, head: u32, query: u32, key: u32, queries: u32, keys: u32 }
 /// ```
 ///
-/// the batch entry (of packed sequences: the sequence), the query head, the query's and the key's places in their
-/// sequence, and the lengths of the two. `source` may hold constants, types and helper functions beside the entry; each
-/// hook's source stands alone, and a text that several share is taken once. Its names are its own: a function `log2` of a hook's is
-/// not called by anything else, and nothing of a kernel's can be reached. A source has at most 64 KiB and no directives, no overrides,
-/// no attributes but `@align`, `@size` and `@must_use`, no variables that threads share, no barriers and no subgroup operations. Its
-/// arrays and structs hold at most 16 KiB, counted as often as they are named; lengths of arrays are numbers or constants that are. A
-/// function, counting everything that it calls once per call, has at most 65,536 words and signs, and 256 KiB of arrays, structs and
-/// copies of them.
+/// which holds the batch entry (for packed sequences: the sequence), the query head, the positions of query and key in their sequence, and
+/// the lengths of the two. `source` may hold constants, types and helper functions in addition to the entry. Each hook's source stands
+/// alone, and a text that several hooks share is included once. Its names are its own: nothing else calls a hook's function `log2`, and
+/// nothing in a kernel can be reached. A source has at most 64 KiB. It has no directives, no overrides, no attributes other than `@align`,
+/// `@size` and `@must_use`, no variables that threads share, no barriers and no subgroup operations. Its arrays and structs hold at most 16
+/// KiB, counted as often as they are named; the length of an array is a number or a constant that is one. A function, counting everything
+/// that it calls once per call, has at most 65,536 words and signs, and 256 KiB of arrays, structs and copies of them.
 ///
-/// In browsers their own compilers hold these rules, or bounds of their own.
+/// In a browser, its own compiler enforces these rules, or bounds of its own.
 ///
-/// Give variables a value where they are declared: a browser was seen to leave `var sum: f32;` as it was from one call to the next.
+/// Give variables a value where they are declared: one browser was seen to keep the value of `var sum: f32;` from one call to the next.
 ///
-/// Shaders with a hook keep their bounds checks: a read outside of a buffer gives zero or some element of it, and nothing
-/// else of the device's memory. A source without loops costs less than one with: loops of a caller's are guarded against
-/// never ending, and the guard slows all loops of the shader.
+/// Shaders with a hook keep their bounds checks: a read outside of a buffer gives zero or some element of it, and nothing else of the
+/// device's memory. A source without loops costs less than one with loops: the caller's loops are guarded against running forever, and the
+/// guard slows down all loops of the shader.
 ///
-/// A `mask_mod` is asked for every pair of query and key first, for all heads at once if its source does not have the word
-/// `head`; tiles of keys that it hides from a whole tile of queries are then skipped.
+/// A `mask_mod` is first evaluated for every pair of query and key, once for all heads if its source does not contain the word `head`.
+/// Tiles of keys that it hides from a whole tile of queries are then skipped.
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -71,8 +70,8 @@ pub struct Hook {
     pub source: String,
     /// The function's name.
     pub entry: String,
-    /// For a `score_mod`, its gradient: `fn NAME(score: f32, at: Position, d_out: f32) -> f32`, what the gradient of its
-    /// result (`d_out`) makes of its argument's.
+    /// For a `score_mod`, its gradient: `fn NAME(score: f32, at: Position, d_out: f32) -> f32`, which turns the gradient of its result
+    /// (`d_out`) into the gradient of its argument.
     #[cfg_attr(feature = "serde", serde(default))]
     pub grad_entry: Option<String>,
     /// What the source reads, by name: `array<f32>` for an f32 tensor, `array<u32>` for any other (16-bit and 8-bit
@@ -121,7 +120,7 @@ impl Hook {
         Self { grad_entry: Some(entry.into()), ..self }
     }
 
-    /// The same with one more buffer, which the source reads by this name, and which calls bring.
+    /// The same with one more buffer, which the source reads by this name and which every call brings.
     pub fn declaring(mut self, name: impl Into<String>, layout: Layout) -> Self {
         self.buffers.push((name.into(), layout));
         self
@@ -260,7 +259,7 @@ pub(crate) fn check(caps: &Caps, hooks: &[Placed]) -> Result<()> {
         let same = |other: &Placed, theirs: &Layout| theirs == layout && other.carried(name) == placed.carried(name);
         let other = all().take(i).find(|(other, (known, theirs))| known == name && !same(other, theirs));
         if let Some((first, _)) = other {
-            let bound = format!("the same tensor as in {}, or of another name", first.place);
+            let bound = format!("the same tensor as in {}, or under another name", first.place);
             return Err(Error::argument(format!("{}.buffers: {name}", placed.place), "another tensor", bound));
         }
     }

@@ -6,7 +6,7 @@ use crate::layout::{MAX_BATCH, MAX_HEADS};
 use crate::{Error, Layout, Result};
 
 /// Types, shapes and strides of a call's tensors by name, and what else it is planned for: lengths and offsets on the host, sizes of
-/// blocks. Outputs that are not named get a buffer of their own, contiguous.
+/// blocks. Outputs that are not named get a contiguous buffer of their own.
 ///
 /// ```
 /// use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
@@ -54,7 +54,7 @@ impl Shapes {
         }
     }
 
-    /// The same with such numbers.
+    /// The same with these numbers.
     pub fn numbers(mut self, name: impl Into<Name>, numbers: impl Into<Vec<usize>>) -> Self {
         let (name, numbers) = (name.into(), numbers.into());
         self.numbers.retain(|(other, _)| *other != name);
@@ -70,18 +70,18 @@ impl Shapes {
         }
     }
 
-    /// The same where an output that may be left out is wanted, with a layout of its own.
+    /// The same where an optional output is wanted, with a layout of its own.
     pub fn wanted(mut self, name: impl Into<Name>) -> Self {
         self.wanted.push(name.into());
         self
     }
 
-    /// The same where these tensors lie in one buffer, by their layouts' offsets.
+    /// The same where these tensors share one buffer, at their layouts' offsets.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a name that is not there.
+    /// [`Error::Argument`] for a name that does not exist.
     pub fn in_one_buffer(mut self, names: &[&str]) -> Result<Self> {
-        let missing = |name: &str| Error::argument(name, "unset", "a tensor of the shapes");
+        let missing = |name: &str| Error::argument(name, "unset", "a tensor in the shapes");
         let place = |name: &&str| self.place(name).ok_or_else(|| missing(name));
         let places = names.iter().map(place).collect::<Result<Vec<_>>>()?;
         let first = places.iter().map(|&i| self.tensors[i].2).min();
@@ -142,7 +142,7 @@ impl Shapes {
                 Some(start) => name.starts_with(start),
                 None => name == other,
             });
-            require(fits, name, "set", format!("unset here: what is known is {}", known.join(", ")))?;
+            require(fits, name, "set", format!("unset here: the known names are {}", known.join(", ")))?;
         }
         Ok(())
     }

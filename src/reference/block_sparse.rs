@@ -19,7 +19,7 @@ pub struct ChosenBlocks<'a> {
     pub shape: [usize; 4],
     /// Whether each is chosen.
     pub chosen: &'a [bool],
-    /// Query heads to a head of the mask, where there are fewer; else 0 or 1.
+    /// Query heads for each head of the mask, where the mask has fewer; else 0 or 1.
     pub group: usize,
     /// What each head sees; empty: all see the chosen blocks.
     pub heads: &'a [HeadBlocks],

@@ -67,22 +67,22 @@ pub fn flash(params: &FlashParams, p: &FlashProblem) -> FlashReference {
 /// What [`flash_backward`] computes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gradients {
-    /// As q.
+    /// Gradient of q, shaped like q.
     pub dq: Vec<f64>,
-    /// As k.
+    /// Gradient of k, shaped like k.
     pub dk: Vec<f64>,
-    /// As v.
+    /// Gradient of v, shaped like v.
     pub dv: Vec<f64>,
-    /// As a bias that is repeated nowhere; empty without a bias.
+    /// Gradient of the bias, shaped like one that is not repeated; empty without a bias.
     pub dbias: Vec<f64>,
-    /// As the additional keys.
+    /// Gradient of the additional keys, shaped like them.
     pub d_additional_k: Vec<f64>,
-    /// As the additional values.
+    /// Gradient of the additional values, shaped like them.
     pub d_additional_v: Vec<f64>,
 }
 
-/// The gradients of Σ dout · out + Σ dlse · lse with respect to q, k, v and bias, by the chain rule, query by query.
-/// `score_mod_grad` is what the gradient of `score_mod`'s result (its third argument) makes of its argument's.
+/// The gradients of Σ dout · out + Σ dlse · lse with respect to q, k, v and bias, by the chain rule, query by query. `score_mod_grad` turns
+/// the gradient of `score_mod`'s result (its third argument) into that of `score_mod`'s argument.
 ///
 /// With p the weights of a query's keys: d score_j = p_j · (dout·v_j − Δ), Δ = dout·out − dlse. `out` is the output as it was
 /// stored, rounded to its type: it is an input of the backward pass.

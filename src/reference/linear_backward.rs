@@ -3,7 +3,7 @@
 use super::linear::{LinearProblem, Step};
 use crate::LinearParams;
 
-/// Gradients shaped as q, k and v are, as the gates, the betas, `[heads]`, and as the initial states.
+/// Gradients, shaped like q, k and v, the gates, the betas, `[heads]`, and the initial states.
 #[derive(Clone, Debug)]
 pub struct LinearGradientsReference {
     /// Of q, k and v.

@@ -1,5 +1,5 @@
-/// Partial results become one, row by row: `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`. Each part is its
-/// output \[rows, value_dim\] and its log-sum-exp \[rows\]; a part whose LSE is −∞ has seen nothing.
+/// Merges partial results into one, row by row: `lse = ln Σ exp(lse_i)`, `out = Σ exp(lse_i − lse) · out_i`. Each part is its output
+/// \[rows, value_dim\] and its log-sum-exp \[rows\]; a part whose LSE is −∞ has seen nothing.
 ///
 /// ```
 /// use wgpu_attention::reference::merge;

@@ -18,7 +18,7 @@ pub struct Neighborhoods {
 }
 
 impl Neighborhoods {
-    /// Of a space with these axes.
+    /// The neighborhoods of a space with these axes.
     pub fn new(axes: &[NeighborhoodAxis]) -> Self {
         let table = |axis: &NeighborhoodAxis| {
             let pairs = (0..axis.length).flat_map(|query| (0..axis.length).map(move |key| on_axis(axis, query, key)));

@@ -1,15 +1,15 @@
 //! What attention is computed of, and where its rows lie.
 
-/// Where a pair of query and key stands: what a caller's function is given.
+/// The position of a pair of query and key, which the caller's functions are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
     /// Batch entry, or number of the packed sequence.
     pub batch: usize,
     /// Query head.
     pub head: usize,
-    /// Place of the query in its sequence.
+    /// Position of the query in its sequence.
     pub query: usize,
-    /// Place of the key in its sequence.
+    /// Position of the key in its sequence.
     pub key: usize,
     /// Queries of the sequence.
     pub queries: usize,
@@ -36,7 +36,7 @@ pub struct FlashProblem<'a> {
     pub queries: usize,
     /// Rows of k and v.
     pub keys: usize,
-    /// Keys that every query sees besides: [batch, heads_kv, any number, head_dim].
+    /// Additional keys that every query sees: [batch, heads_kv, any number, head_dim].
     pub additional_k: &'a [f32],
     /// Their values.
     pub additional_v: &'a [f32],
@@ -44,25 +44,25 @@ pub struct FlashProblem<'a> {
     pub head_dim: usize,
     /// Width of v.
     pub value_dim: usize,
-    /// Queries that count, for each batch entry.
+    /// The number of queries in each batch entry.
     pub seqlens_q: Option<&'a [usize]>,
-    /// Keys that count, for each batch entry.
+    /// The number of keys in each batch entry.
     pub seqlens_k: Option<&'a [usize]>,
     /// Packed sequences in the one batch entry: offsets of the queries and of the keys.
     pub cu_seqlens: Option<[&'a [usize]; 2]>,
-    /// Added to the scores: [batch, heads_q, queries, keys]; of packed sequences [sequences, heads_q, longest queries,
+    /// Added to the scores: [batch, heads_q, queries, keys]; for packed sequences [sequences, heads_q, longest queries,
     /// longest keys].
     pub bias: Option<&'a [f32]>,
     /// Zero where a key is not seen; shaped likewise.
     pub mask: Option<&'a [f32]>,
-    /// Changes a score, after all else that does; −∞ hides the key.
+    /// Changes a score, after everything else that changes it; −∞ hides the key.
     pub score_mod: Option<&'a dyn Fn(f64, At) -> f64>,
-    /// Whether a key is seen, besides all else.
+    /// Whether a key is seen, in addition to everything else that hides keys.
     pub mask_mod: Option<&'a dyn Fn(At) -> bool>,
 }
 
 impl<'a> FlashProblem<'a> {
-    /// q, k and v of these shapes, in full length.
+    /// q, k and v of these shapes, at full length.
     pub fn new([q, k, v]: [&'a [f32]; 3], [of_q, of_k, of_v]: [[usize; 4]; 3]) -> Self {
         let [batch, heads_q, queries, head_dim] = of_q;
         let [_, heads_kv, keys, _] = of_k;

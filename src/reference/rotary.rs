@@ -2,7 +2,7 @@
 
 use crate::RotaryParams;
 
-/// The embedding of rows of `width` elements, or with `backward` the gradient of one: `positions` has that of each row.
+/// The embedding of rows of `width` elements or, with `backward`, its gradient. `positions` has the position of each row.
 ///
 /// ```
 /// use wgpu_attention::reference::rotary;

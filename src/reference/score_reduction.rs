@@ -1,12 +1,12 @@
-//! What becomes of attention's probabilities, pair by pair.
+//! Reductions of attention's probabilities, pair by pair.
 
 use super::flash::Scores;
 use super::problem::{FlashProblem, for_each_query};
 use crate::{HeadGroups, KeyGroups, QueryGroups, Reduction, ScoreReductionParams};
 
-/// Reduces `p = exp(score − lse)` over each cell: \[batch or sequences, groups of heads, groups of queries, groups of keys\].
-/// `lse` is \[batch, heads_q, queries\]; `segments` has the segment of each key, \[batch or sequences, keys\], where keys are
-/// grouped so. [`Reduction::ArgMax`] gives the largest, as [`Reduction::Max`] does; `top_k` is left to the reader.
+/// Reduces `p = exp(score − lse)` over each cell: \[batch or sequences, groups of heads, groups of queries, groups of keys\]. `lse` is
+/// \[batch, heads_q, queries\]; `segments` has the segment of each key, \[batch or sequences, keys\], where keys are grouped by segment.
+/// [`Reduction::ArgMax`] gives the largest, as [`Reduction::Max`] does; `top_k` is left to the caller.
 ///
 /// ```
 /// use wgpu_attention::reference::{FlashProblem, score_reduction};

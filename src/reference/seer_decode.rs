@@ -10,7 +10,7 @@ pub struct SeerDecodeProblem<'a> {
     pub q: &'a [f32],
     /// Their shape.
     pub q_shape: [usize; 4],
-    /// Keys before theirs, all of them.
+    /// All keys before their rotary embedding.
     pub k: &'a [f32],
     /// Their shape.
     pub k_shape: [usize; 4],
@@ -127,7 +127,7 @@ pub fn seer_decode_gate(params: &SeerDecodeGateParams, p: &SeerDecodeProblem) ->
     SeerGateReference { shape, logits, magnitude }
 }
 
-/// Which blocks are chosen by these logits, and whether that hangs on rounding: as [`super::seer_gate_choice`].
+/// Which blocks these logits choose, and whether that depends on rounding: see [`super::seer_gate_choice`].
 pub fn seer_decode_choice(params: &SeerDecodeGateParams, p: &SeerDecodeProblem, logits: &[f64]) -> Vec<(bool, bool)> {
     let [_, heads, queries, cols] = p.shape(params);
     let scores = seer_gate_scores(logits, cols);

@@ -13,11 +13,11 @@ pub struct SeerGateProblem<'a> {
     pub k: &'a [f32],
     /// Their shape.
     pub k_shape: [usize; 4],
-    /// Linear map of pooled queries, a matrix a query head.
+    /// Linear map of pooled queries, one matrix for each query head.
     pub wq: Option<&'a [f32]>,
     /// Linear map of pooled keys.
     pub wk: &'a [f32],
-    /// Heads of it.
+    /// Its number of heads.
     pub wk_heads: usize,
     /// Width of the gate.
     pub gate_dim: usize,
@@ -25,7 +25,7 @@ pub struct SeerGateProblem<'a> {
     pub sequences: &'a [[usize; 5]],
 }
 
-/// [sequences, heads_q, rows, blocks of keys] of the longest sequence, and the gate's vectors behind them.
+/// Logits [sequences, heads_q, rows, blocks of keys], sized for the longest sequence, and what they come from.
 #[derive(Clone, Debug)]
 pub struct SeerGateReference {
     /// Rows and blocks of keys.
@@ -207,7 +207,7 @@ pub(super) fn choose(
     row
 }
 
-/// Which blocks are chosen by these logits, [sequences, heads_q, rows, blocks of keys]; and whether that hangs on less than 1e-5 of a
+/// Which blocks these logits choose, [sequences, heads_q, rows, blocks of keys]; and whether that depends on less than 1e-5 of a
 /// probability, so that f32 may choose otherwise.
 pub fn seer_gate_choice(params: &SeerGateParams, p: &SeerGateProblem, logits: &[f64]) -> Vec<(bool, bool)> {
     let [_, heads, rows, cols] = p.shape(params);

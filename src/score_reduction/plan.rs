@@ -11,13 +11,13 @@ use crate::{Caps, DType, Layout, Result, Shapes};
 use std::fmt::Write;
 
 impl ScoreReductionParams {
-    /// What runs. Tensors, as the fields of [`crate::ScoreReductionInputs`] and [`crate::ReducedScores`] are called: those of the
-    /// attention but for its output, the log-sum-exp `lse` that it has written, `segments`; `values` and `indices`, [batch (of packed
+    /// The program that runs. Its tensors are named like the fields of [`crate::ScoreReductionInputs`] and [`crate::ReducedScores`]: those
+    /// of the attention except its output, the log-sum-exp `lse` that it wrote, `segments`; `values` and `indices`, [batch (for packed
     /// sequences: sequences), groups of heads, groups of queries, groups of keys or `top_k`].
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] for a device that has
-    /// too little.
+    /// [`crate::Error::Argument`] for params or shapes that do not fit together; [`crate::Error::Limit`] if the work needs more than the
+    /// device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         self.check()?;
         let (scores, visibility) = (self.attention.scores(), self.attention.visibility()?);

@@ -182,7 +182,7 @@ impl Gradients {
         }
         if let Some(Operand { layout, .. }) = &self.dbias {
             let shape = self.forward.bias_shape();
-            let bound = format!("{shape:?}: the bias, with 1 where it is repeated");
+            let bound = format!("{shape:?}: the bias's, with 1 where it is repeated");
             require(layout.shape == shape, "dbias.shape", format!("{:?}", layout.shape), bound)?;
             require(layout.dtype == DType::F32, "dbias.dtype", layout.dtype, "f32")?;
             layout.byte_span()?;

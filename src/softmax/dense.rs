@@ -20,7 +20,7 @@ pub enum Causal {
     TopLeft,
 }
 
-/// Sliding window: query i sees key j when p − left ≤ j ≤ p + right, p = i + keys − queries. Both bounds inclusive.
+/// Sliding window: query i sees key j when p − left ≤ j ≤ p + right, p = i + keys − queries. Both bounds are inclusive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Window {
@@ -46,7 +46,7 @@ impl Visibility for Dense {
     }
 
     fn check(&self, shapes: &AttentionShapes) -> Result<()> {
-        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: `BlockSparseAttention` takes one")
+        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: only `BlockSparseAttention` takes one")
     }
 
     fn takes_few_rows(&self) -> bool {

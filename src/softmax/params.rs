@@ -28,7 +28,7 @@ macro_rules! score_methods {
                 Self { scale: Some(scale), ..self }
             }
 
-            /// The same with one more function that changes a score, after those before.
+            /// The same with one more function that changes a score, after the ones before it.
             pub fn with_score_mod(mut self, hook: crate::Hook) -> Self {
                 self.score_mod.push(hook);
                 self
@@ -45,7 +45,7 @@ macro_rules! score_methods {
         $crate::softmax::score_methods!($params);
 
         impl $params {
-            /// A causal mask by the bottom-right diagonal, and nothing else: the last query sees every key ([`Causal::BottomRight`]).
+            /// A causal mask along the bottom-right diagonal, and nothing else: the last query sees every key ([`Causal::BottomRight`]).
             pub fn causal() -> Self {
                 Self::default().with_causal(Causal::BottomRight)
             }
@@ -55,7 +55,7 @@ macro_rules! score_methods {
                 Self { causal: Some(causal), ..self }
             }
 
-            /// The same with a soft cap of the scores.
+            /// The same with a soft cap on the scores.
             pub fn with_softcap(self, softcap: f32) -> Self {
                 Self { softcap: Some(softcap), ..self }
             }
@@ -89,7 +89,7 @@ impl ScoreParams {
             require(softcap.is_finite() && softcap > 0.0, "softcap", softcap, "finite and above 0")?;
         }
         for (i, slope) in self.alibi_slopes.iter().flatten().enumerate() {
-            let bound = "of magnitude 1e28 at most: its product with a distance is finite";
+            let bound = "at most 1e28 in magnitude: its product with a distance is finite";
             require(slope.abs() <= MAX_SLOPE, &format!("alibi_slopes[{i}]"), slope, bound)?;
         }
         Ok(())

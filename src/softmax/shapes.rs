@@ -205,7 +205,7 @@ impl AttentionShapes {
             require(value <= MAX_SEQUENCE, what, value, format!("at most {MAX_SEQUENCE}"))?;
         }
         require(heads_kv > 0, "k.shape[1] (heads_kv)", heads_kv, "at least 1")?;
-        let multiple = format!("a multiple of heads_kv = {heads_kv}, at least once");
+        let multiple = format!("a multiple of heads_kv = {heads_kv}, but not 0");
         require(heads_q > 0 && heads_q.is_multiple_of(heads_kv), "q.shape[1] (heads_q)", heads_q, multiple)?;
         same("k.shape[0] (batch)", k.shape()[0], "q", batch)?;
         same("k.shape[3] (head_dim)", k.shape()[3], "q", head_dim)?;
@@ -214,10 +214,10 @@ impl AttentionShapes {
         same("v.shape[2] (keys)", v.shape()[2], "k", keys)?;
         if let Some(out) = &self.out {
             let rows = [batch, heads_q, queries, v.shape()[3]];
-            let bound = format!("{rows:?}, by q and v");
+            let bound = format!("{rows:?}, to match q and v");
             require(out.shape() == rows, "out.shape", format!("{:?}", out.shape()), bound)?;
         }
-        let rows = format!("[{batch}, {heads_q}, {queries}, 1], by q");
+        let rows = format!("[{batch}, {heads_q}, {queries}, 1], to match q");
         require(lse.shape() == [batch, heads_q, queries, 1], "lse.shape", format!("{:?}", lse.shape()), rows)?;
         require(lse.layout.dtype == DType::F32, "lse.dtype", lse.layout.dtype, "f32")?;
         self.check_packed()?;
@@ -230,7 +230,7 @@ impl AttentionShapes {
         let pairs = self.pairs();
         for (name, operand) in [("bias", &self.bias), ("mask", &self.mask)] {
             let shape = operand.as_ref().map_or(pairs, Operand::shape);
-            let bound = format!("{pairs:?}, by q and k; `Layout::expand` repeats dimensions of 1");
+            let bound = format!("{pairs:?}, to match q and k; `Layout::expand` repeats dimensions of 1");
             let fits = shape[..3] == pairs[..3] && [1, pairs[3]].contains(&shape[3]);
             require(fits, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
         }
@@ -247,7 +247,7 @@ impl AttentionShapes {
     fn check_packed(&self) -> Result<()> {
         let Some(sides) = &self.packed else { return Ok(()) };
         for (name, lengths) in [("seqlens_q", &self.seqlens_q), ("seqlens_k", &self.seqlens_k)] {
-            require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k, which say the lengths")?;
+            require(lengths.is_none(), name, "set", "unset with cu_seqlens_q and cu_seqlens_k: they give the lengths")?;
         }
         let batch = self.q.shape()[0];
         require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
@@ -260,7 +260,7 @@ impl AttentionShapes {
         for (name, operand, like) in [("additional_k", k, &self.k), ("additional_v", v, &self.v)] {
             let [batch, heads, _, width] = like.shape();
             let (count, found) = (k.shape()[2], operand.shape());
-            let bound = format!("[{batch}, {heads}, {count}, {width}], by k and v");
+            let bound = format!("[{batch}, {heads}, {count}, {width}], to match k and v");
             let fits = found == [batch, heads, count, width];
             require(fits, &format!("{name}.shape"), format!("{found:?}"), bound)?;
             let dtype = operand.layout.dtype;

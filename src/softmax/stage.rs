@@ -198,7 +198,7 @@ impl Stage {
             // What loops are bounded by must be the same for a whole workgroup: a compiler sees that of what is only read.
             let found = arguments.iter().find(|a| a.name == name);
             let written = found.is_some_and(|a| is_written(&arguments, a.operand.buffer));
-            let bound = "in another buffer than what is written";
+            let bound = "in a buffer that nothing writes to";
             require(!written, "block_mask", format!("its {name} in the buffer of an output"), bound)?;
         }
         let wholes = match setup.cells {

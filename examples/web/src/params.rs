@@ -314,7 +314,7 @@ fn check_names(value: &JsValue, declared: &[&str]) -> Result<()> {
             return Err(Failure::argument(
                 "params",
                 format!("\"{name}\""),
-                "an object with documented properties only",
+                "an object whose properties are all documented",
             ));
         }
         check_names(&entry.get(1), declared)?;

@@ -81,7 +81,7 @@ pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Encoded>> {
         let dtype = if layout.dtype == DType::U32 { Dtype::U32 } else { dtype };
         if view.shape() != layout.shape || view.dtype() != dtype {
             let value = format!("{:?} {:?}", view.dtype(), view.shape());
-            return Err(error(&spec.name, value, format!("{dtype:?} {:?}, by shapes", layout.shape)));
+            return Err(error(&spec.name, value, format!("{dtype:?} {:?}, to match shapes", layout.shape)));
         }
         let tensor = poisoned_bytes(gpu, layout.clone(), view.data()).await?;
         call.tensors.insert(spec.name.clone(), tensor);
@@ -90,7 +90,7 @@ pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Encoded>> {
     let prepared = kernel.prepare(params, backward, gpu, &shapes).await?;
     println!("{}", prepared.plan());
     if let Some(spec) = program.tensors.iter().find(|spec| !spec.written && !call.tensors.contains_key(&spec.name)) {
-        return Err(error(&file, format!("without {}", spec.name), "a problem with all that the kernel reads"));
+        return Err(error(&file, format!("without {}", spec.name), "a file with all that the kernel reads"));
     }
     call.run(&prepared).await?;
     let mut outputs = vec![];
@@ -102,7 +102,7 @@ pub async fn run(path: &Path, gpu: &Gpu) -> Result<Vec<Encoded>> {
             let values = tensor.read().await?;
             if view.dtype() != Dtype::F32 || view.shape() != [values.len()] {
                 let value = format!("{:?} {:?}", view.dtype(), view.shape());
-                return Err(error(name, value, format!("F32 [{}], as {}", values.len(), spec.name)));
+                return Err(error(name, value, format!("F32 [{}], like {}", values.len(), spec.name)));
             }
             let expected = decode(Dtype::F32, view.data());
             println!("{}: {:.1e} from the reference at most", spec.name, largest_difference(&values, &expected));

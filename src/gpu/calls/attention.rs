@@ -34,9 +34,9 @@ use std::borrow::Cow;
 /// ```
 pub type FlashAttention = Attention<FlashParams>;
 
-/// Neighborhood attention with fixed params on one device: each query sees the window of its nearest keys on every axis,
-/// shifted inwards at a border so that it keeps its size. Tokens are the positions of a grid, row-major: [batch, heads,
-/// tokens, head_dim]. Takes q, k, v and no lengths, packed sequences, bias or mask; see [`NeighborhoodParams`].
+/// Neighborhood attention with fixed params on one device: each query sees the window of its nearest keys on every axis, shifted inwards at
+/// a border so that it keeps its size. Tokens are the positions of a grid in row-major order: [batch, heads, tokens, head_dim]. It takes q,
+/// k and v, but no lengths, packed sequences, bias or mask; see [`NeighborhoodParams`].
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -53,7 +53,7 @@ pub type FlashAttention = Attention<FlashParams>;
 /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
 /// ```
 ///
-/// For users of NATTEN: `na1d`, `na2d` and `na3d` are one, two and three axes.
+/// For users of NATTEN: `na1d`, `na2d` and `na3d` correspond to one, two and three axes.
 ///
 /// | NATTEN | here |
 /// |---|---|
@@ -66,9 +66,9 @@ pub type FlashAttention = Attention<FlashParams>;
 /// | `q_tile_shape`, `kv_tile_shape`, `backend` | chosen by the plan, which says what it chose |
 pub type NeighborhoodAttention = Attention<NeighborhoodParams>;
 
-/// Block-sparse attention with fixed params on one device: `out = softmax(score(scale · q kᵀ)) v` over the keys of the blocks
-/// that a [`BlockMask`] has chosen for each head and block of queries, less what a causal mask and the lengths take away. What
-/// is not chosen is never computed. A row that sees nothing has output 0 and LSE −∞.
+/// Block-sparse attention with fixed params on one device: `out = softmax(score(scale · q kᵀ)) v` over the keys in the blocks that a
+/// [`BlockMask`] selects for each head and block of queries, except those that a causal mask or the lengths hide. Blocks outside the mask
+/// are never computed. A row that sees nothing has output 0 and LSE −∞.
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -102,8 +102,8 @@ impl<P: AttentionParams> Attention<P> {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a number that is not finite or not in range, for a name in a hook that is none, and for a
-    /// hook's buffer that cannot be bound; [`Error::OtherDevice`] for one of another device.
+    /// [`Error::Argument`] for a number that is not finite or is out of range, for an invalid name in a hook, and for a hook's buffer that
+    /// cannot be bound; [`Error::OtherDevice`] for a hook's buffer of another device.
     pub fn new(gpu: &Gpu, params: P) -> Result<Self> {
         let scores = params.scores();
         params.visibility()?;
@@ -153,8 +153,8 @@ impl<P: AttentionParams> Attention<P> {
         Prepared::new(&self.gpu, self.plan_backward(&shapes.into())?, &self.carried).await
     }
 
-    /// Allocates what these inputs lead to: the output, of q's type, laid out as [`Layout::heads_first`] or [`Layout::heads_last`] does
-    /// it, and the log-sum-exp.
+    /// Allocates the results for these inputs: the output, with q's type and the given layout ([`Layout::heads_first`] or
+    /// [`Layout::heads_last`]), and the log-sum-exp.
     ///
     /// # Errors
     /// Those of [`AttentionParams::plan`]; [`Error::OutOfMemory`], [`Error::Limit`], [`Error::DeviceLost`].
@@ -186,9 +186,9 @@ impl<P: AttentionParams> Attention<P> {
         Ok(AttentionOutputs { out, lse: Tensor::empty(&self.gpu, lse).await? })
     }
 
-    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and the log-sum-exp of each row
-    /// (f32 [batch, heads_q, queries, 1]), and submits. What was prepared for the shapes is kept. Where lengths or offsets
-    /// on the GPU are wrong, reading a result is an error.
+    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and the log-sum-exp of each row (f32
+    /// [batch, heads_q, queries, 1]), and submits. What was prepared for the shapes is kept. If lengths or offsets on the GPU are wrong,
+    /// reading a result is an error.
     ///
     /// # Errors
     /// Those of [`Attention::prepare`]; [`Error::OtherDevice`].
@@ -198,7 +198,7 @@ impl<P: AttentionParams> Attention<P> {
         Ok((found.take("out"), found.take("lse")))
     }
 
-    /// The forward pass, with all that the backward pass needs of it.
+    /// The forward pass, which also returns what the backward pass needs.
     ///
     /// # Errors
     /// Those of [`Attention::forward_with_lse`].
@@ -227,7 +227,7 @@ impl<P: AttentionParams> Attention<P> {
         Ok((out.clone(), AttentionSaved { tensors, numbers }))
     }
 
-    /// The gradients of Σ dout · out in one call: allocates them, of the inputs' types, and submits. Where lengths or
+    /// The gradients of Σ dout · out in one call: allocates them, with the inputs' types, and submits. If lengths or
     /// offsets on the GPU are wrong, reading a gradient is an error.
     ///
     /// # Errors
@@ -236,8 +236,8 @@ impl<P: AttentionParams> Attention<P> {
         self.backward_with_lse(saved, &OutputGradients::new(dout)).await
     }
 
-    /// The same where the log-sum-exp has a gradient too: those of Σ dout · out + Σ dlse · lse. Results that were merged:
-    /// give each part the merged output and log-sum-exp ([`AttentionSaved::merged`]).
+    /// The same where the log-sum-exp has a gradient too: the gradients of Σ dout · out + Σ dlse · lse. For merged results, give each part
+    /// the merged output and log-sum-exp ([`AttentionSaved::merged`]).
     ///
     /// # Errors
     /// Those of [`Attention::backward`].
@@ -262,7 +262,7 @@ impl<P: AttentionParams> Attention<P> {
 }
 
 impl Attention<FlashParams> {
-    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
+    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and submits.
     ///
     /// # Errors
     /// Those of [`Attention::forward_with_lse`].
@@ -272,7 +272,7 @@ impl Attention<FlashParams> {
 }
 
 impl Attention<NeighborhoodParams> {
-    /// Attention in one call: allocates the output ([batch, heads_q, tokens, value_dim], of q's type), submits.
+    /// Attention in one call: allocates the output ([batch, heads_q, tokens, value_dim], of q's type) and submits.
     ///
     /// # Errors
     /// Those of [`Attention::forward_with_lse`].
@@ -282,7 +282,7 @@ impl Attention<NeighborhoodParams> {
 }
 
 impl Attention<BlockSparseParams> {
-    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type), submits.
+    /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and submits.
     ///
     /// # Errors
     /// Those of [`Attention::forward_with_lse`].
@@ -291,8 +291,8 @@ impl Attention<BlockSparseParams> {
     }
 }
 
-/// What a forward pass leaves for the backward pass. It shares the tensors with whoever else holds them: they must not be
-/// written in between.
+/// What a forward pass keeps for the backward pass. It shares the tensors with their other owners; nothing may write to them before the
+/// backward pass.
 #[derive(Clone, Debug)]
 pub struct AttentionSaved {
     tensors: Vec<(Name, Tensor)>,

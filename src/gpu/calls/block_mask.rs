@@ -1,4 +1,4 @@
-//! Block masks on a device: bitmaps, and what they are made of.
+//! Block masks on a device: bitmaps, and what they are made from.
 
 mod builders;
 mod random;
@@ -11,7 +11,7 @@ use crate::program::{Name, hook};
 use crate::{BlockGrid, DType, Error, Gpu, HeadBlocks, Hook, Layout, Result, Tensor};
 use std::borrow::Cow;
 
-/// Rows of ascending numbers one after another: of row r of (batch entry, head, block of queries) those with index
+/// Rows of ascending numbers, one after another. For row r of (batch entry, head, block of queries), the indices at
 /// offsets\[r\] to offsets\[r + 1\] − 1 name blocks of keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockList {
@@ -24,8 +24,8 @@ pub struct BlockList {
 /// A `BlockMask` selects the blocks of queries and keys to compute: see [`crate::BlockSparseAttention`]. It lives on the GPU, and masks
 /// that kernels made are used without being read back. Cloning copies no data.
 ///
-/// What is *chosen* is a bitmap ([`BlockGrid::shape`]); so is what is *full*: a chosen block of which the caller's `mask_mod`
-/// hides nothing. Bits beyond the last block are not looked at.
+/// The *chosen* blocks are a bitmap ([`BlockGrid::shape`]). So are the *full* ones: chosen blocks in which the caller's `mask_mod` hides
+/// nothing. Bits beyond the last block are ignored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockMask {
     gpu: Gpu,
@@ -55,7 +55,7 @@ impl Call for BlockMask {
 }
 
 impl BlockGrid {
-    /// A mask of its own for each batch entry and query head of `q` over the keys of `k`, in blocks of [queries, keys].
+    /// A grid with a mask for each batch entry and query head of `q` over the keys of `k`, in blocks of [queries, keys].
     ///
     /// ```
     /// # pollster::block_on(async {
@@ -75,7 +75,7 @@ impl BlockGrid {
 }
 
 impl BlockMask {
-    /// No lists: every head sees all keys, or the first and the last ones.
+    /// A mask without lists: every head sees all keys, or the first and the last ones.
     ///
     /// # Errors
     /// [`Error::Argument`] for a listed head, and for no head at all.
@@ -85,8 +85,8 @@ impl BlockMask {
         Ok(Self { gpu: gpu.clone(), block: [64; 2], blocks: [0; 2], chosen: None, full: None, heads })
     }
 
-    /// Wraps bitmaps that the caller made, on the host or by kernels of any kind: u32 tensors of the shape [`BlockGrid::shape`].
-    /// `full` goes with a `mask_mod`, which is not asked in the blocks that are set there.
+    /// Wraps bitmaps that the caller made, on the host or by kernels of any kind: u32 tensors of the shape [`BlockGrid::shape`]. `full`
+    /// goes with a `mask_mod`, which is not evaluated in the blocks that are set there.
     ///
     /// # Errors
     /// Those of [`BlockGrid::check`]; [`Error::Argument`] for tensors of another shape or type; [`Error::OtherDevice`].
@@ -96,7 +96,7 @@ impl BlockMask {
             let Some(tensor) = tensor else { continue };
             check_device(name, tensor, gpu)?;
             let (shape, wanted) = (tensor.shape(), grid.shape());
-            let bound = format!("{wanted:?}, by the grid");
+            let bound = format!("{wanted:?}, to match the grid");
             require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
             let dtype = tensor.layout().dtype;
             require(dtype == DType::U32, &format!("{name}.dtype"), dtype, "u32")?;
@@ -131,8 +131,8 @@ impl BlockMask {
         Self::from_bits(gpu, grid, &tensor, None)
     }
 
-    /// The blocks that lists on the host name: of row r of (batch entry, head, block of queries), the indices from
-    /// offsets\[r\] on, up to offsets\[r + 1\]. `full` names blocks of which masks hide nothing.
+    /// The blocks that lists on the host name: for row r of (batch entry, head, block of queries), the indices from
+    /// offsets\[r\] up to, but not including, offsets\[r + 1\]. `full` names blocks in which masks hide nothing.
     ///
     /// # Errors
     /// Those of [`BlockGrid::check`]; [`Error::Argument`] for offsets or indices that do not ascend or are out of range.
@@ -165,9 +165,9 @@ impl BlockMask {
         Self::from_bits(gpu, grid, &chosen, full.as_ref())
     }
 
-    /// The blocks that lists on the GPU name, as FlexAttention has them: `partial` those in which masks are asked, `full` those of which
-    /// masks hide nothing, chosen too. Nothing is read back. Offsets and indices that do not ascend or are out
-    /// of range are clamped or left out; reading the mask, or what attention made with it, is an error then.
+    /// The blocks that lists on the GPU name, as in FlexAttention: `partial` names those in which masks are evaluated, `full` those in
+    /// which masks hide nothing, which are chosen too. Nothing is read back. Offsets and indices that do not ascend or are out of range are
+    /// clamped or left out; reading the mask, or what attention computed with it, is then an error.
     ///
     /// # Errors
     /// Those of [`BlockGrid::check`]; [`Error::Argument`] for tensors of another shape or type; [`Error::OtherDevice`],
@@ -182,10 +182,10 @@ impl BlockMask {
         Self::from_bits(gpu, grid, &chosen, full.as_ref())
     }
 
-    /// The blocks that the caller's functions show anything of, and as full ones those of which they hide nothing: each is asked
-    /// for every pair, on the GPU. Give the same functions as `mask_mod`, which is then asked in the other blocks only.
+    /// The blocks in which the caller's functions show any key; those in which they hide none are full. Each function is evaluated for
+    /// every pair, on the GPU. Give the same functions as `mask_mod`, which is then evaluated only in blocks that are not full.
     ///
-    /// The functions see the grid's lengths as those of the sequence, and its batch entries and heads: a mask over one head asks
+    /// The functions see the grid's lengths as those of the sequence, and its batch entries and heads: a mask over one head is evaluated
     /// for head 0.
     ///
     /// # Errors
@@ -213,11 +213,11 @@ impl BlockMask {
         Self::from_bits(gpu, grid, &found.take("chosen"), Some(&found.take("full")))
     }
 
-    /// The same mask where query head h sees what `heads[h]` says; the blocks hold for those that are
+    /// The same mask where `heads[h]` says what query head h sees. The blocks apply to the heads that are
     /// [`HeadBlocks::Listed`].
     ///
     /// # Errors
-    /// [`Error::Argument`] if there are not as many as the mask has heads, or a multiple of them.
+    /// [`Error::Argument`] unless there are as many as the mask has heads, or a multiple of that.
     pub fn with_heads(self, heads: Vec<HeadBlocks>) -> Result<Self> {
         let own = self.chosen.as_ref().map_or(heads.len(), |chosen| chosen.shape()[1]);
         let several = own > 0 && !heads.is_empty() && heads.len().is_multiple_of(own);
@@ -225,8 +225,8 @@ impl BlockMask {
         Ok(Self { heads, ..self })
     }
 
-    /// The chosen blocks in lists, partial and full ones apart, made on the GPU. `capacity` is how many there may be: where there are more, reading a list is
-    /// an error.
+    /// The chosen blocks as lists, the partial and the full ones apart, made on the GPU. `capacity` is how many blocks a list may hold: if
+    /// there are more, reading the list is an error.
     ///
     /// # Errors
     /// [`Error::Argument`] for a mask without lists; [`Error::OutOfMemory`], [`Error::Limit`], [`Error::DeviceLost`].
@@ -262,7 +262,7 @@ impl BlockMask {
     }
 
     fn listed(&self) -> Result<(BlockGrid, &Tensor)> {
-        let missing = || Error::argument("block_mask.chosen", "unset", "set: its heads have other kinds");
+        let missing = || Error::argument("block_mask.chosen", "unset", "set: this mask has no lists");
         let chosen = self.chosen.as_ref().ok_or_else(missing)?;
         let ([batch, heads, ..], [rows, cols], block) = (chosen.shape(), self.blocks, self.block);
         Ok((BlockGrid { batch, heads, queries: rows * block[0], keys: cols * block[1], block }, chosen))
@@ -273,12 +273,12 @@ impl BlockMask {
         self.chosen.as_ref()
     }
 
-    /// The bitmap of those of which masks hide nothing, where it is known.
+    /// The bitmap of the blocks in which masks hide nothing, where it is known.
     pub fn full(&self) -> Option<&Tensor> {
         self.full.as_ref()
     }
 
-    /// Whether each block is chosen, [batch, heads, blocks of queries, blocks of keys] of the bitmap's own.
+    /// Whether each block is chosen: [batch, heads, blocks of queries, blocks of keys], with the bitmap's own batch and heads.
     ///
     /// # Errors
     /// Those of [`Tensor::read`]; [`Error::Argument`] for a mask without lists.
@@ -305,7 +305,7 @@ async fn plane(
         let what = format!("{name}.{part}");
         check_device(&what, tensor, gpu)?;
         let (shape, dtype) = (tensor.shape(), tensor.layout().dtype);
-        let bound = count.map_or("[1, 1, 1, any number]".into(), |n| format!("[1, 1, 1, {n}], one more than rows"));
+        let bound = count.map_or("[1, 1, 1, any number]".into(), |n| format!("[1, 1, 1, {n}], the rows + 1"));
         let fits = shape[..3] == [1, 1, 1] && count.is_none_or(|count| shape[3] == count);
         require(fits, &format!("{what}.shape"), format!("{shape:?}"), bound)?;
         require(dtype == DType::U32, &format!("{what}.dtype"), dtype, "u32")?;
@@ -319,7 +319,7 @@ async fn plane(
 fn check_lists(name: &str, offsets: &[u32], indices: &[u32], grid: BlockGrid) -> Result<Vec<std::ops::Range<usize>>> {
     let [batch, heads, rows, _] = grid.shape();
     let count = batch * heads * rows;
-    let bound = format!("{}, one more than rows", count + 1);
+    let bound = format!("{}, one more than the number of rows", count + 1);
     require(offsets.len() == count + 1, &format!("{name}.offsets.len()"), offsets.len(), bound)?;
     require(offsets[0] == 0, &format!("{name}.offsets[0]"), offsets[0], "0")?;
     let most = indices.len();
@@ -334,7 +334,7 @@ fn check_lists(name: &str, offsets: &[u32], indices: &[u32], grid: BlockGrid) ->
             let bound = "above the index before it in its row: indices ascend";
             require(ascends, &format!("{name}.indices[{at}]"), j, bound)?;
             let cols = grid.blocks()[1];
-            let bound = format!("below {cols}, the blocks of keys");
+            let bound = format!("below {cols}, the number of blocks of keys");
             require((j as usize) < cols, &format!("{name}.indices[{at}]"), j, bound)?;
         }
         ranges.push(range);

@@ -14,8 +14,8 @@ impl Carry for Tensor {
 }
 
 impl Hook {
-    /// The same with one more buffer, which the source reads by this name: a tensor of this layout. This one stands for it in calls
-    /// that bring none.
+    /// The same with one more buffer, which the source reads by this name: a tensor with this tensor's layout. Calls that bring none use
+    /// this tensor.
     pub fn with_buffer(self, name: impl Into<String>, buffer: &Tensor) -> Self {
         let name = name.into();
         let mut hook = self.declaring(name.clone(), buffer.layout().clone());

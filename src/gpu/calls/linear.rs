@@ -10,12 +10,12 @@ use crate::{Gpu, Layout, LinearParams, Prepared, Result, Shapes, Tensor};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What linear attention reads. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that
-/// (grouped queries, grouped values).
+/// What linear attention reads. The state has as many heads as whichever of q, k and v has the most; each of them has that many or a
+/// divisor of it (grouped queries, grouped values).
 ///
 /// ```
 /// use wgpu_attention::{LinearInputs, Tensor};
-/// /// Gated, and going on from a state.
+/// /// With gates, and continuing from a state.
 /// fn inputs<'a>([q, k, v, g, h0]: [&'a Tensor; 5]) -> LinearInputs<'a> {
 ///     LinearInputs::new(q, k, v).with_gates(g).with_state(h0)
 /// }
@@ -28,24 +28,24 @@ pub struct LinearInputs<'a> {
     pub k: &'a Tensor,
     /// Values [batch, heads of its own, tokens, value_dim].
     pub v: &'a Tensor,
-    /// A gate for each token, the natural logarithm of what stays: at most 0, [batch, heads, tokens, 1]; or one for each channel of its
-    /// key, [batch, heads, tokens, head_dim]. A positive gate or a NaN counts as 0, and makes reading a result an error.
+    /// A gate for each token, [batch, heads, tokens, 1], or for each channel of its key, [batch, heads, tokens, head_dim]: the natural
+    /// logarithm of a decay factor, at most 0. A positive gate or a NaN counts as 0, and makes reading a result an error.
     pub g: Option<&'a Tensor>,
-    /// How much a token corrects the state ([`crate::LinearRule::Delta`]): within [0, 2], [batch, heads or a divisor of that, tokens, 1].
-    /// Unset: 1. What is out of range counts as the nearest that is not, a NaN as 0, and makes reading a result an error.
+    /// How much each token corrects the state, by [`crate::LinearRule::Delta`]: within [0, 2], [batch, heads or a divisor of that, tokens,
+    /// 1]. Unset: 1. A beta out of range is clamped, a NaN counts as 0, and either makes reading a result an error.
     pub beta: Option<&'a Tensor>,
-    /// The state to begin with, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
+    /// The initial state, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
     pub h0: Option<&'a Tensor>,
-    /// Tokens of each batch entry; the rest is padding, and its output is left alone.
+    /// The number of tokens in each batch entry; the rest are padding, and their output is left alone.
     pub seqlens: Option<&'a [usize]>,
-    /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])`, and a state of its own. The first
-    /// offset is 0, they ascend, and the last is at most the number of tokens. Rows behind the last belong to no sequence and are left
-    /// alone.
+    /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])` and a state of its own. The first
+    /// offset is 0, the offsets ascend, and the last is at most the number of tokens. Rows after the last offset belong to no sequence and
+    /// are left alone.
     pub cu_seqlens: Option<&'a [usize]>,
 }
 
 impl<'a> LinearInputs<'a> {
-    /// Without gates, from an empty state, in full length.
+    /// Without gates, from an empty state, at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self { q, k, v, g: None, beta: None, h0: None, seqlens: None, cu_seqlens: None }
     }
@@ -60,7 +60,7 @@ impl<'a> LinearInputs<'a> {
         Self { beta: Some(beta), ..self }
     }
 
-    /// The same from a state on.
+    /// The same, continuing from a state.
     pub fn with_state(self, h0: &'a Tensor) -> Self {
         Self { h0: Some(h0), ..self }
     }
@@ -85,23 +85,23 @@ impl Call for LinearInputs<'_> {
     }
 }
 
-/// The gradients that are found.
+/// The gradients of linear attention.
 #[derive(Clone, Debug)]
 pub struct LinearGradients {
-    /// Of q, of its shape: the sum over the heads that use it.
+    /// Of q, with its shape: the sum over the heads that use it.
     pub dq: Tensor,
     /// Of k, likewise.
     pub dk: Tensor,
     /// Of v, likewise.
     pub dv: Tensor,
-    /// Of the gates, f32, of their shape, where tokens have some.
+    /// Of the gates, f32, with their shape, where tokens have gates.
     pub dg: Option<Tensor>,
-    /// Of the betas, f32, of their shape, where there are some.
+    /// Of the betas, f32, with their shape, where there are betas.
     pub dbeta: Option<Tensor>,
-    /// Of the slopes, f32 [1, heads, 1, 1], where heads have some: −Σ dg over batch entries and tokens, within 10⁻⁵ · Σ |dg|. Where the
+    /// Of the slopes, f32 [1, heads, 1, 1], where heads have slopes: −Σ dg over batch entries and tokens, to within 10⁻⁵ · Σ |dg|. Where the
     /// terms cancel, that may be more than the sum itself.
     pub dslopes: Option<Tensor>,
-    /// Of the initial state, of its shape, where there is one.
+    /// Of the initial state, with its shape, where there is one.
     pub dh0: Option<Tensor>,
 }
 
@@ -119,12 +119,12 @@ impl Call for LinearGradients {
     }
 }
 
-/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each
-/// head. Gates g ≤ 0 are none, a constant of each head ([`LinearParams::slopes`]), or one for each token. Tokens are gone through one
-/// by one or in chunks ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
+/// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each head.
+/// There are no gates, a constant gate for each head ([`LinearParams::slopes`]) or one for each token; g ≤ 0. Tokens are processed one by
+/// one or in chunks ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
 ///
-/// The state can begin with another and come out at the end, go on in place, as decoding does, or be kept after every token. The
-/// same row gets the same bits whatever the batch is. [`LinearAttention::backward`] has the gradients of all inputs.
+/// The state can start from another and be returned at the end, be updated in place, as in decoding, or be kept after every token. A row
+/// gets the same bits whatever the batch is. [`LinearAttention::backward`] computes the gradients of all inputs.
 ///
 /// | there | here |
 /// |---|---|
@@ -169,8 +169,8 @@ impl LinearAttention {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes without causality, and a
-    /// chunk that is no multiple of 32 up to 256.
+    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes where attention is not causal, and
+    /// a chunk that is not a multiple of 32 up to 256.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, cache: Arc::default() })
@@ -198,7 +198,7 @@ impl LinearAttention {
     }
 
     /// Compiles and allocates all that these shapes need. A call is `(inputs, [("o", &o)])`, with `("ht", …)` where the last state is
-    /// wanted, `("state", …)` where it goes on in place, `("snapshots", …)` where it is kept after every token: see
+    /// wanted, `("state", …)` where it is updated in place, `("snapshots", …)` where it is kept after every token: see
     /// [`LinearParams::plan`].
     ///
     /// # Errors
@@ -233,7 +233,7 @@ impl LinearAttention {
         Ok((found.take("o"), found.take("ht")))
     }
 
-    /// The same with a state that goes on in place, as decoding does: f32 [batch or sequences, heads, head_dim, value_dim].
+    /// The same with a state that is updated in place, as in decoding: f32 [batch or sequences, heads, head_dim, value_dim].
     ///
     /// # Errors
     /// Those of [`LinearAttention::forward`].
@@ -241,8 +241,8 @@ impl LinearAttention {
         Ok(self.submit(&(inputs, [("state", state)]), &[]).await?.take("o"))
     }
 
-    /// The same with the state after every token, for speculative decoding: f32 [batch or sequences, heads, tokens · head_dim,
-    /// value_dim]. [`LinearAttention::state_after`] is one of them.
+    /// The same with the state after every token, for speculative decoding: f32 [batch or sequences, heads, tokens · head_dim, value_dim].
+    /// [`LinearAttention::state_after`] picks one of them.
     ///
     /// # Errors
     /// Those of [`LinearAttention::forward`].
@@ -256,11 +256,11 @@ impl LinearAttention {
         self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state"], wanted).await
     }
 
-    /// The state after the first `tokens` (at least 1) of those that `snapshots` were taken of: a view, to go on from as
+    /// The state after the first `tokens` (at least 1) of the tokens that `snapshots` were taken from: a view, which can be passed on as
     /// [`LinearInputs::h0`].
     ///
     /// # Errors
-    /// [`Error::Argument`] for rows that are no states of `head_dim` rows, or a token that is none of them.
+    /// [`Error::Argument`] for snapshots that are not whole states of `head_dim` rows, or a number of tokens that is out of range.
     pub fn state_after(snapshots: &Tensor, head_dim: usize, tokens: usize) -> Result<Tensor> {
         let layout = snapshots.layout();
         let [entries, heads, rows, value_dim] = layout.shape;
@@ -272,8 +272,8 @@ impl LinearAttention {
         snapshots.view(Layout { shape: [entries, heads, head_dim, value_dim], offset, ..layout.clone() })
     }
 
-    /// The gradients in one call, from that of the output and, where there is one, that of the last state: allocates them and submits.
-    /// Nothing of the forward pass is needed but its inputs. What was prepared for the shapes is kept.
+    /// The gradients in one call, from that of the output and, where there is one, that of the last state: allocates them and submits. Of
+    /// the forward pass, only its inputs are needed. What was prepared for the shapes is kept.
     ///
     /// # Errors
     /// Those of [`LinearAttention::prepare_backward`]; [`Error::OtherDevice`].

@@ -11,11 +11,11 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Positions<'a> {
-    /// Row i stands at start + i · step.
+    /// Row i is at position start + i · step.
     Counted {
-        /// That of the first row.
+        /// The position of the first row.
         start: u32,
-        /// From row to row.
+        /// The step from one row to the next.
         step: u32,
     },
     /// u32 [batch or 1, 1, 1, rows].

@@ -15,12 +15,12 @@ use std::sync::Arc;
 /// What a score reduction reads.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreReductionInputs<'a> {
-    /// What attention has read. Values, additional keys and a block mask are not looked at.
+    /// What attention read. Values, additional keys and a block mask are ignored.
     pub attention: AttentionInputs<'a>,
-    /// The log-sum-exp that it has written, f32 [batch, heads_q, queries, 1].
+    /// The log-sum-exp that it wrote, f32 [batch, heads_q, queries, 1].
     pub lse: &'a Tensor,
-    /// For [`crate::KeyGroups::Segments`]: the segment of each key, u32 [batch or 1, 1, 1, keys] (of packed sequences: [sequences or 1,
-    /// 1, 1, longest keys]). A number that is out of range leaves its key out and makes reading the result an error.
+    /// For [`crate::KeyGroups::Segments`]: the segment of each key, u32 [batch or 1, 1, 1, keys] (for packed sequences: [sequences or 1, 1,
+    /// 1, longest keys]). A number that is out of range leaves its key out and makes reading the result an error.
     pub segments: Option<&'a Tensor>,
 }
 
@@ -54,8 +54,7 @@ impl Call for ScoreReductionInputs<'_> {
     }
 }
 
-/// What a score reduction writes: [batch (of packed sequences: sequences), groups of heads, groups of queries, groups of keys or
-/// `top_k`].
+/// What a score reduction writes: [batch (for packed sequences: sequences), groups of heads, groups of queries, groups of keys or `top_k`].
 #[derive(Clone, Debug)]
 pub struct ReducedScores {
     /// f32. 0 where nothing is seen.
@@ -101,8 +100,8 @@ impl ScoreReduction {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for groups that are no powers of two, a bound outside of [0, 1], no segment, a `top_k` of 0
-    /// or with [`Reduction::ArgMax`], and those of [`crate::Attention::new`].
+    /// [`Error::Argument`] for group sizes that are not powers of two, a bound outside of [0, 1], zero segments, a
+    /// `top_k` of 0 or one together with [`Reduction::ArgMax`], and those of [`crate::Attention::new`].
     pub fn new(gpu: &Gpu, params: ScoreReductionParams) -> Result<Self> {
         params.check()?;
         let scores = params.attention.scores();

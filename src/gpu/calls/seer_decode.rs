@@ -12,17 +12,16 @@ use crate::{BlockGrid, FlashParams, Gpu, HeadGroups, Prepared, Result, SeerDecod
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What a gate for decoding has learned.
+/// The weights of a gate for decoding.
 #[derive(Clone, Copy, Debug)]
 pub struct SeerDecodeWeights<'a> {
-    /// Linear map of the queries of the heads that share a key head, one after another: [1, heads_kv, heads_q / heads_kv · head_dim,
-    /// gate_dim].
+    /// Linear map of the queries of the heads that share a key head, concatenated: [1, heads_kv, heads_q / heads_kv · head_dim, gate_dim].
     pub wq: &'a Tensor,
     /// Linear map of pooled keys, [1, heads_kv, kinds of `pool_k` · head_dim, gate_dim].
     pub wk: &'a Tensor,
-    /// Weights of an RMS norm of mapped queries, [1, 1, 1, gate_dim]. Unset: no norm.
+    /// Weights of an RMS norm of the mapped queries, [1, 1, 1, gate_dim]. Unset: no norm.
     pub norm_q: Option<&'a Tensor>,
-    /// Of mapped keys.
+    /// The same for the mapped keys.
     pub norm_k: Option<&'a Tensor>,
 }
 
@@ -39,7 +38,7 @@ pub struct SeerDecodeInputs<'a> {
     pub q: &'a Tensor,
     /// A vector for each full block of keys, [batch, heads_kv, blocks, gate_dim]: see [`SeerDecodeGate::compress`].
     pub compressed: &'a Tensor,
-    /// Keys of each batch entry, the queries' own tokens among them. On the GPU they may grow without another `prepare`.
+    /// Keys of each batch entry, including the queries' own tokens. On the GPU they may grow without another `prepare`.
     pub seqlens_k: Seqlens<'a>,
     /// Rows of the key tensor that attention reads: the mask has blocks for all of them.
     pub keys: usize,
@@ -81,13 +80,13 @@ impl Call for Growth<'_> {
     }
 }
 
-/// SeerAttention-R's gate on one device. A vector for each full block of keys is cached ([`SeerDecodeGate::compress`]); a step of
-/// decoding ([`SeerDecodeGate::forward`]) chooses blocks by the queries of all heads that share a key head together:
+/// SeerAttention-R's gate on one device. It caches a vector for each full block of keys ([`SeerDecodeGate::compress`]). A step of decoding
+/// ([`SeerDecodeGate::forward`]) chooses blocks from the queries of all heads that share a key head:
 ///
 /// `Qg = Σ_h q_h · Wq[h]`, `Kg = [max, min, mean](k) · Wk`, `z = turn(norm(Qg)) · turn(norm(Kg)) / √gate_dim`
 ///
-/// The block that a query's own token is filling has z = 0 until it is full, and is always chosen. The mask has a row for each
-/// query and a head for each key head, and goes unread into [`crate::BlockSparseAttention`].
+/// The block that a query's own token is filling has z = 0 until it is full, and is always chosen. The mask has a row for each query and a
+/// head for each key head. [`crate::BlockSparseAttention`] takes it without its being read back.
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -145,7 +144,7 @@ impl SeerDecodeGate {
     }
 
     /// Compiles a step of decoding. A call is `(weights, inputs, [("chosen", &chosen)])`, with `("logits", …)` and `("scores", …)` where
-    /// those are wanted; [`SeerDecodeGate::grid`] and [`BlockMask::from_bits`] make a mask of what is chosen.
+    /// those are wanted; [`SeerDecodeGate::grid`] and [`BlockMask::from_bits`] make a mask from `chosen`.
     ///
     /// # Errors
     /// Those of [`SeerDecodeGateParams::plan`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -195,10 +194,10 @@ impl SeerDecodeGate {
         Ok((mask, scores))
     }
 
-    /// Writes the vectors of the blocks that become full when batch entry b grows from `before[b]` to `after[b]` keys into
-    /// `compressed` [batch, heads_kv, blocks, gate_dim]: block j into row j. Keys, before their rotary embedding, are [batch,
-    /// heads_kv, rows, head_dim], token t in row t mod rows, rows a multiple of a block: a whole cache, or a ring that holds no more
-    /// than the block that is being filled and what is new.
+    /// Writes the vectors of the blocks that become full when batch entry b grows from `before[b]` to `after[b]` keys into `compressed`
+    /// [batch, heads_kv, blocks, gate_dim]: block j into row j. The keys, before their rotary embedding, are [batch, heads_kv, rows,
+    /// head_dim], with token t in row t mod rows, and rows a multiple of the block. They are a whole cache, or a ring that need only hold
+    /// the block that is being filled and the new keys.
     ///
     /// # Errors
     /// [`Error::Argument`] for tensors that do not fit together, lengths that shrink, keys that are no longer in the ring, and
@@ -216,8 +215,8 @@ impl SeerDecodeGate {
         self.gpu.forward(&self.cache, "compression", plan, &[], &call, &["compressed"], &[]).await.map(|_| ())
     }
 
-    /// The same to be recorded by the caller: see [`SeerDecodeGateParams::plan_compression`]. A call is `(weights, [("k", &k),
-    /// ("compressed", &compressed)])` and the numbers that the shapes have.
+    /// The same, for the caller to record: see [`SeerDecodeGateParams::plan_compression`]. A call is `(weights, [("k", &k), ("compressed",
+    /// &compressed)])` and the numbers of the shapes.
     ///
     /// # Errors
     /// Those of [`SeerDecodeGate::compress`].
@@ -225,8 +224,8 @@ impl SeerDecodeGate {
         Prepared::new(&self.gpu, self.params.plan_compression(self.gpu.caps(), &shapes.into())?, &[]).await
     }
 
-    /// From the tokens of whole sequences, before their rotary embedding, to logits [batch, heads_kv, queries, blocks of keys], with
-    /// what gradients need. A query sees the blocks before its own.
+    /// Computes the logits [batch, heads_kv, queries, blocks of keys] from the tokens of whole sequences, before their rotary embedding,
+    /// and returns them with what the gradients need. A query sees the blocks before its own.
     ///
     /// # Errors
     /// Those of [`SeerDecodeGate::forward`].
@@ -241,8 +240,8 @@ impl SeerDecodeGate {
         SeerGateSaved::new(&self.gpu, training, &call).await
     }
 
-    /// The target: of each query and block of keys before its own the largest probability that attention gives to any of its keys
-    /// in any head that shares the key head, each row divided by its sum (+ 1e-9). f32 [batch, heads_kv, queries, blocks of keys].
+    /// The target: for each query and each block of keys before its own, the largest probability that attention gives to any key of the
+    /// block in any head that shares the key head. Each row is divided by its sum (+ 1e-9). f32 [batch, heads_kv, queries, blocks of keys].
     ///
     /// # Errors
     /// Those of [`crate::ScoreReduction::forward`] and [`SeerDecodeGate::forward`].
@@ -258,7 +257,7 @@ impl SeerDecodeGate {
         training.target_of(&self.gpu, HeadGroups::PerKvHead, attention, inputs, lse).await
     }
 
-    /// The divergence from the target and its gradient in the logits: see [`crate::SeerGate::loss`].
+    /// The divergence from the target and its gradient with respect to the logits: see [`crate::SeerGate::loss`].
     ///
     /// # Errors
     /// Those of [`crate::SeerGate::loss`].

@@ -20,14 +20,14 @@ pub struct SeerGateInputs<'a> {
     pub q: &'a Tensor,
     /// Keys before theirs, [batch, heads_kv, keys, head_dim].
     pub k: &'a Tensor,
-    /// Linear map of pooled queries, [1, heads_q, kinds of `pool_q` · head_dim, gate_dim]. Unset: pooled queries as they are; then
-    /// one kind is pooled, and gate_dim is head_dim.
+    /// Linear map of pooled queries, [1, heads_q, kinds of `pool_q` · head_dim, gate_dim]. Unset: pooled queries are used as they are; then
+    /// there is one kind of pooling, and gate_dim is head_dim.
     pub wq: Option<&'a Tensor>,
     /// Linear map of pooled keys, [1, heads_q or heads_kv, kinds of `pool_k` · head_dim, gate_dim].
     pub wk: &'a Tensor,
-    /// Queries of each batch entry; the rest is padding. On the host.
+    /// The number of queries in each batch entry; the rest are padding. On the host.
     pub seqlens_q: Option<Seqlens<'a>>,
-    /// Keys of each batch entry. On the host.
+    /// The number of keys in each batch entry. On the host.
     pub seqlens_k: Option<Seqlens<'a>>,
     /// Packed queries: q is [1, heads_q, all queries, head_dim]. On the host.
     pub cu_seqlens_q: Option<Seqlens<'a>>,
@@ -36,7 +36,7 @@ pub struct SeerGateInputs<'a> {
 }
 
 impl<'a> SeerGateInputs<'a> {
-    /// Without a map of queries, in full length.
+    /// Without a map of queries, at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, wk: &'a Tensor) -> Self {
         let (wq, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k) = (None, None, None, None, None);
         Self { q, k, wq, wk, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k }
@@ -60,13 +60,13 @@ impl Call for SeerGateInputs<'_> {
     }
 }
 
-/// SeerAttention's gate for a prompt, on one device. Queries and keys, before their rotary embedding, are pooled to blocks, go through a
-/// linear map a head, and are turned by a rotary embedding of the gate's own:
+/// SeerAttention's gate for a prompt, on one device. Queries and keys, before their rotary embedding, are pooled over blocks, pass through
+/// a linear map for each head, and are rotated by the gate's own rotary embedding:
 ///
-/// `z = Qg Kgᵀ / √gate_dim`, `P = softmax(z)` over the blocks that a row sees, and a [`Selector`] makes a block mask of them.
+/// `z = Qg Kgᵀ / √gate_dim`, `P = softmax(z)` over the blocks that a row sees, and a [`Selector`] turns them into a block mask.
 /// Nothing is read back: the mask goes straight into [`crate::BlockSparseAttention`].
 ///
-/// A row whose scores are not numbers chooses all that it sees, so that what is wrong shows in attention's result.
+/// A row whose scores are NaN chooses all that it sees, so that the fault shows in attention's result.
 ///
 /// ```
 /// # pollster::block_on(async {
@@ -101,8 +101,8 @@ impl SeerGate {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a size of blocks that is no power of two, an empty set of poolings or one with a kind twice, a
-    /// bound of the selector that is out of its range, a budget smaller than a block.
+    /// [`Error::Argument`] for a block size that is not a power of two, a list of poolings that is empty or names a kind twice, a selector
+    /// whose bound is out of range, or a budget smaller than a block.
     pub fn new(gpu: &Gpu, params: SeerGateParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, cache: Cache::default() })
@@ -139,7 +139,7 @@ impl SeerGate {
     }
 
     /// The same, with the scores before the softmax, f32 [batch, heads_q, rows, blocks of keys], −∞ where a row does not see a block, and
-    /// their softmax, 0 there.
+    /// their softmax, which is 0 there.
     ///
     /// # Errors
     /// Those of [`SeerGate::forward`].
@@ -162,7 +162,7 @@ impl SeerGate {
         Ok((mask, scores))
     }
 
-    /// From tokens to logits, with what gradients need.
+    /// Computes the logits, and returns them with what the gradients need.
     ///
     /// # Errors
     /// Those of [`SeerGate::forward`].
@@ -171,9 +171,9 @@ impl SeerGate {
         SeerGateSaved::new(&self.gpu, training, inputs).await
     }
 
-    /// The target: of each block the largest probability that attention gives to any pair in it, each row divided by its sum. f32
-    /// [batch, heads_q, rows, blocks of keys]. `attention`, its inputs and the log-sum-exp are those of the dense attention whose
-    /// blocks the gate learns; `gate` is what the gate reads.
+    /// The target: for each block, the largest probability that attention gives to any pair in it. Each row is divided by its sum. f32
+    /// [batch, heads_q, rows, blocks of keys]. `attention`, its inputs and the log-sum-exp are those of the dense attention whose blocks
+    /// the gate learns; `gate` is what the gate reads.
     ///
     /// # Errors
     /// Those of [`ScoreReduction::forward`] and [`SeerGate::forward`].
@@ -188,8 +188,8 @@ impl SeerGate {
         training.target_of(&self.gpu, HeadGroups::Each, attention, inputs, lse).await
     }
 
-    /// A target from any numbers that are not negative, f32 [batch, heads_q, rows, blocks of keys]: each row divided by its sum (+
-    /// 1e-9) over the blocks that it sees, 0 elsewhere.
+    /// A target from any numbers that are not negative, f32 [batch, heads_q, rows, blocks of keys]: each row is divided by its sum (+ 1e-9)
+    /// over the blocks that it sees, and is 0 elsewhere.
     ///
     /// # Errors
     /// [`Error::Argument`] for another shape or type; those of [`SeerGate::forward`].
@@ -198,9 +198,9 @@ impl SeerGate {
         training.normalized(&self.gpu, wanted).await
     }
 
-    /// The Kullback-Leibler divergence of softmax(logits) from the target, mean over all elements of the rows from `from_row` on, times
-    /// `weight` (SeerAttention's is 10): f32 [1, 1, 1, 1]; and its gradient in the logits, `weight · (softmax(z) · Σ T − T) / elements`. The target is f32,
-    /// not negative, [batch, heads_q, rows, blocks of keys]; what a row does not see is not looked at.
+    /// The Kullback-Leibler divergence of softmax(logits) from the target: its mean over all elements of the rows from `from_row` on, times
+    /// `weight` (10 in SeerAttention), f32 [1, 1, 1, 1]. Also returns its gradient with respect to the logits, `weight · (softmax(z) · Σ T
+    /// − T) / elements`. The target is f32, not negative, [batch, heads_q, rows, blocks of keys]; what a row does not see is ignored.
     ///
     /// # Errors
     /// [`Error::Argument`] for a target of another shape or type, a weight that is not finite, a first row beyond the last; those of
@@ -215,8 +215,8 @@ impl SeerGate {
         saved.loss(&self.gpu, target, weight, from_row).await
     }
 
-    /// Gradients of the weights from that of the logits, f32 [batch, heads_q, rows, blocks of keys]; what a row does not see is not
-    /// looked at. Queries and keys get none.
+    /// Gradients of the weights from that of the logits, f32 [batch, heads_q, rows, blocks of keys]; what a row does not see is ignored.
+    /// Queries and keys get no gradients.
     ///
     /// # Errors
     /// [`Error::Argument`] for a gradient of another shape or type; those of [`SeerGate::forward`].

@@ -12,7 +12,7 @@ use crate::{
     DType, FlashParams, Gpu, HeadGroups, KeyGroups, QueryGroups, Reduction, Result, ScoreReductionParams, Tensor,
 };
 
-/// What a forward pass of a gate leaves for its loss and gradients.
+/// What a forward pass of a gate keeps for its loss and gradients.
 #[derive(Clone, Debug)]
 pub struct SeerGateSaved {
     training: Training,
@@ -21,7 +21,7 @@ pub struct SeerGateSaved {
     tensors: Vec<(Name, Tensor)>,
 }
 
-/// Gradients of a gate's weights, f32, of their shapes.
+/// Gradients of a gate's weights, f32, with the weights' shapes.
 #[derive(Clone, Debug)]
 pub struct SeerGateGradients {
     /// Of the linear map of queries, where there is one.
@@ -30,7 +30,7 @@ pub struct SeerGateGradients {
     pub dwk: Tensor,
     /// Of the weights of the queries' RMS norm, where there is one.
     pub dnorm_q: Option<Tensor>,
-    /// Of the keys'.
+    /// Of the weights of the keys' RMS norm, where there is one.
     pub dnorm_k: Option<Tensor>,
 }
 
@@ -55,7 +55,7 @@ impl Training {
         };
         let inputs = ScoreReductionInputs { attention: *inputs, lse, segments: None };
         let wanted = ScoreReduction::new(gpu, params)?.forward(&inputs).await?.values;
-        let bound = format!("{:?}, by the gate's q and k", self.logits_shape());
+        let bound = format!("{:?}, to match the gate's q and k", self.logits_shape());
         let fits = wanted.shape() == self.logits_shape();
         require(fits, "inputs: [batch, heads, blocks, blocks]", format!("{:?}", wanted.shape()), bound)?;
         self.normalized(gpu, &wanted).await
@@ -96,7 +96,7 @@ impl SeerGateSaved {
     ) -> Result<(Tensor, Tensor)> {
         require(weight.is_finite(), "weight", weight, "finite")?;
         let [_, _, rows, _] = self.training.logits_shape();
-        require(from_row < rows.max(1), "from_row", from_row, format!("below {rows}, the rows"))?;
+        require(from_row < rows.max(1), "from_row", from_row, format!("below {rows}, the number of rows"))?;
         check_like("target", target, self.logits.shape(), gpu)?;
         let plan: Planner = &|caps, shapes| self.training.plan_loss(weight, from_row, caps, shapes);
         let mut found = gpu.run(plan, &[], &[("logits", &self.logits), ("target", target)]).await?;
@@ -122,7 +122,7 @@ impl SeerGateSaved {
 fn check_like(name: &str, tensor: &Tensor, wanted: [usize; 4], gpu: &Gpu) -> Result<()> {
     check_device(name, tensor, gpu)?;
     let shape = tensor.shape();
-    require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), format!("{wanted:?}, as the logits"))?;
+    require(shape == wanted, &format!("{name}.shape"), format!("{shape:?}"), format!("{wanted:?}, like the logits"))?;
     let dtype = tensor.layout().dtype;
     require(dtype == DType::F32, &format!("{name}.dtype"), dtype, "f32")
 }

@@ -28,20 +28,20 @@ impl Text<'_> {
             if word == "@" && !matches!(text(n + 1), "align" | "size" | "must_use") {
                 return problem(
                     line,
-                    format!("a hook has no attribute `@{}`: its buffers are declared beside its source", text(n + 1)),
+                    format!("a hook cannot use `@{}`: its buffers are declared beside its source", text(n + 1)),
                 );
             }
             if token.kind != Kind::Word || token.is_member {
                 continue;
             }
             if matches!(word, "override" | "enable" | "requires" | "diagnostic" | "discard") {
-                return problem(line, format!("a hook has no `{word}`"));
+                return problem(line, format!("a hook cannot use `{word}`"));
             }
             if word == "var" && text(n + 1) == "<" && !matches!(text(n + 2), "private" | "function") {
                 let space = text(n + 2);
                 return problem(
                     line,
-                    format!("a hook has no `var<{space}>`: its variables are its thread's own, `var<private>`"),
+                    format!("a hook cannot use `var<{space}>`: its variables are private to a thread"),
                 );
             }
             let of_group = |start: &str| {
@@ -50,11 +50,11 @@ impl Text<'_> {
             let waits =
                 matches!(word, "workgroupBarrier" | "storageBarrier" | "textureBarrier" | "workgroupUniformLoad");
             if (waits || of_group("subgroup") || of_group("quad")) && text(n + 1) == "(" && !self.declares(word) {
-                return problem(line, format!("a hook does not call `{word}`: not all threads call a hook together"));
+                return problem(line, format!("a hook cannot call `{word}`: not all threads call a hook together"));
             }
         }
         if self.declared.len() > MOST_DECLARED {
-            return problem(1, format!("a hook declares {} names; at most {MOST_DECLARED}", self.declared.len()));
+            return problem(1, format!("a hook declares {} names (limit: {MOST_DECLARED})", self.declared.len()));
         }
         let declares = |&n: &usize| matches!(text(n), "struct" | "alias" | "const");
         let places = (0..solid.len()).filter(declares).collect();
@@ -89,7 +89,7 @@ fn check_depth(solid: &[&Token]) -> Result<(), Problem> {
             return problem(line, format!("an expression has more than {MOST_IN_EXPRESSION} words and signs"));
         }
         if elses > MOST_ELSE {
-            return problem(line, format!("there are more than {MOST_ELSE} `else`"));
+            return problem(line, format!("there are more than {MOST_ELSE} `else` keywords"));
         }
     }
     Ok(())
@@ -145,7 +145,7 @@ impl<'a> Types<'a> {
                 all = all.saturating_add(bytes);
                 if all > MOST_ARRAY_BYTES {
                     let message =
-                        format!("the arrays and structs up to here hold {all} bytes; at most {MOST_ARRAY_BYTES}");
+                        format!("the arrays and structs up to here hold {all} bytes (limit: {MOST_ARRAY_BYTES})");
                     return problem(self.line(n), message);
                 }
             }

@@ -13,7 +13,7 @@ use crate::softmax::visibility::Extent;
 /// ALiBi's slopes.
 pub(super) fn slopes(params: &ScoreParams, heads: usize) -> Result<Option<Vec<f32>>> {
     let Some(slopes) = &params.alibi_slopes else { return Ok(None) };
-    require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one a query head"))?;
+    require(slopes.len() == heads, "alibi_slopes.len()", slopes.len(), format!("{heads}, one per query head"))?;
     Ok(Some(slopes.clone()))
 }
 

@@ -41,7 +41,7 @@ impl Blocks {
 /// The params of `--params`.
 pub fn params<T: DeserializeOwned>(options: &Options) -> Result<T> {
     serde_json::from_str(&options.params)
-        .map_err(|e| error("--params", format!("{} ({e})", options.params), "JSON with fields of the kernel's params"))
+        .map_err(|e| error("--params", format!("{} ({e})", options.params), "JSON with the kernel's params"))
 }
 
 impl<P: AttentionParams> Problem<P> {
@@ -102,7 +102,7 @@ impl<P: AttentionParams> Problem<P> {
         for (&name, floats) in &self.tensors {
             let layout = match name {
                 "bias" | "mask" => floats.layout().expand(self.pairs()).map_err(|_| {
-                    let bound = format!("{:?}, or 1 in place of any", self.pairs());
+                    let bound = format!("{:?}, or 1 in any dimension", self.pairs());
                     error(format!("{name}.shape"), format!("{:?}", floats.shape), bound)
                 })?,
                 _ => floats.layout(),

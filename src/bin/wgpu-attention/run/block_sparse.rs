@@ -41,7 +41,7 @@ fn choose(problem: &mut Problem<BlockSparseParams>, block: [usize; 2], mask: Flo
     let grid = BlockGrid { batch, heads, queries, keys, block };
     grid.check()?;
     let [m, n] = grid.blocks();
-    let bound = format!("[B or 1, H, key heads or 1, {m}, {n}], by q and k in blocks of {block:?}");
+    let bound = format!("[B or 1, H, key heads or 1, {m}, {n}], to match q and k in blocks of {block:?}");
     if [rows, cols] != [m, n] {
         return Err(error("mask.shape", format!("{:?}", mask.shape), bound));
     }

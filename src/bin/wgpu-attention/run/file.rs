@@ -94,7 +94,7 @@ impl Inputs {
         let mut names: Vec<&str> = self.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         names.sort_unstable();
         let has = if names.is_empty() { "nothing".into() } else { names.join(", ") };
-        error(self.what(name), "missing", format!("in the file{what}; it has {has}"))
+        error(self.what(name), "missing", format!("in the file{what}; the file has {has}"))
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -211,7 +211,7 @@ impl Inputs {
     pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };
         if shape != expected {
-            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, as lse")));
+            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, like lse")));
         }
         Ok(Some(decode(*dtype, data)))
     }

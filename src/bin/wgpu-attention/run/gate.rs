@@ -171,7 +171,7 @@ pub fn run(
     for name in ["q", "k"] {
         let (shape, wanted) = (tensors[name].shape, problem.tensors[name].shape);
         if shape != wanted {
-            return Err(error(format!("{name}_pre.shape"), format!("{shape:?}"), format!("{wanted:?}, as {name}")));
+            return Err(error(format!("{name}_pre.shape"), format!("{shape:?}"), format!("{wanted:?}, like {name}")));
         }
     }
     let (shape, [chosen, logits, scores], target) = match decodes {

@@ -25,7 +25,7 @@ impl<P: AttentionParams> Problem<P> {
         let dout = inputs.tokens("dout", packed)?;
         let rows @ [b, h, n, _] = self.rows();
         if dout.shape != rows {
-            return Err(error("dout.shape", format!("{:?}", dout.shape), format!("{rows:?}, by q and v")));
+            return Err(error("dout.shape", format!("{:?}", dout.shape), format!("{rows:?}, to match q and v")));
         }
         let dlse = inputs.rows("dlse", if packed { &rows[1..3] } else { &rows[..3] })?;
         let mut from = Named::from([("dout", dout)]);

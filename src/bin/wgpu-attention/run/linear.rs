@@ -132,7 +132,7 @@ impl Problem {
     /// Log-space gates are at most 0, betas within [0, 2].
     fn check_gates(&self) -> Result<()> {
         let rules: [(_, fn(f32) -> bool, _); 2] = [
-            ("g", |x| x <= 0.0, "at most 0: the natural logarithm of what stays"),
+            ("g", |x| x <= 0.0, "at most 0: it is the logarithm of a decay factor"),
             ("beta", |x| (0.0..=2.0).contains(&x), "within [0, 2]"),
         ];
         for (name, fits, bound) in rules {

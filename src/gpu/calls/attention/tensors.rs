@@ -24,39 +24,39 @@ pub struct AttentionInputs<'a> {
     pub k: &'a Tensor,
     /// Values [batch, heads_kv, keys, value_dim].
     pub v: &'a Tensor,
-    /// How many queries of each batch entry count; the rest is padding, whose output is 0 and whose LSE is −∞.
+    /// The number of queries in each batch entry; the rest are padding, with output 0 and LSE −∞.
     pub seqlens_q: Option<Seqlens<'a>>,
-    /// How many keys of each batch entry count; the rest is padding that nobody sees.
+    /// The number of keys in each batch entry; the rest are padding, which no query sees.
     pub seqlens_k: Option<Seqlens<'a>>,
-    /// Packed sequences: the queries of all lie one after another in q, [1, heads_q, rows, head_dim]. Goes with
+    /// Packed sequences: the queries of all sequences follow one another in q, [1, heads_q, rows, head_dim]. Goes with
     /// `cu_seqlens_k`, and not with lengths.
     pub cu_seqlens_q: Option<Seqlens<'a>>,
-    /// The same of the keys, in k and v.
+    /// The same for the keys, in k and v.
     pub cu_seqlens_k: Option<Seqlens<'a>>,
-    /// The longest sequence that offsets on the GPU may tell of, in queries: the shorter, the less work is dispatched in vain.
+    /// The longest sequence, in queries, that offsets on the GPU may describe. The shorter it is, the less work is dispatched for nothing.
     /// Default: all rows.
     pub max_seqlen_q: Option<usize>,
-    /// The same in keys.
+    /// The same, in keys.
     pub max_seqlen_k: Option<usize>,
-    /// Added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys], repeated by strides of zero where
-    /// wanted ([`Layout::expand`]), and along the keys if the last dimension is 1. A key where it is −∞ is not seen. Of packed
+    /// A bias that is added to the scores after soft cap and ALiBi: [batch, heads_q, queries, keys]. Strides of zero repeat it
+    /// ([`Layout::expand`]), and a last dimension of 1 repeats it along the keys. A key is not seen where its bias is −∞. For packed
     /// sequences: [sequences, heads_q, longest queries, longest keys].
     pub bias: Option<&'a Tensor>,
-    /// Which keys are seen, besides all else: u8 or u32 [batch, heads_q, queries, keys], zero for not; repeated likewise.
+    /// Further mask of the keys: u8 or u32 [batch, heads_q, queries, keys], zero where a key is hidden; repeated likewise.
     pub mask: Option<&'a Tensor>,
-    /// Keys that every query sees besides, [batch, heads_kv, any number, head_dim], in the same softmax. Scale and soft cap
-    /// hold for them, nothing else. Goes with `additional_v`, and not with packed sequences.
+    /// Additional keys that every query sees in the same softmax, [batch, heads_kv, any number, head_dim]. Only scale and soft cap apply to
+    /// them. They go with `additional_v`, and not with packed sequences.
     pub additional_k: Option<&'a Tensor>,
     /// Their values, [batch, heads_kv, the same number, value_dim].
     pub additional_v: Option<&'a Tensor>,
-    /// The blocks to compute: for [`BlockSparseAttention`], which needs one.
+    /// The blocks to compute, which [`BlockSparseAttention`] needs.
     pub block_mask: Option<&'a BlockMask>,
-    /// What hooks read, by the names that they declare; those that carry a tensor need none here.
+    /// The tensors that hooks read, by the names that the hooks declare. A hook that carries a tensor needs none here.
     pub buffers: &'a [(&'static str, &'a Tensor)],
 }
 
 impl<'a> AttentionInputs<'a> {
-    /// Queries, keys and values in full length.
+    /// Queries, keys and values at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self {
             q,
@@ -77,18 +77,18 @@ impl<'a> AttentionInputs<'a> {
         }
     }
 
-    /// The same with lengths of padded sequences, one a batch entry, of queries and keys alike.
+    /// The same with lengths of padded sequences, one per batch entry, for queries and keys alike.
     pub fn with_lengths(self, lengths: impl Into<Seqlens<'a>>) -> Self {
         let lengths = Some(lengths.into());
         Self { seqlens_q: lengths, seqlens_k: lengths, ..self }
     }
 
-    /// The same with lengths of the keys alone: how far a cache is filled.
+    /// The same with lengths for the keys alone: how far a cache is filled.
     pub fn with_key_lengths(self, lengths: impl Into<Seqlens<'a>>) -> Self {
         Self { seqlens_k: Some(lengths.into()), ..self }
     }
 
-    /// The same with packed sequences, by their offsets in q and in k and v (`cu_seqlens`).
+    /// The same with packed sequences, given by their offsets in q and in k and v (`cu_seqlens`).
     pub fn with_offsets(self, queries: impl Into<Seqlens<'a>>, keys: impl Into<Seqlens<'a>>) -> Self {
         Self { cu_seqlens_q: Some(queries.into()), cu_seqlens_k: Some(keys.into()), ..self }
     }
@@ -103,7 +103,7 @@ impl<'a> AttentionInputs<'a> {
         Self { mask: Some(mask), ..self }
     }
 
-    /// The same with keys and values that every query sees besides.
+    /// The same with additional keys and values that every query sees.
     pub fn with_additional(self, k: &'a Tensor, v: &'a Tensor) -> Self {
         Self { additional_k: Some(k), additional_v: Some(v), ..self }
     }
@@ -143,17 +143,17 @@ impl Call for AttentionInputs<'_> {
     }
 }
 
-/// Lengths of padded sequences (`seqlens`), one a batch entry; or offsets of packed sequences (`cu_seqlens`): sequence i has the rows
-/// `[offsets[i], offsets[i + 1])`. The first offset is 0, they ascend (an empty sequence has two equal ones), and the last is at most
-/// the number of rows. Rows behind the last belong to no sequence and are left alone.
+/// Lengths of padded sequences (`seqlens`), one per batch entry; or offsets of packed sequences (`cu_seqlens`): sequence i has the rows
+/// `[offsets[i], offsets[i + 1])`. The first offset is 0, the offsets ascend (an empty sequence has two equal ones), and the last is at
+/// most the number of rows. Rows after the last offset belong to no sequence and are left alone.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Seqlens<'a> {
     /// On the host: checked, and part of what a kernel is prepared for.
     Host(&'a [usize]),
-    /// On the GPU: u32 [1, 1, 1, batch] (lengths) or [1, 1, 1, sequences + 1] (offsets), as [`Tensor::upload_u32`] makes them. Work
-    /// submitted before may have made the values. They are clamped to the tensors, and a kernel that found them wrong makes
-    /// reading its output an error. Both sides' are on the GPU, or none.
+    /// On the GPU: u32 [1, 1, 1, batch] (lengths) or [1, 1, 1, sequences + 1] (offsets), as [`Tensor::upload_u32`] makes them. Work that
+    /// was submitted earlier may write the values. They are clamped to the tensors, and if a kernel finds them wrong, reading its output is
+    /// an error. Either both sides are on the GPU or neither.
     Gpu(&'a Tensor),
 }
 
@@ -218,7 +218,7 @@ pub struct AttentionOutputs {
 }
 
 impl AttentionOutputs {
-    /// Tensors that stand where the results shall go.
+    /// The tensors that the results are written to.
     pub fn new(out: &Tensor, lse: &Tensor) -> Self {
         Self { out: out.clone(), lse: lse.clone() }
     }
@@ -237,7 +237,7 @@ pub struct OutputGradients<'a> {
     pub dout: &'a Tensor,
     /// Gradient of the log-sum-exp, f32 [batch, heads_q, queries, 1], where there is one.
     pub dlse: Option<&'a Tensor>,
-    /// Gradient of q so far, of q's shape, which dq is added to: the share of another part of a merged result.
+    /// Gradient of q so far, of q's shape: the share of another part of a merged result. The new share is added to it to give dq.
     pub dq_so_far: Option<&'a Tensor>,
 }
 
@@ -257,16 +257,16 @@ impl Call for OutputGradients<'_> {
 /// What the backward pass writes.
 #[derive(Clone, Debug)]
 pub struct AttentionGradients {
-    /// Gradient of q, of its shape.
+    /// Gradient of q, with q's shape.
     pub dq: Tensor,
     /// Gradient of k: the sum over the query heads that use it.
     pub dk: Tensor,
     /// Gradient of v, likewise.
     pub dv: Tensor,
-    /// Gradient of the bias where there is one, f32: of its shape, with 1 in place of a dimension that is
-    /// repeated, along which it is the sum.
+    /// Gradient of the bias where there is one, f32. It has the bias's shape, but 1 in every dimension along which the
+    /// bias is repeated, and is the sum along it.
     pub dbias: Option<Tensor>,
-    /// Gradient of the additional keys where there are such.
+    /// Gradient of the additional keys, where there are any.
     pub d_additional_k: Option<Tensor>,
     /// Gradient of the additional values, likewise.
     pub d_additional_v: Option<Tensor>,

@@ -1,5 +1,5 @@
-//! Masks by name. Where a block of queries stands is counted from the bottom right: query i at i + keys − queries, as under a
-//! causal mask. "Up to its own" means up to the block of keys that holds the last query of the block.
+//! Masks by name. The position of a block of queries is counted from the bottom right: query i is at i + keys − queries, as under a causal
+//! mask. "Up to its own" means up to the block of keys that holds the position of the block's last query.
 
 use super::BlockMask;
 use super::random::SplitMix;
@@ -7,7 +7,7 @@ use crate::error::require;
 use crate::{BlockGrid, Gpu, Result};
 
 impl BlockMask {
-    /// Every block that a causal mask leaves anything of.
+    /// Every block in which a causal mask leaves anything visible.
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`].
@@ -15,7 +15,7 @@ impl BlockMask {
         Self::from_rows(gpu, grid, |_, _, i| (0..grid.own(i).end).collect()).await
     }
 
-    /// The first `sink` blocks of keys and the `local` ones up to its own: LongGen's window (arXiv 2410.01485).
+    /// Each block of queries sees the first `sink` blocks of keys and the `local` ones up to its own: LongGen's window (arXiv 2410.01485).
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`].
@@ -23,8 +23,8 @@ impl BlockMask {
         Self::from_rows(gpu, grid, |_, _, i| (0..grid.own(i).end).filter(near(&grid, i, sink, local)).collect()).await
     }
 
-    /// The first `sink` blocks, every `stride`-th one counted back from its own, and its own: LongGen's strided blocks (arXiv
-    /// 2410.01485). Staggered by head: head h takes the blocks that are h mod `stride` farther back.
+    /// Each block of queries sees the first `sink` blocks of keys, its own, and every `stride`-th one counted back from its own: LongGen's
+    /// strided blocks (arXiv 2410.01485). They are staggered by head: head h takes the blocks that are h mod `stride` farther back.
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a stride of 0.
@@ -38,8 +38,8 @@ impl BlockMask {
         Self::from_rows(gpu, grid, row).await
     }
 
-    /// S2-Attention (arXiv 2407.17678): the `local` blocks up to its own, and of those before every `stride`-th, each head another
-    /// shard: block j where (j + h · max(1, ⌊stride / heads⌋) + 1) mod stride = 0.
+    /// S2-Attention (arXiv 2407.17678): each block of queries sees the `local` blocks of keys up to its own and, of those before them,
+    /// every `stride`-th. Each head takes another shard: block j where (j + h · max(1, ⌊stride / heads⌋) + 1) mod stride = 0.
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a stride of 0.
@@ -54,8 +54,8 @@ impl BlockMask {
         Self::from_rows(gpu, grid, row).await
     }
 
-    /// BigBird (arXiv 2007.14062): the first `global` blocks of queries see all and are seen by all; besides, each block sees
-    /// `window` blocks to either side of its own and `random` others, the same for the same seed.
+    /// BigBird (arXiv 2007.14062): the first `global` blocks of queries see all and are seen by all. Each block also sees `window` blocks
+    /// on either side of its own and `random` others, which are the same for the same seed.
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`].
@@ -79,8 +79,8 @@ impl BlockMask {
         Self::from_rows(gpu, grid, row).await
     }
 
-    /// Of the blocks up to its own (`causal`) or of all, the part `density`, rounded down but at least one; none at all for a
-    /// density of 0. The same for the same seed.
+    /// Each block of queries sees the share `density` of the blocks up to its own (`causal`) or of all, at random: rounded down, but at
+    /// least one, and none at all for a density of 0. The mask is the same for the same seed.
     ///
     /// # Errors
     /// Those of [`BlockMask::from_fn`]; [`crate::Error::Argument`] for a density outside of [0, 1].

@@ -21,7 +21,7 @@ impl SplitMix {
         x ^ (x >> 31)
     }
 
-    /// So many of 0 to `of` − 1, each at most once, in no order (all, if there are fewer).
+    /// `count` of the numbers 0 to `of` − 1, each at most once, in no order (all, if there are fewer).
     pub fn sample(&mut self, count: usize, of: usize) -> Vec<usize> {
         let mut all: Vec<usize> = (0..of).collect();
         let count = count.min(of);

@@ -102,12 +102,12 @@ pub(super) fn check<'a>(solid: &'a [&'a Token<'a>], named: &'a [(usize, u64)], n
         let (words, bytes) = total(function, &functions, &mut known)?;
         let Function { name, line, .. } = function;
         if words > MOST_WORDS {
-            let message = format!("`{name}` and all that it calls have {words} words and signs; at most {MOST_WORDS}");
+            let message = format!("`{name}` and all that it calls have {words} words and signs (limit: {MOST_WORDS})");
             return problem(*line, message);
         }
         if bytes > MOST_BYTES {
             let message = format!(
-                "`{name}` and all that it calls hold {bytes} bytes of arrays and structs and of copies of them; at most {MOST_BYTES}"
+                "`{name}` and all that it calls hold {bytes} bytes of arrays and structs and of copies of them (limit: {MOST_BYTES})"
             );
             return problem(*line, message);
         }

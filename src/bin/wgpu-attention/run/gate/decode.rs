@@ -32,7 +32,7 @@ fn check_problem(file: &Inputs, params: &Params, problem: &Problem<BlockSparsePa
     if let Some([rows, _]) = params.block
         && rows != 1
     {
-        return Err(error("block[0]", rows, format!("1 with {what}: every query chooses")));
+        return Err(error("block[0]", rows, format!("1 with {what}: every query chooses its blocks")));
     }
     let set = [
         ("cu_seqlens_q", problem.cu_seqlens.is_some()),
@@ -63,7 +63,7 @@ fn check_weights(params: &Params, tensors: &Named) -> Result<()> {
     ] {
         let found = tensors.get(name).map_or(shape, |floats| floats.shape);
         if found != shape {
-            let bound = format!("{shape:?}, by q_pre and k_pre");
+            let bound = format!("{shape:?}, to match q_pre and k_pre");
             return Err(error(format!("{in_file}.shape"), format!("{found:?}"), bound));
         }
     }
