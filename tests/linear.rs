@@ -84,10 +84,18 @@ fn chunks_of_every_size() {
 /// A state after every token, to go on from: what was read after the third of seven comes again.
 #[test]
 fn snapshots_roll_back() {
+    for rule in [LinearRule::Linear, LinearRule::Delta] {
+        snapshots_of(rule);
+    }
+}
+
+fn snapshots_of(rule: LinearRule) {
     let (heads, n, d, dv) = (2, 7, 12, 20);
     let [q, k] = [1, 2].map(|seed| random(seed, heads * n * d));
+    // The delta rule wants keys of unit length at most.
+    let k: Vec<f32> = k.into_iter().map(|x| 0.3 * x).collect();
     let v = random(3, heads * n * dv);
-    let params = LinearParams { slopes: Some(vec![0.1, 0.3]), ..Default::default() };
+    let params = LinearParams { rule, slopes: Some(vec![0.1, 0.3]), ..Default::default() };
     let attention = LinearAttention::new(gpu(), params).unwrap();
     let part = |which: std::ops::Range<usize>| {
         let cut = |values: &[f32], d| common::tokens(values, [1, heads, n, d], which.clone());
@@ -117,11 +125,19 @@ fn snapshots_roll_back() {
 /// A prompt, then token by token in place: as if all had come at once.
 #[test]
 fn decoding_goes_on_where_the_prompt_ended() {
+    for rule in [LinearRule::Linear, LinearRule::Delta] {
+        decoding_goes_on(rule);
+    }
+}
+
+fn decoding_goes_on(rule: LinearRule) {
     let (heads, n, d, dv) = (3, 40, 16, 20);
     let [q, k] = [1, 2].map(|seed| random(seed, heads * n * d));
+    // The delta rule wants keys of unit length at most.
+    let k: Vec<f32> = k.into_iter().map(|x| 0.3 * x).collect();
     let (v, gates) = (random(3, heads * n * dv), random(4, heads * n));
     let gates: Vec<f32> = gates.iter().map(|x| -x.abs() / 5.0).collect();
-    let params = LinearParams { algorithm: Some(LinearAlgorithm::Recurrent), ..LinearParams::default() };
+    let params = LinearParams { rule, algorithm: Some(LinearAlgorithm::Recurrent), ..LinearParams::default() };
     let attention = LinearAttention::new(gpu(), params).unwrap();
     let part = |which: std::ops::Range<usize>| {
         let cut = |values: &[f32], d| common::tokens(values, [1, heads, n, d], which.clone());
@@ -258,5 +274,51 @@ fn wrong_gates_are_told_when_a_result_is_read() {
                 }
             }
         }
+    }
+}
+
+/// Betas out of range, and gates of channels that are: left out, and told when a result is read.
+#[test]
+fn wrong_betas_are_told_when_a_result_is_read() {
+    let x = tensor([1, 2, 5, 4], &random(8, 40));
+    let params = LinearParams { rule: LinearRule::Delta, ..Default::default() };
+    let attention = LinearAttention::new(gpu(), params).unwrap();
+    let shape = [1, 2, 5, 1];
+    let of = |value: f32| {
+        let mut betas = vec![1.0; 10];
+        betas[5 + 3] = value;
+        tensor(shape, &betas)
+    };
+    for (value, counts, wrong) in [
+        (-1e-30, 0.0, true),
+        (2.5, 2.0, true),
+        (f32::NAN, 0.0, true),
+        (f32::INFINITY, 2.0, true),
+        (2.0, 2.0, false),
+        (-0.0, 0.0, false),
+    ] {
+        let (beta, clamped) = (of(value), of(counts));
+        let inputs = LinearInputs::new(&x, &x, &x).with_beta(&beta);
+        let o = block_on(attention.forward(&inputs)).unwrap();
+        let gradients = block_on(attention.backward(&inputs, &x, None)).unwrap();
+        for found in [&o, &gradients.dq, gradients.dbeta.as_ref().unwrap()] {
+            match wrong {
+                true => says(block_on(found.read()), &["beta[0][1][3] is below 0, above 2 or NaN", "within [0, 2]"]),
+                false => assert!(read(found).iter().all(|x| x.is_finite())),
+            }
+        }
+        if !wrong {
+            let inputs = LinearInputs::new(&x, &x, &x).with_beta(&clamped);
+            assert_eq!(read(&o), read(&block_on(attention.forward(&inputs)).unwrap()));
+        }
+    }
+    let mut gates = vec![-0.1; 40];
+    gates[27] = 0.5;
+    let g = tensor([1, 2, 5, 4], &gates);
+    let inputs = LinearInputs::new(&x, &x, &x).with_gates(&g);
+    let o = block_on(attention.forward(&inputs)).unwrap();
+    let gradients = block_on(attention.backward(&inputs, &x, None)).unwrap();
+    for found in [o, gradients.dq, gradients.dg.unwrap()] {
+        says(block_on(found.read()), &["g[0][1][1] is positive or NaN", "at most 0"]);
     }
 }

@@ -75,6 +75,28 @@ fn bad_input() {
         block_on(new(plain()).unwrap().forward_in_place(&both, &state)),
         &["h0 is set", "unset where the state is updated"],
     );
+    // The delta rule.
+    let delta = LinearParams { rule: LinearRule::Delta, ..plain() };
+    let beta = zeros([2, 1, 10, 1]);
+    let corrected = inputs.with_beta(&beta);
+    assert!(run(delta.clone(), &corrected).is_ok());
+    says(run(plain(), &corrected), &["beta is set", "unset, except for the delta rule"]);
+    says(
+        run(delta.clone(), &inputs.with_beta(&g.view(g.layout().clone().narrow(2, 0..9).unwrap()).unwrap())),
+        &["beta.shape is [2, 4, 9, 1]", "[2, 4, 10, 1]"],
+    );
+    says(new(LinearParams { causal: false, ..delta.clone() }), &["causal is false", "true with the delta rule"]);
+    let one_pass = LinearParams { algorithm: Some(LinearAlgorithm::OnePass), ..delta.clone() };
+    says(run(one_pass, &corrected), &["algorithm is Some(OnePass)", "unset or recurrent with the delta rule"]);
+    says(
+        run(LinearParams { chunk: Some(64), ..delta.clone() }, &corrected),
+        &["chunk is Some(64)", "unset with the delta rule"],
+    );
+    let channels = zeros([2, 4, 10, 8]);
+    let three = LinearParams { algorithm: Some(LinearAlgorithm::ThreePass), ..plain() };
+    says(run(three, &inputs.with_gates(&channels)), &["algorithm is Some(ThreePass)", "with gates of channels"]);
+    let narrow = zeros([2, 4, 10, 3]);
+    says(run(plain(), &inputs.with_gates(&narrow)), &["g.shape is [2, 4, 10, 3]", "8 (head_dim) wide"]);
     // What was prepared, and what comes.
     let attention = new(plain()).unwrap();
     let o = zeros([2, 4, 10, 6]);

@@ -27,6 +27,8 @@ pub struct LinearCase {
     pub gates: Option<(f32, usize)>,
     /// Whether each channel of a key has its own.
     pub by_channel: bool,
+    /// Heads of the gates, if fewer than all.
+    pub gate_heads: Option<usize>,
     /// Heads of betas, if there are any.
     pub betas: Option<usize>,
     /// Whether there is an initial state.
@@ -57,6 +59,7 @@ impl Default for LinearCase {
             params: LinearParams::default(),
             gates: None,
             by_channel: false,
+            gate_heads: None,
             betas: None,
             h0: false,
             in_place: false,
@@ -100,7 +103,7 @@ impl LinearCase {
 
     fn of_gates(&self) -> [usize; 4] {
         let [batch, _, rows, _] = self.token_shapes()[0];
-        [batch, self.all_heads(), rows, if self.by_channel { self.dims.0 } else { 1 }]
+        [batch, self.gate_heads.unwrap_or(self.all_heads()), rows, if self.by_channel { self.dims.0 } else { 1 }]
     }
 
     fn of_betas(&self) -> Option<[usize; 4]> {
@@ -163,8 +166,8 @@ impl LinearCase {
         solve(&LinearProblem {
             tokens: tokens.each_ref().map(|values| &values[..]),
             shapes: self.token_shapes(),
-            g: self.gates.map(|_| &g[..]),
-            beta: self.betas.map(|_| &beta[..]),
+            g: self.gates.map(|_| (&g[..], [self.of_gates()[1], self.of_gates()[3]])),
+            beta: self.betas.map(|heads| (&beta[..], heads)),
             h0: (!h0.is_empty()).then_some(&h0[..]),
             sequences: &places,
         })
@@ -302,6 +305,7 @@ impl Case for LinearCase {
             params,
             gates,
             by_channel,
+            gate_heads,
             betas,
             h0,
             in_place,
@@ -320,6 +324,7 @@ impl Case for LinearCase {
             (None, Some(_)) => " slopes".into(),
             (None, None) => String::new(),
         };
+        let gate = gate_heads.map_or(gate.clone(), |heads| format!("{gate} of {heads}"));
         let switches =
             [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();

@@ -107,6 +107,11 @@ fn delta_cases() -> Vec<LinearCase> {
         cases.push(LinearCase { dims, tokens: 40, h0: i % 2 == 0, strided: i % 2 == 1, ..case.clone() });
     }
     cases.push(LinearCase { betas: None, h0: false, ..base.clone() });
+    for case in [&gated, &kda, &gla] {
+        cases.push(LinearCase { heads: [4, 2, 1], gate_heads: Some(2), betas: case.betas.map(|_| 1), ..case.clone() });
+    }
+    let params = LinearParams::default();
+    cases.push(LinearCase { heads: [1, 4, 2], gate_heads: Some(1), params, betas: None, ..gated.clone() });
     cases.push(LinearCase { betas: Some(1), params: LinearParams { reverse: true, ..delta.clone() }, ..gated.clone() });
     let slopes = Some(vec![0.05, 0.2, 0.0, 0.4]);
     let params = LinearParams { slopes, scale: Some(1.0), ..delta.clone() };
@@ -160,6 +165,7 @@ fn random_case(seed: u64) -> LinearCase {
         dims: (r.random_range(1..130), r.random_range(1..70)),
         betas: (rule == LinearRule::Delta).then(|| *divisors.choose(r).expect("one at least")),
         by_channel: kind == 3,
+        gate_heads: (kind > 1 && r.random_range(0..3) == 0).then(|| *divisors.choose(r).expect("one at least")),
         params: LinearParams {
             rule,
             causal,

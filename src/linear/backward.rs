@@ -67,6 +67,13 @@ impl LinearParams {
             }
             LinearRule::Delta => delta::walks(self, &mut builder, &inputs, gated)?,
         };
+        let dg = match &inputs.g {
+            Some(_) => Sum {
+                from: each(&mut builder, Sum::of("dg by heads", "dg"), true, inputs.heads())?,
+                ..Sum::of("", "dg")
+            },
+            None => Sum::of("dg", "dg"),
+        };
         if self.slopes.is_some() {
             let [batch, heads, tokens, _] = inputs.output_shape();
             builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
@@ -84,13 +91,13 @@ impl LinearParams {
         // That of dq, whose state has the keys' channels for columns.
         let ahead = walks.iter().find(|walk| walk.states == AHEAD).expect("one of the walks");
         let frame = &ahead.frame;
-        for task in gate_gradients(ahead, &sums, self.slopes.is_some()) {
+        for task in gate_gradients(ahead, &sums, dg.from, self.slopes.is_some()) {
             task.add(&mut builder, frame)?;
         }
         if let Some(dbeta) = builder.tensor("dbeta") {
             delta::beta_gradient(frame, &dbeta).add(&mut builder, frame)?;
         }
-        for sum in sums.into_iter().filter(|sum| sum.from != sum.to) {
+        for sum in sums.into_iter().chain([dg]).filter(|sum| sum.from != sum.to) {
             let to = builder.input(sum.to)?;
             sum_of_heads(frame, sum, &to).add(&mut builder, frame)?;
         }
@@ -211,7 +218,7 @@ pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, heads: usize) -
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
-fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], with_slopes: bool) -> Vec<Task> {
+fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: bool) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
     if frame.decay == Decay::None {
         return vec![];
@@ -222,7 +229,7 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], with_slopes: bool) -> Vec
     let reads = [("q", "q"), ("k", "k"), ("dq", dq.from), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
     let reads = reads.into_iter().chain(dk.less.map(|less| ("less", less)));
     let dg = if by_channel { AccessKind::Update4 } else { AccessKind::StoreBits };
-    let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", "dg", dg)]);
+    let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", to, dg)]);
     let (segments, quads) = (frame.segments(segment), columns.div_ceil(4));
     let gates = Task {
         name: "gradient of gates",

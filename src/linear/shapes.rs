@@ -126,14 +126,15 @@ impl LinearShapes {
             check_tensor(name, Some(operand), None, false)?;
         }
         if let Some(g) = g {
-            let (shape, wanted) = (g.shape(), [batch, heads, tokens, 1]);
-            let fits = shape == wanted || shape == [batch, heads, tokens, head_dim];
-            let bound = format!("{wanted:?}, or {head_dim} (head_dim) wide");
-            require(fits, "g.shape", format!("{shape:?}"), bound)?;
+            let (shape, own) = (g.shape(), g.shape()[1].max(1));
+            let wide = [1, head_dim].contains(&shape[3]) && shape == [batch, own, tokens, shape[3]];
+            let wanted = [batch, heads, tokens, 1];
+            let bound = format!("{wanted:?}, or with a divisor of {heads} heads, or {head_dim} (head_dim) wide");
+            require(wide && heads.is_multiple_of(own), "g.shape", format!("{shape:?}"), bound)?;
             check_tensor("g", Some(g), None, false)?;
         }
         if let Some(beta) = beta {
-            require(params.rule == LinearRule::Delta, "beta", "set", "unset, but for the delta rule")?;
+            require(params.rule == LinearRule::Delta, "beta", "set", "unset, except for the delta rule")?;
             let (shape, own) = (beta.shape(), beta.shape()[1].max(1));
             let fits = heads.is_multiple_of(own) && shape == [batch, own, tokens, 1];
             let bound = format!("{:?}, or with a divisor of {heads} heads", [batch, heads, tokens, 1]);

@@ -131,6 +131,9 @@ impl Task {
         let constants = constants.into_iter().chain([("HEAD_DIM", head_dim), ("HEAD_DIM_V", value_dim)]);
         let mut constants: Vec<_> = constants.map(|(name, value)| (name, value as u32)).collect();
         let files = [vec![file::LINEAR_SHARED, file::ELEMENT], files].concat();
+        if tensors.iter().any(|(name, ..)| *name == "g") {
+            constants.push(("G_GROUP", group("g")));
+        }
         let mut optional = vec![
             ("h0", AccessKind::Load4),
             ("h0", AccessKind::Load1),

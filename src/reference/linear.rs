@@ -2,18 +2,18 @@
 
 use crate::{LinearParams, LinearRule};
 
-/// What linear attention works on: tokens [batch, heads, tokens, width], gates [batch, heads, tokens, 1 or head_dim], betas [batch, their
-/// heads, tokens], states [sequences, heads, head_dim, value_dim].
+/// What linear attention works on: tokens [batch, heads, tokens, width], gates [batch, their heads, tokens, 1 or head_dim], betas
+/// [batch, their heads, tokens], states [sequences, heads, head_dim, value_dim].
 #[derive(Clone, Copy, Debug)]
 pub struct LinearProblem<'a> {
     /// Queries, keys, values.
     pub tokens: [&'a [f32]; 3],
     /// Their shapes.
     pub shapes: [[usize; 4]; 3],
-    /// Log-space gates of tokens, or of their channels.
-    pub g: Option<&'a [f32]>,
-    /// How much a token corrects the state, by the delta rule. Unset: 1.
-    pub beta: Option<&'a [f32]>,
+    /// Log-space gates, their heads, and how many a token has: 1 or head_dim.
+    pub g: Option<(&'a [f32], [usize; 2])>,
+    /// How much a token corrects the state, by the delta rule, and heads of that. Unset: 1.
+    pub beta: Option<(&'a [f32], usize)>,
     /// Initial state.
     pub h0: Option<&'a [f32]>,
     /// (batch entry, first row, tokens) of each sequence.
@@ -40,27 +40,28 @@ impl LinearProblem<'_> {
         head / (self.heads() / self.shapes[which][1])
     }
 
-    /// How many gates a token of a head has.
-    pub(super) fn gates(&self) -> usize {
-        let [batch, _, tokens, _] = self.shapes[0];
-        self.g.map_or(1, |g| g.len() / (batch * self.heads() * tokens).max(1))
+    /// Heads of the gates, and how many a token of a head has.
+    pub(super) fn gates(&self) -> [usize; 2] {
+        self.g.map_or([self.heads(), 1], |(_, shape)| shape)
+    }
+
+    /// Where the gates of a token begin, and its beta.
+    pub(super) fn places(&self, [batch, head, token]: [usize; 3]) -> [usize; 2] {
+        let ([gate_heads, width], tokens) = (self.gates(), self.shapes[0][2]);
+        let betas = self.beta.map_or(self.heads(), |(_, heads)| heads);
+        let of = |own: usize| (batch * own + head * own / self.heads()) * tokens + token;
+        [of(gate_heads) * width, of(betas)]
     }
 
     /// What is left of a row of the state before a token, and how much the token corrects it.
     fn step(&self, params: &LinearParams, at: [usize; 3]) -> Step<'_> {
-        let [batch, head, token] = at;
-        let ([batches, _, tokens, d], heads) = (self.shapes[0], self.heads());
+        let ([batch, head, token], [first, of_beta]) = (at, self.places(at));
         let slope = params.slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
-        let gates = self.gates();
-        let first = ((batch * heads + head) * tokens + token) * gates;
-        let gate = |row: usize| self.g.map_or(-slope, |g| f64::from(g[first + if gates > 1 { row } else { 0 }]));
-        let beta = |beta: &[f32]| {
-            let own = beta.len() / (batches * tokens);
-            f64::from(beta[(batch * own + head * own / heads) * tokens + token])
-        };
+        let [_, width] = self.gates();
+        let gate = |row: usize| self.g.map_or(-slope, |(g, _)| f64::from(g[first + row.min(width - 1)]));
         Step {
-            fade: (0..d).map(|row| gate(row).exp()).collect(),
-            beta: self.beta.map_or(1.0, beta),
+            fade: (0..self.shapes[0][3]).map(|row| gate(row).exp()).collect(),
+            beta: self.beta.map_or(1.0, |(beta, _)| f64::from(beta[of_beta])),
             delta: params.rule == LinearRule::Delta,
             k: self.row(1, batch, head, token),
             v: self.row(2, batch, head, token),
@@ -128,7 +129,7 @@ impl Step<'_> {
 /// let (q, k, v) = ([1.0, 1.0], [1.0, 2.0], [3.0, 5.0]);
 /// let (g, shape) = ([0.0, 0.5f32.ln()], [1, 1, 2, 1]);
 /// let problem =
-///     LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: Some(&g), beta: None, h0: None, sequences: &[[0, 0, 2]] };
+///     LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: Some((&g, [1, 1])), beta: None, h0: None, sequences: &[[0, 0, 2]] };
 /// let found = linear(&LinearParams::default(), &problem);
 /// assert!((found.o[0] - 3.0).abs() < 1e-9 && (found.o[1] - 11.5).abs() < 1e-6); // 3, then 3 / 2 + 2 · 5
 /// ```

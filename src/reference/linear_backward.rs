@@ -49,8 +49,8 @@ pub fn linear_backward(
     let size = |shape: [usize; 4]| shape.iter().product();
     let mut to = LinearGradientsReference {
         tokens: p.shapes.map(|shape| vec![0.0; size(shape)]),
-        dg: vec![0.0; batch * heads * tokens * p.gates()],
-        dbeta: vec![0.0; p.beta.map_or(batch * heads * tokens, <[f32]>::len)],
+        dg: vec![0.0; batch * tokens * p.gates().iter().product::<usize>()],
+        dbeta: vec![0.0; p.beta.map_or(batch * heads * tokens, |(beta, _)| beta.len())],
         dslopes: vec![0.0; heads],
         dh0: vec![],
     };
@@ -77,9 +77,9 @@ pub fn linear_backward(
 impl Head<'_> {
     /// Adds to the gradients of the tokens; returns that of the initial state.
     fn backward(&self, start: &[f64], mut ds: Vec<f64>, dout: &[f32], to: &mut LinearGradientsReference) -> Vec<f64> {
-        let ([batches, _, tokens, _], dv, heads) = (self.p.shapes[0], self.p.shapes[2][3], self.p.heads());
+        let ([.., tokens, _], dv, heads) = (self.p.shapes[0], self.p.shapes[2][3], self.p.heads());
         let row_of_heads = |t: usize| (self.batch * heads + self.head) * tokens + t;
-        let betas = to.dbeta.len() / (batches * tokens).max(1);
+        let [_, gates] = self.p.gates();
         let steps = self.p.steps(self.params, [self.batch, self.head], &self.order);
         let states = Self::states(start, &steps);
         if !self.params.causal {
@@ -93,12 +93,12 @@ impl Head<'_> {
             }
             let faded = step.faded(&states[n]);
             let dbeta = self.add(&mut to.tokens, t, after, (step, &faded), &mut ds, dout);
-            to.dbeta[(self.batch * betas + self.head * betas / heads) * tokens + t] += dbeta;
+            let [of_gates, of_beta] = self.p.places([self.batch, self.head, t]);
+            to.dbeta[of_beta] += dbeta;
             if self.params.causal {
                 for (row, (ds, faded)) in ds.chunks(dv).zip(faded.chunks(dv)).enumerate() {
                     let gate: f64 = ds.iter().zip(faded).map(|(a, b)| a * b).sum();
-                    let gates = self.p.gates();
-                    to.dg[row_of_heads(t) * gates + if gates > 1 { row } else { 0 }] += gate;
+                    to.dg[of_gates + row.min(gates - 1)] += gate;
                     to.dslopes[self.head] -= gate;
                 }
                 ds = step.faded(&ds);

@@ -45,9 +45,13 @@ pub fn options() -> GpuOptions {
 pub fn gpu() -> &'static Gpu {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     static IN_USE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
-    struct Lease(usize);
+    struct Lease(usize, &'static Gpu);
     impl Drop for Lease {
         fn drop(&mut self) {
+            // A software driver whose process ends in the midst of work crashes. This thread's own variables are gone.
+            let gpu = self.1;
+            let wait = move || gpu.device().poll(wgpu::PollType::wait_indefinitely()).is_ok();
+            let _ = std::thread::spawn(wait).join();
             IN_USE[self.0].fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -62,10 +66,10 @@ pub fn gpu() -> &'static Gpu {
     let lease = || {
         let free = (0..devices.len()).min_by_key(|&i| IN_USE[i].load(Ordering::Relaxed)).expect("one at least");
         IN_USE[free].fetch_add(1, Ordering::Relaxed);
-        Lease(free)
+        Lease(free, &devices[free])
     };
     thread_local!(static MINE: OnceCell<Lease> = const { OnceCell::new() });
-    &devices[MINE.with(|mine| mine.get_or_init(lease).0)]
+    MINE.with(|mine| mine.get_or_init(lease).1)
 }
 
 /// A program on the same driver: one in another folder is reached through its own loader.

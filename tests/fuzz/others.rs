@@ -6,7 +6,7 @@ use super::source::Source;
 use pollster::block_on;
 use wgpu_attention::gate::{Pool, SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Selector};
 use wgpu_attention::{
-    DType, Error, Layout, LinearAlgorithm, LinearAttention, LinearParams, Merge, Rotary, RotaryParams,
+    DType, Error, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Merge, Rotary, RotaryParams,
 };
 
 fn pools(s: &mut Source) -> Vec<Pool> {

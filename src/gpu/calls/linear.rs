@@ -28,7 +28,7 @@ pub struct LinearInputs<'a> {
     pub k: &'a Tensor,
     /// Values [batch, heads of its own, tokens, value_dim].
     pub v: &'a Tensor,
-    /// A gate for each token, [batch, heads, tokens, 1], or for each channel of its key, [batch, heads, tokens, head_dim]: the natural
+    /// A gate for each token, [batch, heads or a divisor of that, tokens, 1], or for each channel of its key, [.., head_dim]: the natural
     /// logarithm of a decay factor, at most 0. A positive gate or a NaN counts as 0, and makes reading a result an error.
     pub g: Option<&'a Tensor>,
     /// How much each token corrects the state, by [`crate::LinearRule::Delta`]: within [0, 2], [batch, heads or a divisor of that, tokens,

@@ -101,6 +101,11 @@ impl Inputs {
         self.tensors.iter().any(|tensor| tensor.name == name)
     }
 
+    /// How many dimensions a tensor has, if it is there.
+    pub fn dimensions(&self, name: &str) -> Option<usize> {
+        self.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.shape.len())
+    }
+
     /// The name of a tensor in errors.
     pub fn what(&self, name: &str) -> String {
         format!("{}: {name}", self.file)

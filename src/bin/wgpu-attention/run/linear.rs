@@ -62,6 +62,61 @@ struct Problem {
     cu_seqlens: Option<Vec<usize>>,
 }
 
+/// Heads of the state in the file, which queries may share, and in the call, where each head has a state of its own.
+#[derive(Clone, Copy)]
+struct Heads {
+    file: usize,
+    call: usize,
+}
+
+impl Heads {
+    fn of(tensors: &Named) -> Self {
+        let most = |names: &[&str]| {
+            names.iter().filter_map(|name| tensors.get(name)).map(|floats| floats.shape[1]).max().unwrap_or(1)
+        };
+        let (file, call) = (most(&["k", "v", "g", "beta"]), most(&["q", "k", "v"]));
+        Self { file: if file > 0 && call.is_multiple_of(file) { file } else { call }, call }
+    }
+
+    /// How many heads of the call share a state.
+    fn group(self) -> usize {
+        (self.call / self.file.max(1)).max(1)
+    }
+
+    /// A state for each head of the call; one that has those already, or other ones, is left as it is.
+    fn spread(self, state: Floats, value: impl Fn(usize, f32) -> f32) -> Floats {
+        let Floats { dtype, shape: [batch, heads, rows, width], ref values } = state;
+        if heads != self.file || self.group() == 1 {
+            return state;
+        }
+        let of_heads = values.chunks_exact((rows * width).max(1));
+        let values = of_heads.flat_map(|head| (0..self.group()).flat_map(move |n| head.iter().map(move |&x| (n, x))));
+        let values = values.map(|(n, x)| value(n, x)).collect();
+        Floats { dtype, shape: [batch, self.call, rows, width], values }
+    }
+
+    fn repeat(self, state: Floats) -> Floats {
+        self.spread(state, |_, x| x)
+    }
+
+    /// A gradient, which counts once.
+    fn first(self, state: Floats) -> Floats {
+        self.spread(state, |n, x| if n == 0 { x } else { 0.0 })
+    }
+
+    /// One of the states that are alike, or the sum of their gradients.
+    fn merge(self, state: Floats, sums: bool) -> Floats {
+        let Floats { dtype, shape: [batch, _, rows, width], values } = state;
+        let size = rows * width;
+        let group = |alike: &[f32]| -> Vec<f32> {
+            let all = if sums { self.group() } else { 1 };
+            (0..size).map(|i| (0..all).map(|n| alike[n * size + i]).sum()).collect()
+        };
+        let values = values.chunks_exact((self.group() * size).max(1)).flat_map(group).collect();
+        Floats { dtype, shape: [batch, self.file, rows, width], values }
+    }
+}
+
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
         return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
@@ -84,21 +139,28 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if inputs.has("g") && inputs.has("gk") {
         return Err(error(inputs.what("gk"), "in the file", "absent with g: gates are of tokens or of channels"));
     }
-    let by_channel = inputs.has("gk");
-    if by_channel {
-        tensors.insert("g", inputs.tokens("gk", packed)?);
+    // Gates of channels have a dimension more.
+    let by_channel = match inputs.dimensions("g") {
+        _ if inputs.has("gk") => Some("gk"),
+        Some(4) => Some("g"),
+        Some(3) if packed => Some("g"),
+        _ => None,
+    };
+    if let Some(name) = by_channel {
+        tensors.insert("g", inputs.tokens(name, packed)?);
+    } else {
+        tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
     }
-    for name in ["g", "beta"] {
-        tensors.extend(inputs.gates(name, packed)?.map(|found| (name, found)));
-    }
-    tensors.extend(inputs.state("h0")?.map(|h0| ("h0", h0)));
+    tensors.extend(inputs.gates("beta", packed)?.map(|beta| ("beta", beta)));
+    let heads = Heads::of(&tensors);
+    tensors.extend(inputs.state("h0")?.map(|h0| ("h0", heads.repeat(h0))));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;
     let mut shapes = problem.shapes().wanted("ht");
     let mut program = problem.params.plan(&Caps::unlimited(), &shapes)?;
     if options.backward {
         problem.tensors.insert("dout", inputs.tokens("do", packed)?);
-        problem.tensors.extend(inputs.state("dht")?.map(|dht| ("dht", dht)));
+        problem.tensors.extend(inputs.state("dht")?.map(|dht| ("dht", heads.first(dht))));
         shapes = problem.shapes();
         program = problem.params.plan_backward(&Caps::unlimited(), &shapes)?;
     }
@@ -109,9 +171,16 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let output = |(name, values): (&'static str, Vec<f32>)| {
         let Layout { dtype, shape, .. } = program.tensor(name).expect("a result of the program").layout;
         match name {
-            "ht" | "dh0" => Output { name: name.into(), dtype, shape: shape.into(), values },
+            "ht" | "dh0" => {
+                let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, name == "dh0");
+                Output { name: name.into(), dtype, shape: shape.into(), values }
+            }
             "dslopes" => Output { name: name.into(), dtype, shape: vec![values.len()], values },
-            "dg" if by_channel => inputs.output("dgk", Floats { dtype, shape, values }, packed),
+            "dg" if by_channel.is_some() => inputs.output(
+                if by_channel == Some("gk") { "dgk" } else { "dg" },
+                Floats { dtype, shape, values },
+                packed,
+            ),
             "dg" | "dbeta" => {
                 let mut output = inputs.output(name, Floats { dtype, shape, values }, packed);
                 output.shape.pop();
@@ -184,7 +253,7 @@ impl Problem {
     }
 
     fn by_reference<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
-        let (names, some) = (["q", "k", "v"], |name: &str| self.tensors.get(name).map(|floats| &floats.values[..]));
+        let names = ["q", "k", "v"];
         let shapes = names.map(|name| self.tensors[name].shape);
         let [batch, _, rows, _] = shapes[0];
         let sequences: Vec<[usize; 3]> = match &self.cu_seqlens {
@@ -192,13 +261,10 @@ impl Problem {
             Some(offsets) => offsets.windows(2).map(|w| [0, w[0], w[1] - w[0]]).collect(),
         };
         let tokens = names.map(|name| &self.tensors[name].values[..]);
-        solve(&LinearProblem {
-            tokens,
-            shapes,
-            g: some("g"),
-            beta: some("beta"),
-            h0: some("h0"),
-            sequences: &sequences,
-        })
+        let of = |name: &str| self.tensors.get(name).map(|floats| (&floats.values[..], floats.shape));
+        let g = of("g").map(|(g, [_, heads, _, width])| (g, [heads, width]));
+        let beta = of("beta").map(|(beta, [_, heads, ..])| (beta, heads));
+        let h0 = of("h0").map(|(h0, _)| h0);
+        solve(&LinearProblem { tokens, shapes, g, beta, h0, sequences: &sequences })
     }
 }
