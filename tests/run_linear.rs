@@ -1,0 +1,102 @@
+//! `run linear`.
+
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Files, floats, integers, refuses, succeeds};
+use safetensors::{Dtype, SafeTensors};
+
+/// Linear attention, as an independent implementation has it.
+#[test]
+fn run_linear() {
+    let files = Files::new("run-linear");
+    let results = ["o", "ht", "dq", "dk", "dv", "dg", "dgk", "dbeta", "dh0"];
+    for (golden, rule) in [("simple_gla", "linear"), ("gated_delta", "delta"), ("kda", "delta")] {
+        let params = format!(r#"{{"scale": 0.125, "rule": "{rule}"}}"#);
+        let params = ["--layout", "heads-last", "--params", &params];
+        let golden = format!("tests/data/{golden}.safetensors");
+        let bytes = std::fs::read(&golden).expect("the repository has it");
+        let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        for backend in ["gpu", "reference"] {
+            let run = |to: &str, more: &[&str]| {
+                succeeds(
+                    &[&["run", "linear", &golden, &files.path(to), "--backend", backend], &params[..], more].concat(),
+                )
+            };
+            run("found", &[]);
+            run("back", &["--backward"]);
+            for name in results.into_iter().filter(|name| known.tensor(name).is_ok()) {
+                let (shape, found) = files.read(if name.starts_with('d') { "back" } else { "found" }, name);
+                let view = known.tensor(name).expect(name);
+                let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+                assert_eq!(shape, view.shape());
+                let largest = values.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let near = found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 6e-6 * largest);
+                assert!(near, "{golden} {backend} {name}");
+            }
+        }
+    }
+    let packed = files.write(
+        "packed",
+        &[
+            floats("q", 1, &[30, 2, 8]),
+            floats("k", 2, &[30, 1, 8]),
+            floats("v", 3, &[30, 2, 12]),
+            integers("cu_seqlens", &[0, 10, 10, 30]),
+            ("slopes", Dtype::F32, vec![2], bytemuck::cast_slice(&[0.5f32, 0.01]).to_vec()),
+        ],
+    );
+    let tokens = [floats("q", 1, &[1, 2, 4, 8]), floats("k", 2, &[1, 2, 4, 8]), floats("v", 3, &[1, 2, 4, 8])];
+    let gates = bytemuck::cast_slice(&[-0.5f32, 0.0, -1.0, -2.0, -0.1, -0.1, 0.25, -0.1]).to_vec();
+    let gated = files.write("gated", &[&tokens[..], &[("g", Dtype::F32, vec![1, 2, 4], gates)]].concat());
+    for backend in ["gpu", "reference"] {
+        succeeds(&["run", "linear", &packed, &files.path(backend), "--backend", backend]);
+        let bad = |params: &str, words: &[&str]| {
+            let output = files.path("output");
+            refuses(&["run", "linear", &packed, &output, "--backend", backend, "--params", params], words);
+        };
+        bad(r#"{"causal": false}"#, &["slopes is set", "not causal"]);
+        bad(r#"{"rule": "deltas"}"#, &["unknown variant `deltas`"]);
+        bad(r#"{"rule": "delta", "way": "one_pass"}"#, &["algorithm is Some(OnePass)", "with the delta rule"]);
+        bad(r#"{"normalize": true}"#, &["unknown field `normalize`"]);
+        bad(r#"{"chunk": 33}"#, &["chunk is 33", "a multiple of 32"]);
+        refuses(&["run", "linear", &packed, &files.path("output"), "--backward"], &["do", "missing"]);
+        refuses(
+            &["run", "linear", &gated, &files.path("output"), "--backend", backend],
+            &["g[0][1][2] is 0.25", "at most 0"],
+        );
+    }
+    for name in ["o", "ht"] {
+        let (found, known) = (files.read("gpu", name), files.read("reference", name));
+        assert_eq!(found.0, if name == "o" { vec![30, 2, 12] } else { vec![3, 2, 8, 12] });
+        assert!(found.1.iter().zip(&known.1).all(|(a, b)| (a - b).abs() < 2e-5), "{name}");
+    }
+}
+
+/// ONNX's node tests of `LinearAttention` (opset 27), as its package has them: tensors `CASE/NAME`, the params of a case in the metadata.
+#[test]
+fn node_tests_of_onnx() {
+    let files = Files::new("run-onnx");
+    let bytes = std::fs::read("tests/data/onnx_linear_attention.safetensors").expect("the repository has it");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let cases = header.metadata().as_ref().expect("params of each case");
+    assert_eq!(cases.len(), 14);
+    for (case, params) in cases {
+        let tensor = |name: &str| file.tensor(&format!("{case}/{name}")).ok();
+        let given = |name: &'static str| {
+            tensor(name).map(|view| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        };
+        let inputs: Vec<_> = ["q", "k", "v", "g", "beta", "h0"].into_iter().filter_map(given).collect();
+        let input = files.write("input", &inputs);
+        succeeds(&["run", "linear", &input, &files.path("found"), "--layout", "heads-last", "--params", params]);
+        let bound = if inputs[0].1 == Dtype::F16 { 4e-3 } else { 2e-5 };
+        for name in ["o", "ht"] {
+            files.write("known", &[given(name).expect("a result")]);
+            let ((shape, found), (known_shape, known)) = (files.read("found", name), files.read("known", name));
+            assert_eq!(shape, known_shape, "{case} {name}");
+            let largest = known.iter().fold(1f32, |most, x| most.max(x.abs()));
+            assert!(found.iter().zip(&known).all(|(a, b)| (a - b).abs() <= bound * largest), "{case} {name}");
+        }
+    }
+}
