@@ -1,5 +1,5 @@
 //! Linear attention on the GPU: tokens per second at a constant number of tokens, beside this crate's own causal flash attention; the
-//! three algorithms beside one another; decoding in place beside a copy of the state.
+//! three algorithms beside one another; each rule and kind of gates beside the plain rule; decoding in place beside a copy of the state.
 //! `cargo bench --features catalogue --bench linear`.
 
 mod common;
@@ -10,7 +10,7 @@ use pollster::block_on;
 use std::time::Duration;
 use wgpu_attention::catalogue::{AttentionCase, LinearCase, Ready};
 use wgpu_attention::plan::AdapterKind;
-use wgpu_attention::{Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams};
+use wgpu_attention::{Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams, LinearRule};
 
 /// Sizes to measure.
 struct Sizes {
@@ -34,7 +34,7 @@ fn sizes(gpu: &Gpu) -> Sizes {
             all: 32768,
             tokens: (10..=15).map(|log| 1 << log).collect(),
             flash: 4096,
-            decoding: (16, 16),
+            decoding: (64, 16),
         },
         _ => Sizes {
             heads: 32,
@@ -70,6 +70,7 @@ fn bench(criterion: &mut Criterion) {
     let sizes = sizes(&gpu);
     lengths(criterion, &gpu, &sizes);
     algorithms(&gpu, &sizes);
+    rules(&gpu, &sizes);
     decoding(&gpu, &sizes);
 }
 
@@ -144,9 +145,52 @@ fn algorithms(gpu: &Gpu, sizes: &Sizes) {
     }
 }
 
+/// Each rule with each kind of gates, token by token, by the length, beside the plain rule and what its arithmetic has more.
+fn rules(gpu: &Gpu, sizes: &Sizes) {
+    let Sizes { heads, all, .. } = *sizes;
+    let dim = if testing() { sizes.dim } else { 128 };
+    let plain = |tokens: usize| {
+        let mut case = case(all / tokens, heads, tokens, dim, None);
+        case.params.slopes = None;
+        case
+    };
+    let gated = |tokens| LinearCase { gates: Some((1.0, 1000)), ..plain(tokens) };
+    let delta = |case: LinearCase| LinearCase {
+        params: LinearParams { rule: LinearRule::Delta, ..case.params.clone() },
+        betas: Some(heads),
+        ..case
+    };
+    let lengths = [sizes.tokens.first(), sizes.tokens.last()].into_iter().flatten();
+    for &tokens in lengths {
+        // Operations of a token for each element of the state.
+        let by_channel = |case| LinearCase { by_channel: true, ..case };
+        let all_rules = [
+            ("plain", 5.0, plain(tokens)),
+            ("gates by token", 5.0, gated(tokens)),
+            ("gates by channel", 5.0, by_channel(gated(tokens))),
+            ("delta", 7.0, delta(plain(tokens))),
+            ("delta, gates by token", 7.0, delta(gated(tokens))),
+            ("delta, gates by channel", 7.0, delta(by_channel(gated(tokens)))),
+        ];
+        let ready: Vec<_> = all_rules.iter().map(|(name, work, case)| (*name, *work, ready(gpu, case))).collect();
+        let runs: Vec<Box<dyn Fn() -> f64>> =
+            ready.iter().map(|(.., ready)| Box::new(|| seconds(gpu, ready)) as Box<dyn Fn() -> f64>).collect();
+        let named: Vec<(&str, &dyn Fn() -> f64)> =
+            ready.iter().zip(&runs).map(|((name, ..), run)| (*name, run as &dyn Fn() -> f64)).collect();
+        let medians = ratios(&format!("rules, H {heads} D {dim} T {tokens}, {all} tokens in all"), &named);
+        for ((name, work, call), seconds) in ready.iter().zip(&medians) {
+            let (rate, time, arithmetic) = (all as f64 / seconds, seconds / medians[0], work / ready[0].1);
+            println!(
+                "         {name}: {rate:.3e} tokens/s, {time:.2} of the plain rule's time, {arithmetic:.2} of its operations; {}",
+                call.plan()
+            );
+        }
+    }
+}
+
 /// A token in place, beside a kernel that reads and writes as much.
 fn decoding(gpu: &Gpu, sizes: &Sizes) {
-    let ((batch, heads), dim) = (sizes.decoding, sizes.dim);
+    let ((batch, heads), dim) = (sizes.decoding, if testing() { sizes.dim } else { 128 });
     let bytes = (8 * batch * heads * dim * dim) as f64;
     let copy = Copy::new(gpu, bytes as u64 / 2);
     copy.seconds(gpu);
@@ -156,9 +200,14 @@ fn decoding(gpu: &Gpu, sizes: &Sizes) {
         let mut by_token = of(Some((1.0, 1000)));
         by_token.params.slopes = None;
         let by_token = ready(gpu, &by_token);
+        let mut delta = of(Some((1.0, 1000)));
+        delta.params = LinearParams { rule: LinearRule::Delta, slopes: None, ..delta.params };
+        delta.betas = Some(heads);
+        let delta = ready(gpu, &delta);
         let (a, b, c) = (|| copy.seconds(gpu), || seconds(gpu, &by_head), || seconds(gpu, &by_token));
-        let runs: [(&str, &dyn Fn() -> f64); 3] =
-            [("copy of the state", &a), ("gates by head", &b), ("gates by token", &c)];
+        let d = || seconds(gpu, &delta);
+        let runs: [(&str, &dyn Fn() -> f64); 4] =
+            [("copy of the state", &a), ("gates by head", &b), ("gates by token", &c), ("delta, gates by token", &d)];
         let medians = ratios(&format!("decoding {tokens} in place, B {batch} H {heads} D {dim}"), &runs);
         for ((name, _), seconds) in runs.iter().zip(&medians) {
             println!(

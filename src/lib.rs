@@ -146,7 +146,7 @@ pub use gpu::{Gpu, GpuOptions};
 /// The version of half that this crate uses: 16-bit floats on the host.
 pub use half;
 pub use layout::Layout;
-pub use linear::{LinearAlgorithm, LinearParams, LinearRule};
+pub use linear::{FeatureMap, LinearAlgorithm, LinearParams, LinearRule};
 pub use neighborhood::{NeighborhoodAxis, NeighborhoodParams};
 pub use program::hook::Hook;
 pub use rotary::RotaryParams;

@@ -3,11 +3,15 @@
 mod backward;
 mod chunking;
 mod delta;
+mod features;
+mod normalizer;
 mod plan;
 mod recurrent;
 mod shapes;
 mod task;
 mod walk;
+
+pub use features::FeatureMap;
 
 use crate::error::require;
 use crate::layout::{MAX_HEADS, MAX_SLOPE};
@@ -33,6 +37,13 @@ pub struct LinearParams {
     pub reverse: bool,
     /// Factor of Sᵀ q. Default: 1/√head_dim; Lightning Attention and Mamba-2 use 1.
     pub scale: Option<f32>,
+    /// What makes features of queries and keys. Default: [`FeatureMap::Identity`].
+    pub feature_map: FeatureMap,
+    /// Whether each query and key is divided by √(Σ x² + 10⁻⁶), its length, before the feature map. Default: no.
+    pub l2_norm: bool,
+    /// Divides the output by scale · φ(q) · z + ε, z the running sum of φ(k), which fades as the state does: where set, ε. Not with the delta
+    /// rule. Default: unset.
+    pub normalize: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
     /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says.
@@ -77,6 +88,9 @@ impl Default for LinearParams {
             causal: true,
             reverse: false,
             scale: None,
+            feature_map: FeatureMap::Identity,
+            l2_norm: false,
+            normalize: None,
             slopes: None,
             algorithm: None,
             chunk: None,
@@ -123,6 +137,14 @@ impl LinearParams {
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(scale) = self.scale {
             require(scale.is_finite(), "scale", scale, "finite")?;
+            let fits = scale >= 0.0 || self.feature_map != FeatureMap::Taylor2;
+            require(fits, "scale", scale, "at least 0 with the Taylor map, which takes its root")?;
+        }
+        if let Some(epsilon) = self.normalize {
+            let fits = epsilon.is_finite() && epsilon >= 0.0;
+            require(fits, "normalize", epsilon, "finite and at least 0: what is added to the divisor")?;
+            let linear = self.rule == LinearRule::Linear;
+            require(linear, "normalize", epsilon, "unset with the delta rule, which has no sum of keys")?;
         }
         if let Some(chunk) = self.chunk {
             let fits = (1..=256).contains(&chunk) && chunk.is_multiple_of(32);

@@ -175,6 +175,7 @@ fn bad_gradients() {
         dbeta: None,
         dslopes: None,
         dh0: None,
+        dz0: None,
     };
     let from = [("dout", &o)];
     let prepare = |to: &LinearGradients| block_on(attention.prepare_backward((&inputs, from, to)));

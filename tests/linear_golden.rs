@@ -125,3 +125,69 @@ fn an_independent_implementation_of_mamba_agrees() {
     let da: Vec<f32> = da.iter().map(|&x| x as f32).collect();
     near_gradient("dA", &da, &floats(&file, "dA"));
 }
+
+/// A row of 1 + d + d² features, the pairs row by row, from ours, in which i ≤ j are folded.
+fn unfolded(folded: &[f32], d: usize) -> Vec<f32> {
+    let width = folded.len() / FeatureMap::Taylor2.features(d);
+    let row = |n: usize| folded[n * width..][..width].iter();
+    let pair = |i: usize, j: usize| {
+        let (i, j) = (i.min(j), i.max(j));
+        // Rows i' < i of the upper triangle have d − i' pairs.
+        let n = 1 + d + i * d - i * i.saturating_sub(1) / 2 + j - i;
+        let factor = if i == j { 1.0 } else { std::f32::consts::FRAC_1_SQRT_2 };
+        row(n).map(move |x| factor * x)
+    };
+    let pairs = (0..d).flat_map(|i| (0..d).map(move |j| (i, j))).flat_map(|(i, j)| pair(i, j));
+    (0..=d).flat_map(row).copied().chain(pairs).collect()
+}
+
+/// Normalised: with elu(x) + 1 and states of both kinds, and with the Taylor map, whose states are folded.
+#[test]
+fn an_independent_implementation_of_normalised_features_agrees() {
+    for (name, feature_map, scale, epsilon) in
+        [("linear_norm_elu1", FeatureMap::Elu1, 1.0, 1e-10), ("based_norm", FeatureMap::Taylor2, 0.25, 1e-6)]
+    {
+        let bytes = file(name);
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let [q, k, v, dout] = ["q", "k", "v", "do"].map(|name| tokens(&file, name));
+        let has = |name: &str| file.tensor(name).is_ok();
+        let state = |name: &str| has(name).then(|| states(&file, name));
+        let sums = |name: &str| {
+            let [b, h, d] = [v.shape()[0], v.shape()[1], q.shape()[3]];
+            has(name).then(|| tensor([b, h, d, 1], &floats(&file, name)))
+        };
+        let (h0, z0, dht, dzt) = (state("h0"), sums("z0"), state("dht"), sums("dzt"));
+        let inputs = LinearInputs { h0: h0.as_ref(), z0: z0.as_ref(), ..LinearInputs::new(&q, &k, &v) };
+        let params =
+            LinearParams { feature_map, normalize: Some(epsilon), scale: Some(scale), ..LinearParams::default() };
+        let known = |found: &Tensor| match feature_map {
+            FeatureMap::Taylor2 => {
+                let [_, heads, rows, width] = found.shape();
+                let all = read(found);
+                (0..heads).flat_map(|h| unfolded(&all[h * rows * width..][..rows * width], 16)).collect()
+            }
+            _ => read(found),
+        };
+        for algorithm in ALGORITHMS {
+            let params = LinearParams { algorithm: Some(algorithm), ..params.clone() };
+            let attention = LinearAttention::new(gpu(), params).unwrap();
+            let (o, ht, zt) = block_on(attention.forward_with_states(&inputs)).unwrap();
+            near(&format!("{name} o, {algorithm:?}"), &read(&o), &read(&tokens(&file, "o")));
+            near(&format!("{name} ht, {algorithm:?}"), &known(&ht), &floats(&file, "ht"));
+            near(&format!("{name} zt, {algorithm:?}"), &known(&zt), &floats(&file, "zt"));
+        }
+        for algorithm in [None, Some(LinearAlgorithm::ThreePass)] {
+            let attention = LinearAttention::new(gpu(), LinearParams { algorithm, ..params.clone() }).unwrap();
+            let found = block_on(attention.backward_with_states(&inputs, &dout, dht.as_ref(), dzt.as_ref())).unwrap();
+            for (what, found) in [("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)] {
+                near_gradient(&format!("{name} {what}"), &read(found), &read(&tokens(&file, what)));
+            }
+            for (what, found) in [("dh0", &found.dh0), ("dz0", &found.dz0)] {
+                assert_eq!(found.is_some(), has(what));
+                found
+                    .iter()
+                    .for_each(|found| near_gradient(&format!("{name} {what}"), &read(found), &floats(&file, what)));
+            }
+        }
+    }
+}

@@ -5,8 +5,8 @@ use super::{Case, KernelParams, Outcome, Problem, normal, poisoned};
 use crate::program::Kernel;
 use crate::reference::{self, LinearProblem};
 use crate::{
-    Caps, DType, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, LinearRule, Program, Result,
-    Shapes, Tensor,
+    Caps, DType, FeatureMap, Gpu, GpuTime, Layout, LinearAttention, LinearInputs, LinearParams, LinearRule, Program,
+    Result, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 
@@ -33,6 +33,8 @@ pub struct LinearCase {
     pub betas: Option<usize>,
     /// Whether there is an initial state.
     pub h0: bool,
+    /// Whether a normaliser's sum of keys begins with another; it goes where the state goes.
+    pub z0: bool,
     /// Whether the state is updated in place; else it is written.
     pub in_place: bool,
     /// Tokens of each batch entry, or of each packed sequence; empty: all.
@@ -62,6 +64,7 @@ impl Default for LinearCase {
             gate_heads: None,
             betas: None,
             h0: false,
+            z0: false,
             in_place: false,
             sequences: vec![],
             packed: false,
@@ -79,6 +82,7 @@ struct Values {
     g: Vec<f32>,
     beta: Vec<f32>,
     h0: Vec<f32>,
+    z0: Vec<f32>,
 }
 
 impl LinearCase {
@@ -98,12 +102,27 @@ impl LinearCase {
 
     pub(super) fn state_shape(&self) -> [usize; 4] {
         let entries = if self.packed { self.sequences.len() } else { self.batch };
-        [entries, self.all_heads(), self.dims.0, self.dims.1]
+        [entries, self.all_heads(), self.features(), self.dims.1]
+    }
+
+    fn features(&self) -> usize {
+        self.params.feature_map.features(self.dims.0)
+    }
+
+    /// Of a normaliser's sum of keys.
+    pub(super) fn sums_shape(&self) -> [usize; 4] {
+        let [entries, heads, features, _] = self.state_shape();
+        [entries, heads, features, 1]
+    }
+
+    /// Whether the sum of keys begins with another, or goes on in place.
+    fn brings_sums(&self) -> bool {
+        self.params.normalize.is_some() && (self.z0 || self.in_place)
     }
 
     fn of_gates(&self) -> [usize; 4] {
         let [batch, _, rows, _] = self.token_shapes()[0];
-        [batch, self.gate_heads.unwrap_or(self.all_heads()), rows, if self.by_channel { self.dims.0 } else { 1 }]
+        [batch, self.gate_heads.unwrap_or(self.all_heads()), rows, if self.by_channel { self.features() } else { 1 }]
     }
 
     fn of_betas(&self) -> Option<[usize; 4]> {
@@ -131,6 +150,7 @@ impl LinearCase {
                 key.iter_mut().for_each(|x| *x = qk.round(*x / length));
             }
         }
+        let sums = if self.brings_sums() { self.sums_shape().iter().product() } else { 0 };
         let betas = self.of_betas().map_or(0, |shape| shape.iter().product());
         // Within [0, 2], both ends among them.
         let beta = |x: f32| (1.0 + x).clamp(0.0, 2.0);
@@ -139,6 +159,8 @@ impl LinearCase {
             g,
             beta: normal(self.seed + 7, betas, 0.7, DType::F32).into_iter().map(beta).collect(),
             h0: normal(self.seed + 4, h0, 1.0, DType::F32),
+            // A sum of features that are mostly positive.
+            z0: normal(self.seed + 8, sums, 1.0, DType::F32).into_iter().map(f32::abs).collect(),
         }
     }
 
@@ -162,13 +184,14 @@ impl LinearCase {
     }
 
     pub(super) fn with_problem<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
-        let (Values { tokens, g, beta, h0 }, places) = (self.values(), self.places());
+        let (Values { tokens, g, beta, h0, z0 }, places) = (self.values(), self.places());
         solve(&LinearProblem {
             tokens: tokens.each_ref().map(|values| &values[..]),
             shapes: self.token_shapes(),
             g: self.gates.map(|_| (&g[..], [self.of_gates()[1], self.of_gates()[3]])),
             beta: self.betas.map(|heads| (&beta[..], heads)),
             h0: (!h0.is_empty()).then_some(&h0[..]),
+            z0: (!z0.is_empty()).then_some(&z0[..]),
             sequences: &places,
         })
     }
@@ -194,6 +217,7 @@ impl LinearCase {
             .tensor_if("g", self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())))
             .tensor_if("beta", self.of_betas().map(|shape| Layout::heads_first(DType::F32, shape)))
             .tensor_if("h0", self.h0.then(|| Layout::heads_first(DType::F32, self.state_shape())))
+            .tensor_if("z0", self.z0.then(|| Layout::heads_first(DType::F32, self.sums_shape())))
             .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
             .numbers_if("cu_seqlens", self.packed.then(|| self.offsets()))
     }
@@ -204,7 +228,11 @@ impl LinearCase {
     /// Those of [`LinearParams::plan`].
     pub fn plan(&self, caps: &Caps) -> Result<Program> {
         let shapes = match self.in_place {
-            true => self.shapes().tensor("state", Layout::heads_first(DType::F32, self.state_shape())),
+            true => self
+                .shapes()
+                .tensor("state", Layout::heads_first(DType::F32, self.state_shape()))
+                .tensor_if("z", self.brings_sums().then(|| Layout::heads_first(DType::F32, self.sums_shape()))),
+            false if self.params.normalize.is_some() => self.shapes().wanted("ht").wanted("zt"),
             false => self.shapes().wanted("ht"),
         };
         self.params.plan(caps, &shapes)
@@ -224,7 +252,7 @@ impl LinearCase {
     }
 
     pub(super) async fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
-        let Values { tokens, mut g, mut beta, h0 } = self.values();
+        let Values { tokens, mut g, mut beta, h0, z0 } = self.values();
         self.pad(&mut g, self.of_gates());
         let mut found = vec![];
         for (mut values, layout) in tokens.into_iter().zip(self.layouts()) {
@@ -243,6 +271,11 @@ impl LinearCase {
                 None => None,
             },
             h0: if h0.is_empty() { None } else { Some(poisoned(gpu, state, &h0).await?) },
+            z0: if z0.is_empty() {
+                None
+            } else {
+                Some(poisoned(gpu, Layout::heads_first(DType::F32, self.sums_shape()), &z0).await?)
+            },
             offsets: self.offsets(),
             tokens: found,
         })
@@ -254,6 +287,7 @@ impl LinearCase {
             g: uploaded.g.as_ref(),
             beta: uploaded.beta.as_ref(),
             h0: uploaded.h0.as_ref().filter(|_| !self.in_place),
+            z0: uploaded.z0.as_ref().filter(|_| !self.in_place),
             seqlens: (!self.packed && !self.sequences.is_empty()).then_some(&self.sequences),
             cu_seqlens: self.packed.then_some(&uploaded.offsets),
             ..LinearInputs::new(q, k, v)
@@ -267,6 +301,7 @@ pub(super) struct Uploaded {
     g: Option<Tensor>,
     beta: Option<Tensor>,
     h0: Option<Tensor>,
+    z0: Option<Tensor>,
     offsets: Vec<usize>,
 }
 
@@ -315,7 +350,8 @@ impl Case for LinearCase {
             spare,
             ..
         } = self;
-        let LinearParams { rule, causal, reverse, slopes, algorithm, chunk, .. } = params;
+        let LinearParams { rule, causal, reverse, slopes, algorithm, chunk, feature_map, l2_norm, normalize, .. } =
+            params;
         let lengths = if sequences.is_empty() { format!("N {tokens}") } else { format!("N {sequences:?}") };
         let lengths = if *packed && *spare > 0 { format!("{lengths} of {}", self.rows()) } else { lengths };
         let gate = match (gates, slopes) {
@@ -325,12 +361,21 @@ impl Case for LinearCase {
             (None, None) => String::new(),
         };
         let gate = gate_heads.map_or(gate.clone(), |heads| format!("{gate} of {heads}"));
-        let switches =
-            [(*causal, "causal"), (*reverse, "reverse"), (*h0, "h0"), (*in_place, "in place"), (*packed, "packed")];
+        let switches = [
+            (*causal, "causal"),
+            (*reverse, "reverse"),
+            (*h0, "h0"),
+            (self.z0, "z0"),
+            (*in_place, "in place"),
+            (*packed, "packed"),
+            (*l2_norm, "l2_norm"),
+            (normalize.is_some(), "normalised"),
+        ];
         let on: Vec<&str> = switches.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
         let how = algorithm.map_or("auto".into(), |algorithm| format!("{algorithm:?}"));
         let how = chunk.map_or(how.clone(), |chunk| format!("{how} chunk {chunk}"));
         let rule = match (rule, betas) {
+            (LinearRule::Linear, _) if *feature_map != FeatureMap::Identity => format!(" {feature_map:?}"),
             (LinearRule::Linear, _) => String::new(),
             (LinearRule::Delta, None) => " delta".into(),
             (LinearRule::Delta, Some(heads)) => format!(" delta beta of {heads}"),
@@ -350,25 +395,26 @@ impl Case for LinearCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let (o, state) = match self.strided {
+            let found = match self.strided || (self.in_place && self.params.normalize.is_some()) {
                 true => {
                     let ready = self.ready(gpu).await?;
                     ready.run().await?;
-                    let result = |name| ready.tensor(name).expect("a result").clone();
-                    (result("o"), result(self.last_state()))
+                    self.results().into_iter().map(|name| ready.tensor(name).expect("a result").clone()).collect()
                 }
                 false => self.forward(gpu).await?,
             };
-            let expected = self.expected();
-            let outcome = compare(self.dtypes[1], ALLOWED, &o.read().await?, &expected.o);
-            Ok(outcome.and(compare(DType::F32, ALLOWED, &state.read().await?, &expected.ht)))
+            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
+            for (found, expected) in found.iter().zip(self.expected_results()) {
+                outcome = outcome.and(compare(found.layout().dtype, ALLOWED, &found.read().await?, &expected));
+            }
+            Ok(outcome)
         })
     }
 
     fn problem<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Option<Problem>>> {
         Box::pin(async move {
-            let (ready, reference) = (self.ready(gpu).await?, self.expected());
-            let expected = vec![("o", reference.o), (self.last_state(), reference.ht)];
+            let ready = self.ready(gpu).await?;
+            let expected = self.results().into_iter().zip(self.expected_results()).collect();
             Ok(Some(Problem { params: KernelParams::Linear(self.params.clone()), backward: false, ready, expected }))
         })
     }
@@ -380,17 +426,28 @@ impl Case for LinearCase {
 
 impl LinearCase {
     /// The output and the last state, in tensors of the library's own.
-    async fn forward(&self, gpu: &Gpu) -> Result<(Tensor, Tensor)> {
+    async fn forward(&self, gpu: &Gpu) -> Result<Vec<Tensor>> {
         let uploaded = self.upload(gpu).await?;
         let (attention, inputs) = (LinearAttention::new(gpu, self.params.clone())?, self.inputs(&uploaded));
         match (&uploaded.h0, self.in_place) {
-            (Some(state), true) => Ok((attention.forward_in_place(&inputs, state).await?, state.clone())),
-            _ => attention.forward_with_state(&inputs).await,
+            (Some(state), true) => Ok(vec![attention.forward_in_place(&inputs, state).await?, state.clone()]),
+            _ if self.params.normalize.is_some() => {
+                let (o, ht, zt) = attention.forward_with_states(&inputs).await?;
+                Ok(vec![o, ht, zt])
+            }
+            _ => attention.forward_with_state(&inputs).await.map(|(o, ht)| vec![o, ht]),
         }
     }
 
-    fn last_state(&self) -> &'static str {
-        if self.in_place { "state" } else { "ht" }
+    /// The results' names.
+    fn results(&self) -> Vec<&'static str> {
+        let all = if self.in_place { ["o", "state", "z"] } else { ["o", "ht", "zt"] };
+        all[..if self.params.normalize.is_some() { 3 } else { 2 }].to_vec()
+    }
+
+    fn expected_results(&self) -> Vec<Vec<f64>> {
+        let reference::LinearReference { o, ht, zt } = self.expected();
+        vec![o, ht, zt]
     }
 
     /// Uploads the values and prepares the kernels.
@@ -401,10 +458,10 @@ impl LinearCase {
         let uploaded = self.upload(gpu).await?;
         let mut call = Owned::of(self.inputs(&uploaded));
         let attention = LinearAttention::new(gpu, self.params.clone())?;
-        if let (Some(state), true) = (uploaded.h0, self.in_place) {
-            call.push("state", state);
+        for (name, tensor) in [("state", uploaded.h0), ("z", uploaded.z0)].into_iter().filter(|_| self.in_place) {
+            tensor.into_iter().for_each(|tensor| call.push(name, tensor));
         }
-        for &name in if self.in_place { &["o"][..] } else { &["o", "ht"] } {
+        for name in if self.in_place { vec!["o"] } else { self.results() } {
             let mut layout = self.plan(gpu.caps())?.tensor(name).expect("a result").layout.clone();
             if self.strided && name == "o" {
                 layout = Layout::heads_last(layout.dtype, layout.shape).at(2);

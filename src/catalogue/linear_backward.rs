@@ -18,7 +18,7 @@ pub struct LinearBackwardCase {
 }
 
 /// Gradients by name.
-const GRADIENTS: [&str; 7] = ["dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
+const GRADIENTS: [&str; 8] = ["dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dz0"];
 
 /// Allowed of an f32 gradient: its error's root mean square over its own.
 const ALLOWED: f64 = 1e-5;
@@ -29,13 +29,14 @@ impl LinearBackwardCase {
         let dht = forward.seed.is_multiple_of(20);
         // A state that goes on in place is gone when gradients are wanted.
         let h0 = forward.h0 || forward.in_place;
-        Self { forward: LinearCase { in_place: false, h0, ..forward }, dht }
+        let z0 = forward.z0 || (forward.in_place && forward.params.normalize.is_some());
+        Self { forward: LinearCase { in_place: false, h0, z0, ..forward }, dht }
     }
 
     /// Those that come out, by name.
     fn results(of: LinearGradientsReference, ready: &Ready) -> Vec<(&'static str, Vec<f64>)> {
-        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dbeta, dslopes, dh0 } = of;
-        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dbeta, dslopes, dh0]);
+        let LinearGradientsReference { tokens: [dq, dk, dv], dg, dbeta, dslopes, dh0, dz0 } = of;
+        let all = GRADIENTS.into_iter().zip([dq, dk, dv, dg, dbeta, dslopes, dh0, dz0]);
         all.filter(|(name, _)| ready.tensor(name).is_some()).collect()
     }
 
@@ -69,10 +70,16 @@ impl LinearBackwardCase {
         self.dht.then(|| normal(self.forward.seed + 6, count, 1.0, DType::F32))
     }
 
+    fn dzt(&self) -> Option<Vec<f32>> {
+        let count = self.forward.sums_shape().iter().product();
+        let has = self.dht && self.forward.params.normalize.is_some();
+        has.then(|| normal(self.forward.seed + 9, count, 1.0, DType::F32))
+    }
+
     fn expected(&self) -> LinearGradientsReference {
-        let (dout, dht) = (self.dout(), self.dht());
+        let (dout, dht, dzt) = (self.dout(), self.dht(), self.dzt());
         let params = &self.forward.params;
-        self.forward.with_problem(|problem| linear_backward(params, problem, &dout, dht.as_deref()))
+        self.forward.with_problem(|problem| linear_backward(params, problem, &dout, [dht.as_deref(), dzt.as_deref()]))
     }
 
     fn layout(&self, dtype: DType, shape: [usize; 4]) -> Layout {
@@ -83,13 +90,22 @@ impl LinearBackwardCase {
         self.dht.then(|| Layout::heads_first(DType::F32, self.forward.state_shape()))
     }
 
+    fn dzt_layout(&self) -> Option<Layout> {
+        self.dzt().map(|_| Layout::heads_first(DType::F32, self.forward.sums_shape()))
+    }
+
     /// What would run on a device.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan_backward`].
     pub fn plan(&self, caps: &Caps) -> Result<Program> {
         let dout = self.layout(self.forward.dtypes[1], self.rows());
-        let shapes = self.forward.shapes().tensor("dout", dout).tensor_if("dht", self.dht_layout());
+        let shapes = self
+            .forward
+            .shapes()
+            .tensor("dout", dout)
+            .tensor_if("dht", self.dht_layout())
+            .tensor_if("dzt", self.dzt_layout());
         self.forward.params.plan_backward(caps, &shapes)
     }
 
@@ -103,8 +119,10 @@ impl LinearBackwardCase {
         let mut dout = self.dout();
         self.forward.pad(&mut dout, self.rows());
         call.push("dout", poisoned(gpu, self.layout(self.forward.dtypes[1], self.rows()), &dout).await?);
-        if let (Some(values), Some(layout)) = (self.dht(), self.dht_layout()) {
-            call.push("dht", poisoned(gpu, layout, &values).await?);
+        for (name, values, layout) in [("dht", self.dht(), self.dht_layout()), ("dzt", self.dzt(), self.dzt_layout())] {
+            if let (Some(values), Some(layout)) = (values, layout) {
+                call.push(name, poisoned(gpu, layout, &values).await?);
+            }
         }
         let program = self.plan(gpu.caps())?;
         for name in GRADIENTS {

@@ -1,7 +1,7 @@
 //! The catalogue of linear attention.
 
 use super::LinearCase;
-use crate::{DType, LinearAlgorithm, LinearParams, LinearRule};
+use crate::{DType, FeatureMap, LinearAlgorithm, LinearParams, LinearRule};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -85,6 +85,7 @@ pub fn linear_cases() -> Vec<LinearCase> {
         });
     }
     cases.extend(delta_cases());
+    cases.extend(feature_cases());
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }
@@ -137,6 +138,57 @@ fn delta_cases() -> Vec<LinearCase> {
     cases
 }
 
+/// Feature maps, unit lengths and normalisers: with states and gates, both directions, grouped heads, packed sequences, types, strides.
+fn feature_cases() -> Vec<LinearCase> {
+    let of = |feature_map: FeatureMap, l2_norm: bool, normalize: Option<f32>| LinearParams {
+        feature_map,
+        l2_norm,
+        normalize,
+        ..LinearParams::default()
+    };
+    let elu = LinearCase { params: of(FeatureMap::Elu1, false, Some(1e-6)), ..LinearCase::default() };
+    let taylor =
+        LinearCase { params: of(FeatureMap::Taylor2, false, Some(1e-6)), dims: (16, 24), ..LinearCase::default() };
+    let mut cases = vec![];
+    for (i, tokens) in [1, 40, 65, 300].into_iter().enumerate() {
+        cases.push(LinearCase { tokens, h0: i % 2 == 0, z0: i % 2 == 0, in_place: i == 1, ..elu.clone() });
+        cases.push(LinearCase { tokens, h0: i != 2, z0: i % 2 == 1, in_place: i == 2, ..taylor.clone() });
+    }
+    for (causal, reverse) in [(true, true), (false, false)] {
+        let params = LinearParams { causal, reverse, ..elu.params.clone() };
+        let gates = causal.then_some((1.0, 30));
+        let heads = [4, 1, 2];
+        cases.push(LinearCase {
+            params,
+            gates,
+            heads,
+            h0: true,
+            z0: true,
+            dims: (20, 33),
+            strided: reverse,
+            ..elu.clone()
+        });
+    }
+    let sequences = vec![30, 0, 65, 1];
+    let packed = LinearCase { batch: 4, sequences, packed: true, spare: 5, gates: Some((1.0, 13)), ..elu.clone() };
+    cases.push(LinearCase { h0: true, z0: true, ..packed.clone() });
+    cases.push(LinearCase { packed: false, in_place: true, dtypes: [DType::F16, DType::Bf16], ..packed });
+    cases.push(LinearCase { dims: (7, 256), tokens: 20, ..elu.clone() });
+    cases.push(LinearCase { dims: (21, 6), tokens: 20, params: of(FeatureMap::Taylor2, true, None), ..taylor.clone() });
+    cases.push(LinearCase {
+        params: of(FeatureMap::Relu, false, None),
+        h0: true,
+        gates: Some((1.0, 20)),
+        ..elu.clone()
+    });
+    let params = LinearParams { rule: LinearRule::Delta, ..of(FeatureMap::Identity, true, None) };
+    let delta = LinearCase { params, betas: Some(2), gates: Some((1.0, 20)), h0: true, ..LinearCase::default() };
+    cases.push(LinearCase { heads: [1, 2, 2], ..delta.clone() });
+    cases.push(LinearCase { by_channel: true, dtypes: [DType::F16; 2], strided: true, ..delta });
+    cases.push(LinearCase { tokens: 0, h0: true, z0: true, ..elu });
+    cases
+}
+
 /// Random shapes, params and types.
 pub fn random_linear_cases(count: usize, seed: u64) -> Vec<LinearCase> {
     (0..count as u64).map(|i| random_case(seed.wrapping_mul(0x9e37_79b9).wrapping_add(i))).collect()
@@ -152,6 +204,11 @@ fn random_case(seed: u64) -> LinearCase {
     let causal = r.random_range(0..4) > 0;
     let kind = if causal { r.random_range(0..4) } else { 0 };
     let rule = if causal && r.random_range(0..2) == 0 { LinearRule::Delta } else { LinearRule::Linear };
+    let maps = [FeatureMap::Identity, FeatureMap::Identity, FeatureMap::Elu1, FeatureMap::Relu, FeatureMap::Taylor2];
+    let feature_map = *maps.choose(r).expect("five");
+    // What is divided by is positive.
+    let positive = [FeatureMap::Elu1, FeatureMap::Taylor2].contains(&feature_map);
+    let normalized = rule == LinearRule::Linear && positive && r.random_range(0..2) == 0;
     let batch = r.random_range(1..4);
     let tokens = r.random_range(1..300);
     let with_lengths = r.random_range(0..2) == 0;
@@ -162,12 +219,16 @@ fn random_case(seed: u64) -> LinearCase {
         batch,
         heads,
         tokens,
-        dims: (r.random_range(1..130), r.random_range(1..70)),
+        dims: (r.random_range(1..if feature_map == FeatureMap::Taylor2 { 22 } else { 130 }), r.random_range(1..70)),
+        z0: normalized && !in_place && r.random_range(0..2) == 0,
         betas: (rule == LinearRule::Delta).then(|| *divisors.choose(r).expect("one at least")),
         by_channel: kind == 3,
         gate_heads: (kind > 1 && r.random_range(0..3) == 0).then(|| *divisors.choose(r).expect("one at least")),
         params: LinearParams {
             rule,
+            feature_map,
+            l2_norm: r.random_range(0..4) == 0,
+            normalize: normalized.then_some(1e-6),
             causal,
             reverse: r.random_range(0..2) == 0,
             scale: (r.random_range(0..2) == 0).then_some(0.7),

@@ -9,8 +9,9 @@
 
 use super::chunking::{CHUNK, Chunking, segment_tokens};
 use super::delta;
+use super::normalizer::Normalizer;
 use super::recurrent::Recurrent;
-use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS, Names, check_output, check_tensor};
 use super::task::{Decay, Frame, THREADS, Task};
 use super::walk::{StateSource, Tensor, Walk};
 use super::{LinearAlgorithm, LinearParams, LinearRule};
@@ -44,32 +45,36 @@ const KEPT: usize = 32;
 impl LinearParams {
     /// The program that computes gradients. Besides the inputs of [`LinearParams::plan`], it reads `dout`, with the output's shape, and
     /// where present `dht`, with the last state's. It writes dq, dk and dv; with gates, `dg`, f32, with their shape; with betas, `dbeta`,
-    /// f32, with their shape; with slopes, `dslopes`, f32 [1, heads, 1, 1]; and with h0, `dh0`.
+    /// f32, with their shape; with slopes, `dslopes`, f32 [1, heads, 1, 1]; and with h0, `dh0`. With a normaliser, `dzt` is read and `dz0`
+    /// written, likewise.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`].
     pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
+        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dzt", "dz0"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         self.declare(&mut builder, &inputs)?;
         let gated = inputs.g.is_some() || self.slopes.is_some();
+        let forward = inputs.frame(self);
+        self.add_features(&mut builder, &inputs, &forward)?;
+        let [to_q, to_k] = self.feature_gradients(&mut builder, &inputs)?;
         let (mut walks, sums) = match self.rule {
             LinearRule::Linear => {
-                let sums = [("dq by heads", "dq", gated), ("dk by heads", "dk", gated), ("dv by heads", "dv", false)];
+                let sums = [("dq by heads", to_q, gated), ("dk by heads", to_k, gated), ("dv by heads", "dv", false)];
                 let mut by_heads = sums.map(|(from, to, _)| Sum::of(from, to));
                 for (sum, (.., exact)) in by_heads.iter_mut().zip(sums) {
-                    sum.from = each(&mut builder, *sum, exact, inputs.heads())?;
+                    sum.from = each(&mut builder, *sum, exact, forward.dims.1, inputs.heads())?;
                 }
                 let walks = self.walks(&builder, &inputs, by_heads.map(|sum| sum.from), gated);
                 (walks.to_vec(), by_heads)
             }
-            LinearRule::Delta => delta::walks(self, &mut builder, &inputs, gated)?,
+            LinearRule::Delta => delta::walks(self, &mut builder, &inputs, [to_q, to_k], gated)?,
         };
         let dg = match &inputs.g {
             Some(_) => Sum {
-                from: each(&mut builder, Sum::of("dg by heads", "dg"), true, inputs.heads())?,
+                from: each(&mut builder, Sum::of("dg by heads", "dg"), true, usize::MAX, inputs.heads())?,
                 ..Sum::of("", "dg")
             },
             None => Sum::of("dg", "dg"),
@@ -84,6 +89,22 @@ impl LinearParams {
         if let Some(segment) = kept_segment(caps, &walks[0].frame).filter(|_| by_token) {
             walks.iter_mut().for_each(|walk| walk.segment = segment);
         }
+        if self.normalize.is_some() {
+            // Its own kernels, and the forward walk, whose output is divided.
+            let around = Normalizer { params: self, inputs: &inputs, frame: &forward };
+            around.before(&mut builder, inputs.has_state().then_some(["h0", "z0"]))?;
+            builder.scratch(inputs.names.o, around.output())?;
+            let again = self.forward_walk(&inputs, walks[0].segment);
+            let chunking = Chunking::new(caps, chunk, again.frame.dims)?;
+            again.add(&mut builder, algorithm, &chunking, packed)?;
+            around.gradient(&mut builder)?;
+            if has_dht(&builder) {
+                around.join_states(&mut builder, ["dht", "dzt"], inputs.names.dht)?;
+            }
+            if inputs.has_state() {
+                builder.scratch(inputs.names.dh0, around.states())?;
+            }
+        }
         for walk in &walks {
             let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
             walk.add(&mut builder, algorithm, &chunking, packed)?;
@@ -91,15 +112,20 @@ impl LinearParams {
         // That of dq, whose state has the keys' channels for columns.
         let ahead = walks.iter().find(|walk| walk.states == AHEAD).expect("one of the walks");
         let frame = &ahead.frame;
-        for task in gate_gradients(ahead, &sums, dg.from, self.slopes.is_some()) {
+        for task in gate_gradients(ahead, &inputs.names, &sums, dg.from, self.slopes.is_some()) {
             task.add(&mut builder, frame)?;
         }
         if let Some(dbeta) = builder.tensor("dbeta") {
             delta::beta_gradient(frame, &dbeta).add(&mut builder, frame)?;
         }
         for sum in sums.into_iter().chain([dg]).filter(|sum| sum.from != sum.to) {
-            let to = builder.input(sum.to)?;
+            let to = builder.operand(sum.to).expect("declared, or made for features");
             sum_of_heads(frame, sum, &to).add(&mut builder, frame)?;
+        }
+        self.add_feature_gradients(&mut builder, &inputs, frame)?;
+        if self.normalize.is_some() && inputs.has_state() {
+            let around = Normalizer { params: self, inputs: &inputs, frame: &forward };
+            around.split_states(&mut builder, inputs.names.dh0, ["dh0", "dz0"])?;
         }
         let segment = ahead.segment;
         let three = || {
@@ -132,6 +158,9 @@ impl LinearParams {
         let state = inputs.state();
         check_tensor("dout", Some(&dout), Some(inputs.output_shape()), false)?;
         check_tensor("dht", dht.as_ref(), Some(state.shape), true)?;
+        let dzt = builder.tensor("dzt");
+        require_set("dzt", dzt.is_some(), dzt.is_some() && self.normalize.is_some(), "only with a normaliser")?;
+        check_tensor("dzt", dzt.as_ref(), Some(inputs.key_sums().shape), true)?;
         let like = |operand: &Operand| Some(Layout::heads_first(operand.layout.dtype, operand.shape()));
         let exact = |shape| Layout::heads_first(DType::F32, shape);
         for (name, layout, is_exact) in [
@@ -142,6 +171,7 @@ impl LinearParams {
             ("dbeta", inputs.beta.as_ref().map(|beta| exact(beta.shape())), true),
             ("dslopes", self.slopes.as_ref().map(|_| exact([1, inputs.heads(), 1, 1])), true),
             ("dh0", inputs.h0.as_ref().map(|_| state), true),
+            ("dz0", inputs.z0.as_ref().map(|_| inputs.key_sums()), true),
         ] {
             let given = builder.tensor(name).is_some();
             require_set(name, given, given && layout.is_some(), "like what it is the gradient of")?;
@@ -152,6 +182,26 @@ impl LinearParams {
         Ok(())
     }
 
+    /// The forward walk of the linear rule, which leaves no state.
+    fn forward_walk(&self, inputs: &LinearShapes, segment: usize) -> Walk {
+        let names = inputs.names;
+        Walk {
+            adds: Some([names.k, names.v]),
+            reads: Some([names.q, names.o]),
+            after: None,
+            from: if inputs.has_state() { StateSource::H0(names.h0) } else { StateSource::Nothing },
+            to: None,
+            snapshots: None,
+            states: "states once more",
+            kept: false,
+            causal: self.causal,
+            segment,
+            turned: false,
+            reports: false,
+            frame: inputs.frame(self),
+        }
+    }
+
     /// The walks that give dq, dk and dv. Gates want states from both sides at short distances.
     fn walks(&self, builder: &Builder, inputs: &LinearShapes, each: [Tensor; 3], gated: bool) -> [Walk; 3] {
         let forward = inputs.frame(self);
@@ -159,7 +209,7 @@ impl LinearParams {
         let ahead = Frame { dims: (value_dim, head_dim), ..forward.clone() };
         let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
         let chunk = self.chunk.unwrap_or(CHUNK);
-        let (from_h0, has_dht) = (inputs.h0.is_some(), builder.tensor("dht").is_some());
+        let (from_h0, has_dht, names) = (inputs.has_state(), has_dht(builder), inputs.names);
         let walk = |[q, k, v, o]: [Tensor; 4], frame, states| Walk {
             adds: Some([k, v]),
             reads: Some([q, o]),
@@ -179,24 +229,33 @@ impl LinearParams {
         [
             Walk {
                 turned: true,
-                from: if from_h0 { StateSource::Turned("h0") } else { StateSource::Nothing },
+                from: if from_h0 { StateSource::Turned(names.h0) } else { StateSource::Nothing },
                 kept: gated,
-                ..walk(["dout", "v", "k", dq], ahead, AHEAD)
+                ..walk([names.dout, names.v, names.k, dq], ahead, AHEAD)
             },
             Walk {
                 turned: true,
-                from: if has_dht { StateSource::Turned("dht") } else { StateSource::Nothing },
+                from: if has_dht { StateSource::Turned(names.dht) } else { StateSource::Nothing },
                 kept: gated,
-                ..walk(["v", "dout", "q", dk], Frame { dims: (value_dim, head_dim), ..back.clone() }, BEHIND)
+                ..walk(
+                    [names.v, names.dout, names.q, dk],
+                    Frame { dims: (value_dim, head_dim), ..back.clone() },
+                    BEHIND,
+                )
             },
             Walk {
-                from: if has_dht { StateSource::H0("dht") } else { StateSource::Nothing },
-                to: from_h0.then_some("dh0"),
+                from: if has_dht { StateSource::H0(names.dht) } else { StateSource::Nothing },
+                to: from_h0.then_some(names.dh0),
                 reports: inputs.g.is_some(),
-                ..walk(["k", "q", "dout", dv], back, "states")
+                ..walk([names.k, names.q, names.dout, dv], back, "states")
             },
         ]
     }
+}
+
+/// Whether the last state, or the sums of keys in it, have a gradient.
+pub(super) fn has_dht(builder: &Builder) -> bool {
+    builder.tensor("dht").is_some() || builder.tensor("dzt").is_some()
 }
 
 /// Tokens between states that are kept, so that those of a head fit a binding.
@@ -207,18 +266,20 @@ fn kept_segment(caps: &Caps, frame: &Frame) -> Option<usize> {
 }
 
 /// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.
-pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, heads: usize) -> Result<Tensor> {
-    let layout = builder.input(sum.to)?.layout;
-    if layout.shape[1] == heads && (layout.dtype == DType::F32 || !exact) {
+pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, columns: usize, heads: usize) -> Result<Tensor> {
+    let layout = builder.operand(sum.to).expect("declared, or made for features").layout;
+    let [batch, own, tokens, width] = layout.shape;
+    // dv, the only one with columns of values, may have one more in the walk.
+    let width = if sum.to == "dv" { columns } else { width };
+    if own == heads && width == layout.shape[3] && (layout.dtype == DType::F32 || !exact) {
         return Ok(sum.to);
     }
-    let [batch, _, tokens, width] = layout.shape;
     builder.scratch(sum.from, Layout::heads_first(DType::F32, [batch, heads, tokens, width]))?;
     Ok(sum.from)
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
-fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: bool) -> Vec<Task> {
+fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: bool) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
     if frame.decay == Decay::None {
         return vec![];
@@ -226,7 +287,8 @@ fn gate_gradients(walk: &Walk, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: 
     let (segment, entries) = (*segment, frame.sequences.len());
     let (rows, columns) = frame.dims;
     let by_channel = frame.decay == Decay::ByChannel;
-    let reads = [("q", "q"), ("k", "k"), ("dq", dq.from), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
+    let reads =
+        [("q", names.q), ("k", names.k), ("dq", dq.from), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
     let reads = reads.into_iter().chain(dk.less.map(|less| ("less", less)));
     let dg = if by_channel { AccessKind::Update4 } else { AccessKind::StoreBits };
     let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", to, dg)]);

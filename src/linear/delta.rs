@@ -39,23 +39,25 @@ pub(super) fn walks(
     params: &LinearParams,
     builder: &mut Builder,
     inputs: &LinearShapes,
+    [to_q, to_k]: [Tensor; 2],
     gated: bool,
 ) -> Result<(Vec<Walk>, [Sum; 3])> {
     let shape = inputs.output_shape();
     pair(builder, FORWARD, "corrections of tokens", shape)?;
     pair(builder, BACKWARD, "their gradients", shape)?;
-    let dq = Sum::of("dq by heads", "dq");
-    let dq = Sum { from: each(builder, dq, gated, inputs.heads())?, ..dq };
-    let [dk, dv] = [Sum { from: "dk by dS", less: Some("dk by S"), to: "dk" }, Sum::of(BACKWARD[1], "dv")];
+    let forward = inputs.frame(params);
+    let dq = Sum::of("dq by heads", to_q);
+    let dq = Sum { from: each(builder, dq, gated, forward.dims.1, inputs.heads())?, ..dq };
+    let [dk, dv] = [Sum { from: "dk by dS", less: Some("dk by S"), to: to_k }, Sum::of(BACKWARD[1], "dv")];
     let [batch, heads, tokens, _] = shape;
     for name in [Some(dk.from), dk.less].into_iter().flatten() {
-        builder.scratch(name, Layout::heads_first(DType::F32, [batch, heads, tokens, inputs.q.shape()[3]]))?;
+        builder.scratch(name, Layout::heads_first(DType::F32, [batch, heads, tokens, forward.dims.0]))?;
     }
-    let forward = Frame { scale: 1.0, ..inputs.frame(params) };
-    let scale = params.scale_for(forward.dims.0);
+    let scale = forward.scale;
+    let forward = Frame { scale: 1.0, ..forward };
     let turned = (forward.dims.1, forward.dims.0);
     let back = Frame { reverse: !forward.reverse, late: true, gain: scale, ..forward.clone() };
-    let (from_h0, has_dht) = (inputs.h0.is_some(), builder.tensor("dht").is_some());
+    let (from_h0, has_dht, names) = (inputs.h0.is_some(), builder.tensor("dht").is_some(), inputs.names);
     let walk = |frame, states| Walk {
         adds: None,
         reads: None,
@@ -83,16 +85,16 @@ pub(super) fn walks(
             ..walk(forward.clone(), "states for corrections")
         },
         Walk {
-            adds: Some(["q", "dout"]),
-            after: take("k", None, Some(Correction { beta, to: Some(BACKWARD) })),
+            adds: Some([names.q, names.dout]),
+            after: take(names.k, None, Some(Correction { beta, to: Some(BACKWARD) })),
             from: state(has_dht, StateSource::H0("dht")),
             to: from_h0.then_some("dh0"),
             ..walk(back.clone(), "states for their gradients")
         },
         Walk {
-            adds: Some(["dout", "q"]),
+            adds: Some([names.dout, names.q]),
             reads: Some([u, dk.from]),
-            after: take(dv.from, Some("k"), None),
+            after: take(dv.from, Some(names.k), None),
             from: state(has_dht, StateSource::Turned("dht")),
             kept: gated,
             turned: true,
@@ -100,14 +102,14 @@ pub(super) fn walks(
         },
         Walk {
             reads: dk.less.map(|less| [dv.from, less]),
-            after: Some(After { k: u, v: Some("k"), takes_away: false, correction: None }),
+            after: Some(After { k: u, v: Some(names.k), takes_away: false, correction: None }),
             from: state(from_h0, StateSource::Turned("h0")),
             turned: true,
             ..walk(Frame { dims: turned, ..forward.clone() }, "states for the rest of dk")
         },
         Walk {
-            adds: Some([u, "k"]),
-            reads: Some(["dout", dq.from]),
+            adds: Some([u, names.k]),
+            reads: Some([names.dout, dq.from]),
             from: state(from_h0, StateSource::Turned("h0")),
             kept: gated,
             turned: true,

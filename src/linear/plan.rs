@@ -1,6 +1,7 @@
 //! What runs: decided without a GPU.
 
 use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
+use super::normalizer::{Normalizer, SUMS};
 use super::recurrent::{FEW, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
 use super::task::Decay;
@@ -11,40 +12,63 @@ use crate::program::{Builder, Program};
 use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
 
 impl LinearParams {
-    /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta and
-    /// h0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, f32 [batch or sequences,
+    /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta,
+    /// h0 and z0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, f32 [batch or sequences,
     /// heads, head_dim, value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim,
     /// value_dim]: rows [n · head_dim, (n + 1) · head_dim) after token n in the order of processing. `state` replaces `h0` and `ht`: a state
-    /// that is updated in place. Its numbers: seqlens or cu_seqlens.
+    /// that is updated in place. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1].
+    /// With a [`FeatureMap`](super::FeatureMap), head_dim of a state is the number of features. Its numbers: seqlens or cu_seqlens.
     ///
     /// # Errors
     /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        shapes.check_names(&[&INPUTS[..], &["o", "ht", "state", "snapshots"]].concat(), &NUMBERS)?;
+        shapes.check_names(&[&INPUTS[..], &["o", "ht", "zt", "state", "z", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()))?;
         let (ht, state) = (builder.output_if("ht", || inputs.state())?, builder.tensor("state"));
+        let (zt, z) = (builder.output_if("zt", || inputs.key_sums())?, builder.tensor("z"));
         let snapshots = builder.output_if("snapshots", || inputs.snapshots())?;
         check_output("o", Some(&o), inputs.output_shape(), false)?;
         check_output("ht", ht.as_ref(), inputs.state().shape, true)?;
         check_output("state", state.as_ref(), inputs.state().shape, true)?;
         check_output("snapshots", snapshots.as_ref(), inputs.snapshots().shape, true)?;
+        check_output("zt", zt.as_ref(), inputs.key_sums().shape, true)?;
+        check_output("z", z.as_ref(), inputs.key_sums().shape, true)?;
+        let normalized = self.normalize.is_some();
+        for (name, is_there) in [("zt", zt.is_some()), ("z", z.is_some())] {
+            require(normalized || !is_there, name, "set", "unset without a normaliser")?;
+        }
+        if normalized {
+            require(snapshots.is_none(), "snapshots", "set", "unset with a normaliser")?;
+            let both = state.is_some() == z.is_some();
+            require(
+                both,
+                "z",
+                z.map_or("unset", |_| "set"),
+                "set where the state is updated in place, and only there",
+            )?;
+        }
         if state.is_some() {
+            require(inputs.z0.is_none() && zt.is_none(), "z0, zt", "set", "unset where the state is updated in place")?;
             require(inputs.h0.is_none(), "h0", "set", "unset where the state is updated in place")?;
             require(ht.is_none(), "ht", "set", "unset where the state is updated in place")?;
         }
         let delta = self.rule == LinearRule::Delta;
         let walk = Walk {
-            adds: (!delta).then_some(["k", "v"]),
-            reads: Some(["q", "o"]),
+            adds: (!delta).then_some([inputs.names.k, inputs.names.v]),
+            reads: Some([inputs.names.q, inputs.names.o]),
             after: delta.then(|| inputs.delta(None)),
-            from: match (&state, &inputs.h0) {
-                (Some(_), _) => StateSource::InPlace,
-                (None, Some(_)) => StateSource::H0("h0"),
-                (None, None) => StateSource::Nothing,
+            from: match (&state, inputs.has_state()) {
+                (Some(_), _) if !normalized => StateSource::InPlace,
+                (Some(_), _) | (None, true) => StateSource::H0(inputs.names.h0),
+                (None, false) => StateSource::Nothing,
             },
-            to: state.map(|_| "state").or(ht.map(|_| "ht")),
+            to: match (&state, &ht, &zt) {
+                (None, None, None) => None,
+                (Some(_), ..) if !normalized => Some("state"),
+                _ => Some(inputs.names.ht),
+            },
             snapshots: snapshots.map(|_| "snapshots"),
             states: "states",
             kept: false,
@@ -57,7 +81,21 @@ impl LinearParams {
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
         let packed = inputs.cu_seqlens.is_some();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, (inputs.q.shape()[2], packed))?;
+        self.add_features(&mut builder, &inputs, &walk.frame)?;
+        let around = Normalizer { params: self, inputs: &inputs, frame: &walk.frame };
+        let in_place = state.is_some();
+        if normalized {
+            let comes = if in_place { Some(["state", "z"]) } else { inputs.has_state().then_some(["h0", "z0"]) };
+            around.before(&mut builder, comes)?;
+            builder.scratch(SUMS, around.output())?;
+            walk.to.map(|to| builder.scratch(to, around.states())).transpose()?;
+        }
         walk.add(&mut builder, algorithm, &chunking, packed)?;
+        if normalized {
+            around.divide(&mut builder)?;
+            let to = if in_place { ["state", "z"] } else { ["ht", "zt"] };
+            walk.to.map(|from| around.split_states(&mut builder, from, to)).transpose()?;
+        }
         let one_by_one = walk.one_by_one(caps, packed).name();
         builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
     }

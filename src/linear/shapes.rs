@@ -1,5 +1,7 @@
 //! What linear attention reads and writes.
 
+use super::features::FEATURES;
+use super::normalizer::{AFTER, BEFORE, DAFTER, DBEFORE, DSUMS, SUMS, VALUES, joint};
 use super::task::{Decay, Frame};
 use super::walk::{After, Correction, Tensor};
 use super::{LinearParams, LinearRule};
@@ -10,8 +12,32 @@ use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a forward pass.
-pub(super) const INPUTS: [&str; 6] = ["q", "k", "v", "g", "beta", "h0"];
+pub(super) const INPUTS: [&str; 7] = ["q", "k", "v", "g", "beta", "h0", "z0"];
 pub(super) const NUMBERS: [&str; 2] = ["seqlens", "cu_seqlens"];
+
+/// What walks go over: features in place of q and k, tensors with a column more where there is a normaliser.
+#[derive(Clone, Copy)]
+pub(super) struct Names {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub o: Tensor,
+    pub h0: Tensor,
+    pub ht: Tensor,
+    pub dout: Tensor,
+    pub dht: Tensor,
+    pub dh0: Tensor,
+}
+
+impl Names {
+    fn of(params: &LinearParams) -> Self {
+        let [q, k] = FEATURES.map(|names| names[usize::from(params.has_features())]);
+        match params.normalize {
+            None => Self { q, k, v: "v", o: "o", h0: "h0", ht: "ht", dout: "dout", dht: "dht", dh0: "dh0" },
+            Some(_) => Self { q, k, v: VALUES, o: SUMS, h0: BEFORE, ht: AFTER, dout: DSUMS, dht: DAFTER, dh0: DBEFORE },
+        }
+    }
+}
 
 /// The inputs of linear attention. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that.
 pub(super) struct LinearShapes {
@@ -21,6 +47,10 @@ pub(super) struct LinearShapes {
     pub g: Option<Operand>,
     pub beta: Option<Operand>,
     pub h0: Option<Operand>,
+    pub z0: Option<Operand>,
+    /// Features of a query or key: rows of a state.
+    features: usize,
+    pub names: Names,
     seqlens: Option<Vec<usize>>,
     pub cu_seqlens: Option<Vec<usize>>,
 }
@@ -32,13 +62,17 @@ impl LinearShapes {
     /// [`crate::Error::Argument`] for what does not fit together.
     pub fn new(builder: &Builder, params: &LinearParams, shapes: &Shapes) -> Result<Self> {
         params.check()?;
+        let q = builder.input("q")?;
         let found = Self {
-            q: builder.input("q")?,
+            features: params.feature_map.features(q.shape()[3]),
+            names: Names::of(params),
+            q,
             k: builder.input("k")?,
             v: builder.input("v")?,
             g: builder.tensor("g"),
             beta: builder.tensor("beta"),
             h0: builder.tensor("h0"),
+            z0: builder.tensor("z0"),
             seqlens: shapes.get_numbers("seqlens").map(<[usize]>::to_vec),
             cu_seqlens: shapes.get_numbers("cu_seqlens").map(<[usize]>::to_vec),
         };
@@ -50,16 +84,27 @@ impl LinearShapes {
         [&self.q, &self.k, &self.v].into_iter().map(|operand| operand.shape()[1]).max().unwrap_or(0)
     }
 
+    /// Whether a state comes in, with the normaliser's part or only that.
+    pub fn has_state(&self) -> bool {
+        self.h0.is_some() || self.z0.is_some()
+    }
+
     /// [batch, heads, tokens, value_dim].
     pub fn output_shape(&self) -> [usize; 4] {
         let [batch, _, tokens, _] = self.q.shape();
         [batch, self.heads(), tokens, self.v.shape()[3]]
     }
 
-    /// f32 [batch or sequences, heads, head_dim, value_dim].
+    /// f32 [batch or sequences, heads, features, value_dim].
     pub fn state(&self) -> Layout {
         let entries = self.cu_seqlens.as_ref().map_or(self.q.shape()[0], |offsets| offsets.len().saturating_sub(1));
-        Layout::heads_first(DType::F32, [entries, self.heads(), self.q.shape()[3], self.v.shape()[3]])
+        Layout::heads_first(DType::F32, [entries, self.heads(), self.features, self.v.shape()[3]])
+    }
+
+    /// The normaliser's part of a state, f32 [batch or sequences, heads, features, 1].
+    pub fn key_sums(&self) -> Layout {
+        let [entries, heads, features, _] = self.state().shape;
+        Layout::heads_first(DType::F32, [entries, heads, features, 1])
     }
 
     /// f32 [batch or sequences, heads, tokens · head_dim, value_dim].
@@ -82,12 +127,12 @@ impl LinearShapes {
     /// How the delta rule changes the state; what it corrects by, and beta times that, goes to `to`.
     pub fn delta(&self, to: Option<[Tensor; 2]>) -> After {
         let correction = Some(Correction { beta: self.beta.as_ref().map(|_| "beta"), to });
-        After { k: "k", v: Some("v"), takes_away: false, correction }
+        After { k: self.names.k, v: Some(self.names.v), takes_away: false, correction }
     }
 
     /// What all kernels of the forward walk know.
     pub fn frame(&self, params: &LinearParams) -> Frame {
-        let head_dim = self.q.shape()[3];
+        let (head_dim, value_dim) = (self.q.shape()[3], self.v.shape()[3]);
         Frame {
             decay: match (&params.slopes, &self.g) {
                 (_, Some(g)) if g.shape()[3] > 1 => Decay::ByChannel,
@@ -96,22 +141,24 @@ impl LinearShapes {
                 (None, None) => Decay::None,
             },
             heads: self.heads(),
-            dims: (head_dim, self.v.shape()[3]),
+            dims: (self.features, if params.normalize.is_some() { joint(value_dim) } else { value_dim }),
             sequences: self.sequences(),
             tokens: self.q.shape()[2],
             reverse: params.reverse,
             late: false,
-            scale: params.scale_for(head_dim),
+            scale: params.outer_scale(head_dim),
             gain: 1.0,
         }
     }
 
     fn check(&self, params: &LinearParams) -> Result<()> {
-        let Self { q, k, v, g, beta, h0, .. } = self;
+        let Self { q, k, v, g, beta, h0, z0, features, .. } = self;
         let ([batch, _, tokens, head_dim], value_dim, heads) = (q.shape(), v.shape()[3], self.heads());
         for (what, value) in [("q.shape[3] (head_dim)", head_dim), ("v.shape[3] (value width)", value_dim)] {
             require((1..=MAX_HEAD_DIM).contains(&value), what, value, format!("within 1..={MAX_HEAD_DIM}"))?;
         }
+        let bound = format!("at most {MAX_HEAD_DIM}, the rows of a state: a smaller head_dim");
+        require(*features <= MAX_HEAD_DIM, "features of q and k", features, bound)?;
         require(tokens <= MAX_SEQUENCE, "q.shape[2] (tokens)", tokens, format!("at most {MAX_SEQUENCE}"))?;
         for (name, operand, width) in [("q", q, head_dim), ("k", k, head_dim), ("v", v, value_dim)] {
             let own = operand.shape()[1];
@@ -127,9 +174,9 @@ impl LinearShapes {
         }
         if let Some(g) = g {
             let (shape, own) = (g.shape(), g.shape()[1].max(1));
-            let wide = [1, head_dim].contains(&shape[3]) && shape == [batch, own, tokens, shape[3]];
+            let wide = [1, *features].contains(&shape[3]) && shape == [batch, own, tokens, shape[3]];
             let wanted = [batch, heads, tokens, 1];
-            let bound = format!("{wanted:?}, or with a divisor of {heads} heads, or {head_dim} (head_dim) wide");
+            let bound = format!("{wanted:?}, or with a divisor of {heads} heads, or {features} (head_dim) wide");
             require(wide && heads.is_multiple_of(own), "g.shape", format!("{shape:?}"), bound)?;
             check_tensor("g", Some(g), None, false)?;
         }
@@ -142,6 +189,8 @@ impl LinearShapes {
             check_tensor("beta", Some(beta), None, false)?;
         }
         check_tensor("h0", h0.as_ref(), Some(self.state().shape), true)?;
+        require(z0.is_none() || params.normalize.is_some(), "z0", "set", "unset without a normaliser")?;
+        check_tensor("z0", z0.as_ref(), Some(self.key_sums().shape), true)?;
         if g.is_some() {
             require(params.slopes.is_none(), "g", "set", "unset, as the params have slopes")?;
             require(params.causal, "g", "set", "unset where attention is not causal: all tokens read one state")?;

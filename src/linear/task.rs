@@ -145,6 +145,10 @@ impl Task {
             ("problem", AccessKind::StoreBits),
             ("less", AccessKind::Load4),
         ];
+        if files.contains(&file::LINEAR_NORMALIZER) {
+            optional.extend([("v", AccessKind::Load4), ("o", AccessKind::Store4)]);
+            optional.extend([("z", AccessKind::Load1), ("z", AccessKind::StoreBits)]);
+        }
         if files.contains(&file::LINEAR_RECURRENT) {
             optional.extend(["q", "k", "v", "k2", "v2"].map(|name| (name, AccessKind::Load4)));
             optional.extend(["o", "e", "u"].map(|name| (name, AccessKind::Store4)));

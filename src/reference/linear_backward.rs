@@ -1,6 +1,6 @@
 //! Gradients of linear attention, token by token, with the state after each of them.
 
-use super::linear::{LinearProblem, Step};
+use super::linear::{LinearProblem, Step, outer_scale, pull_back, read, scale_of};
 use crate::LinearParams;
 
 /// Gradients, shaped like q, k and v, the gates, the betas, `[heads]`, and the initial states.
@@ -16,6 +16,8 @@ pub struct LinearGradientsReference {
     pub dslopes: Vec<f64>,
     /// Of the initial states.
     pub dh0: Vec<f64>,
+    /// Of the initial sums of keys, with a normaliser.
+    pub dz0: Vec<f64>,
 }
 
 /// One head of one sequence.
@@ -29,23 +31,26 @@ struct Head<'a> {
     order: Vec<usize>,
 }
 
-/// Gradients of a loss from those of the output `dout` [batch, heads, tokens, value_dim] and of the last states `dht`.
+/// Gradients of a loss from those of the output `dout` [batch, heads, tokens, value_dim], of the last states `dht` and, with a normaliser,
+/// of the last sums of keys `dzt`.
 ///
 /// ```
 /// use wgpu_attention::reference::{LinearProblem, linear_backward};
 /// use wgpu_attention::LinearParams;
 /// let (q, k, v, shape) = ([1.0, 1.0], [1.0, 2.0], [3.0, 5.0], [1, 1, 2, 1]);
-/// let problem = LinearProblem { tokens: [&q, &k, &v], shapes: [shape; 3], g: None, beta: None, h0: None, sequences: &[[0, 0, 2]] };
-/// let found = linear_backward(&LinearParams::default(), &problem, &[1.0, 1.0], None);
+/// let tokens: [&[f32]; 3] = [&q, &k, &v];
+/// let problem =
+///     LinearProblem { tokens, shapes: [shape; 3], g: None, beta: None, h0: None, z0: None, sequences: &[[0, 0, 2]] };
+/// let found = linear_backward(&LinearParams::default(), &problem, &[1.0, 1.0], [None; 2]);
 /// assert_eq!(found.tokens, [vec![3.0, 13.0], vec![6.0, 5.0], vec![2.0, 2.0]]);
 /// ```
 pub fn linear_backward(
     params: &LinearParams,
     p: &LinearProblem,
     dout: &[f32],
-    dht: Option<&[f32]>,
+    last: [Option<&[f32]>; 2],
 ) -> LinearGradientsReference {
-    let ([batch, _, tokens, d], dv, heads) = (p.shapes[0], p.shapes[2][3], p.heads());
+    let ([batch, _, tokens, d], heads) = (p.shapes[0], p.heads());
     let size = |shape: [usize; 4]| shape.iter().product();
     let mut to = LinearGradientsReference {
         tokens: p.shapes.map(|shape| vec![0.0; size(shape)]),
@@ -53,22 +58,20 @@ pub fn linear_backward(
         dbeta: vec![0.0; p.beta.map_or(batch * heads * tokens, |(beta, _)| beta.len())],
         dslopes: vec![0.0; heads],
         dh0: vec![],
+        dz0: vec![],
     };
+    let scale = outer_scale(params, d);
     for (s, &[batch, first, count]) in p.sequences.iter().enumerate() {
         for head in 0..heads {
             let mut order: Vec<usize> = (first..first + count).collect();
             if params.reverse {
                 order.reverse();
             }
-            let scale = params.scale.map_or(1.0 / (d as f64).sqrt(), f64::from);
-            let at = |states: &[f32]| {
-                states[(s * heads + head) * d * dv..][..d * dv].iter().map(|&x| f64::from(x)).collect::<Vec<_>>()
-            };
-            let zeros = vec![0.0; d * dv];
-            let (start, end) = (p.h0.map_or(zeros.clone(), at), dht.map_or(zeros, at));
+            let (start, end) =
+                (p.start(params, [p.h0, p.z0], s * heads + head), p.start(params, last, s * heads + head));
             let of = Head { params, p, batch, head, scale, order };
-            let dh0 = of.backward(&start, end, dout, &mut to);
-            to.dh0.extend(dh0);
+            let first = of.backward(&start, end, dout, &mut to);
+            p.split(params, &first, [&mut to.dh0, &mut to.dz0]);
         }
     }
     to
@@ -82,21 +85,23 @@ impl Head<'_> {
         let [_, gates] = self.p.gates();
         let steps = self.p.steps(self.params, [self.batch, self.head], &self.order);
         let states = Self::states(start, &steps);
+        let after = |n: usize| &states[if self.params.causal { n + 1 } else { self.order.len() }];
+        let read = |n: usize, t: usize| self.read(t, after(n), &dout[row_of_heads(t) * dv..][..dv]);
         if !self.params.causal {
-            self.order.iter().for_each(|&t| self.reach(&mut ds, t, &dout[row_of_heads(t) * dv..][..dv]));
+            self.order.iter().enumerate().for_each(|(n, &t)| self.reach(&mut ds, t, &read(n, t)));
         }
         for (n, (&t, step)) in self.order.iter().zip(&steps).enumerate().rev() {
-            let dout = &dout[row_of_heads(t) * dv..][..dv];
-            let after = if self.params.causal { &states[n + 1] } else { &states[self.order.len()] };
+            let dout = read(n, t);
             if self.params.causal {
-                self.reach(&mut ds, t, dout);
+                self.reach(&mut ds, t, &dout);
             }
             let faded = step.faded(&states[n]);
-            let dbeta = self.add(&mut to.tokens, t, after, (step, &faded), &mut ds, dout);
+            let dbeta = self.add(&mut to.tokens, t, after(n), (step, &faded), &mut ds, &dout);
             let [of_gates, of_beta] = self.p.places([self.batch, self.head, t]);
             to.dbeta[of_beta] += dbeta;
             if self.params.causal {
-                for (row, (ds, faded)) in ds.chunks(dv).zip(faded.chunks(dv)).enumerate() {
+                let width = dout.len();
+                for (row, (ds, faded)) in ds.chunks(width).zip(faded.chunks(width)).enumerate() {
                     let gate: f64 = ds.iter().zip(faded).map(|(a, b)| a * b).sum();
                     to.dg[of_gates + row.min(gates - 1)] += gate;
                     to.dslopes[self.head] -= gate;
@@ -114,10 +119,23 @@ impl Head<'_> {
         states
     }
 
+    /// The gradient of what is read from the state, with that of the divisor behind it.
+    fn read(&self, t: usize, state: &[f64], dout: &[f32]) -> Vec<f64> {
+        let dout: Vec<f64> = dout.iter().map(|&x| f64::from(x)).collect();
+        let Some(epsilon) = self.params.normalize else { return dout };
+        let (_, q) = self.p.features(self.params, 0, [self.batch, self.head, t]);
+        let read = read(self.scale, &q, state);
+        let divisor = read[dout.len()] + f64::from(epsilon);
+        let dout: Vec<f64> = dout.iter().map(|x| x / divisor).collect();
+        let of_divisor: f64 = dout.iter().zip(&read).map(|(a, b)| -a * b / divisor).sum();
+        dout.into_iter().chain([of_divisor]).collect()
+    }
+
     /// dS += scale · q doutᵀ.
-    fn reach(&self, ds: &mut [f64], t: usize, dout: &[f32]) {
-        for (row, &q) in ds.chunks_mut(dout.len()).zip(self.p.row(0, self.batch, self.head, t)) {
-            row.iter_mut().zip(dout).for_each(|(x, &o)| *x += self.scale * f64::from(q) * f64::from(o));
+    fn reach(&self, ds: &mut [f64], t: usize, dout: &[f64]) {
+        let (_, q) = self.p.features(self.params, 0, [self.batch, self.head, t]);
+        for (row, q) in ds.chunks_mut(dout.len()).zip(q) {
+            row.iter_mut().zip(dout).for_each(|(x, o)| *x += self.scale * q * o);
         }
     }
 
@@ -130,29 +148,35 @@ impl Head<'_> {
         state: &[f64],
         (step, faded): (&Step, &[f64]),
         ds: &mut [f64],
-        dout: &[f32],
+        dout: &[f64],
     ) -> f64 {
         let width = step.v.len();
-        let at = |which: usize| {
-            let [_, heads, tokens, width] = self.p.shapes[which];
-            ((self.batch * heads + self.p.own(which, self.head)) * tokens + t) * width
-        };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let (error, dout) = (step.error(faded), dout.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
-        let mut du = vec![0.0; width];
-        for (row, &k) in ds.chunks(width).zip(step.k) {
-            du.iter_mut().zip(row).for_each(|(du, x)| *du += f64::from(k) * x);
-        }
+        let error = step.error(faded);
+        let du = read(1.0, &step.k, ds);
         let dv: Vec<f64> = du.iter().map(|x| step.share() * x).collect();
-        to[2][at(2)..][..width].iter_mut().zip(&dv).for_each(|(to, x)| *to += x);
-        for (i, (state, ds)) in state.chunks(width).zip(ds.chunks_mut(width)).enumerate() {
-            to[0][at(0) + i] += self.scale * dot(state, &dout);
-            to[1][at(1) + i] += step.share() * dot(ds, &error);
-            if step.delta {
-                to[1][at(1) + i] -= dot(&faded[i * width..][..width], &dv);
-                ds.iter_mut().zip(&dv).for_each(|(x, dv)| *x -= f64::from(step.k[i]) * dv);
+        let dq = state.chunks(width).map(|row| self.scale * dot(row, dout)).collect();
+        let of_error = ds.chunks(width).map(|row| step.share() * dot(row, &error));
+        let mut dk: Vec<f64> = of_error.collect();
+        if step.delta {
+            for (i, row) in ds.chunks_mut(width).enumerate() {
+                dk[i] -= dot(&faded[i * width..][..width], &dv);
+                row.iter_mut().zip(&dv).for_each(|(x, dv)| *x -= step.k[i] * dv);
             }
         }
+        for (which, gradient) in [self.of_row(0, t, dq), self.of_row(1, t, dk), dv].into_iter().enumerate() {
+            let [_, heads, tokens, width] = self.p.shapes[which];
+            let at = ((self.batch * heads + self.p.own(which, self.head)) * tokens + t) * width;
+            to[which][at..][..width].iter_mut().zip(gradient).for_each(|(to, x)| *to += x);
+        }
         dot(&du, &error)
+    }
+
+    /// The gradient of a row of q or k from that of its features.
+    fn of_row(&self, which: usize, t: usize, dy: Vec<f64>) -> Vec<f64> {
+        let (factor, n) = self.p.unit(self.params, which, [self.batch, self.head, t]);
+        let dn = pull_back(self.params.feature_map, scale_of(self.params, n.len()), &n, &dy);
+        let along: f64 = if self.params.l2_norm { n.iter().zip(&dn).map(|(a, b)| a * b).sum() } else { 0.0 };
+        dn.iter().zip(&n).map(|(dn, n)| factor * (dn - along * n)).collect()
     }
 }

@@ -6,7 +6,8 @@ use super::source::Source;
 use pollster::block_on;
 use wgpu_attention::gate::{Pool, SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams, Selector};
 use wgpu_attention::{
-    DType, Error, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Merge, Rotary, RotaryParams,
+    DType, Error, FeatureMap, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Merge, Rotary,
+    RotaryParams,
 };
 
 fn pools(s: &mut Source) -> Vec<Pool> {
@@ -143,9 +144,13 @@ pub fn linear(s: &mut Source) -> Drafted {
     for (name, shape) in [("q", q), ("k", k), ("v", v)] {
         draft.tensor(s, name, sizes.dtype, shape);
     }
-    let (out, state) = ([batch, most, tokens, dv], [entries, most, d, dv]);
+    use FeatureMap::{Elu1, Identity, Relu, Taylor2};
+    let last = if d < 22 || s.odd(3) { Taylor2 } else { Relu };
+    let feature_map = s.pick(&[Identity, Identity, Elu1, Relu, last]);
+    let features = feature_map.features(d);
+    let (out, state) = ([batch, most, tokens, dv], [entries, most, features, dv]);
     let gated = s.one_in(3);
-    let gates = s.pick(&[1, d]);
+    let gates = s.pick(&[1, features]);
     if gated {
         draft.tensor(s, "g", DType::F32, [batch, most, tokens, gates]);
     }
@@ -155,7 +160,12 @@ pub fn linear(s: &mut Source) -> Drafted {
         let own = s.pick(&[1, most]);
         draft.tensor(s, "beta", DType::F32, [batch, own, tokens, 1]);
     }
+    let normalize = if rule == LinearRule::Delta { s.odd(8) } else { s.one_in(4) };
+    let sums = [entries, most, features, 1];
     let initial = s.below(3);
+    if initial == 1 && normalize && s.one_in(2) {
+        draft.tensor(s, "z0", DType::F32, sums);
+    }
     if initial == 1 {
         draft.tensor(s, "h0", DType::F32, state);
     }
@@ -170,10 +180,15 @@ pub fn linear(s: &mut Source) -> Drafted {
     } else {
         draft.output(s, "o", sizes.dtype, out);
         match initial {
-            2 => draft.tensors.push(("state".into(), Layout::heads_first(DType::F32, state))),
+            2 => {
+                draft.tensors.push(("state".into(), Layout::heads_first(DType::F32, state)));
+                if normalize && !s.odd(8) {
+                    draft.tensors.push(("z".into(), Layout::heads_first(DType::F32, sums)));
+                }
+            }
             _ => draft.output(s, "ht", DType::F32, state),
         }
-        if s.one_in(6) {
+        if s.one_in(6) && (!normalize || s.odd(4)) {
             draft.wanted.push("snapshots".into());
         }
     }
@@ -181,6 +196,9 @@ pub fn linear(s: &mut Source) -> Drafted {
     use LinearAlgorithm::{OnePass, Recurrent, ThreePass};
     let params = LinearParams {
         rule,
+        feature_map,
+        l2_norm: s.one_in(4),
+        normalize: normalize.then_some(1e-6).map(|epsilon| if s.odd(8) { s.float() } else { epsilon }),
         causal: ((gated || rule == LinearRule::Delta) && !s.odd(8)) || s.below(4) > 0,
         reverse: s.one_in(2),
         scale: s.maybe(3, Source::float),

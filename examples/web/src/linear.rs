@@ -10,7 +10,7 @@ use wasm_bindgen::prelude::*;
 use wgpu_attention::LinearInputs;
 use wgpu_attention::plan::Shapes;
 
-/// Linear attention: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`.
+/// Linear attention: `S ← e^g · S + k vᵀ`, or by the delta rule `S ← S̃ + β k (v − S̃ᵀ k)ᵀ` with `S̃ = e^g · S`; `o = scale · Sᵀ q`.
 #[wasm_bindgen]
 pub struct LinearAttention {
     gpu: wgpu_attention::Gpu,
@@ -29,19 +29,40 @@ impl LinearAttention {
     /// The output, [batch, heads, tokens, value width].
     #[wasm_bindgen(unchecked_return_type = "Promise<Tensor>")]
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Promise {
-        promise(forward(self.call(q, k, v), None, None))
+        promise(forward(self.call(q, k, v), [None, None], None))
     }
 
     /// The same with a gate g ≤ 0 for each head and token, f32 [batch, heads, tokens, 1].
     #[wasm_bindgen(js_name = forwardGated, unchecked_return_type = "Promise<Tensor>")]
     pub fn forward_gated(&self, q: &Tensor, k: &Tensor, v: &Tensor, g: &Tensor) -> Promise {
-        promise(forward(self.call(q, k, v), Some(g.get()), None))
+        promise(forward(self.call(q, k, v), [Some(g.get()), None], None))
+    }
+
+    /// By the rule "delta": with a beta within [0, 2] for each head (or one for all) and token, f32 [batch, heads, tokens, 1], and a gate
+    /// g ≤ 0 for each token or each channel of its key, f32 [batch, heads, tokens, 1 or width]. Keys should have unit length.
+    #[wasm_bindgen(js_name = forwardDelta, unchecked_return_type = "Promise<Tensor>")]
+    pub fn forward_delta(&self, q: &Tensor, k: &Tensor, v: &Tensor, beta: &Tensor, g: &Tensor) -> Promise {
+        promise(forward(self.call(q, k, v), [Some(g.get()), Some(beta.get())], None))
+    }
+
+    /// The same, going on from `state`, f32 [batch, heads, width, value width], with the state after these tokens left in it.
+    #[wasm_bindgen(js_name = forwardDeltaInPlace, unchecked_return_type = "Promise<Tensor>")]
+    pub fn forward_delta_in_place(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        beta: &Tensor,
+        g: &Tensor,
+        state: &Tensor,
+    ) -> Promise {
+        promise(forward(self.call(q, k, v), [Some(g.get()), Some(beta.get())], Some(state.get())))
     }
 
     /// Goes on from `state`, f32 [batch, heads, width, value width], and leaves the state after these tokens in it.
     #[wasm_bindgen(js_name = forwardInPlace, unchecked_return_type = "Promise<Tensor>")]
     pub fn forward_in_place(&self, q: &Tensor, k: &Tensor, v: &Tensor, state: &Tensor) -> Promise {
-        promise(forward(self.call(q, k, v), None, Some(state.get())))
+        promise(forward(self.call(q, k, v), [None, None], Some(state.get())))
     }
 
     /// Seconds that the GPU takes for `forward`: the mean of `repeat` runs (default: 1), one after another in one go.
@@ -87,14 +108,14 @@ impl Call {
     }
 }
 
-/// The output, with gates and a state where they are given.
+/// The output, with gates, betas and a state where they are given.
 async fn forward(
     call: Result<Call>,
-    g: Option<Result<wgpu_attention::Tensor>>,
+    [g, beta]: [Option<Result<wgpu_attention::Tensor>>; 2],
     state: Option<Result<wgpu_attention::Tensor>>,
 ) -> Result<JsValue> {
-    let (call, g, state) = (call?, g.transpose()?, state.transpose()?);
-    let inputs = LinearInputs { g: g.as_ref(), ..call.inputs() };
+    let (call, g, beta, state) = (call?, g.transpose()?, beta.transpose()?, state.transpose()?);
+    let inputs = LinearInputs { g: g.as_ref(), beta: beta.as_ref(), ..call.inputs() };
     let out = match &state {
         Some(state) => call.attention.forward_in_place(&inputs, state).await?,
         None => call.attention.forward(&inputs).await?,

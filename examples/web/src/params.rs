@@ -268,10 +268,21 @@ impl From<SeerGateParams> for wgpu_attention::gate::SeerGateParams {
     }
 }
 
+/// How a token changes the state: "linear" adds k vᵀ, "delta" corrects what the state has for k.
+#[derive(Clone, Copy, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase")]
+pub enum LinearRule {
+    Linear,
+    Delta,
+}
+
 /// What linear attention computes, besides the gates that come with the inputs.
 #[derive(Default, Deserialize, Tsify)]
 #[serde(default)]
 pub struct LinearParams {
+    /// Default: "linear".
+    #[tsify(optional)]
+    pub rule: Option<LinearRule>,
     /// Whether a token sees only those before it and itself. Default: yes.
     #[tsify(optional)]
     pub causal: Option<bool>,
@@ -288,8 +299,12 @@ pub struct LinearParams {
 
 impl From<LinearParams> for wgpu_attention::LinearParams {
     fn from(params: LinearParams) -> Self {
-        let LinearParams { causal, reverse, scale, slopes } = params;
-        Self { causal: causal.unwrap_or(true), reverse, scale, slopes, ..Self::default() }
+        let LinearParams { rule, causal, reverse, scale, slopes } = params;
+        let rule = match rule {
+            Some(LinearRule::Delta) => wgpu_attention::LinearRule::Delta,
+            _ => wgpu_attention::LinearRule::Linear,
+        };
+        Self { rule, causal: causal.unwrap_or(true), reverse, scale, slopes, ..Self::default() }
     }
 }
 
@@ -339,7 +354,7 @@ fn mistyped<P: Tsify<JsType: Clone> + DeserializeOwned>(given: &JsValue) -> Fail
             let entry = Array::from(&entry);
             let name = entry.get(0).as_string().unwrap_or_default();
             let ty = between(P::DECL, &format!(" {name}?: "), ";").unwrap_or("as documented");
-            let choices = [CausalDiagonal::DECL, Pooling::DECL, BlockSelector::DECL];
+            let choices = [CausalDiagonal::DECL, Pooling::DECL, BlockSelector::DECL, LinearRule::DECL];
             let choice = choices.iter().find_map(|text| between(text, &format!("type {ty} = "), ";"));
             return failure(&format!("params.{name}"), &entry.get(1), choice.unwrap_or(ty));
         }

@@ -5,7 +5,7 @@ use crate::gpu::call::{Call, present};
 use crate::gpu::forward::{Cache, Found, Planner};
 use crate::program::{Name, Program};
 #[cfg(doc)]
-use crate::{Error, LinearAlgorithm};
+use crate::{Error, LinearAlgorithm, LinearRule};
 use crate::{Gpu, Layout, LinearParams, Prepared, Result, Shapes, Tensor};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub struct LinearInputs<'a> {
     pub beta: Option<&'a Tensor>,
     /// The initial state, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
     pub h0: Option<&'a Tensor>,
+    /// The initial sum of keys of a normaliser, f32 [batch or sequences, heads, head_dim, 1]. Unset: 0.
+    pub z0: Option<&'a Tensor>,
     /// The number of tokens in each batch entry; the rest are padding, and their output is left alone.
     pub seqlens: Option<&'a [usize]>,
     /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])` and a state of its own. The first
@@ -47,7 +49,7 @@ pub struct LinearInputs<'a> {
 impl<'a> LinearInputs<'a> {
     /// Without gates, from an empty state, at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, g: None, beta: None, h0: None, seqlens: None, cu_seqlens: None }
+        Self { q, k, v, g: None, beta: None, h0: None, z0: None, seqlens: None, cu_seqlens: None }
     }
 
     /// The same with a gate for each token.
@@ -75,6 +77,7 @@ impl Call for LinearInputs<'_> {
             ("g", self.g),
             ("beta", self.beta),
             ("h0", self.h0),
+            ("z0", self.z0),
         ])
     }
 
@@ -103,6 +106,8 @@ pub struct LinearGradients {
     pub dslopes: Option<Tensor>,
     /// Of the initial state, with its shape, where there is one.
     pub dh0: Option<Tensor>,
+    /// Of the initial sum of keys, with its shape, where there is one.
+    pub dz0: Option<Tensor>,
 }
 
 impl Call for LinearGradients {
@@ -115,13 +120,15 @@ impl Call for LinearGradients {
             ("dbeta", self.dbeta.as_ref()),
             ("dslopes", self.dslopes.as_ref()),
             ("dh0", self.dh0.as_ref()),
+            ("dz0", self.dz0.as_ref()),
         ])
     }
 }
 
 /// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each head.
-/// There are no gates, a constant gate for each head ([`LinearParams::slopes`]) or one for each token; g ≤ 0. Tokens are processed one by
-/// one or in chunks ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
+/// The delta rule corrects the state instead of adding to it ([`LinearRule`]). There are no gates, a constant gate for each head
+/// ([`LinearParams::slopes`]), or one for each token or each channel of its key; g ≤ 0. Tokens are processed one by one or in chunks
+/// ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
 ///
 /// The state can start from another and be returned at the end, be updated in place, as in decoding, or be kept after every token. A row
 /// gets the same bits whatever the batch is. [`LinearAttention::backward`] computes the gradients of all inputs.
@@ -132,6 +139,8 @@ impl Call for LinearGradients {
 /// | RetNet's decay | [`LinearParams::retnet_slopes`] |
 /// | flash-linear-attention's `initial_state`, `output_final_state`, `cu_seqlens`, `head_first=False` | `h0`, [`LinearAttention::forward_with_state`], `cu_seqlens`, [`crate::Layout::heads_last`] |
 /// | simple GLA's `g`, `g_gamma` | `g`, `slopes` = −`g_gamma` |
+/// | GLA's `gk`; KDA's `g` | `g` [batch, heads, tokens, head_dim] |
+/// | `chunk_delta_rule`, `chunk_gated_delta_rule`, `chunk_kda` | [`LinearRule::Delta`] without gates, with gates per token, per channel |
 /// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
 /// | its gradients | dC = dq, dB = dk, dx = dt · dv + D · dy, ddt = Σ x · dv + A · dg, dA = Σ dt · dg |
 ///
@@ -139,9 +148,11 @@ impl Call for LinearGradients {
 ///
 /// | there | here |
 /// |---|---|
-/// | `update_rule` "linear", "gated" | without and with `g` |
+/// | `update_rule` "linear", "gated" | [`LinearRule::Linear`] without and with `g` |
+/// | "delta", "gated_delta" | [`LinearRule::Delta`] without and with `g` |
 /// | `query`, `key`, `value` [B, T, H · D] | a view [B, H, T, D] of it, [`crate::Layout::heads_last`] |
-/// | `decay` [B, T, H], `scale` 0.0 | `g` [B, H, T, 1], `scale: None` |
+/// | `decay` [B, T, H] or [B, T, H · d_k], `scale` 0.0 | `g` [B, H, T, 1] or [B, H, T, d_k], `scale: None` |
+/// | `beta` [B, T, H] or [B, T, 1] | `beta` [B, H, T, 1] or [B, 1, T, 1] |
 /// | `past_state`, `present_state` [B, H, d_k, d_v] | `h0`, `ht`; where query heads share a state, each has its own, all alike |
 /// | `chunk_size` | [`LinearParams::chunk`] |
 ///
@@ -233,6 +244,15 @@ impl LinearAttention {
         Ok((found.take("o"), found.take("ht")))
     }
 
+    /// The same with a normaliser's sum of keys too, f32 [batch or sequences, heads, head_dim, 1].
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_with_states(&self, inputs: &LinearInputs<'_>) -> Result<(Tensor, Tensor, Tensor)> {
+        let mut found = self.submit(inputs, &["ht", "zt"]).await?;
+        Ok((found.take("o"), found.take("ht"), found.take("zt")))
+    }
+
     /// The same with a state that is updated in place, as in decoding: f32 [batch or sequences, heads, head_dim, value_dim].
     ///
     /// # Errors
@@ -253,7 +273,7 @@ impl LinearAttention {
 
     async fn submit(&self, call: &dyn Call, wanted: &[&'static str]) -> Result<Found> {
         let plan: Planner = &|caps, shapes| self.params.plan(caps, shapes);
-        self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state"], wanted).await
+        self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state", "z"], wanted).await
     }
 
     /// The state after the first `tokens` (at least 1) of the tokens that `snapshots` were taken from: a view, which can be passed on as
@@ -283,8 +303,22 @@ impl LinearAttention {
         dout: &Tensor,
         dht: Option<&Tensor>,
     ) -> Result<LinearGradients> {
+        self.backward_with_states(inputs, dout, dht, None).await
+    }
+
+    /// The same with the gradient of a normaliser's last sum of keys.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::backward`].
+    pub async fn backward_with_states(
+        &self,
+        inputs: &LinearInputs<'_>,
+        dout: &Tensor,
+        dht: Option<&Tensor>,
+        dzt: Option<&Tensor>,
+    ) -> Result<LinearGradients> {
         let plan: Planner = &|caps, shapes| self.params.plan_backward(caps, shapes);
-        let call = (inputs, present([("dout", Some(dout)), ("dht", dht)]));
+        let call = (inputs, present([("dout", Some(dout)), ("dht", dht), ("dzt", dzt)]));
         let mut found = self.gpu.forward(&self.cache, "backward", plan, &[], &call, &[], &[]).await?;
         Ok(LinearGradients {
             dq: found.take("dq"),
@@ -294,6 +328,7 @@ impl LinearAttention {
             dbeta: found.take_if("dbeta"),
             dslopes: found.take_if("dslopes"),
             dh0: found.take_if("dh0"),
+            dz0: found.take_if("dz0"),
         })
     }
 }

@@ -153,6 +153,12 @@ impl Visit<'_> {
             const gated = new LinearAttention(gpu);
             const g = await gpu.tensor([1, 1, 1, 1], Float32Array.of(-1));
             found.gated = [...await (await gated.forwardGated(one, one, one, g)).read()];
+            const delta = new LinearAttention(gpu, { rule: "delta", scale: 1 });
+            const beta = await gpu.tensor([1, 1, 1, 1], Float32Array.of(0.5));
+            found.delta = [...await (await delta.forwardDelta(one, one, one, beta, g)).read()];
+            await state.write(Float32Array.of(4));
+            const still = await gpu.tensor([1, 1, 1, 1], Float32Array.of(0));
+            found.deltaStep = [...await (await delta.forwardDeltaInPlace(one, one, one, beta, still, state)).read(), ...await state.read()];
             const refused = async (make) => { try { await make(); return "taken"; } catch (e) { return `${e.name}: ${e.message}`; } };
             found.taken = await refused(() => new FlashAttention(gpu, { alibiSlopes: Float32Array.of(0.5), window: { left: 3 } }));
             found.refused = [
@@ -182,6 +188,8 @@ impl Visit<'_> {
         near("buffer", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])?;
         near("step", &[3.0, 3.0])?;
         near("gated", &[1.0])?;
+        near("delta", &[0.5])?;
+        near("deltaStep", &[2.5, 2.5])?;
         ensure(
             found["shape"] == serde_json::json!([1, 1, 4, 2, "f16"]),
             &format!("shape and type: {}", found["shape"]),

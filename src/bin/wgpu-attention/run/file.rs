@@ -212,6 +212,15 @@ impl Inputs {
         Ok(Some(Floats { dtype: DType::F32, shape: self.four(name, shape)?, values: decode(*dtype, data) }))
     }
 
+    /// A normaliser's sum of keys, f32 [batch or sequences, heads, head_dim], or with a dimension of one token before the heads.
+    pub fn key_sums(&self, name: &str) -> Result<Option<Floats>> {
+        let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };
+        let (&[b, h, d] | &[b, 1, h, d]) = shape.as_slice() else {
+            return Err(error(self.what(name), format!("of shape {shape:?}"), "[B, H, D] or [B, 1, H, D]"));
+        };
+        Ok(Some(Floats { dtype: DType::F32, shape: [b, h, d, 1], values: decode(*dtype, data) }))
+    }
+
     /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
     pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };

@@ -8,13 +8,17 @@ use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::plan::{Caps, Program, Shapes};
 use wgpu_attention::reference::{self, LinearProblem};
-use wgpu_attention::{Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
+use wgpu_attention::{FeatureMap, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
 
 /// The fields of `LinearParams` that are numbers.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Params {
     rule: LinearRule,
+    feature_map: FeatureMap,
+    l2_norm: bool,
+    normalize: bool,
+    eps: f32,
     #[serde(alias = "way")]
     algorithm: Algorithm,
     scale: Option<f32>,
@@ -27,6 +31,10 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             rule: LinearRule::Linear,
+            feature_map: FeatureMap::Identity,
+            l2_norm: false,
+            normalize: false,
+            eps: 1e-6,
             algorithm: Algorithm::Auto,
             scale: None,
             causal: Some(Diagonal::On(true)),
@@ -45,11 +53,8 @@ enum Algorithm {
     ThreePass,
 }
 
-/// Tensors that would change the result, and that this version cannot take.
-const LATER: [&str; 2] = ["z0", "dzt"];
-
 /// Results, in the order in which they are written.
-const RESULTS: [&str; 9] = ["o", "ht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0"];
+const RESULTS: [&str; 11] = ["o", "ht", "zt", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dz0"];
 
 /// Results by name.
 type Found = Vec<(&'static str, Vec<f32>)>;
@@ -118,10 +123,8 @@ impl Heads {
 }
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
-    if let Some(name) = LATER.into_iter().find(|name| inputs.has(name)) {
-        return Err(error(inputs.what(name), "in the file", "absent: this version of linear does not read it"));
-    }
-    let Params { rule, algorithm, scale, causal, reverse, chunk } = params(options)?;
+    let Params { rule, feature_map, l2_norm, normalize, eps, algorithm, scale, causal, reverse, chunk } =
+        params(options)?;
     let algorithm = match algorithm {
         Algorithm::Auto => None,
         Algorithm::Recurrent => Some(LinearAlgorithm::Recurrent),
@@ -131,7 +134,10 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let cu_seqlens = inputs.integers("cu_seqlens")?;
     let packed = cu_seqlens.is_some();
     let causal = causal.and_then(Diagonal::causal).is_some();
-    let params = LinearParams { rule, causal, reverse, scale, slopes: inputs.vector("slopes")?, algorithm, chunk };
+    let normalize = normalize.then_some(eps);
+    let slopes = inputs.vector("slopes")?;
+    let params =
+        LinearParams { rule, feature_map, l2_norm, normalize, causal, reverse, scale, slopes, algorithm, chunk };
     let mut tensors = Named::new();
     for name in ["q", "k", "v"] {
         tensors.insert(name, inputs.tokens(name, packed)?);
@@ -154,13 +160,18 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     tensors.extend(inputs.gates("beta", packed)?.map(|beta| ("beta", beta)));
     let heads = Heads::of(&tensors);
     tensors.extend(inputs.state("h0")?.map(|h0| ("h0", heads.repeat(h0))));
+    tensors.extend(inputs.key_sums("z0")?.map(|z0| ("z0", heads.repeat(z0))));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;
     let mut shapes = problem.shapes().wanted("ht");
+    if normalize.is_some() {
+        shapes = shapes.wanted("zt");
+    }
     let mut program = problem.params.plan(&Caps::unlimited(), &shapes)?;
     if options.backward {
         problem.tensors.insert("dout", inputs.tokens("do", packed)?);
         problem.tensors.extend(inputs.state("dht")?.map(|dht| ("dht", heads.first(dht))));
+        problem.tensors.extend(inputs.key_sums("dzt")?.map(|dzt| ("dzt", heads.first(dzt))));
         shapes = problem.shapes();
         program = problem.params.plan_backward(&Caps::unlimited(), &shapes)?;
     }
@@ -174,6 +185,12 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
             "ht" | "dh0" => {
                 let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, name == "dh0");
                 Output { name: name.into(), dtype, shape: shape.into(), values }
+            }
+            "zt" | "dz0" => {
+                let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, name == "dz0");
+                let of_token = inputs.dimensions("z0") == Some(4);
+                let shape = if of_token { vec![shape[0], 1, shape[1], shape[2]] } else { shape[..3].to_vec() };
+                Output { name: name.into(), dtype, shape, values }
             }
             "dslopes" => Output { name: name.into(), dtype, shape: vec![values.len()], values },
             "dg" if by_channel.is_some() => inputs.output(
@@ -235,15 +252,15 @@ impl Problem {
 
     fn on_cpu(&self, backward: bool, program: &Program) -> Found {
         let all = if backward {
-            let dht = self.tensors.get("dht").map(|dht| &dht.values[..]);
+            let last = ["dht", "dzt"].map(|name| self.tensors.get(name).map(|floats| &floats.values[..]));
             let dout = &self.tensors["dout"].values;
-            let found = self.by_reference(|problem| reference::linear_backward(&self.params, problem, dout, dht));
+            let found = self.by_reference(|problem| reference::linear_backward(&self.params, problem, dout, last));
             let [dq, dk, dv] = found.tokens;
-            let rest = [("dbeta", found.dbeta), ("dslopes", found.dslopes), ("dh0", found.dh0)];
+            let rest = [("dbeta", found.dbeta), ("dslopes", found.dslopes), ("dh0", found.dh0), ("dz0", found.dz0)];
             [("dq", dq), ("dk", dk), ("dv", dv), ("dg", found.dg)].into_iter().chain(rest).collect()
         } else {
             let found = self.by_reference(|problem| reference::linear(&self.params, problem));
-            vec![("o", found.o), ("ht", found.ht)]
+            vec![("o", found.o), ("ht", found.ht), ("zt", found.zt)]
         };
         let rounded = |(name, values): (&'static str, Vec<f64>)| {
             let dtype = program.tensor(name)?.layout.dtype;
@@ -264,7 +281,7 @@ impl Problem {
         let of = |name: &str| self.tensors.get(name).map(|floats| (&floats.values[..], floats.shape));
         let g = of("g").map(|(g, [_, heads, _, width])| (g, [heads, width]));
         let beta = of("beta").map(|(beta, [_, heads, ..])| (beta, heads));
-        let h0 = of("h0").map(|(h0, _)| h0);
-        solve(&LinearProblem { tokens, shapes, g, beta, h0, sequences: &sequences })
+        let [h0, z0] = ["h0", "z0"].map(|name| of(name).map(|(state, _)| state));
+        solve(&LinearProblem { tokens, shapes, g, beta, h0, z0, sequences: &sequences })
     }
 }
