@@ -194,7 +194,7 @@ fn decoding(gpu: &Gpu, sizes: &Sizes) {
     let bytes = (8 * batch * heads * dim * dim) as f64;
     let copy = Copy::new(gpu, bytes as u64 / 2);
     copy.seconds(gpu);
-    for tokens in [1, 8] {
+    for tokens in [1, 2, 8] {
         let of = |gates| LinearCase { in_place: true, gates, ..case(batch, heads, tokens, dim, None) };
         let by_head = ready(gpu, &of(None));
         let mut by_token = of(Some((1.0, 1000)));

@@ -17,6 +17,7 @@ mod inputs;
 mod linear;
 mod linear_backward;
 mod linear_cases;
+mod linear_values;
 mod merge;
 mod neighborhood_cases;
 mod problem;

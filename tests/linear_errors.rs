@@ -97,6 +97,31 @@ fn bad_input() {
     says(run(three, &inputs.with_gates(&channels)), &["algorithm is Some(ThreePass)", "with gates of channels"]);
     let narrow = zeros([2, 4, 10, 3]);
     says(run(plain(), &inputs.with_gates(&narrow)), &["g.shape is [2, 4, 10, 3]", "8 (head_dim) wide"]);
+    // Feature maps and normalisers.
+    let mapped = |feature_map, normalize| LinearParams { feature_map, normalize, ..plain() };
+    says(new(mapped(FeatureMap::Elu1, Some(-1.0))), &["normalize is -1", "finite and at least 0"]);
+    says(
+        new(LinearParams { normalize: Some(1e-6), ..delta.clone() }),
+        &["normalize is 0.000001", "unset with the delta rule"],
+    );
+    says(
+        new(LinearParams { scale: Some(-1.0), ..mapped(FeatureMap::Taylor2, None) }),
+        &["scale is -1", "with the Taylor map"],
+    );
+    let wide = zeros([2, 4, 10, 22]);
+    let taylor = mapped(FeatureMap::Taylor2, None);
+    says(run(taylor, &LinearInputs::new(&wide, &wide, &v)), &["features of q and k is 276", "at most 256"]);
+    let sums = zeros([2, 4, 8, 1]);
+    let from_sums = LinearInputs { z0: Some(&sums), ..inputs };
+    says(run(plain(), &from_sums), &["z0 is set", "unset without a normaliser"]);
+    says(run(mapped(FeatureMap::Taylor2, Some(1e-6)), &from_sums), &["z0.shape is [2, 4, 8, 1]", "[2, 4, 45, 1]"]);
+    let normalized = new(mapped(FeatureMap::Elu1, Some(1e-6))).unwrap();
+    says(
+        block_on(normalized.forward_in_place(&inputs, &zeros([2, 4, 8, 6]))),
+        &["z is unset", "set where the state is updated"],
+    );
+    says(block_on(normalized.forward_with_snapshots(&inputs)), &["snapshots is set", "unset with a normaliser"]);
+    says(block_on(new(plain()).unwrap().forward_with_states(&inputs)), &["zt is set", "unset without a normaliser"]);
     // What was prepared, and what comes.
     let attention = new(plain()).unwrap();
     let o = zeros([2, 4, 10, 6]);

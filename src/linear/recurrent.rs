@@ -12,6 +12,9 @@ pub(super) const FEW: usize = 32;
 /// Rows of the state for each thread of a subgroup at most: beyond, the text takes seconds to compile.
 const MOST_ROWS: usize = 32;
 
+/// Up to so many tokens, lanes that share a state bring it from memory and back in less time than registers that hold all its rows.
+const ALONE: usize = 1;
+
 /// How a workgroup divides a head's state. D 64 with gates of heads, two cores, in ms (in the rows of gradients, the column `Lanes` is
 /// three passes):
 ///
@@ -37,8 +40,7 @@ impl Recurrent {
         let threads = (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256);
         let runs = caps.engine == Engine::Processor && Caps::serves_processor(caps.subgroup);
         let serves = runs && head_dim <= MOST_ROWS * caps.subgroup as usize;
-        // Not by the longest entry: what stands beside another must not change its bits.
-        let many = packed || frame.tokens > FEW;
+        let many = packed || frame.tokens > ALONE;
         if serves && many && !with_snapshots {
             return Self::Subgroup { threads: caps.subgroup as usize, lanes: 4 * threads / cols };
         }

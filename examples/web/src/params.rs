@@ -276,13 +276,32 @@ pub enum LinearRule {
     Delta,
 }
 
+/// What makes features of queries and keys: "identity", "elu1" (elu(x) + 1), "relu", "taylor2" (of second order; width at most 21).
+#[derive(Clone, Copy, Deserialize, Tsify)]
+#[serde(rename_all = "camelCase")]
+pub enum FeatureMap {
+    Identity,
+    Elu1,
+    Relu,
+    Taylor2,
+}
+
 /// What linear attention computes, besides the gates that come with the inputs.
 #[derive(Default, Deserialize, Tsify)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct LinearParams {
     /// Default: "linear".
     #[tsify(optional)]
     pub rule: Option<LinearRule>,
+    /// Default: "identity".
+    #[tsify(optional)]
+    pub feature_map: Option<FeatureMap>,
+    /// Whether queries and keys get unit length first. Default: no.
+    #[tsify(optional)]
+    pub l2_norm: bool,
+    /// Divides the output by scale · φ(q) · z + this, z the running sum of φ(k). Default: no division.
+    #[tsify(optional)]
+    pub normalize: Option<f32>,
     /// Whether a token sees only those before it and itself. Default: yes.
     #[tsify(optional)]
     pub causal: Option<bool>,
@@ -299,12 +318,28 @@ pub struct LinearParams {
 
 impl From<LinearParams> for wgpu_attention::LinearParams {
     fn from(params: LinearParams) -> Self {
-        let LinearParams { rule, causal, reverse, scale, slopes } = params;
+        let LinearParams { rule, feature_map, l2_norm, normalize, causal, reverse, scale, slopes } = params;
         let rule = match rule {
             Some(LinearRule::Delta) => wgpu_attention::LinearRule::Delta,
             _ => wgpu_attention::LinearRule::Linear,
         };
-        Self { rule, causal: causal.unwrap_or(true), reverse, scale, slopes, ..Self::default() }
+        let feature_map = match feature_map {
+            None | Some(FeatureMap::Identity) => wgpu_attention::FeatureMap::Identity,
+            Some(FeatureMap::Elu1) => wgpu_attention::FeatureMap::Elu1,
+            Some(FeatureMap::Relu) => wgpu_attention::FeatureMap::Relu,
+            Some(FeatureMap::Taylor2) => wgpu_attention::FeatureMap::Taylor2,
+        };
+        Self {
+            rule,
+            feature_map,
+            l2_norm,
+            normalize,
+            causal: causal.unwrap_or(true),
+            reverse,
+            scale,
+            slopes,
+            ..Self::default()
+        }
     }
 }
 
@@ -354,7 +389,8 @@ fn mistyped<P: Tsify<JsType: Clone> + DeserializeOwned>(given: &JsValue) -> Fail
             let entry = Array::from(&entry);
             let name = entry.get(0).as_string().unwrap_or_default();
             let ty = between(P::DECL, &format!(" {name}?: "), ";").unwrap_or("as documented");
-            let choices = [CausalDiagonal::DECL, Pooling::DECL, BlockSelector::DECL, LinearRule::DECL];
+            let choices =
+                [CausalDiagonal::DECL, Pooling::DECL, BlockSelector::DECL, LinearRule::DECL, FeatureMap::DECL];
             let choice = choices.iter().find_map(|text| between(text, &format!("type {ty} = "), ";"));
             return failure(&format!("params.{name}"), &entry.get(1), choice.unwrap_or(ty));
         }

@@ -141,6 +141,8 @@ impl Call for LinearGradients {
 /// | simple GLA's `g`, `g_gamma` | `g`, `slopes` = −`g_gamma` |
 /// | GLA's `gk`; KDA's `g` | `g` [batch, heads, tokens, head_dim] |
 /// | `chunk_delta_rule`, `chunk_gated_delta_rule`, `chunk_kda` | [`LinearRule::Delta`] without gates, with gates per token, per channel |
+/// | `use_qk_l2norm_in_kernel` | [`LinearParams::l2_norm`] |
+/// | BASED's Taylor map; `normalize` | [`crate::FeatureMap::Taylor2`]; [`LinearParams::normalize`] |
 /// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
 /// | its gradients | dC = dq, dB = dk, dx = dt · dv + D · dy, ddt = Σ x · dv + A · dg, dA = Σ dt · dg |
 ///
