@@ -3,11 +3,14 @@
 mod backward;
 mod chunking;
 mod delta;
+mod ends;
 mod features;
+mod names;
 mod normalizer;
 mod plan;
 mod recurrent;
 mod shapes;
+mod sums;
 mod task;
 mod walk;
 

@@ -46,6 +46,13 @@ fn gates_at(w: Work, n: u32, d: u32) -> vec4f {
     return gates_of(token_at(w, n - 1u), d);
 }
 
+// How four columns fade as token n comes: what is the same for all rows of it.
+fn fade_of_columns(w: Work, n: u32, column: u32) -> Fade {
+    if (GATED == BY_COLUMN) { return fade_by(gates_at(w, n, column)); }
+    if (GATED == BY_ROW) { return Fade(vec4f(1.0), vec4f()); }
+    return fade_by(vec4f(gate_at(w, n)));
+}
+
 // What a token is corrected by, of four columns of the state; `read` is Sᵀ k2.
 fn error_of(t: Token, column: u32, read: vec4f) -> vec4f {
     if (CORRECTS == TAKES_AWAY) { return read; }

@@ -9,34 +9,19 @@
 
 use super::chunking::{CHUNK, Chunking, segment_tokens};
 use super::delta;
+use super::ends::StateSource;
+use super::names::{Names, Tensor};
 use super::normalizer::Normalizer;
 use super::recurrent::Recurrent;
-use super::shapes::{INPUTS, LinearShapes, NUMBERS, Names, check_output, check_tensor};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
+use super::sums::{AHEAD, BEHIND, Sum, each, sum_of_heads};
 use super::task::{Decay, Frame, THREADS, Task};
-use super::walk::{StateSource, Tensor, Walk};
+use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require_set;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program};
 use crate::{Caps, DType, Layout, Result, Shapes};
-
-/// Where a walk leaves the gradient of q, k or v by heads of the state, what is to be taken away from that, and the gradient.
-#[derive(Clone, Copy)]
-pub(super) struct Sum {
-    pub from: Tensor,
-    pub less: Option<Tensor>,
-    pub to: Tensor,
-}
-
-impl Sum {
-    pub fn of(from: Tensor, to: Tensor) -> Self {
-        Self { from, less: None, to }
-    }
-}
-
-/// The states that the walk for dq keeps, and those that the walk for dk does.
-pub(super) const AHEAD: Tensor = "states ahead";
-pub(super) const BEHIND: Tensor = "states behind";
 
 /// Tokens between the states that the gates' gradient wants, token by token, where they fit: sums over shorter segments round less.
 /// Each of two walks keeps tokens / KEPT + 1 states of a head, head_dim · value_dim numbers.
@@ -188,17 +173,10 @@ impl LinearParams {
         Walk {
             adds: Some([names.k, names.v]),
             reads: Some([names.q, names.o]),
-            after: None,
             from: if inputs.has_state() { StateSource::H0(names.h0) } else { StateSource::Nothing },
-            to: None,
-            snapshots: None,
-            states: "states once more",
-            kept: false,
             causal: self.causal,
             segment,
-            turned: false,
-            reports: false,
-            frame: inputs.frame(self),
+            ..Walk::over(inputs.frame(self), "states once more")
         }
     }
 
@@ -213,17 +191,9 @@ impl LinearParams {
         let walk = |[q, k, v, o]: [Tensor; 4], frame, states| Walk {
             adds: Some([k, v]),
             reads: Some([q, o]),
-            after: None,
-            from: StateSource::Nothing,
-            to: None,
-            snapshots: None,
-            states,
-            kept: false,
             causal: self.causal,
             segment: if gated { chunk } else { segment_tokens(chunk) },
-            turned: false,
-            reports: false,
-            frame,
+            ..Walk::over(frame, states)
         };
         let [dq, dk, dv] = each;
         [
@@ -265,19 +235,6 @@ fn kept_segment(caps: &Caps, frame: &Frame) -> Option<usize> {
     [KEPT, 2 * KEPT, 4 * KEPT, 8 * KEPT, 16 * KEPT].into_iter().find(fits)
 }
 
-/// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.
-pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, columns: usize, heads: usize) -> Result<Tensor> {
-    let layout = builder.operand(sum.to).expect("declared, or made for features").layout;
-    let [batch, own, tokens, width] = layout.shape;
-    // dv, the only one with columns of values, may have one more in the walk.
-    let width = if sum.to == "dv" { columns } else { width };
-    if own == heads && width == layout.shape[3] && (layout.dtype == DType::F32 || !exact) {
-        return Ok(sum.to);
-    }
-    builder.scratch(sum.from, Layout::heads_first(DType::F32, [batch, heads, tokens, width]))?;
-    Ok(sum.from)
-}
-
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
 fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: bool) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
@@ -317,23 +274,4 @@ fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor
         flops: (entries * frame.longest()) as f64,
     };
     [gates].into_iter().chain(with_slopes.then_some(slopes)).collect()
-}
-
-/// The sum over the heads that share one.
-fn sum_of_heads(frame: &Frame, sum: Sum, to: &Operand) -> Task {
-    let [_, heads, _, width] = to.shape();
-    let group = frame.heads / heads.max(1);
-    Task {
-        name: "sum of heads",
-        files: vec![file::LINEAR_SUM_HEADS],
-        constants: vec![("WG", THREADS), ("WIDTH", width), ("GROUP", group)],
-        tensors: [("q", sum.from, AccessKind::Load4), ("o", sum.to, AccessKind::Store4)]
-            .into_iter()
-            .chain(sum.less.map(|less| ("less", less, AccessKind::Load4)))
-            .collect(),
-        segment: frame.whole(),
-        work: [frame.sequences.len(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
-        runs: 0..1,
-        flops: (4 * THREADS * group) as f64,
-    }
 }

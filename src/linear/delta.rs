@@ -8,10 +8,12 @@
 //! ```
 
 use super::LinearParams;
-use super::backward::{AHEAD, BEHIND, Sum, each};
+use super::ends::StateSource;
+use super::names::Tensor;
 use super::shapes::LinearShapes;
+use super::sums::{AHEAD, BEHIND, Sum, each};
 use super::task::{Frame, THREADS, Task};
-use super::walk::{After, Correction, StateSource, Tensor, Walk};
+use super::walk::{After, Correction, Walk};
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result};
@@ -58,21 +60,6 @@ pub(super) fn walks(
     let turned = (forward.dims.1, forward.dims.0);
     let back = Frame { reverse: !forward.reverse, late: true, gain: scale, ..forward.clone() };
     let (from_h0, has_dht, names) = (inputs.h0.is_some(), builder.tensor("dht").is_some(), inputs.names);
-    let walk = |frame, states| Walk {
-        adds: None,
-        reads: None,
-        after: None,
-        from: StateSource::Nothing,
-        to: None,
-        snapshots: None,
-        states,
-        kept: false,
-        causal: true,
-        segment: 1,
-        turned: false,
-        reports: false,
-        frame,
-    };
     let state = |there: bool, source: StateSource| if there { source } else { StateSource::Nothing };
     let [_, u] = FORWARD;
     let beta = inputs.beta.as_ref().map(|_| "beta");
@@ -82,14 +69,14 @@ pub(super) fn walks(
             after: Some(inputs.delta(Some(FORWARD))),
             from: state(from_h0, StateSource::H0("h0")),
             reports: inputs.g.is_some() || inputs.beta.is_some(),
-            ..walk(forward.clone(), "states for corrections")
+            ..Walk::over(forward.clone(), "states for corrections")
         },
         Walk {
             adds: Some([names.q, names.dout]),
             after: take(names.k, None, Some(Correction { beta, to: Some(BACKWARD) })),
             from: state(has_dht, StateSource::H0("dht")),
             to: from_h0.then_some("dh0"),
-            ..walk(back.clone(), "states for their gradients")
+            ..Walk::over(back.clone(), "states for their gradients")
         },
         Walk {
             adds: Some([names.dout, names.q]),
@@ -98,14 +85,14 @@ pub(super) fn walks(
             from: state(has_dht, StateSource::Turned("dht")),
             kept: gated,
             turned: true,
-            ..walk(Frame { dims: turned, ..back }, BEHIND)
+            ..Walk::over(Frame { dims: turned, ..back }, BEHIND)
         },
         Walk {
             reads: dk.less.map(|less| [dv.from, less]),
             after: Some(After { k: u, v: Some(names.k), takes_away: false, correction: None }),
             from: state(from_h0, StateSource::Turned("h0")),
             turned: true,
-            ..walk(Frame { dims: turned, ..forward.clone() }, "states for the rest of dk")
+            ..Walk::over(Frame { dims: turned, ..forward.clone() }, "states for the rest of dk")
         },
         Walk {
             adds: Some([u, names.k]),
@@ -113,7 +100,7 @@ pub(super) fn walks(
             from: state(from_h0, StateSource::Turned("h0")),
             kept: gated,
             turned: true,
-            ..walk(Frame { dims: turned, scale, ..forward }, AHEAD)
+            ..Walk::over(Frame { dims: turned, scale, ..forward }, AHEAD)
         },
     ];
     Ok((walks, [dq, dk, dv]))

@@ -1,9 +1,9 @@
 //! The feature map of keys and queries: a kernel before the walks, and one for its gradient behind them.
 
 use super::LinearParams;
+use super::names::{FEATURES, Tensor};
 use super::shapes::LinearShapes;
 use super::task::{Access, Frame, THREADS, Task};
-use super::walk::Tensor;
 use crate::program::Builder;
 use crate::program::shader::{AccessKind, file};
 use crate::{DType, Layout, Result};
@@ -39,10 +39,6 @@ impl FeatureMap {
         }
     }
 }
-
-/// q and k, their features, and the features' gradients.
-pub(super) const FEATURES: [[Tensor; 3]; 2] =
-    [["q", "features of q", "gradient of features of q"], ["k", "features of k", "gradient of features of k"]];
 
 impl LinearParams {
     /// Whether walks go over features instead of q and k.

@@ -1,27 +1,12 @@
 //! The normaliser: values have 1 as one more column, states the sum of keys, and the output is divided by its last column.
 
 use super::LinearParams;
+use super::names::{BEFORE, DSUMS, SUMS, Tensor, VALUES, joint};
 use super::shapes::LinearShapes;
 use super::task::{Access, Frame, THREADS, Task};
-use super::walk::Tensor;
 use crate::program::Builder;
 use crate::program::shader::{AccessKind, file};
 use crate::{DType, Layout, Result};
-
-/// What stands in for v, the initial state, o and the last state.
-pub(super) const VALUES: Tensor = "values and ones";
-pub(super) const BEFORE: Tensor = "state and sums before";
-pub(super) const SUMS: Tensor = "output and sums";
-pub(super) const AFTER: Tensor = "state and sums after";
-/// What stands in for the gradients of o, the last state and the initial state.
-pub(super) const DSUMS: Tensor = "gradient of output and sums";
-pub(super) const DAFTER: Tensor = "gradient of state and sums after";
-pub(super) const DBEFORE: Tensor = "gradient of state and sums before";
-
-/// Columns of a row with one more: a multiple of 4.
-pub(super) fn joint(width: usize) -> usize {
-    (width + 1).next_multiple_of(4)
-}
 
 /// Rows of tokens, or those of states.
 #[derive(Clone, Copy, PartialEq)]

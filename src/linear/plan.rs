@@ -1,11 +1,13 @@
 //! What runs: decided without a GPU.
 
 use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
-use super::normalizer::{Normalizer, SUMS};
+use super::ends::StateSource;
+use super::names::SUMS;
+use super::normalizer::Normalizer;
 use super::recurrent::{FEW, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
 use super::task::Decay;
-use super::walk::{StateSource, Walk};
+use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require;
 use crate::program::{Builder, Program};
@@ -70,13 +72,10 @@ impl LinearParams {
                 _ => Some(inputs.names.ht),
             },
             snapshots: snapshots.map(|_| "snapshots"),
-            states: "states",
-            kept: false,
             causal: self.causal,
             segment: segment_tokens(self.chunk.unwrap_or(CHUNK)),
-            turned: false,
             reports: inputs.g.is_some() || inputs.beta.is_some(),
-            frame: inputs.frame(self),
+            ..Walk::over(inputs.frame(self), "states")
         };
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
         let packed = inputs.cu_seqlens.is_some();

@@ -1,9 +1,8 @@
 //! What linear attention reads and writes.
 
-use super::features::FEATURES;
-use super::normalizer::{AFTER, BEFORE, DAFTER, DBEFORE, DSUMS, SUMS, VALUES, joint};
+use super::names::{Names, Tensor, joint};
 use super::task::{Decay, Frame};
-use super::walk::{After, Correction, Tensor};
+use super::walk::{After, Correction};
 use super::{LinearParams, LinearRule};
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
@@ -14,30 +13,6 @@ use crate::{DType, Layout, Result, Shapes};
 /// Tensors and numbers of a forward pass.
 pub(super) const INPUTS: [&str; 7] = ["q", "k", "v", "g", "beta", "h0", "z0"];
 pub(super) const NUMBERS: [&str; 2] = ["seqlens", "cu_seqlens"];
-
-/// What walks go over: features in place of q and k, tensors with a column more where there is a normaliser.
-#[derive(Clone, Copy)]
-pub(super) struct Names {
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
-    pub o: Tensor,
-    pub h0: Tensor,
-    pub ht: Tensor,
-    pub dout: Tensor,
-    pub dht: Tensor,
-    pub dh0: Tensor,
-}
-
-impl Names {
-    fn of(params: &LinearParams) -> Self {
-        let [q, k] = FEATURES.map(|names| names[usize::from(params.has_features())]);
-        match params.normalize {
-            None => Self { q, k, v: "v", o: "o", h0: "h0", ht: "ht", dout: "dout", dht: "dht", dh0: "dh0" },
-            Some(_) => Self { q, k, v: VALUES, o: SUMS, h0: BEFORE, ht: AFTER, dout: DSUMS, dht: DAFTER, dh0: DBEFORE },
-        }
-    }
-}
 
 /// The inputs of linear attention. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that.
 pub(super) struct LinearShapes {

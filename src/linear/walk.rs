@@ -2,38 +2,13 @@
 
 use super::LinearAlgorithm;
 use super::chunking::{Chunking, stretch_tokens};
+use super::ends::{FROM_NOTHING, FROM_SEGMENT, StateSource, TO_NOTHING, TO_SEGMENT, ends};
+use super::names::Tensor;
 use super::recurrent::{Recurrent, STRETCH};
 use super::task::{Access, Decay, Frame, THREADS, Task};
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Rule, Source};
 use crate::{Caps, DType, Layout, Result};
-
-/// The name of a tensor of the program.
-pub(super) type Tensor = &'static str;
-
-/// Where the state comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StateSource {
-    Nothing,
-    H0(Tensor),
-    /// Its rows are the columns here.
-    Turned(Tensor),
-    /// Where it goes to.
-    InPlace,
-    /// What the walk itself has kept.
-    Kept,
-}
-
-/// `FROM` and `TO` of `shaders/linear/states.wgsl`.
-const FROM_NOTHING: usize = 0;
-const FROM_H0: usize = 1;
-const FROM_H0_TURNED: usize = 2;
-const FROM_HT: usize = 3;
-const FROM_SEGMENT: usize = 4;
-const FROM_KEPT: usize = 5;
-const TO_NOTHING: usize = 0;
-const TO_HT: usize = 1;
-const TO_SEGMENT: usize = 2;
 
 /// A walk over tokens: S ← e^g · S + gain · k vᵀ, o = scale · Sᵀ q, and what else `shaders/linear/recurrent.wgsl` has.
 #[derive(Clone, Debug)]
@@ -77,6 +52,25 @@ pub(super) struct Correction {
 }
 
 impl Walk {
+    /// One that does nothing yet but fade its state, from an empty one.
+    pub fn over(frame: Frame, states: Tensor) -> Self {
+        Self {
+            adds: None,
+            reads: None,
+            after: None,
+            from: StateSource::Nothing,
+            to: None,
+            snapshots: None,
+            states,
+            kept: false,
+            causal: true,
+            segment: 1,
+            turned: false,
+            reports: false,
+            frame,
+        }
+    }
+
     /// Adds the kernels, one after another, and what lies between them.
     ///
     /// # Errors
@@ -182,7 +176,7 @@ impl Walk {
         if !comes || !(self.kept || many) {
             return (None, self.clone());
         }
-        let (ends, mut tensors) = self.ends();
+        let (ends, mut tensors) = ends(self.from, self.to);
         if self.kept {
             tensors.push(("states", self.states, AccessKind::Store4));
         }
@@ -203,7 +197,7 @@ impl Walk {
 
     fn recurrent(&self, divided: Recurrent) -> Task {
         let (head_dim, _) = self.frame.dims;
-        let (ends, mut tensors) = self.ends();
+        let (ends, mut tensors) = ends(self.from, self.to);
         let loads = |name, tensor| (name, tensor, AccessKind::Load4);
         tensors.extend(self.adds.into_iter().flat_map(|[k, v]| [loads("k", k), loads("v", v)]));
         tensors.extend(self.snapshots.map(|part| ("snapshots", part, AccessKind::Store4)));
@@ -265,7 +259,7 @@ impl Walk {
     }
 
     fn one_pass(&self, chunking: &Chunking) -> Task {
-        let (ends, mut tensors) = self.ends();
+        let (ends, mut tensors) = ends(self.from, self.to);
         let files = [
             &[file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_CHUNK, file::LINEAR_WALK],
             &self.decays_files()[..],
@@ -328,7 +322,7 @@ impl Walk {
             &[self.causal(), ("ABSORBS_FIRST", 0), ("FROM", FROM_SEGMENT), ("TO", TO_NOTHING)],
             vec![q, k, v, o, states(AccessKind::Load4)],
         );
-        let (ends, mut tensors) = self.ends();
+        let (ends, mut tensors) = ends(self.from, self.to);
         tensors.extend([states(AccessKind::Update4), totals(AccessKind::LoadBits)]);
         let scan = Task {
             name: "scan of segments",
@@ -341,21 +335,6 @@ impl Walk {
             flops: (12 * THREADS * segments) as f64,
         };
         vec![locals, scan, outputs]
-    }
-
-    /// Where the state comes from and goes to, and its tensors.
-    fn ends(&self) -> ([(&'static str, usize); 2], Vec<Access>) {
-        let (from, initial) = match self.from {
-            StateSource::Nothing => (FROM_NOTHING, None),
-            StateSource::H0(part) => (FROM_H0, Some(("h0", part, AccessKind::Load4))),
-            StateSource::Turned(part) => (FROM_H0_TURNED, Some(("h0", part, AccessKind::Load1))),
-            StateSource::InPlace => (FROM_HT, None),
-            StateSource::Kept => (FROM_KEPT, None),
-        };
-        let kind = if self.from == StateSource::InPlace { AccessKind::Update4 } else { AccessKind::Store4 };
-        let last = self.to.map(|part| ("ht", part, kind));
-        let to = if last.is_some() { TO_HT } else { TO_NOTHING };
-        ([("FROM", from), ("TO", to)], initial.into_iter().chain(last).collect())
     }
 
     fn with_decays(&self, mut tensors: Vec<Access>) -> Vec<Access> {

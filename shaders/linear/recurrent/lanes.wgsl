@@ -33,8 +33,7 @@ fn store_state(w: Work, segment: u32, kept: bool, n: u32, thread: u32) {
     let column = column_of(w, thread);
     let fades = params.late == 1u && n > 0u;
     var fade = Fade(vec4f(1.0), vec4f());
-    if (GATED == BY_COLUMN && fades) { fade = fade_by(gates_at(w, n, column)); }
-    if (GATED == 0u && fades) { fade = fade_by(vec4f(gate_at(w, n))); }
+    if (fades) { fade = fade_of_columns(w, n, column); }
     for (var i = 0u; i < PART; i++) {
         var rows = Fade(vec4f(1.0), vec4f());
         if (GATED == BY_ROW && fades) { rows = fade_by(gates_at(w, n, 4u * row_of(i, thread))); }
@@ -74,9 +73,7 @@ fn query_of(t: Token, d: u32) -> vec4f {
 fn absorb(w: Work, n: u32, thread: u32) {
     let t = token_at(w, n);
     let column = column_of(w, thread);
-    var fade = Fade(vec4f(1.0), vec4f());
-    if (GATED == BY_COLUMN) { fade = fade_by(gates_at(w, n, column)); }
-    if (GATED == 0u) { fade = fade_by(vec4f(gate_at(w, n))); }
+    var fade = fade_of_columns(w, n, column);
     var v = vec4f();
     if (ADDS == 1u && column < HEAD_DIM_V) {
         v = params.gain * load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + column, HEAD_DIM_V - column);

@@ -29,8 +29,7 @@ fn store_state(w: Work, segment: u32, kept: bool, n: u32, thread: u32) {
     let column = column_of(w, thread);
     let fades = params.late == 1u && n > 0u;
     var fade = Fade(vec4f(1.0), vec4f());
-    if (GATED == BY_COLUMN && fades) { fade = fade_by(gates_at(w, n, column)); }
-    if (GATED == 0u && fades) { fade = fade_by(vec4f(gate_at(w, n))); }
+    if (fades) { fade = fade_of_columns(w, n, column); }
     for (var r = 0u; r < D4; r++) {
         var rows = Fade(vec4f(1.0), vec4f());
         if (GATED == BY_ROW && fades) { rows = fade_by(gates_at(w, n, 4u * r)); }
@@ -54,8 +53,7 @@ fn pass_token(w: Work, n: u32, absorbs: bool, reads: bool, thread: u32) {
     var fade = Fade(vec4f(1.0), vec4f());
     var v = vec4f();
     if (absorbs) {
-        if (GATED == BY_COLUMN) { fade = fade_by(gates_at(w, n, column)); }
-        if (GATED == 0u) { fade = fade_by(vec4f(gate_at(w, n))); }
+        fade = fade_of_columns(w, n, column);
         if (ADDS == 1u) {
             let inside = min(column, (HEAD_DIM_V - 1u) / 4u * 4u);
             v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + inside, HEAD_DIM_V - inside);

@@ -217,13 +217,13 @@ impl Problem {
 
     /// Log-space gates are at most 0, betas within [0, 2].
     fn check_gates(&self) -> Result<()> {
-        let rules: [(_, fn(f32) -> bool, _); 2] = [
-            ("g", |x| x <= 0.0, "at most 0: it is the logarithm of a decay factor"),
-            ("beta", |x| (0.0..=2.0).contains(&x), "within [0, 2]"),
+        let rules = [
+            ("g", f32::NEG_INFINITY..=0.0, "at most 0: it is the logarithm of a decay factor"),
+            ("beta", 0.0..=2.0, "within [0, 2]"),
         ];
-        for (name, fits, bound) in rules {
+        for (name, range, bound) in rules {
             let Some(Floats { shape: [_, heads, rows, width], values, .. }) = self.tensors.get(name) else { continue };
-            let Some(i) = values.iter().position(|&x| !fits(x)) else { continue };
+            let Some(i) = values.iter().position(|x| !range.contains(x)) else { continue };
             let n = i / width;
             let what = format!("{name}[{}][{}][{}]", n / rows / heads, n / rows % heads, n % rows);
             return Err(error(what, values[i], bound));
