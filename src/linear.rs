@@ -44,8 +44,8 @@ pub struct LinearParams {
     pub feature_map: FeatureMap,
     /// Whether each query and key is divided by √(Σ x² + 10⁻⁶), its length, before the feature map. Default: no.
     pub l2_norm: bool,
-    /// Divides the output by scale · φ(q) · z + ε, z the running sum of φ(k), which fades as the state does: where set, ε. Not with the delta
-    /// rule. Default: unset.
+    /// Divides each row of the output by what the same attention gives for values of 1, plus this ε. The state has another part for it: z, the
+    /// running sum of φ(k), which fades as the state does. Not with the delta rule. Default: unset, no division.
     pub normalize: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
@@ -65,8 +65,8 @@ pub enum LinearRule {
     #[default]
     Linear,
     /// S = S̃ + β k (v − S̃ᵀ k)ᵀ: DeltaNet (arXiv 2406.06484); with a gate per token, Gated DeltaNet (arXiv 2412.06464); with a gate
-    /// per channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Give keys unit length: then the state
-    /// does not grow with β up to 2.
+    /// per channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Give keys unit length: then, with β
+    /// up to 2, no token magnifies what the state has.
     Delta,
 }
 

@@ -55,6 +55,11 @@ fn long_sequences() {
     let backward = |case| run_all(&[LinearBackwardCase::of(case)]);
     backward(LinearCase { h0: true, ..case.clone() });
     backward(LinearCase { gates: None, tokens: 1100, ..case.clone() });
+    let delta = LinearParams { rule: LinearRule::Delta, reverse: true, ..Default::default() };
+    let delta = LinearCase { params: delta, betas: Some(1), h0: true, tokens: 1100, ..case.clone() };
+    run_all(&[delta.clone(), LinearCase { by_channel: true, ..delta.clone() }]);
+    backward(LinearCase { by_channel: true, ..delta.clone() });
+    backward(delta);
     let params = LinearParams { reverse: true, ..Default::default() };
     let sequences = vec![1100, 0, 70, 1];
     backward(LinearCase { params: params.clone(), tokens: 1500, ..case.clone() });
@@ -320,5 +325,37 @@ fn wrong_betas_are_told_when_a_result_is_read() {
     let gradients = block_on(attention.backward(&inputs, &x, None)).unwrap();
     for found in [o, gradients.dq, gradients.dg.unwrap()] {
         says(block_on(found.read()), &["g[0][1][1] is positive or NaN", "at most 0"]);
+    }
+    // Shared by two heads each.
+    let wide = tensor([1, 4, 5, 4], &random(9, 80));
+    let mut gates = vec![-0.1; 10];
+    gates[7] = 0.5;
+    let g = tensor([1, 2, 5, 1], &gates);
+    let o = block_on(attention.forward(&LinearInputs::new(&wide, &x, &x).with_gates(&g))).unwrap();
+    says(block_on(o.read()), &["g[0][1][2] is positive or NaN", "at most 0"]);
+}
+
+/// A normalised call goes on where another ended: with its state and sum of keys, returned or updated in place.
+#[test]
+fn normalised_calls_go_on() {
+    let (heads, n, d) = (2, 12, 8);
+    let [q, k, v] = [1, 2, 3].map(|seed| random(seed, heads * n * d));
+    let params = LinearParams { feature_map: FeatureMap::Elu1, normalize: Some(1e-6), ..LinearParams::default() };
+    let attention = LinearAttention::new(gpu(), params).unwrap();
+    let part = |which: std::ops::Range<usize>| {
+        [&q, &k, &v].map(|values| common::tokens(values, [1, heads, n, d], which.clone()))
+    };
+    let [all, first, rest] = [0..n, 0..5, 5..n].map(part);
+    let [whole, first, rest] = [&all, &first, &rest].map(|[q, k, v]| LinearInputs::new(q, k, v));
+    let (o, last, sums) = block_on(attention.forward_with_states(&whole)).unwrap();
+    let (_, state, z) = block_on(attention.forward_with_states(&first)).unwrap();
+    let (then, end, end_sums) = block_on(attention.forward_with_states(&rest.with_states(&state, &z))).unwrap();
+    let in_place = block_on(attention.forward_in_place_with_sums(&rest, &state, &z)).unwrap();
+    assert_eq!(bits(&read(&then)), bits(&read(&in_place)));
+    for (a, b) in [(&end, &last), (&end_sums, &sums), (&state, &end), (&z, &end_sums)] {
+        assert!(ratio(&read(a), &read(b)) < 2e-6);
+    }
+    for (whole, rest) in read(&o).chunks(n * d).zip(read(&then).chunks((n - 5) * d)) {
+        assert!(ratio(rest, &whole[5 * d..]) < 2e-6);
     }
 }

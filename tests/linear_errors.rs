@@ -87,16 +87,16 @@ fn bad_input() {
     );
     says(new(LinearParams { causal: false, ..delta.clone() }), &["causal is false", "true with the delta rule"]);
     let one_pass = LinearParams { algorithm: Some(LinearAlgorithm::OnePass), ..delta.clone() };
-    says(run(one_pass, &corrected), &["algorithm is Some(OnePass)", "unset or recurrent with the delta rule"]);
+    says(run(one_pass, &corrected), &["algorithm is OnePass", "unset or recurrent with the delta rule"]);
     says(
         run(LinearParams { chunk: Some(64), ..delta.clone() }, &corrected),
-        &["chunk is Some(64)", "unset with the delta rule"],
+        &["chunk is 64", "unset with the delta rule"],
     );
     let channels = zeros([2, 4, 10, 8]);
     let three = LinearParams { algorithm: Some(LinearAlgorithm::ThreePass), ..plain() };
-    says(run(three, &inputs.with_gates(&channels)), &["algorithm is Some(ThreePass)", "with gates of channels"]);
+    says(run(three, &inputs.with_gates(&channels)), &["algorithm is ThreePass", "with gates of channels"]);
     let narrow = zeros([2, 4, 10, 3]);
-    says(run(plain(), &inputs.with_gates(&narrow)), &["g.shape is [2, 4, 10, 3]", "8 (head_dim) wide"]);
+    says(run(plain(), &inputs.with_gates(&narrow)), &["g.shape is [2, 4, 10, 3]", "8 wide"]);
     // Feature maps and normalisers.
     let mapped = |feature_map, normalize| LinearParams { feature_map, normalize, ..plain() };
     says(new(mapped(FeatureMap::Elu1, Some(-1.0))), &["normalize is -1", "finite and at least 0"]);
@@ -114,7 +114,13 @@ fn bad_input() {
     let sums = zeros([2, 4, 8, 1]);
     let from_sums = LinearInputs { z0: Some(&sums), ..inputs };
     says(run(plain(), &from_sums), &["z0 is set", "unset without a normaliser"]);
-    says(run(mapped(FeatureMap::Taylor2, Some(1e-6)), &from_sums), &["z0.shape is [2, 4, 8, 1]", "[2, 4, 45, 1]"]);
+    says(run(mapped(FeatureMap::Elu1, Some(1e-6)), &from_sums), &["z0 is set", "where h0 is, and only there"]);
+    let from_both = from_sums.with_state(&h0);
+    says(run(mapped(FeatureMap::Elu1, Some(1e-6)), &from_both), &["zt is unset", "the state has both parts"]);
+    says(
+        run(mapped(FeatureMap::Taylor2, Some(1e-6)), &from_sums.with_state(&zeros([2, 4, 45, 6]))),
+        &["z0.shape is [2, 4, 8, 1]", "[2, 4, 45, 1]"],
+    );
     let normalized = new(mapped(FeatureMap::Elu1, Some(1e-6))).unwrap();
     says(
         block_on(normalized.forward_in_place(&inputs, &zeros([2, 4, 8, 6]))),

@@ -1,4 +1,4 @@
-// Where the state begins and ends: FROM and TO of src/linear/walk.rs.
+// Where the state begins and ends: FROM and TO of src/linear/ends.rs.
 
 const FROM_H0: u32 = 1u;
 // Its rows are this one's columns.

@@ -18,7 +18,7 @@ use super::sums::{AHEAD, BEHIND, Sum, each, sum_of_heads};
 use super::task::{Decay, Frame, THREADS, Task};
 use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
-use crate::error::require_set;
+use crate::error::{require, require_set};
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program};
 use crate::{Caps, DType, Layout, Result, Shapes};
@@ -41,6 +41,7 @@ impl LinearParams {
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         self.declare(&mut builder, &inputs)?;
+        self.check_one_by_one(&inputs.frame(self).decay)?;
         let gated = inputs.g.is_some() || self.slopes.is_some();
         let forward = inputs.frame(self);
         self.add_features(&mut builder, &inputs, &forward)?;
@@ -71,7 +72,8 @@ impl LinearParams {
         let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
         let by_token = self.by_token(caps, &walks, packed);
         let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
-        if let Some(segment) = kept_segment(caps, &walks[0].frame).filter(|_| by_token) {
+        if by_token {
+            let segment = kept_segment(caps, &walks[0].frame);
             walks.iter_mut().for_each(|walk| walk.segment = segment);
         }
         if self.normalize.is_some() {
@@ -144,7 +146,7 @@ impl LinearParams {
         check_tensor("dout", Some(&dout), Some(inputs.output_shape()), false)?;
         check_tensor("dht", dht.as_ref(), Some(state.shape), true)?;
         let dzt = builder.tensor("dzt");
-        require_set("dzt", dzt.is_some(), dzt.is_some() && self.normalize.is_some(), "only with a normaliser")?;
+        require(dzt.is_none() || self.normalize.is_some(), "dzt", "set", "unset without a normaliser")?;
         check_tensor("dzt", dzt.as_ref(), Some(inputs.key_sums().shape), true)?;
         let like = |operand: &Operand| Some(Layout::heads_first(operand.layout.dtype, operand.shape()));
         let exact = |shape| Layout::heads_first(DType::F32, shape);
@@ -228,11 +230,15 @@ pub(super) fn has_dht(builder: &Builder) -> bool {
     builder.tensor("dht").is_some() || builder.tensor("dzt").is_some()
 }
 
-/// Tokens between states that are kept, so that those of a head fit a binding.
-fn kept_segment(caps: &Caps, frame: &Frame) -> Option<usize> {
+/// Tokens between states that are kept: such that those of a head fit a binding, and those of all heads of an entry a buffer, if any do.
+fn kept_segment(caps: &Caps, frame: &Frame) -> usize {
     let state = 4 * frame.dims.0 as u64 * frame.dims.1 as u64;
-    let fits = |&segment: &usize| (frame.tokens.div_ceil(segment) as u64 + 1) * state <= caps.binding_bytes;
-    [KEPT, 2 * KEPT, 4 * KEPT, 8 * KEPT, 16 * KEPT].into_iter().find(fits)
+    let fits = |&segment: &usize| {
+        let head = (frame.tokens.div_ceil(segment) as u64 + 1) * state;
+        head <= caps.binding_bytes && head.saturating_mul(frame.heads as u64) <= caps.buffer_bytes
+    };
+    let longest = 16 * KEPT;
+    [KEPT, 2 * KEPT, 4 * KEPT, 8 * KEPT].into_iter().find(fits).unwrap_or(longest)
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
@@ -251,7 +257,7 @@ fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor
     let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", to, dg)]);
     let (segments, quads) = (frame.segments(segment), columns.div_ceil(4));
     let gates = Task {
-        name: "gradient of gates",
+        name: if by_channel { "gradient of gates by channel" } else { "gradient of gates" },
         files: match by_channel {
             true => vec![file::LINEAR_GATE_GRADIENT_BY_CHANNEL],
             false => vec![file::LINEAR_GATE_GRADIENT, file::SUM],

@@ -37,7 +37,7 @@ impl Chunking {
         let rows = head_dim.div_ceil(4 * rows_of_threads) * 4;
         let of_batch = |batch: usize| batch * (cols / 4 + rows_of_threads * rows / 4) + batch / 4 * chunk;
         let of_reading = BD4 * (2 * chunk + cols);
-        let batch = if of_batch(16) <= 768 { 16 } else { 8 };
+        let batch = [16, 8].into_iter().find(|&batch| of_batch(batch) <= 768).unwrap_or(4);
         let tile = of_batch(batch).max(of_reading);
         let found = Self { chunk, cols, threads: 8 * rows_of_threads, rows, batch, tile };
         let what = format!("chunk {chunk} of linear attention");

@@ -43,6 +43,8 @@ impl LinearParams {
         }
         if normalized {
             require(snapshots.is_none(), "snapshots", "set", "unset with a normaliser")?;
+            let bound = "set with a normaliser where ht is: the state has both parts";
+            require(ht.is_none() || zt.is_some(), "zt", "unset", bound)?;
             let both = state.is_some() == z.is_some();
             require(
                 both,
@@ -52,7 +54,8 @@ impl LinearParams {
             )?;
         }
         if state.is_some() {
-            require(inputs.z0.is_none() && zt.is_none(), "z0, zt", "set", "unset where the state is updated in place")?;
+            require(inputs.z0.is_none(), "z0", "set", "unset where the state is updated in place")?;
+            require(zt.is_none(), "zt", "set", "unset where the state is updated in place")?;
             require(inputs.h0.is_none(), "h0", "set", "unset where the state is updated in place")?;
             require(ht.is_none(), "ht", "set", "unset where the state is updated in place")?;
         }
@@ -108,6 +111,17 @@ impl LinearParams {
         }
     }
 
+    /// Whether no other way is asked for there.
+    pub(super) fn check_one_by_one(&self, decay: &Decay) -> Result<()> {
+        let Some(what) = self.one_by_one_only(decay) else { return Ok(()) };
+        if let Some(algorithm) = self.algorithm.filter(|&algorithm| algorithm != LinearAlgorithm::Recurrent) {
+            let bound = format!("unset or recurrent with {what}");
+            return Err(Error::argument("algorithm", format!("{algorithm:?}"), bound));
+        }
+        let chunk = self.chunk.unwrap_or_default();
+        require(self.chunk.is_none(), "chunk", chunk, format!("unset with {what}"))
+    }
+
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
     /// it.
     fn choose(
@@ -124,10 +138,8 @@ impl LinearParams {
             require(self.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
             return Ok((LinearAlgorithm::Recurrent, "snapshots are wanted".into()));
         }
+        self.check_one_by_one(&walk.frame.decay)?;
         if let Some(what) = self.one_by_one_only(&walk.frame.decay) {
-            let fits = matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
-            require(fits, "algorithm", format!("{:?}", self.algorithm), format!("unset or recurrent with {what}"))?;
-            require(self.chunk.is_none(), "chunk", format!("{:?}", self.chunk), format!("unset with {what}"))?;
             return Ok((LinearAlgorithm::Recurrent, what.into()));
         }
         let stretch = stretch_tokens(chunking.chunk);

@@ -151,7 +151,8 @@ impl LinearShapes {
             let (shape, own) = (g.shape(), g.shape()[1].max(1));
             let wide = [1, *features].contains(&shape[3]) && shape == [batch, own, tokens, shape[3]];
             let wanted = [batch, heads, tokens, 1];
-            let bound = format!("{wanted:?}, or with a divisor of {heads} heads, or {features} (head_dim) wide");
+            let bound =
+                format!("{wanted:?}, or with a divisor of {heads} heads, or {features} wide, one per row of the state");
             require(wide && heads.is_multiple_of(own), "g.shape", format!("{shape:?}"), bound)?;
             check_tensor("g", Some(g), None, false)?;
         }
@@ -165,6 +166,9 @@ impl LinearShapes {
         }
         check_tensor("h0", h0.as_ref(), Some(self.state().shape), true)?;
         require(z0.is_none() || params.normalize.is_some(), "z0", "set", "unset without a normaliser")?;
+        let both = params.normalize.is_none() || h0.is_some() == z0.is_some();
+        let found = if z0.is_some() { "set" } else { "unset" };
+        require(both, "z0", found, "set with a normaliser where h0 is, and only there: the state has both parts")?;
         check_tensor("z0", z0.as_ref(), Some(self.key_sums().shape), true)?;
         if g.is_some() {
             require(params.slopes.is_none(), "g", "set", "unset, as the params have slopes")?;

@@ -120,8 +120,8 @@ impl Walk {
         if self.reports && builder.operand("problem").is_none() {
             let problem = builder.scratch("problem", by_segment())?;
             if let Source::Scratch(scratch) = problem.source {
-                let betas = builder.tensor("beta").map_or(heads, |beta| beta.shape()[1]);
-                builder.check(scratch, Rule::Gates { heads, betas, segments, packed });
+                let [gates, betas] = ["g", "beta"].map(|name| builder.tensor(name).map_or(heads, |of| of.shape()[1]));
+                builder.check(scratch, Rule::Gates { heads, gates, betas, segments, packed });
             }
         }
         if three {
@@ -152,11 +152,15 @@ impl Walk {
         [self.frame.sequences.len(), self.frame.heads, tiles]
     }
 
+    /// Where the state lies between stretches, if it is not wanted: nowhere if there is one stretch, or if states are kept.
+    fn between(&self, stretch: usize) -> Option<Tensor> {
+        (self.frame.segments(stretch) > 1 && !self.kept).then_some(self.states)
+    }
+
     /// The same kernel for one stretch of the tokens after another, `tiles` workgroups a head each: the state goes on in place.
     fn stretches(&self, task: impl Fn(&Self) -> Task, stretch: usize, tiles: usize) -> Vec<Task> {
         let count = self.frame.segments(stretch);
-        let between = (count > 1 && !self.kept).then_some(self.states);
-        let to = self.to.or(between);
+        let to = self.to.or(self.between(stretch));
         let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
         let after = Self { from, to, ..self.clone() };
         let of = |walk: &Self, runs| Task { segment: stretch, work: self.work(tiles), runs, ..task(walk) };
@@ -172,11 +176,12 @@ impl Walk {
     /// buffers than the walk would.
     fn begun(&self, caps: &Caps, divided: Recurrent) -> (Option<Task>, Self) {
         let comes = matches!(self.from, StateSource::H0(_) | StateSource::Turned(_));
-        let many = self.recurrent(divided).tensors.len() > caps.storage_buffers as usize && self.to.is_some();
-        if !comes || !(self.kept || many) {
+        let to = self.to.or(self.between(self.recurrent_stretch()));
+        let many = self.recurrent(divided).tensors.len() + usize::from(to != self.to) > caps.storage_buffers as usize;
+        if !comes || !(self.kept || many && to.is_some()) {
             return (None, self.clone());
         }
-        let (ends, mut tensors) = ends(self.from, self.to);
+        let (ends, mut tensors) = ends(self.from, to);
         if self.kept {
             tensors.push(("states", self.states, AccessKind::Store4));
         }
@@ -192,7 +197,7 @@ impl Walk {
             flops: THREADS as f64,
         };
         let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
-        (Some(initial), Self { from, ..self.clone() })
+        (Some(initial), Self { from, to, ..self.clone() })
     }
 
     fn recurrent(&self, divided: Recurrent) -> Task {

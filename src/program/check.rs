@@ -41,6 +41,8 @@ pub enum Rule {
     Gates {
         /// Heads of the state.
         heads: usize,
+        /// Heads of the gates.
+        gates: usize,
         /// Heads of the betas.
         betas: usize,
         /// Segments of an entry.
@@ -90,13 +92,13 @@ impl Rule {
                 let what = format!("segments[{b}][{}]", u32::MAX - words[0]);
                 Err(Error::argument(what, words[1], format!("below {count}, the number of segments")))
             }
-            Self::Gates { heads, betas, segments, packed } => {
+            Self::Gates { heads, gates, betas, segments, packed } => {
                 let Some(n) = words.iter().position(|&word| word != 0) else { return Ok(()) };
                 let batch = if packed { 0 } else { n / segments / heads };
                 let (head, row) = (n / segments % heads, (words[n] - 1) / 2);
                 Err(match (words[n] - 1) % 2 {
                     0 => {
-                        let what = format!("g[{batch}][{head}][{row}]");
+                        let what = format!("g[{batch}][{}][{row}]", head * gates / heads);
                         Error::argument(what, "positive or NaN", "at most 0: it is the logarithm of a decay factor")
                     }
                     _ => {

@@ -173,7 +173,7 @@ fn spell() -> Result<()> {
 }
 
 /// The test programs that use no GPU, or go by themselves.
-const HOST_TESTS: [&str; 6] = ["cli", "floors", "memory", "run", "run_forms", "shaders"];
+const HOST_TESTS: [&str; 7] = ["cli", "floors", "memory", "run", "run_forms", "run_linear", "shaders"];
 
 /// Those that take longest: they go first, so that none is left over for one core.
 const LONG_TESTS: [&str; 6] = ["flash", "block_sparse", "neighborhood", "linear", "shaders", "score_reduction"];

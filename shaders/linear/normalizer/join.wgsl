@@ -1,4 +1,4 @@
-// o = [v, z, 0 …] of each row; z is 1 where there is none. A thread takes four columns of a row.
+// o = [v, z, 0 …] of each row; z is 1 where there is none, or, for states, 0. A thread takes four columns of a row.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {

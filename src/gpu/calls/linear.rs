@@ -36,7 +36,8 @@ pub struct LinearInputs<'a> {
     pub beta: Option<&'a Tensor>,
     /// The initial state, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
     pub h0: Option<&'a Tensor>,
-    /// The initial sum of keys of a normaliser, f32 [batch or sequences, heads, head_dim, 1]. Unset: 0.
+    /// The initial sum of keys of a normaliser, f32 [batch or sequences, heads, head_dim, 1]: set where h0 is. With a
+    /// [`crate::FeatureMap`], head_dim of states, sums and gates is the number of features.
     pub z0: Option<&'a Tensor>,
     /// The number of tokens in each batch entry; the rest are padding, and their output is left alone.
     pub seqlens: Option<&'a [usize]>,
@@ -60,6 +61,11 @@ impl<'a> LinearInputs<'a> {
     /// The same with a beta for each token, for the delta rule.
     pub fn with_beta(self, beta: &'a Tensor) -> Self {
         Self { beta: Some(beta), ..self }
+    }
+
+    /// The same, continuing from the state of a normalised call: with its sum of keys.
+    pub fn with_states(self, h0: &'a Tensor, z0: &'a Tensor) -> Self {
+        Self { h0: Some(h0), z0: Some(z0), ..self }
     }
 
     /// The same, continuing from a state.
@@ -261,6 +267,19 @@ impl LinearAttention {
     /// Those of [`LinearAttention::forward`].
     pub async fn forward_in_place(&self, inputs: &LinearInputs<'_>, state: &Tensor) -> Result<Tensor> {
         Ok(self.submit(&(inputs, [("state", state)]), &[]).await?.take("o"))
+    }
+
+    /// The same with a normaliser: the state and its sum of keys, f32 [batch or sequences, heads, head_dim, 1], are both updated in place.
+    ///
+    /// # Errors
+    /// Those of [`LinearAttention::forward`].
+    pub async fn forward_in_place_with_sums(
+        &self,
+        inputs: &LinearInputs<'_>,
+        state: &Tensor,
+        sums: &Tensor,
+    ) -> Result<Tensor> {
+        Ok(self.submit(&(inputs, [("state", state), ("z", sums)]), &[]).await?.take("o"))
     }
 
     /// The same with the state after every token, for speculative decoding: f32 [batch or sequences, heads, tokens · head_dim, value_dim].

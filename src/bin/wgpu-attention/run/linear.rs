@@ -158,8 +158,11 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
     }
     tensors.extend(inputs.gates("beta", packed)?.map(|beta| ("beta", beta)));
-    let heads = Heads::of(&tensors);
-    tensors.extend(inputs.state("h0")?.map(|h0| ("h0", heads.repeat(h0))));
+    let (mut heads, h0) = (Heads::of(&tensors), inputs.state("h0")?);
+    if h0.as_ref().is_some_and(|h0| h0.shape[1] == heads.call) {
+        heads.file = heads.call;
+    }
+    tensors.extend(h0.map(|h0| ("h0", heads.repeat(h0))));
     tensors.extend(inputs.key_sums("z0")?.map(|z0| ("z0", heads.repeat(z0))));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;
