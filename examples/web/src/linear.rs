@@ -32,7 +32,7 @@ impl LinearAttention {
         promise(forward(self.call(q, k, v), [None, None], None))
     }
 
-    /// The same with a gate g ≤ 0 for each head and token, f32 [batch, heads, tokens, 1].
+    /// The same with a gate g ≤ 0 for each head and token, f32 [batch, heads, tokens, 1], or for each channel of its key, [.., width].
     #[wasm_bindgen(js_name = forwardGated, unchecked_return_type = "Promise<Tensor>")]
     pub fn forward_gated(&self, q: &Tensor, k: &Tensor, v: &Tensor, g: &Tensor) -> Promise {
         promise(forward(self.call(q, k, v), [Some(g.get()), None], None))

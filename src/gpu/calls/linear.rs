@@ -188,8 +188,9 @@ impl LinearAttention {
     /// Checks the params; nothing is compiled yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a scale that is not finite, a slope that is not finite or below 0, slopes where attention is not causal, and
-    /// a chunk that is not a multiple of 32 up to 256.
+    /// [`Error::Argument`] for a scale or an ε that is not finite, a negative ε or, with the Taylor map, scale, a slope that is not finite or
+    /// below 0, slopes or the delta rule where attention is not causal, a normaliser with the delta rule, and a chunk that is not a
+    /// multiple of 32 up to 256.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, cache: Arc::default() })
@@ -217,8 +218,8 @@ impl LinearAttention {
     }
 
     /// Compiles and allocates all that these shapes need. A call is `(inputs, [("o", &o)])`, with `("ht", …)` where the last state is
-    /// wanted, `("state", …)` where it is updated in place, `("snapshots", …)` where it is kept after every token: see
-    /// [`LinearParams::plan`].
+    /// wanted, `("state", …)` where it is updated in place, `("snapshots", …)` where it is kept after every token, and with a normaliser
+    /// `("zt", …)` or `("z", …)` beside the first two: see [`LinearParams::plan`].
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -226,7 +227,8 @@ impl LinearAttention {
         Prepared::new(&self.gpu, self.plan(&shapes.into())?, &[]).await
     }
 
-    /// The same for gradients. A call is `(inputs, [("dout", &dout)], gradients)`, with `("dht", …)` where the last state has a gradient.
+    /// The same for gradients. A call is `(inputs, [("dout", &dout)], gradients)`, with `("dht", …)` where the last state has a gradient, and
+    /// `("dzt", …)` where a normaliser's last sum of keys has one.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan_backward`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -298,7 +300,7 @@ impl LinearAttention {
     }
 
     /// The state after the first `tokens` (at least 1) of the tokens that `snapshots` were taken from: a view, which can be passed on as
-    /// [`LinearInputs::h0`].
+    /// [`LinearInputs::h0`]. `head_dim` is the number of rows of a state: with a [`crate::FeatureMap`] that of features.
     ///
     /// # Errors
     /// [`Error::Argument`] for snapshots that are not whole states of `head_dim` rows, or a number of tokens that is out of range.
