@@ -2,11 +2,13 @@
 
 mod backward;
 mod chunking;
+mod chunks;
 mod delta;
 mod ends;
 mod features;
 mod names;
 mod normalizer;
+mod passes;
 mod plan;
 mod recurrent;
 mod shapes;

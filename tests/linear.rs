@@ -48,6 +48,11 @@ fn long_sequences() {
         // So slow that a factor off by half a unit in its last place would show.
         let params = LinearParams { algorithm: Some(algorithm), slopes: Some(vec![3.3e-5]), ..Default::default() };
         run_all(&[LinearCase { params, tokens: 1500, gates: None, ..case.clone() }]);
+        let delta = LinearParams { rule: LinearRule::Delta, algorithm: Some(algorithm), ..Default::default() };
+        let delta = LinearCase { params: delta, betas: Some(1), h0: true, ..case.clone() };
+        run_all(&[delta.clone(), LinearCase { by_channel: true, ..delta.clone() }]);
+        let gla = LinearParams { algorithm: Some(algorithm), reverse: true, ..Default::default() };
+        run_all(&[LinearCase { params: gla, by_channel: true, ..case.clone() }]);
         let alone = block_on(attention.forward(&inputs)).unwrap();
         let (with_state, _) = block_on(attention.forward_with_state(&inputs)).unwrap();
         assert_eq!(bits(&read(&alone)), bits(&read(&with_state)));

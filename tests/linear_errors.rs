@@ -86,15 +86,8 @@ fn bad_input() {
         &["beta.shape is [2, 4, 9, 1]", "[2, 4, 10, 1]"],
     );
     says(new(LinearParams { causal: false, ..delta.clone() }), &["causal is false", "true with the delta rule"]);
-    let one_pass = LinearParams { algorithm: Some(LinearAlgorithm::OnePass), ..delta.clone() };
-    says(run(one_pass, &corrected), &["algorithm is OnePass", "unset or recurrent with the delta rule"]);
-    says(
-        run(LinearParams { chunk: Some(64), ..delta.clone() }, &corrected),
-        &["chunk is 64", "unset with the delta rule"],
-    );
-    let channels = zeros([2, 4, 10, 8]);
-    let three = LinearParams { algorithm: Some(LinearAlgorithm::ThreePass), ..plain() };
-    says(run(three, &inputs.with_gates(&channels)), &["algorithm is ThreePass", "with gates of channels"]);
+    let wide = LinearParams { chunk: Some(256), ..delta.clone() }.plan(&Caps::core(), &Shapes::of(corrected));
+    says(wide, &["chunk 256 of linear attention", "maxComputeWorkgroupStorageSize"]);
     let narrow = zeros([2, 4, 10, 3]);
     says(run(plain(), &inputs.with_gates(&narrow)), &["g.shape is [2, 4, 10, 3]", "8 wide"]);
     // Feature maps and normalisers.

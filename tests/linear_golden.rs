@@ -59,8 +59,7 @@ fn an_independent_implementation_agrees() {
         let (g, beta) = (some("g").or(some("gk")), some("beta"));
         let inputs = LinearInputs { g: g.as_ref(), beta: beta.as_ref(), ..LinearInputs::new(&q, &k, &v) };
         let inputs = inputs.with_state(&h0);
-        let algorithms = if rule == LinearRule::Delta { &ALGORITHMS[..1] } else { &ALGORITHMS };
-        for &algorithm in algorithms {
+        for algorithm in ALGORITHMS {
             let params = LinearParams { algorithm: Some(algorithm), ..params.clone() };
             let attention = LinearAttention::new(gpu(), params).unwrap();
             let (o, ht) = block_on(attention.forward_with_state(&inputs)).unwrap();

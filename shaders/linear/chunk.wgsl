@@ -50,8 +50,17 @@ fn store_state(w: Work, thread: u32) {
     }
 }
 
-// Between which gates a token reads, and is absorbed.
-fn place_of(i: u32) -> u32 { return i + 1u - params.late; }
+// As what segment number `segment` of the walk begins with.
+fn keep_state(w: Work, segment: u32, thread: u32) {
+    for (var i = 0u; i < RD; i++) {
+        let row = thread / TC * RD + i;
+        for (var c = 0u; c < OV; c++) {
+            let column = column_of(w, thread, c);
+            let at = at_states(w.batch, w.head, segment * HEAD_DIM + row) + column;
+            if (row < HEAD_DIM && column < HEAD_DIM_V) { store_states4(at, HEAD_DIM_V - column, state[i][c]); }
+        }
+    }
+}
 
 // The gates of the chunk of `count` tokens from token n0 of the walk on. Afterwards all may read.
 fn begin_chunk(w: Work, n0: u32, count: u32, thread: u32) {
@@ -63,15 +72,25 @@ fn begin_chunk(w: Work, n0: u32, count: u32, thread: u32) {
     workgroupBarrier();
 }
 
-fn fade_state(count: u32) {
+fn fade_state(w: Work, n0: u32, count: u32, thread: u32) {
     let change = vec4f(change_of(gates_between(count, 0u)));
     for (var i = 0u; i < RD; i++) {
-        for (var c = 0u; c < OV; c++) { state[i][c] = fma(change, state[i][c], state[i][c]); }
+        let row = thread / TC * RD + i;
+        var left = 1.0;
+        if (HAS_FADES) { left = left_of_channel(w, n0, min(row, HEAD_DIM - 1u)); }
+        for (var c = 0u; c < OV; c++) {
+            if (HAS_FADES) { state[i][c] *= left; } else { state[i][c] = fma(change, state[i][c], state[i][c]); }
+        }
     }
 }
 
 // Brings values and faded keys of BATCH tokens into workgroup memory, from token t0 of the chunk on.
 fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
+    stage_values(w, n0, count, t0, thread);
+    stage_keys(w, n0, count, t0, thread);
+}
+
+fn stage_values(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
     for (var n = thread; n < BATCH * COL4; n += WG) {
         let j = t0 + n / COL4;
         let d = w.column + 4u * (n % COL4);
@@ -80,6 +99,9 @@ fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
         let v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + inside, HEAD_DIM_V - inside);
         tile[V_AT + n] = select(vec4f(), params.gain * v, j < count && d < HEAD_DIM_V);
     }
+}
+
+fn stage_keys(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
     for (var n = thread; n < BATCH * PD4; n += WG) {
         let j = t0 + n / PD4;
         let d = n % PD4;
@@ -87,7 +109,7 @@ fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
         let last = min(j, count - 1u);
         let t = token_at(w, n0 + last);
         let k = load_k4(at_k(t.batch, t.head / params.groups.y, t.row) + inside, HEAD_DIM - inside);
-        tile[K_AT + n] = select(vec4f(), edges[last].y * k, j < count && d < D4);
+        tile[K_AT + n] = select(vec4f(), edges[last].y * left_after(t, inside) * k, j < count && d < D4);
     }
 }
 
@@ -109,11 +131,10 @@ fn absorb_pairs(thread: u32) {
 }
 
 // The segment's tokens from n0 on, none of which reads. Returns the sum of their gates.
-fn absorb_chunk(w: Work, n0: u32, thread: u32) -> f32 {
-    let count = min(CHUNK, w.count - n0);
+fn absorb_chunk(w: Work, n0: u32, count: u32, thread: u32) -> f32 {
     begin_chunk(w, n0, count, thread);
     let sum = gates_between(count, 0u);
-    fade_state(count);
+    fade_state(w, n0, count, thread);
     for (var t0 = 0u; t0 < count; t0 += BATCH) {
         stage_pairs(w, n0, count, t0, thread);
         workgroupBarrier();

@@ -73,28 +73,8 @@ fn value_of(t: Token, column: u32) -> vec4f {
     return select(vec4f(), v, column < HEAD_DIM_V);
 }
 
-// Beyond [0, 2] it is clamped, and reported; without the tensor it is 1.
-fn beta_of(t: Token) -> f32 {
-    if (!HAS_BETA) { return 1.0; }
-    return checked_beta(load_beta(at_beta(t.batch, t.head / BETA_GROUP, t.row)), t.row);
-}
-
 fn write_out(t: Token, column: u32, o: vec4f) {
     if (column < HEAD_DIM_V) { store_o4(at_o(t.batch, t.head, t.row) + column, HEAD_DIM_V - column, params.scale * o); }
-}
-
-// The segment of kept states, counted as the walk goes, that a stretch begins with.
-fn first_kept(w: Work) -> u32 {
-    let start = w.first - sequences[w.batch].x;
-    if (params.reverse == 0u) { return start / SEGMENT; }
-    return (sequences[w.batch].y + SEGMENT - 1u) / SEGMENT - (start + w.count + SEGMENT - 1u) / SEGMENT;
-}
-
-fn state_before(w: Work, row: u32, column: u32) -> vec4f {
-    if (FROM == FROM_KEPT) {
-        return load_states4(at_states(w.batch, w.head, first_kept(w) * HEAD_DIM + row) + column, HEAD_DIM_V - column);
-    }
-    return initial_state(w, row, column);
 }
 
 // All tokens, and between them the states that are kept.

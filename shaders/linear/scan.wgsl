@@ -17,12 +17,25 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         var x = initial_state(w, row, column);
         for (var n = 0u; n < segments; n++) {
             let local = exchange(w, n, row, column, x, n + 1u - WHOLE < segments);
-            x = fma(vec4f(change_of(bitcast<f32>(load_totals(at_totals(w.batch, w.head, 0u) + n)))), x, x) + local;
+            x = faded(w, n, row, x) + local;
         }
         if (WHOLE == 1u) { write_state(w, row, column, x); }
         if (KEPT == 1u) { store_states4(state_at(w, segments, row, column), HEAD_DIM_V - column, x); }
         for (var n = 0u; n < select(segments, 0u, CAUSAL == 1u); n++) { exchange(w, n, row, column, x, false); }
     }
+}
+
+// By the gates of segment n.
+fn faded(w: Work, n: u32, row: u32, x: vec4f) -> vec4f {
+    if (!HAS_FADES) { return fma(vec4f(change_of(bitcast<f32>(load_totals(at_totals(w.batch, w.head, 0u) + n)))), x, x); }
+    let segment = segment_at(w.batch, w.head, n, w.column);
+    var left = x;
+    var n0 = 0u;
+    while (n0 < segment.count) {
+        left *= left_of_channel(segment, n0, row);
+        n0 += tokens_of_chunk(segment, n0);
+    }
+    return left;
 }
 
 fn state_at(w: Work, n: u32, row: u32, column: u32) -> u32 {

@@ -45,6 +45,8 @@ fn token_at(w: Work, n: u32) -> Token {
     return Token(w.batch, w.head, w.first + select(n, w.count - 1u - n, params.reverse == 1u));
 }
 
+// Between which gates a token reads, and is absorbed.
+fn place_of(n: u32) -> u32 { return n + 1u - params.late; }
 
 // How a state fades by e^g: x · e^g is x · fade.x + x · fade.y, for one addition of what is absorbed to x · fade.y first. A gate
 // that is near 0 leaves x as it is and takes a little away; a hard one leaves nothing that rounds.

@@ -1,4 +1,4 @@
-// Where the state begins and ends: FROM and TO of src/linear/ends.rs.
+// Where the state begins and ends: FROM and TO of src/linear/ends.rs. A walk that keeps states does so at every SEGMENT tokens.
 
 const FROM_H0: u32 = 1u;
 // Its rows are this one's columns.
@@ -7,7 +7,7 @@ const FROM_H0_TURNED: u32 = 2u;
 const FROM_HT: u32 = 3u;
 // What a segment begins with, as scan.wgsl has left it.
 const FROM_SEGMENT: u32 = 4u;
-// What recurrent.wgsl has kept before.
+// What the walk itself has kept before.
 const FROM_KEPT: u32 = 5u;
 
 // The last state is written.
@@ -15,11 +15,21 @@ const TO_HT: u32 = 1u;
 // What the tokens of a segment leave, for scan.wgsl.
 const TO_SEGMENT: u32 = 2u;
 
+// The segment of kept states, counted as the walk goes, that a stretch begins with.
+fn first_kept(w: Work) -> u32 {
+    let start = w.first - sequences[w.batch].x;
+    if (params.reverse == 0u) { return start / SEGMENT; }
+    return (sequences[w.batch].y + SEGMENT - 1u) / SEGMENT - (start + w.count + SEGMENT - 1u) / SEGMENT;
+}
+
 fn initial_state(w: Work, row: u32, column: u32) -> vec4f {
     if (FROM == FROM_H0) { return load_h04(at_h0(w.batch, w.head, row) + column, HEAD_DIM_V - column); }
     if (FROM == FROM_HT) { return load_ht4(at_ht(w.batch, w.head, row) + column, HEAD_DIM_V - column); }
     if (FROM == FROM_SEGMENT) {
         return load_states4(at_states(w.batch, w.head, w.place * HEAD_DIM + row) + column, HEAD_DIM_V - column);
+    }
+    if (FROM == FROM_KEPT) {
+        return load_states4(at_states(w.batch, w.head, first_kept(w) * HEAD_DIM + row) + column, HEAD_DIM_V - column);
     }
     var x = vec4f();
     if (FROM == FROM_H0_TURNED) {

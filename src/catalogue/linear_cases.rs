@@ -134,7 +134,19 @@ fn delta_cases() -> Vec<LinearCase> {
         });
     }
     cases.push(LinearCase { tokens: 0, ..gated.clone() });
-    cases.push(LinearCase { batch: 0, h0: false, ..kda });
+    cases.push(LinearCase { batch: 0, h0: false, ..kda.clone() });
+    for (i, case) in cases.iter_mut().enumerate() {
+        case.params.algorithm = ALGORITHMS[i % 4];
+    }
+    for (i, tokens) in [63, 64, 65, 127, 300, 1000].into_iter().enumerate() {
+        let case = [&gated, &kda, &gla][i % 3];
+        for algorithm in &ALGORITHMS[2..] {
+            let params = LinearParams { algorithm: *algorithm, reverse: i > 2, ..case.params.clone() };
+            cases.push(LinearCase { tokens, params, ..case.clone() });
+        }
+    }
+    let params = LinearParams { algorithm: ALGORITHMS[3], chunk: Some(32), ..delta };
+    cases.push(LinearCase { tokens: 300, params, by_channel: true, ..gated });
     cases
 }
 
@@ -234,7 +246,7 @@ fn random_case(seed: u64) -> LinearCase {
             reverse: r.random_range(0..2) == 0,
             scale: (r.random_range(0..2) == 0).then_some(0.7),
             slopes: (kind == 1).then(|| (0..most).map(|_| r.random_range(0.0..0.5)).collect()),
-            algorithm: if rule == LinearRule::Delta || kind == 3 { None } else { ALGORITHMS[r.random_range(0..4)] },
+            algorithm: ALGORITHMS[r.random_range(0..4)],
             chunk: None,
         },
         gates: (kind > 1).then(|| (r.random_range(0.0..2.0), r.random_range(2..50))),

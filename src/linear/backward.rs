@@ -41,7 +41,6 @@ impl LinearParams {
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&builder, self, shapes)?;
         self.declare(&mut builder, &inputs)?;
-        self.check_one_by_one(&inputs.frame(self).decay)?;
         let gated = inputs.g.is_some() || self.slopes.is_some();
         let forward = inputs.frame(self);
         self.add_features(&mut builder, &inputs, &forward)?;
@@ -136,7 +135,8 @@ impl LinearParams {
     fn by_token(&self, caps: &Caps, walks: &[Walk], packed: bool) -> bool {
         let fits = |walk: &Walk| matches!(walk.one_by_one(caps, packed), Recurrent::Subgroup { .. });
         let asked = self.chunk.is_some() || !matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent));
-        self.one_by_one_only(&walks[0].frame.decay).is_some() || self.causal && !asked && walks.iter().all(fits)
+        let only = self.rule == LinearRule::Delta || walks[0].frame.decay == Decay::ByChannel;
+        only || self.causal && !asked && walks.iter().all(fits)
     }
 
     /// What comes in and what goes out.

@@ -6,7 +6,6 @@ use super::names::SUMS;
 use super::normalizer::Normalizer;
 use super::recurrent::{FEW, STRETCH};
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
-use super::task::Decay;
 use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require;
@@ -102,26 +101,6 @@ impl LinearParams {
         builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
     }
 
-    /// What is gone through token by token only.
-    pub(super) fn one_by_one_only(&self, decay: &Decay) -> Option<&'static str> {
-        match (self.rule, decay) {
-            (LinearRule::Delta, _) => Some("the delta rule"),
-            (_, Decay::ByChannel) => Some("gates of channels"),
-            _ => None,
-        }
-    }
-
-    /// Whether no other way is asked for there.
-    pub(super) fn check_one_by_one(&self, decay: &Decay) -> Result<()> {
-        let Some(what) = self.one_by_one_only(decay) else { return Ok(()) };
-        if let Some(algorithm) = self.algorithm.filter(|&algorithm| algorithm != LinearAlgorithm::Recurrent) {
-            let bound = format!("unset or recurrent with {what}");
-            return Err(Error::argument("algorithm", format!("{algorithm:?}"), bound));
-        }
-        let chunk = self.chunk.unwrap_or_default();
-        require(self.chunk.is_none(), "chunk", chunk, format!("unset with {what}"))
-    }
-
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
     /// it.
     fn choose(
@@ -137,10 +116,6 @@ impl LinearParams {
             require(fits, "algorithm", format!("{:?}, chunk {:?}", self.algorithm, self.chunk), bound)?;
             require(self.causal, "snapshots", "set", "unset where attention is not causal: all tokens read one state")?;
             return Ok((LinearAlgorithm::Recurrent, "snapshots are wanted".into()));
-        }
-        self.check_one_by_one(&walk.frame.decay)?;
-        if let Some(what) = self.one_by_one_only(&walk.frame.decay) {
-            return Ok((LinearAlgorithm::Recurrent, what.into()));
         }
         let stretch = stretch_tokens(chunking.chunk);
         if let Some(algorithm) = self.algorithm {

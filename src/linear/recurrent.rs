@@ -1,8 +1,11 @@
 //! Token by token: how a head's state is divided.
 
-use super::task::Frame;
-use crate::program::shader::file;
-use crate::{Caps, Engine};
+use super::ends::StateSource;
+use super::task::{Decay, Frame, Task};
+use super::walk::{After, Correction, Walk};
+use crate::program::Builder;
+use crate::program::shader::{AccessKind, file};
+use crate::{Caps, Engine, Result};
 
 /// Tokens that one workgroup goes over in a dispatch. A dispatch of seconds is taken for a hang, and Mesa's llvmpipe ends every loop
 /// once all of an invocation's loops have gone round 65535 times, without a word.
@@ -83,6 +86,84 @@ impl Recurrent {
                 let loads = d4.div_ceil(threads);
                 vec![("WG", threads), ("LANES", lanes), ("FOUR", 4), ("D4", d4), ("LOADS", loads)]
             }
+        }
+    }
+}
+
+impl Walk {
+    /// Adds the kernels that go token by token.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] for a device that has too little.
+    pub fn add_one_by_one(&self, builder: &mut Builder, packed: bool) -> Result<()> {
+        let (recurrent, stretch) = (self.one_by_one(builder.caps, packed), self.stretch(STRETCH));
+        self.add_report(builder, stretch, packed)?;
+        self.add_states(builder, stretch)?;
+        let tiles = self.frame.dims.1.div_ceil(recurrent.cols());
+        let tasks = self.in_stretches(builder.caps, |walk| walk.recurrent(recurrent), stretch, tiles);
+        self.add_tasks(builder, tasks)
+    }
+
+    /// How the state is divided token by token.
+    pub fn one_by_one(&self, caps: &Caps, packed: bool) -> Recurrent {
+        Recurrent::of(caps, &self.frame, packed, self.snapshots.is_some())
+    }
+
+    /// The kernel that goes token by token.
+    fn recurrent(&self, divided: Recurrent) -> Task {
+        let (head_dim, _) = self.frame.dims;
+        let (ends, mut tensors) = self.ends();
+        let loads = |name, tensor| (name, tensor, AccessKind::Load4);
+        tensors.extend(self.adds.into_iter().flat_map(|[k, v]| [loads("k", k), loads("v", v)]));
+        tensors.extend(self.snapshots.map(|part| ("snapshots", part, AccessKind::Store4)));
+        let of_states = if self.from == StateSource::Kept { AccessKind::Update4 } else { AccessKind::Store4 };
+        tensors.extend(self.kept.then_some(("states", self.states, of_states)));
+        let correction = self.after.as_ref().and_then(|after| after.correction.as_ref());
+        if let Some(After { k, v, .. }) = &self.after {
+            tensors.extend([Some(loads("k2", k)), v.map(|v| loads("v2", v))].into_iter().flatten());
+        }
+        if let Some(Correction { beta, to }) = correction {
+            tensors.extend(beta.map(|beta| ("beta", beta, AccessKind::Load1)));
+            tensors.extend(to.iter().flat_map(|[e, u]| [("e", *e, AccessKind::Store4), ("u", *u, AccessKind::Store4)]));
+        }
+        tensors.extend(self.reads.iter().flat_map(|[q, o]| [loads("q", q), ("o", *o, AccessKind::Store4)]));
+        let by_channel = self.frame.decay == Decay::ByChannel;
+        let takes_away = self.after.as_ref().is_some_and(|after| after.takes_away);
+        let sign = 1 + usize::from(takes_away);
+        let last = correction.is_some();
+        let steps = [
+            ("GATED", if by_channel { 1 + usize::from(self.turned) } else { 0 }),
+            ("CHANNELS", if self.turned { self.frame.dims.1 } else { head_dim }),
+            ("ADDS", usize::from(self.adds.is_some())),
+            ("CORRECTS", correction.map_or(0, |_| sign)),
+            ("READS", self.reads.map_or(0, |_| 1 + usize::from(last))),
+            ("ADDS_AFTER", self.after.as_ref().map_or(0, |_| sign)),
+            ("KEPT", usize::from(self.kept)),
+        ];
+        let files = [
+            file::LINEAR_STATES,
+            file::LINEAR_WORK,
+            file::LINEAR_RECURRENT,
+            divided.file(),
+            file::LINEAR_REPORT,
+            file::LINEAR_BETAS,
+            self.gates_file(),
+        ];
+        // A fade and a sum each for what is read and for what is absorbed.
+        let work = 1 + 2 * [self.adds.is_some(), self.reads.is_some(), self.after.is_some(), last]
+            .into_iter()
+            .filter(|&is| is)
+            .count();
+        let tokens = self.stretch(STRETCH).min(self.frame.longest());
+        Task {
+            name: divided.name(),
+            files: files.to_vec(),
+            constants: [&divided.constants(head_dim, last)[..], &[self.causal()], &steps, &ends].concat(),
+            tensors: self.with_gates(tensors),
+            segment: 0,
+            work: [0; 3],
+            runs: 0..1,
+            flops: (work * tokens * head_dim * divided.cols()) as f64,
         }
     }
 }

@@ -134,6 +134,12 @@ impl Task {
         if tensors.iter().any(|(name, ..)| *name == "g") {
             constants.push(("G_GROUP", group("g")));
         }
+        if files.contains(&file::LINEAR_CHUNKS_BOUNDS) {
+            constants.push(("FADES_GROUP", group("fades")));
+        }
+        if files.contains(&file::LINEAR_BETAS) {
+            constants.push(("BETA_GROUP", group("beta")));
+        }
         let mut optional = vec![
             ("h0", AccessKind::Load4),
             ("h0", AccessKind::Load1),
@@ -144,7 +150,17 @@ impl Task {
             ("snapshots", AccessKind::Store4),
             ("problem", AccessKind::StoreBits),
             ("less", AccessKind::Load4),
+            ("fades", AccessKind::Load4),
+            ("rests", AccessKind::Load4),
+            ("beta", AccessKind::Load1),
         ];
+        if files.contains(&file::LINEAR_CHUNKS_PRODUCTS) {
+            optional.extend([("q", AccessKind::Load4), ("g", AccessKind::Load4)]);
+        }
+        if files.contains(&file::LINEAR_CHUNKS_BOUNDS) {
+            optional.extend([("q", AccessKind::Load4), ("weights", AccessKind::Load4), ("g", AccessKind::Load4)]);
+            optional.extend([("totals", AccessKind::LoadBits), ("totals", AccessKind::StoreBits)]);
+        }
         if files.contains(&file::LINEAR_NORMALIZER) {
             optional.extend([("v", AccessKind::Load4), ("o", AccessKind::Store4)]);
             optional.extend([("z", AccessKind::Load1), ("z", AccessKind::StoreBits)]);
@@ -152,10 +168,7 @@ impl Task {
         if files.contains(&file::LINEAR_RECURRENT) {
             optional.extend(["q", "k", "v", "k2", "v2"].map(|name| (name, AccessKind::Load4)));
             optional.extend(["o", "e", "u"].map(|name| (name, AccessKind::Store4)));
-            optional.push(("beta", AccessKind::Load1));
-            constants.extend(
-                [("K2_GROUP", "k2"), ("V2_GROUP", "v2"), ("BETA_GROUP", "beta")].map(|(to, of)| (to, group(of))),
-            );
+            constants.extend([("K2_GROUP", "k2"), ("V2_GROUP", "v2")].map(|(to, of)| (to, group(of))));
         }
         let shader = Shader {
             optional,

@@ -59,7 +59,7 @@ impl Argument {
     }
 
     pub fn writes(&self) -> bool {
-        matches!(self.kind, AccessKind::Store4 | AccessKind::StoreBits | AccessKind::Update4)
+        self.kind.writes()
     }
 
     /// The bytes of the buffer that a part, or all of the work, touches.

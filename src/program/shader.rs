@@ -64,12 +64,28 @@ pub(crate) enum AccessKind {
     StoreBits,
     /// Both [`AccessKind::Load4`] and [`AccessKind::Store4`]: read and written in place.
     Update4,
+    /// Both [`AccessKind::LoadBits`] and [`AccessKind::StoreBits`].
+    UpdateBits,
 }
 
 impl AccessKind {
     /// Whether its functions are those of another, among others.
     fn serves(self, other: Self) -> bool {
-        self == other || (self == Self::Update4 && matches!(other, Self::Load4 | Self::Store4))
+        self == other || self.both().is_some_and(|both| both.contains(&other))
+    }
+
+    /// What an update consists of.
+    fn both(self) -> Option<[Self; 2]> {
+        match self {
+            Self::Update4 => Some([Self::Load4, Self::Store4]),
+            Self::UpdateBits => Some([Self::LoadBits, Self::StoreBits]),
+            _ => None,
+        }
+    }
+
+    /// Whether it writes.
+    pub fn writes(self) -> bool {
+        self.both().is_some() || matches!(self, Self::Store4 | Self::StoreBits)
     }
 }
 

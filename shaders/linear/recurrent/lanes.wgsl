@@ -23,7 +23,7 @@ fn load_state(w: Work, thread: u32) {
         for (var e = 0u; e < 4u; e++) {
             let row = 4u * row_of(i, thread) + e;
             state[i][e] = vec4f();
-            if (row < HEAD_DIM && column < HEAD_DIM_V) { state[i][e] = state_before(w, row, column); }
+            if (row < HEAD_DIM && column < HEAD_DIM_V) { state[i][e] = initial_state(w, row, column); }
         }
     }
 }

@@ -18,7 +18,7 @@ fn load_state(w: Work, thread: u32) {
     for (var n = 0u; n < D4; n++) {
         for (var e = 0u; e < EACH_FOUR; e++) {
             var x = vec4f();
-            if (is_inside(4u * n + e, column)) { x = state_before(w, 4u * n + e, column); }
+            if (is_inside(4u * n + e, column)) { x = initial_state(w, 4u * n + e, column); }
             for (var d = 0u; d < EACH_D4; d++) { state[d][e] = select(state[d][e], x, d == n); }
         }
     }

@@ -23,9 +23,9 @@ pub fn accessor(access: &Access, binding: &Binding) -> String {
         AccessKind::Store4 if access.wide => store_wide(name, data, *words, access.dtype),
         AccessKind::Store4 => store_narrow(name, data, access.dtype),
         AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{ {data}[i] = bits; }}\n"),
-        AccessKind::Update4 => {
-            let both = [AccessKind::Load4, AccessKind::Store4];
-            both.map(|kind| accessor(&Access { kind, ..access.clone() }, binding)).concat()
+        AccessKind::Update4 | AccessKind::UpdateBits => {
+            let of = |kind| accessor(&Access { kind, ..access.clone() }, binding);
+            access.kind.both().into_iter().flatten().map(of).collect()
         }
     }
 }
@@ -52,7 +52,9 @@ pub fn neutral(name: &str, kind: AccessKind) -> String {
         AccessKind::LoadBits => format!("fn load_{name}(i: u32) -> u32 {{ return 0u; }}\n"),
         AccessKind::Store4 => format!("fn store_{name}4(i: u32, n: u32, x: vec4f) {{}}\n"),
         AccessKind::StoreBits => format!("fn store_{name}(i: u32, bits: u32) {{}}\n"),
-        AccessKind::Update4 => [AccessKind::Load4, AccessKind::Store4].map(|kind| neutral(name, kind)).concat(),
+        AccessKind::Update4 | AccessKind::UpdateBits => {
+            kind.both().into_iter().flatten().map(|kind| neutral(name, kind)).collect()
+        }
     }
 }
 

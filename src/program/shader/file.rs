@@ -150,9 +150,13 @@ files! {
     LINEAR_RECURRENT_LANES = "linear/recurrent/lanes.wgsl";
     LINEAR_RECURRENT_SUBGROUP = "linear/recurrent/subgroup.wgsl";
     LINEAR_REPORT = "linear/report.wgsl";
+    LINEAR_BETAS = "linear/betas.wgsl";
     LINEAR_INITIAL = "linear/initial.wgsl";
     LINEAR_WORK = "linear/work.wgsl";
     LINEAR_CHUNK = "linear/chunk.wgsl";
+    LINEAR_CHUNKS_BOUNDS = "linear/chunks/bounds.wgsl";
+    LINEAR_CHUNKS_FADES = "linear/chunks/fades.wgsl";
+    LINEAR_CHUNKS_PRODUCTS = "linear/chunks/products.wgsl";
     LINEAR_WALK = "linear/walk.wgsl";
     LINEAR_SEGMENT_STATES = "linear/segment_states.wgsl";
     LINEAR_GATE_GRADIENT = "linear/gate_gradient.wgsl";

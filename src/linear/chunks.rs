@@ -1,0 +1,295 @@
+//! Over chunks of tokens, in one pass or in three over segments.
+//!
+//! Where channels fade apart, how they do and the products of a chunk's tokens are computed ahead. The delta rule goes in steps: the inverses
+//! of chunks, then from one chunk to the next what each token corrects the state by, and with these corrections as values the linear
+//! rule. (Where that has segments, their first states are known by then.)
+
+use super::LinearAlgorithm;
+use super::chunking::{Chunking, stretch_tokens};
+use super::ends::{FROM_NOTHING, FROM_SEGMENT, TO_NOTHING, TO_SEGMENT};
+use super::names::Tensor;
+use super::task::{Access, Decay, Frame, THREADS, Task};
+use super::walk::{After, Walk};
+use crate::program::Builder;
+use crate::program::shader::{AccessKind, file};
+use crate::{Caps, DType, Layout, Result};
+
+/// What is left of each channel before and after a token.
+const FADES: [Tensor; 2] = ["fades", "rests"];
+const PRODUCTS: Tensor = "products of tokens";
+const INVERSES: Tensor = "inverses of chunks";
+const CORRECTIONS: Tensor = "corrections";
+
+impl Walk {
+    /// Adds the kernels that go over chunks, in one pass or in three.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] for a device that has too little.
+    pub fn add_chunks(
+        &self,
+        builder: &mut Builder,
+        algorithm: LinearAlgorithm,
+        chunking: &Chunking,
+        packed: bool,
+    ) -> Result<()> {
+        let entries = if packed { 1 } else { self.frame.sequences.len() };
+        let by_token = |width| Layout::heads_first(DType::F32, [entries, self.frame.heads, self.frame.tokens, width]);
+        let by_channel = self.frame.decay == Decay::ByChannel;
+        if by_channel {
+            self.add_fades(builder, chunking.chunk)?;
+        }
+        // Products see every gate and beta.
+        if by_channel || self.after.is_some() {
+            self.add_report(builder, chunking.chunk, packed)?;
+        }
+        let mut walk = self.clone();
+        if let Some(After { k, v, correction, .. }) = &self.after {
+            let beta = correction.as_ref().and_then(|correction| correction.beta);
+            builder.scratch(INVERSES, by_token(chunking.chunk))?;
+            let tensors = [Some(("k", *k, AccessKind::Load4)), beta.map(|beta| ("beta", beta, AccessKind::Load1))];
+            let inverses = walk.products(builder.caps, INVERSES, tensors.into_iter().flatten().collect(), chunking)?;
+            self.add_tasks(builder, [inverses])?;
+            builder.scratch(CORRECTIONS, by_token(self.frame.dims.1))?;
+            let corrected = Self {
+                adds: v.map(|v| [*k, v]),
+                kept: algorithm == LinearAlgorithm::ThreePass,
+                reports: false,
+                ..self.clone()
+            };
+            corrected.add_corrections(builder, chunking)?;
+            walk = Self {
+                adds: Some([k, CORRECTIONS]),
+                after: None,
+                to: None,
+                states: if corrected.kept { self.states } else { "states once more" },
+                kept: corrected.kept,
+                reports: false,
+                ..walk
+            };
+        }
+        if by_channel {
+            let [q, k, ..] = walk.plain();
+            builder.scratch(PRODUCTS, by_token(chunking.chunk))?;
+            let tensors = vec![("q", q, AccessKind::Load4), ("k", k, AccessKind::Load4)];
+            let products = walk.products(builder.caps, PRODUCTS, tensors, chunking)?;
+            self.add_tasks(builder, [products])?;
+            walk.reports = false;
+        }
+        let tasks = match algorithm {
+            LinearAlgorithm::ThreePass if self.after.is_some() => vec![walk.outputs_of_segments(chunking)],
+            LinearAlgorithm::ThreePass => {
+                walk.add_report(builder, walk.segment, packed)?;
+                if !by_channel && builder.operand("totals").is_none() {
+                    builder.scratch("totals", walk.by_segment(walk.segment))?;
+                }
+                let states = walk.frame.segments(walk.segment) + usize::from(walk.kept);
+                builder.scratch(walk.states, walk.rows_of_states(states * walk.frame.dims.0))?;
+                walk.three_passes(chunking)
+            }
+            _ => {
+                let stretch = stretch_tokens(chunking.chunk);
+                walk.add_report(builder, stretch, packed)?;
+                walk.add_states(builder, stretch)?;
+                walk.in_stretches(builder.caps, |walk| walk.one_pass(chunking), stretch, walk.tiles(chunking))
+            }
+        };
+        walk.add_tasks(builder, tasks)
+    }
+
+    /// Workgroups of a segment.
+    fn tiles(&self, chunking: &Chunking) -> usize {
+        self.frame.dims.1.div_ceil(chunking.cols)
+    }
+
+    /// How channels fade inside of chunks.
+    fn add_fades(&self, builder: &mut Builder, chunk: usize) -> Result<()> {
+        let gates = builder.input("g")?.layout;
+        let [.., own, _, head_dim] = gates.shape;
+        for name in FADES {
+            builder.scratch(name, Layout::heads_first(DType::F32, gates.shape))?;
+        }
+        let fades = Task {
+            name: "fades of channels",
+            files: vec![file::LINEAR_CHUNKS_FADES, file::LINEAR_REPORT, self.gates_file()],
+            constants: vec![("WG", 32), ("CHANNELS", head_dim)],
+            tensors: [("g", "g", AccessKind::Load4)]
+                .into_iter()
+                .chain(FADES.map(|name| (name, name, AccessKind::Store4)))
+                .collect(),
+            segment: chunk,
+            work: [self.frame.sequences.len(), own, self.frame.segments(chunk)],
+            runs: 0..1,
+            flops: (40 * chunk * head_dim) as f64,
+        };
+        fades.add(builder, &Frame { heads: own, ..self.frame.clone() })
+    }
+
+    /// The products of each chunk's tokens, of queries and keys, or, of keys alone, the inverses.
+    fn products(&self, caps: &Caps, to: Tensor, mut tensors: Vec<Access>, chunking: &Chunking) -> Result<Task> {
+        let (chunk, head_dim) = (chunking.chunk, self.frame.dims.0);
+        let by_channel = usize::from(self.frame.decay == Decay::ByChannel);
+        let inverts = usize::from(to == INVERSES);
+        let what = format!("products of a chunk of {chunk} tokens of linear attention");
+        caps.within(&what, "maxComputeInvocationsPerWorkgroup", chunk as u64, caps.invocations.into())?;
+        // 8 × 16 vec4 of queries and of fades, 16 rows that are inverted, running sums of gates, what is reported.
+        let bytes = 2048 * (1 + by_channel) + 64 * chunk * inverts + 8 * (chunk + 1) + 24;
+        caps.within(&what, "maxComputeWorkgroupStorageSize", bytes as u64, caps.workgroup_memory.into())?;
+        tensors.push(("weights", to, AccessKind::UpdateBits));
+        Ok(Task {
+            name: to,
+            files: [&[file::LINEAR_CHUNKS_PRODUCTS, file::LINEAR_BETAS], &self.decays_files(self.gates_file())[..]]
+                .concat(),
+            constants: vec![("CHUNK", chunk), ("CHANNELS", head_dim), ("BY_CHANNEL", by_channel), ("INVERTS", inverts)],
+            tensors: self.with_gates(tensors),
+            segment: chunk,
+            work: self.work(self.frame.segments(chunk)),
+            runs: 0..1,
+            flops: (chunk * chunk * (2 * head_dim * (1 + by_channel) + inverts * chunk)) as f64,
+        })
+    }
+
+    /// From one chunk to the next, what the state is corrected by.
+    fn add_corrections(&self, builder: &mut Builder, chunking: &Chunking) -> Result<()> {
+        let stretch = self.stretch(stretch_tokens(chunking.chunk));
+        self.add_states(builder, stretch)?;
+        let task = |walk: &Self| {
+            let [k, v] = walk.adds.expect("keys and values");
+            let tensors = vec![
+                ("k", k, AccessKind::Load4),
+                ("v", v, AccessKind::Load4),
+                ("o", CORRECTIONS, AccessKind::Store4),
+                ("weights", INVERSES, AccessKind::Load4),
+            ];
+            let kept = walk.kept.then_some(("states", walk.states, AccessKind::Update4));
+            let (ends, of_ends) = walk.ends();
+            let tensors = [tensors, kept.into_iter().collect(), of_ends].concat();
+            let steps = [("CORRECTS", 1), ("GIVEN", 1), ("KEPT", usize::from(walk.kept)), ("ABSORBS_FIRST", 0)];
+            let task = walk.over_chunks("corrections", chunking, stretch, &[&steps[..], &ends].concat(), tensors);
+            Task { files: [&task.files[..], &[file::LINEAR_WALK]].concat(), ..task }
+        };
+        let corrected = Self { frame: Frame { scale: 1.0, ..self.frame.clone() }, ..self.clone() };
+        let tasks = corrected.in_stretches(builder.caps, task, stretch, self.tiles(chunking));
+        corrected.add_tasks(builder, tasks)
+    }
+
+    /// q, k, v and o of a walk that absorbs tokens as they are.
+    fn plain(&self) -> [Tensor; 4] {
+        let ([k, v], [q, o]) = (self.adds.expect("chunks absorb"), self.reads.expect("chunks are read"));
+        [q, k, v, o]
+    }
+
+    /// A kernel that goes over chunks, so many tokens each workgroup.
+    fn over_chunks(
+        &self,
+        name: &'static str,
+        chunking: &Chunking,
+        tokens: usize,
+        constants: &[(&'static str, usize)],
+        tensors: Vec<Access>,
+    ) -> Task {
+        let Chunking { chunk, cols, .. } = *chunking;
+        let head_dim = self.frame.dims.0;
+        let each = 2 * chunk * head_dim + chunk * cols + 4 * head_dim * cols;
+        let gates = if self.frame.decay == Decay::ByChannel { file::LINEAR_GATES_BY_HEAD } else { self.gates_file() };
+        Task {
+            name,
+            files: [
+                &[file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_CHUNK],
+                &self.decays_files(gates)[..],
+            ]
+            .concat(),
+            constants: [&chunking.constants(), constants, &[self.causal()]].concat(),
+            tensors: match self.frame.decay {
+                Decay::ByChannel => [tensors, self.fades()].concat(),
+                _ => self.with_gates(tensors),
+            },
+            segment: tokens,
+            work: self.work(self.frame.segments(tokens) * self.tiles(chunking)),
+            runs: 0..1,
+            flops: (each * tokens.min(self.frame.longest())) as f64,
+        }
+    }
+
+    /// The walk that writes outputs.
+    fn outputs(
+        &self,
+        name: &'static str,
+        chunking: &Chunking,
+        tokens: usize,
+        constants: &[(&'static str, usize)],
+        more: Vec<Access>,
+    ) -> Task {
+        let [q, k, v, o] = self.plain();
+        let given = self.frame.decay == Decay::ByChannel;
+        let mut tensors =
+            [("q", q), ("k", k), ("v", v)].map(|(name, tensor)| (name, tensor, AccessKind::Load4)).to_vec();
+        tensors.push(("o", o, AccessKind::Store4));
+        tensors.extend(given.then_some(("weights", PRODUCTS, AccessKind::Load4)));
+        let steps = [("CORRECTS", 0), ("GIVEN", usize::from(given)), ("KEPT", 0)];
+        let mut task =
+            self.over_chunks(name, chunking, tokens, &[&steps[..], constants].concat(), [tensors, more].concat());
+        task.files.push(file::LINEAR_WALK);
+        task
+    }
+
+    fn one_pass(&self, chunking: &Chunking) -> Task {
+        let (mut constants, tensors) = self.ends();
+        constants.push(("ABSORBS_FIRST", usize::from(!self.causal)));
+        self.outputs("one pass", chunking, stretch_tokens(chunking.chunk), &constants, tensors)
+    }
+
+    fn outputs_of_segments(&self, chunking: &Chunking) -> Task {
+        let constants = [("ABSORBS_FIRST", 0), ("FROM", FROM_SEGMENT), ("TO", TO_NOTHING), ("SEGMENT", self.segment)];
+        let states = vec![("states", self.states, AccessKind::Load4)];
+        self.outputs("outputs of segments", chunking, self.segment, &constants, states)
+    }
+
+    fn three_passes(&self, chunking: &Chunking) -> Vec<Task> {
+        let (segment, dims) = (self.segment, self.frame.dims);
+        let whole = ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal));
+        let [_, k, v, _] = self.plain();
+        let states = |kind| ("states", self.states, kind);
+        let totals = |kind| (self.frame.decay != Decay::ByChannel).then_some(("totals", "totals", kind));
+        let tensors = [("k", k, AccessKind::Load4), ("v", v, AccessKind::Load4), states(AccessKind::Store4)];
+        let locals = Self { reports: false, ..self.clone() }.over_chunks(
+            "states of segments",
+            chunking,
+            segment,
+            &[whole, ("FROM", FROM_NOTHING), ("TO", TO_SEGMENT), ("SEGMENT", segment)],
+            tensors.into_iter().chain(totals(AccessKind::StoreBits)).collect(),
+        );
+        let locals = Task { files: [&locals.files[..], &[file::LINEAR_SEGMENT_STATES]].concat(), ..locals };
+        let (ends, mut tensors) = self.ends();
+        tensors.push(states(AccessKind::Update4));
+        tensors.extend(totals(AccessKind::LoadBits));
+        tensors.extend(self.fades());
+        let constants =
+            [("WG", THREADS), ("CHUNK", chunking.chunk), whole, ("KEPT", usize::from(self.kept)), self.causal()];
+        let scan = Task {
+            name: "scan of segments",
+            files: vec![file::LINEAR_STATES, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_SCAN],
+            constants: [&constants[..], &ends].concat(),
+            tensors,
+            segment,
+            work: self.work((dims.0 * dims.1.div_ceil(4)).div_ceil(THREADS)),
+            runs: 0..1,
+            flops: (12 * THREADS * self.frame.segments(segment)) as f64,
+        };
+        vec![locals, scan, self.outputs_of_segments(chunking)]
+    }
+
+    /// How channels fade, if each does apart.
+    fn fades(&self) -> Vec<Access> {
+        let by_channel = self.frame.decay == Decay::ByChannel;
+        FADES.iter().filter(|_| by_channel).map(|&name| (name, name, AccessKind::Load4)).collect()
+    }
+
+    /// The gates, and their sums, by which all channels fade alike: none, where each fades apart.
+    fn decays_files(&self, gates: &'static str) -> [&'static str; 3] {
+        let running = match self.frame.decay {
+            Decay::ByToken => file::LINEAR_DECAYS_BY_TOKEN,
+            _ => file::LINEAR_DECAYS_BY_HEAD,
+        };
+        [file::LINEAR_REPORT, gates, running]
+    }
+}
