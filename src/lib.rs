@@ -112,7 +112,7 @@ pub mod plan {
 #[cfg(feature = "wgpu")]
 pub mod backward {
     pub use crate::gpu::calls::attention::{AttentionGradients, AttentionSaved, OutputGradients};
-    pub use crate::gpu::calls::linear::LinearGradients;
+    pub use crate::gpu::calls::linear::{LinearGradients, LinearSummaryGradients};
     pub use crate::gpu::calls::seer_training::{SeerGateGradients, SeerGateSaved};
 }
 
@@ -130,7 +130,7 @@ pub use gpu::calls::attention::{
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::block_mask::{BlockList, BlockMask};
 #[cfg(feature = "wgpu")]
-pub use gpu::calls::linear::{LinearAttention, LinearInputs};
+pub use gpu::calls::linear::{LinearAttention, LinearInputs, LinearSummary};
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::merge::Merge;
 #[cfg(feature = "wgpu")]

@@ -26,10 +26,13 @@ fn checked_beta(beta: f32, row: u32) -> f32 {
     return select(select(0.0, 2.0, bits <= 0x7f800000u), beta, good);
 }
 
+// For the REPORTED heads that share what was seen.
 fn report(w: Work, thread: u32) {
     if (thread == 0u) { atomicStore(&first_wrong, NO_ROW); }
     workgroupBarrier();
     atomicMin(&first_wrong, wrong);
     workgroupBarrier();
-    if (thread == 0u) { store_problem(at_problem(w.batch, w.head, 0u) + w.place, atomicLoad(&first_wrong) + 1u); }
+    for (var head = thread; head < REPORTED; head += WG) {
+        store_problem(at_problem(w.batch, w.head * REPORTED + head, 0u) + w.place, atomicLoad(&first_wrong) + 1u);
+    }
 }

@@ -1,4 +1,4 @@
-// First of three passes: what the tokens of each segment leave in an empty state, chunk by chunk (chunk.wgsl), into
+// First of three passes, or all of one without outputs: what the tokens of each segment leave in an empty state, chunk by chunk (chunk.wgsl), into
 // `states` [entries, heads, segments · HEAD_DIM, HEAD_DIM_V], and the sum of their gates into
 // `totals` [entries, heads, 1, segments], unless each channel has its own. Of the last segment only if the state after it is wanted (WHOLE).
 
@@ -17,6 +17,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         n0 += count;
     }
     if (wanted) { store_state(w, thread); }
+    if (HAS_PROBLEM && w.column == 0u) { report(w, thread); }
     if (wanted && w.column == 0u && thread == 0u) {
         store_totals(at_totals(w.batch, w.head, 0u) + w.place, bitcast<u32>(total));
     }

@@ -9,6 +9,9 @@ const FROM_HT: u32 = 3u;
 const FROM_SEGMENT: u32 = 4u;
 // What the walk itself has kept before.
 const FROM_KEPT: u32 = 5u;
+// The identity, from column UNIT_AT on, or, where ONES, 1 in that column; and the same turned.
+const FROM_UNIT: u32 = 6u;
+const FROM_UNIT_TURNED: u32 = 7u;
 
 // The last state is written.
 const TO_HT: u32 = 1u;
@@ -37,7 +40,15 @@ fn initial_state(w: Work, row: u32, column: u32) -> vec4f {
             if (column + e < HEAD_DIM_V) { x[e] = load_h0(at_h0(w.batch, w.head, column + e) + row); }
         }
     }
+    for (var e = 0u; e < 4u; e++) {
+        if (FROM == FROM_UNIT) { x[e] = unit_at(row, column + e); }
+        if (FROM == FROM_UNIT_TURNED) { x[e] = unit_at(column + e, row); }
+    }
     return x;
+}
+
+fn unit_at(row: u32, column: u32) -> f32 {
+    return f32(column == UNIT_AT + select(row, 0u, ONES == 1u));
 }
 
 fn write_state(w: Work, row: u32, column: u32, x: vec4f) {

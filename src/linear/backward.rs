@@ -10,7 +10,7 @@
 use super::chunking::{CHUNK, Chunking, segment_tokens};
 use super::delta;
 use super::ends::StateSource;
-use super::names::{Names, Tensor};
+use super::names::Tensor;
 use super::normalizer::Normalizer;
 use super::recurrent::Recurrent;
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
@@ -39,23 +39,32 @@ impl LinearParams {
         let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dzt", "dz0"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = LinearShapes::new(&builder, self, shapes)?;
+        let inputs = LinearShapes::new(&builder, self, shapes, false)?;
         self.declare(&mut builder, &inputs)?;
+        self.gradients(builder, &inputs)
+    }
+
+    /// The kernels of what is declared.
+    pub(super) fn gradients(&self, mut builder: Builder, inputs: &LinearShapes) -> Result<Program> {
+        let caps = builder.caps;
         let gated = inputs.g.is_some() || self.slopes.is_some();
         let forward = inputs.frame(self);
-        self.add_features(&mut builder, &inputs, &forward)?;
-        let [to_q, to_k] = self.feature_gradients(&mut builder, &inputs)?;
+        self.add_features(&mut builder, inputs, &forward)?;
+        let [to_q, to_k] = self.feature_gradients(&mut builder, inputs)?;
         let (mut walks, sums) = match self.rule {
             LinearRule::Linear => {
                 let sums = [("dq by heads", to_q, gated), ("dk by heads", to_k, gated), ("dv by heads", "dv", false)];
                 let mut by_heads = sums.map(|(from, to, _)| Sum::of(from, to));
                 for (sum, (.., exact)) in by_heads.iter_mut().zip(sums) {
-                    sum.from = each(&mut builder, *sum, exact, forward.dims.1, inputs.heads())?;
+                    sum.from = match inputs.is_summary && sum.to == to_q {
+                        true => to_q,
+                        false => each(&mut builder, *sum, exact, forward.dims.1, inputs.heads())?,
+                    };
                 }
-                let walks = self.walks(&builder, &inputs, by_heads.map(|sum| sum.from), gated);
+                let walks = self.walks(&builder, inputs, by_heads.map(|sum| sum.from), gated);
                 (walks.to_vec(), by_heads)
             }
-            LinearRule::Delta => delta::walks(self, &mut builder, &inputs, [to_q, to_k], gated)?,
+            LinearRule::Delta => delta::walks(self, &mut builder, inputs, [to_q, to_k], gated)?,
         };
         let dg = match &inputs.g {
             Some(_) => Sum {
@@ -69,36 +78,39 @@ impl LinearParams {
             builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
         }
         let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
-        let by_token = self.by_token(caps, &walks, packed);
+        let by_token = inputs.is_summary || self.by_token(caps, &walks, packed);
         let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
         if by_token {
             let segment = kept_segment(caps, &walks[0].frame);
             walks.iter_mut().for_each(|walk| walk.segment = segment);
         }
-        if self.normalize.is_some() {
+        let around = Normalizer { params: self, inputs, frame: &forward };
+        if inputs.is_summary {
+            around.joint().values(&mut builder, inputs.names.v, false)?;
+            around.joint().join(&mut builder, ["dadded", "dtransition"], inputs.names.dht)?;
+        } else if self.normalize.is_some() {
             // Its own kernels, and the forward walk, whose output is divided.
-            let around = Normalizer { params: self, inputs: &inputs, frame: &forward };
             around.before(&mut builder, inputs.has_state().then_some(["h0", "z0"]))?;
             builder.scratch(inputs.names.o, around.output())?;
-            let again = self.forward_walk(&inputs, walks[0].segment);
+            let again = self.forward_walk(inputs, walks[0].segment);
             let chunking = Chunking::new(caps, chunk, again.frame.dims)?;
             again.add(&mut builder, algorithm, &chunking, packed)?;
             around.gradient(&mut builder)?;
-            if has_dht(&builder) {
-                around.join_states(&mut builder, ["dht", "dzt"], inputs.names.dht)?;
+            if inputs.behind(&builder) != StateSource::Nothing {
+                around.joint().join(&mut builder, ["dht", "dzt"], inputs.names.dht)?;
             }
             if inputs.has_state() {
-                builder.scratch(inputs.names.dh0, around.states())?;
+                builder.scratch(inputs.names.dh0, around.joint().states())?;
             }
         }
-        for walk in &walks {
+        for walk in walks.iter().filter(|walk| walk.leaves_something()) {
             let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
             walk.add(&mut builder, algorithm, &chunking, packed)?;
         }
         // That of dq, whose state has the keys' channels for columns.
         let ahead = walks.iter().find(|walk| walk.states == AHEAD).expect("one of the walks");
         let frame = &ahead.frame;
-        for task in gate_gradients(ahead, &inputs.names, &sums, dg.from, self.slopes.is_some()) {
+        for task in gate_gradients(ahead, inputs, &sums, dg.from, self.slopes.is_some()) {
             task.add(&mut builder, frame)?;
         }
         if let Some(dbeta) = builder.tensor("dbeta") {
@@ -108,10 +120,9 @@ impl LinearParams {
             let to = builder.operand(sum.to).expect("declared, or made for features");
             sum_of_heads(frame, sum, &to).add(&mut builder, frame)?;
         }
-        self.add_feature_gradients(&mut builder, &inputs, frame)?;
+        self.add_feature_gradients(&mut builder, inputs, frame)?;
         if self.normalize.is_some() && inputs.has_state() {
-            let around = Normalizer { params: self, inputs: &inputs, frame: &forward };
-            around.split_states(&mut builder, inputs.names.dh0, ["dh0", "dz0"])?;
+            around.joint().split(&mut builder, inputs.names.dh0, ["dh0", "dz0"])?;
         }
         let segment = ahead.segment;
         let three = || {
@@ -121,7 +132,8 @@ impl LinearParams {
             )
         };
         builder.finish(format!(
-            "gradients of linear attention: {} {}{}",
+            "gradients of {}: {} {}{}",
+            if inputs.is_summary { "a summary of linear attention" } else { "linear attention" },
             match self.rule {
                 LinearRule::Linear => "three walks (dq, dk, dv)",
                 LinearRule::Delta => "five walks (corrections, dv, dk in two parts, dq)",
@@ -160,13 +172,24 @@ impl LinearParams {
             ("dh0", inputs.h0.as_ref().map(|_| state), true),
             ("dz0", inputs.z0.as_ref().map(|_| inputs.key_sums()), true),
         ] {
-            let given = builder.tensor(name).is_some();
-            require_set(name, given, given && layout.is_some(), "like what it is the gradient of")?;
-            let Some(layout) = layout else { continue };
-            let shape = layout.shape;
-            check_output(name, Some(&builder.output(name, layout)?), shape, is_exact)?;
+            self.declare_gradient(builder, name, layout, is_exact)?;
         }
         Ok(())
+    }
+
+    /// A gradient that goes out, unless there is nothing that it would be of.
+    pub(super) fn declare_gradient(
+        &self,
+        builder: &mut Builder,
+        name: Tensor,
+        layout: Option<Layout>,
+        is_exact: bool,
+    ) -> Result<()> {
+        let given = builder.tensor(name).is_some();
+        require_set(name, given, given && layout.is_some(), "like what it is the gradient of")?;
+        let Some(layout) = layout else { return Ok(()) };
+        let shape = layout.shape;
+        check_output(name, Some(&builder.output(name, layout)?), shape, is_exact)
     }
 
     /// The forward walk of the linear rule, which leaves no state.
@@ -175,7 +198,7 @@ impl LinearParams {
         Walk {
             adds: Some([names.k, names.v]),
             reads: Some([names.q, names.o]),
-            from: if inputs.has_state() { StateSource::H0(names.h0) } else { StateSource::Nothing },
+            from: inputs.from(),
             causal: self.causal,
             segment,
             ..Walk::over(inputs.frame(self), "states once more")
@@ -189,10 +212,11 @@ impl LinearParams {
         let ahead = Frame { dims: (value_dim, head_dim), ..forward.clone() };
         let back = Frame { reverse: !forward.reverse, late: true, scale: 1.0, gain: scale, ..forward };
         let chunk = self.chunk.unwrap_or(CHUNK);
-        let (from_h0, has_dht, names) = (inputs.has_state(), has_dht(builder), inputs.names);
-        let walk = |[q, k, v, o]: [Tensor; 4], frame, states| Walk {
-            adds: Some([k, v]),
-            reads: Some([q, o]),
+        let (before, behind, names) = (inputs.from(), inputs.behind(builder), inputs.names);
+        let queries = inputs.queries();
+        let walk = |adds, reads, frame, states| Walk {
+            adds,
+            reads,
             causal: self.causal,
             segment: if gated { chunk } else { segment_tokens(chunk) },
             ..Walk::over(frame, states)
@@ -201,33 +225,29 @@ impl LinearParams {
         [
             Walk {
                 turned: true,
-                from: if from_h0 { StateSource::Turned(names.h0) } else { StateSource::Nothing },
+                from: before.turned(),
                 kept: gated,
-                ..walk([names.dout, names.v, names.k, dq], ahead, AHEAD)
+                ..walk(Some([names.v, names.k]), queries.map(|[_, dout]| [dout, dq]), ahead, AHEAD)
             },
             Walk {
                 turned: true,
-                from: if has_dht { StateSource::Turned(names.dht) } else { StateSource::Nothing },
+                from: behind.turned(),
                 kept: gated,
                 ..walk(
-                    [names.v, names.dout, names.q, dk],
+                    queries.map(|[q, dout]| [dout, q]),
+                    Some([names.v, dk]),
                     Frame { dims: (value_dim, head_dim), ..back.clone() },
                     BEHIND,
                 )
             },
             Walk {
-                from: if has_dht { StateSource::H0(names.dht) } else { StateSource::Nothing },
-                to: from_h0.then_some(names.dh0),
+                from: behind,
+                to: inputs.has_state().then_some(names.dh0),
                 reports: inputs.g.is_some(),
-                ..walk([names.k, names.q, names.dout, dv], back, "states")
+                ..walk(queries, Some([names.k, dv]), back, "states")
             },
         ]
     }
-}
-
-/// Whether the last state, or the sums of keys in it, have a gradient.
-pub(super) fn has_dht(builder: &Builder) -> bool {
-    builder.tensor("dht").is_some() || builder.tensor("dzt").is_some()
 }
 
 /// Tokens between states that are kept: such that those of a head fit a binding, and those of all heads of an entry a buffer, if any do.
@@ -242,7 +262,13 @@ fn kept_segment(caps: &Caps, frame: &Frame) -> usize {
 }
 
 /// The gates' gradient, and the slopes', from what the walks for dq and dk leave. `walk` is that of dq.
-fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor, with_slopes: bool) -> Vec<Task> {
+fn gate_gradients(
+    walk: &Walk,
+    inputs: &LinearShapes,
+    [dq, dk, _]: &[Sum; 3],
+    to: Tensor,
+    with_slopes: bool,
+) -> Vec<Task> {
     let Walk { frame, segment, .. } = walk;
     if frame.decay == Decay::None {
         return vec![];
@@ -250,9 +276,10 @@ fn gate_gradients(walk: &Walk, names: &Names, [dq, dk, _]: &[Sum; 3], to: Tensor
     let (segment, entries) = (*segment, frame.sequences.len());
     let (rows, columns) = frame.dims;
     let by_channel = frame.decay == Decay::ByChannel;
-    let reads =
-        [("q", names.q), ("k", names.k), ("dq", dq.from), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
-    let reads = reads.into_iter().chain(dk.less.map(|less| ("less", less)));
+    let names = inputs.names;
+    let of_queries = inputs.queries().map(|[q, _]| [("q", q), ("dq", dq.from)]);
+    let reads = [("k", names.k), ("dk", dk.from), ("states", AHEAD), ("behind", BEHIND)];
+    let reads = reads.into_iter().chain(of_queries.into_iter().flatten()).chain(dk.less.map(|less| ("less", less)));
     let dg = if by_channel { AccessKind::Update4 } else { AccessKind::StoreBits };
     let tensors = reads.map(|(name, tensor)| (name, tensor, AccessKind::Load4)).chain([("dg", to, dg)]);
     let (segments, quads) = (frame.segments(segment), columns.div_ceil(4));

@@ -6,7 +6,7 @@
 
 use super::LinearAlgorithm;
 use super::chunking::{Chunking, stretch_tokens};
-use super::ends::{FROM_NOTHING, FROM_SEGMENT, TO_NOTHING, TO_SEGMENT};
+use super::ends::{FROM_NOTHING, FROM_SEGMENT, TO_NOTHING, TO_SEGMENT, between};
 use super::names::Tensor;
 use super::task::{Access, Decay, Frame, THREADS, Task};
 use super::walk::{After, Walk};
@@ -35,12 +35,12 @@ impl Walk {
         let entries = if packed { 1 } else { self.frame.sequences.len() };
         let by_token = |width| Layout::heads_first(DType::F32, [entries, self.frame.heads, self.frame.tokens, width]);
         let by_channel = self.frame.decay == Decay::ByChannel;
-        if by_channel {
-            self.add_fades(builder, chunking.chunk)?;
-        }
-        // Products see every gate and beta.
+        // What is computed ahead sees every gate and beta.
         if by_channel || self.after.is_some() {
             self.add_report(builder, chunking.chunk, packed)?;
+        }
+        if by_channel {
+            self.add_fades(builder, chunking.chunk)?;
         }
         let mut walk = self.clone();
         if let Some(After { k, v, correction, .. }) = &self.after {
@@ -52,11 +52,14 @@ impl Walk {
             builder.scratch(CORRECTIONS, by_token(self.frame.dims.1))?;
             let corrected = Self {
                 adds: v.map(|v| [*k, v]),
-                kept: algorithm == LinearAlgorithm::ThreePass,
+                kept: algorithm == LinearAlgorithm::ThreePass && self.reads.is_some(),
                 reports: false,
                 ..self.clone()
             };
             corrected.add_corrections(builder, chunking)?;
+            if self.reads.is_none() {
+                return Ok(());
+            }
             walk = Self {
                 adds: Some([k, CORRECTIONS]),
                 after: None,
@@ -67,12 +70,14 @@ impl Walk {
                 ..walk
             };
         }
-        if by_channel {
-            let [q, k, ..] = walk.plain();
+        if let (true, Some([q, _]), Some([k, _])) = (by_channel, walk.reads, walk.adds) {
             builder.scratch(PRODUCTS, by_token(chunking.chunk))?;
             let tensors = vec![("q", q, AccessKind::Load4), ("k", k, AccessKind::Load4)];
-            let products = walk.products(builder.caps, PRODUCTS, tensors, chunking)?;
+            let products =
+                Self { reports: false, ..walk.clone() }.products(builder.caps, PRODUCTS, tensors, chunking)?;
             self.add_tasks(builder, [products])?;
+        }
+        if by_channel {
             walk.reports = false;
         }
         let tasks = match algorithm {
@@ -90,7 +95,11 @@ impl Walk {
                 let stretch = stretch_tokens(chunking.chunk);
                 walk.add_report(builder, stretch, packed)?;
                 walk.add_states(builder, stretch)?;
-                walk.in_stretches(builder.caps, |walk| walk.one_pass(chunking), stretch, walk.tiles(chunking))
+                let task = |walk: &Self| match walk.reads {
+                    Some(_) => walk.one_pass(chunking),
+                    None => walk.states_alone(chunking, stretch, walk.ends()),
+                };
+                walk.in_stretches(builder.caps, task, stretch, walk.tiles(chunking))
             }
         };
         walk.add_tasks(builder, tasks)
@@ -108,14 +117,15 @@ impl Walk {
         for name in FADES {
             builder.scratch(name, Layout::heads_first(DType::F32, gates.shape))?;
         }
+        let to = FADES.map(|name| (name, name, AccessKind::Store4));
+        // With the delta rule, inverses report.
+        let reports = self.reports && self.after.is_none();
+        let problem = reports.then_some(("problem", "problem", AccessKind::StoreBits));
         let fades = Task {
             name: "fades of channels",
             files: vec![file::LINEAR_CHUNKS_FADES, file::LINEAR_REPORT, self.gates_file()],
-            constants: vec![("WG", 32), ("CHANNELS", head_dim)],
-            tensors: [("g", "g", AccessKind::Load4)]
-                .into_iter()
-                .chain(FADES.map(|name| (name, name, AccessKind::Store4)))
-                .collect(),
+            constants: vec![("WG", 32), ("CHANNELS", head_dim), ("REPORTED", self.frame.heads / own.max(1))],
+            tensors: [("g", "g", AccessKind::Load4)].into_iter().chain(to).chain(problem).collect(),
             segment: chunk,
             work: [self.frame.sequences.len(), own, self.frame.segments(chunk)],
             runs: 0..1,
@@ -139,7 +149,13 @@ impl Walk {
             name: to,
             files: [&[file::LINEAR_CHUNKS_PRODUCTS, file::LINEAR_BETAS], &self.decays_files(self.gates_file())[..]]
                 .concat(),
-            constants: vec![("CHUNK", chunk), ("CHANNELS", head_dim), ("BY_CHANNEL", by_channel), ("INVERTS", inverts)],
+            constants: vec![
+                ("WG", chunk),
+                ("CHUNK", chunk),
+                ("CHANNELS", head_dim),
+                ("BY_CHANNEL", by_channel),
+                ("INVERTS", inverts),
+            ],
             tensors: self.with_gates(tensors),
             segment: chunk,
             work: self.work(self.frame.segments(chunk)),
@@ -239,32 +255,26 @@ impl Walk {
     }
 
     fn outputs_of_segments(&self, chunking: &Chunking) -> Task {
-        let constants = [("ABSORBS_FIRST", 0), ("FROM", FROM_SEGMENT), ("TO", TO_NOTHING), ("SEGMENT", self.segment)];
+        let more = [("ABSORBS_FIRST", 0), ("SEGMENT", self.segment)];
+        let constants = [&between(FROM_SEGMENT, TO_NOTHING)[..], &more].concat();
         let states = vec![("states", self.states, AccessKind::Load4)];
         self.outputs("outputs of segments", chunking, self.segment, &constants, states)
     }
 
     fn three_passes(&self, chunking: &Chunking) -> Vec<Task> {
         let (segment, dims) = (self.segment, self.frame.dims);
-        let whole = ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal));
-        let [_, k, v, _] = self.plain();
         let states = |kind| ("states", self.states, kind);
         let totals = |kind| (self.frame.decay != Decay::ByChannel).then_some(("totals", "totals", kind));
-        let tensors = [("k", k, AccessKind::Load4), ("v", v, AccessKind::Load4), states(AccessKind::Store4)];
-        let locals = Self { reports: false, ..self.clone() }.over_chunks(
-            "states of segments",
-            chunking,
-            segment,
-            &[whole, ("FROM", FROM_NOTHING), ("TO", TO_SEGMENT), ("SEGMENT", segment)],
-            tensors.into_iter().chain(totals(AccessKind::StoreBits)).collect(),
-        );
-        let locals = Task { files: [&locals.files[..], &[file::LINEAR_SEGMENT_STATES]].concat(), ..locals };
+        let ends = [&between(FROM_NOTHING, TO_SEGMENT)[..], &[("SEGMENT", segment)]].concat();
+        let to = [states(AccessKind::Store4)].into_iter().chain(totals(AccessKind::StoreBits)).collect();
+        let locals = Self { reports: self.reports && self.reads.is_none(), ..self.clone() };
+        let locals = locals.states_alone(chunking, segment, (ends, to));
         let (ends, mut tensors) = self.ends();
         tensors.push(states(AccessKind::Update4));
         tensors.extend(totals(AccessKind::LoadBits));
         tensors.extend(self.fades());
         let constants =
-            [("WG", THREADS), ("CHUNK", chunking.chunk), whole, ("KEPT", usize::from(self.kept)), self.causal()];
+            [("WG", THREADS), ("CHUNK", chunking.chunk), self.whole(), ("KEPT", usize::from(self.kept)), self.causal()];
         let scan = Task {
             name: "scan of segments",
             files: vec![file::LINEAR_STATES, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_SCAN],
@@ -275,7 +285,28 @@ impl Walk {
             runs: 0..1,
             flops: (12 * THREADS * self.frame.segments(segment)) as f64,
         };
-        vec![locals, scan, self.outputs_of_segments(chunking)]
+        let outputs = self.reads.map(|_| self.outputs_of_segments(chunking));
+        [locals, scan].into_iter().chain(outputs).collect()
+    }
+
+    /// Whether the state after the last segment is wanted.
+    fn whole(&self) -> (&'static str, usize) {
+        ("WHOLE", usize::from(self.to.is_some() || self.kept || !self.causal))
+    }
+
+    /// The kernel that only absorbs, so many tokens each workgroup.
+    fn states_alone(
+        &self,
+        chunking: &Chunking,
+        tokens: usize,
+        (mut constants, mut tensors): (Vec<(&'static str, usize)>, Vec<Access>),
+    ) -> Task {
+        let [k, v] = self.adds.expect("chunks absorb");
+        constants.push(self.whole());
+        tensors.extend([("k", k, AccessKind::Load4), ("v", v, AccessKind::Load4)]);
+        let mut task = self.over_chunks("states of segments", chunking, tokens, &constants, tensors);
+        task.files.push(file::LINEAR_SEGMENT_STATES);
+        task
     }
 
     /// How channels fade, if each does apart.

@@ -8,7 +8,6 @@
 //! ```
 
 use super::LinearParams;
-use super::ends::StateSource;
 use super::names::Tensor;
 use super::shapes::LinearShapes;
 use super::sums::{AHEAD, BEHIND, Sum, each};
@@ -44,14 +43,17 @@ pub(super) fn walks(
     [to_q, to_k]: [Tensor; 2],
     gated: bool,
 ) -> Result<(Vec<Walk>, [Sum; 3])> {
-    let shape = inputs.output_shape();
+    let forward = inputs.frame(params);
+    let [batch, heads, tokens, _] = inputs.output_shape();
+    let shape = [batch, heads, tokens, forward.dims.1];
     pair(builder, FORWARD, "corrections of tokens", shape)?;
     pair(builder, BACKWARD, "their gradients", shape)?;
-    let forward = inputs.frame(params);
     let dq = Sum::of("dq by heads", to_q);
-    let dq = Sum { from: each(builder, dq, gated, forward.dims.1, inputs.heads())?, ..dq };
+    let dq = match inputs.is_summary {
+        true => Sum { from: to_q, ..dq },
+        false => Sum { from: each(builder, dq, gated, forward.dims.1, inputs.heads())?, ..dq },
+    };
     let [dk, dv] = [Sum { from: "dk by dS", less: Some("dk by S"), to: to_k }, Sum::of(BACKWARD[1], "dv")];
-    let [batch, heads, tokens, _] = shape;
     for name in [Some(dk.from), dk.less].into_iter().flatten() {
         builder.scratch(name, Layout::heads_first(DType::F32, [batch, heads, tokens, forward.dims.0]))?;
     }
@@ -59,30 +61,31 @@ pub(super) fn walks(
     let forward = Frame { scale: 1.0, ..forward };
     let turned = (forward.dims.1, forward.dims.0);
     let back = Frame { reverse: !forward.reverse, late: true, gain: scale, ..forward.clone() };
-    let (from_h0, has_dht, names) = (inputs.h0.is_some(), builder.tensor("dht").is_some(), inputs.names);
-    let state = |there: bool, source: StateSource| if there { source } else { StateSource::Nothing };
+    let names = inputs.names;
+    let (before, behind) = (inputs.from(), inputs.behind(builder));
+    let queries = inputs.queries();
     let [_, u] = FORWARD;
     let beta = inputs.beta.as_ref().map(|_| "beta");
     let take = |k, v, correction| Some(After { k, v, takes_away: true, correction });
     let walks = vec![
         Walk {
             after: Some(inputs.delta(Some(FORWARD))),
-            from: state(from_h0, StateSource::H0("h0")),
+            from: before,
             reports: inputs.g.is_some() || inputs.beta.is_some(),
             ..Walk::over(forward.clone(), "states for corrections")
         },
         Walk {
-            adds: Some([names.q, names.dout]),
+            adds: queries,
             after: take(names.k, None, Some(Correction { beta, to: Some(BACKWARD) })),
-            from: state(has_dht, StateSource::H0("dht")),
-            to: from_h0.then_some("dh0"),
+            from: behind,
+            to: inputs.has_state().then_some(names.dh0),
             ..Walk::over(back.clone(), "states for their gradients")
         },
         Walk {
-            adds: Some([names.dout, names.q]),
+            adds: queries.map(|[q, dout]| [dout, q]),
             reads: Some([u, dk.from]),
             after: take(dv.from, Some(names.k), None),
-            from: state(has_dht, StateSource::Turned("dht")),
+            from: behind.turned(),
             kept: gated,
             turned: true,
             ..Walk::over(Frame { dims: turned, ..back }, BEHIND)
@@ -90,14 +93,14 @@ pub(super) fn walks(
         Walk {
             reads: dk.less.map(|less| [dv.from, less]),
             after: Some(After { k: u, v: Some(names.k), takes_away: false, correction: None }),
-            from: state(from_h0, StateSource::Turned("h0")),
+            from: before.turned(),
             turned: true,
             ..Walk::over(Frame { dims: turned, ..forward.clone() }, "states for the rest of dk")
         },
         Walk {
             adds: Some([u, names.k]),
-            reads: Some([names.dout, dq.from]),
-            from: state(from_h0, StateSource::Turned("h0")),
+            reads: queries.map(|[_, dout]| [dout, dq.from]),
+            from: before.turned(),
             kept: gated,
             turned: true,
             ..Walk::over(Frame { dims: turned, scale, ..forward }, AHEAD)

@@ -4,8 +4,8 @@ use super::LinearParams;
 use super::names::{FEATURES, Tensor};
 use super::shapes::LinearShapes;
 use super::task::{Access, Frame, THREADS, Task};
-use crate::program::Builder;
 use crate::program::shader::{AccessKind, file};
+use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result};
 
 /// φ, which makes features of keys and queries, so that their products take the place of scores.
@@ -51,9 +51,17 @@ impl LinearParams {
         if self.feature_map == FeatureMap::Taylor2 { 1.0 } else { self.scale_for(head_dim) }
     }
 
+    /// What is mapped, its gradient, and where features are: nothing without a map, and no queries in a summary.
+    fn mapped<'a>(&self, inputs: &'a LinearShapes) -> Vec<(&'a Operand, Tensor, [Tensor; 3])> {
+        let [q, k] = FEATURES;
+        let both = [(!inputs.is_summary, &inputs.q, "dq", q), (true, &inputs.k, "dk", k)];
+        let wanted = both.into_iter().filter(|(is_read, ..)| self.has_features() && *is_read);
+        wanted.map(|(_, of, to, names)| (of, to, names)).collect()
+    }
+
     /// Computes the features of q and k, and says where the walks find them.
     pub(super) fn add_features(&self, builder: &mut Builder, inputs: &LinearShapes, frame: &Frame) -> Result<()> {
-        for (of, [from, to, _]) in [&inputs.q, &inputs.k].into_iter().zip(FEATURES).filter(|_| self.has_features()) {
+        for (of, _, [from, to, _]) in self.mapped(inputs) {
             let [batch, heads, tokens, width] = of.shape();
             let features = self.feature_map.features(width);
             builder.scratch(to, Layout::heads_first(DType::F32, [batch, heads, tokens, features]))?;
@@ -69,7 +77,7 @@ impl LinearParams {
         if !self.has_features() {
             return Ok(["dq", "dk"]);
         }
-        for (of, [.., name]) in [&inputs.q, &inputs.k].into_iter().zip(FEATURES) {
+        for (of, _, [.., name]) in self.mapped(inputs) {
             let [batch, heads, tokens, width] = of.shape();
             let features = self.feature_map.features(width);
             builder.scratch(name, Layout::heads_first(DType::F32, [batch, heads, tokens, features]))?;
@@ -84,8 +92,7 @@ impl LinearParams {
         inputs: &LinearShapes,
         frame: &Frame,
     ) -> Result<()> {
-        let both = [(&inputs.q, "dq"), (&inputs.k, "dk")].into_iter().zip(FEATURES);
-        for ((of, to), [from, _, dy]) in both.filter(|_| self.has_features()) {
+        for (of, to, [from, _, dy]) in self.mapped(inputs) {
             let [_, heads, _, width] = of.shape();
             let tensors =
                 vec![("q", from, AccessKind::Load4), ("dy", dy, AccessKind::Load4), ("o", to, AccessKind::Store4)];

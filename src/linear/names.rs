@@ -9,22 +9,17 @@ pub(super) type Tensor = &'static str;
 pub(super) const FEATURES: [[Tensor; 3]; 2] =
     [["q", "features of q", "gradient of features of q"], ["k", "features of k", "gradient of features of k"]];
 
-/// What stands in for v, the initial state, o and the last state.
-pub(super) const VALUES: Tensor = "values and ones";
-pub(super) const BEFORE: Tensor = "state and sums before";
+/// What stands in for v, the initial state, o and the last state where they have more columns.
+pub(super) const VALUES: Tensor = "values and more";
+pub(super) const BEFORE: Tensor = "state and more before";
 pub(super) const SUMS: Tensor = "output and sums";
-pub(super) const AFTER: Tensor = "state and sums after";
+pub(super) const AFTER: Tensor = "state and more after";
 /// What stands in for the gradients of o, the last state and the initial state.
 pub(super) const DSUMS: Tensor = "gradient of output and sums";
-pub(super) const DAFTER: Tensor = "gradient of state and sums after";
-pub(super) const DBEFORE: Tensor = "gradient of state and sums before";
+pub(super) const DAFTER: Tensor = "gradient of state and more after";
+pub(super) const DBEFORE: Tensor = "gradient of state and more before";
 
-/// Columns of a row with one more: a multiple of 4.
-pub(super) fn joint(width: usize) -> usize {
-    (width + 1).next_multiple_of(4)
-}
-
-/// What walks go over: features in place of q and k, tensors with a column more where there is a normaliser.
+/// What walks go over: features in place of q and k, tensors with more columns where there is a normaliser, or in a summary.
 #[derive(Clone, Copy)]
 pub(super) struct Names {
     pub q: Tensor,
@@ -39,11 +34,11 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub fn of(params: &LinearParams) -> Self {
+    pub fn of(params: &LinearParams, is_joint: bool) -> Self {
         let [q, k] = FEATURES.map(|names| names[usize::from(params.has_features())]);
-        match params.normalize {
-            None => Self { q, k, v: "v", o: "o", h0: "h0", ht: "ht", dout: "dout", dht: "dht", dh0: "dh0" },
-            Some(_) => Self { q, k, v: VALUES, o: SUMS, h0: BEFORE, ht: AFTER, dout: DSUMS, dht: DAFTER, dh0: DBEFORE },
+        match is_joint {
+            false => Self { q, k, v: "v", o: "o", h0: "h0", ht: "ht", dout: "dout", dht: "dht", dh0: "dh0" },
+            true => Self { q, k, v: VALUES, o: SUMS, h0: BEFORE, ht: AFTER, dout: DSUMS, dht: DAFTER, dh0: DBEFORE },
         }
     }
 }

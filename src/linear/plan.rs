@@ -25,7 +25,7 @@ impl LinearParams {
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "zt", "state", "z", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = LinearShapes::new(&builder, self, shapes)?;
+        let inputs = LinearShapes::new(&builder, self, shapes, false)?;
         let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()))?;
         let (ht, state) = (builder.output_if("ht", || inputs.state())?, builder.tensor("state"));
         let (zt, z) = (builder.output_if("zt", || inputs.key_sums())?, builder.tensor("z"));
@@ -63,10 +63,10 @@ impl LinearParams {
             adds: (!delta).then_some([inputs.names.k, inputs.names.v]),
             reads: Some([inputs.names.q, inputs.names.o]),
             after: delta.then(|| inputs.delta(None)),
-            from: match (&state, inputs.has_state()) {
-                (Some(_), _) if !normalized => StateSource::InPlace,
-                (Some(_), _) | (None, true) => StateSource::H0(inputs.names.h0),
-                (None, false) => StateSource::Nothing,
+            from: match &state {
+                Some(_) if !normalized => StateSource::InPlace,
+                Some(_) => StateSource::H0(inputs.names.h0),
+                None => inputs.from(),
             },
             to: match (&state, &ht, &zt) {
                 (None, None, None) => None,
@@ -81,7 +81,7 @@ impl LinearParams {
         };
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
         let packed = inputs.cu_seqlens.is_some();
-        let (algorithm, why) = self.choose(caps, &walk, &chunking, (inputs.q.shape()[2], packed))?;
+        let (algorithm, why) = self.choose(caps, &walk, &chunking, packed)?;
         self.add_features(&mut builder, &inputs, &walk.frame)?;
         let around = Normalizer { params: self, inputs: &inputs, frame: &walk.frame };
         let in_place = state.is_some();
@@ -89,13 +89,13 @@ impl LinearParams {
             let comes = if in_place { Some(["state", "z"]) } else { inputs.has_state().then_some(["h0", "z0"]) };
             around.before(&mut builder, comes)?;
             builder.scratch(SUMS, around.output())?;
-            walk.to.map(|to| builder.scratch(to, around.states())).transpose()?;
+            walk.to.map(|to| builder.scratch(to, around.joint().states())).transpose()?;
         }
         walk.add(&mut builder, algorithm, &chunking, packed)?;
         if normalized {
             around.divide(&mut builder)?;
             let to = if in_place { ["state", "z"] } else { ["ht", "zt"] };
-            walk.to.map(|from| around.split_states(&mut builder, from, to)).transpose()?;
+            walk.to.map(|from| around.joint().split(&mut builder, from, to)).transpose()?;
         }
         let one_by_one = walk.one_by_one(caps, packed).name();
         builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
@@ -103,13 +103,14 @@ impl LinearParams {
 
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
     /// it.
-    fn choose(
+    pub(super) fn choose(
         &self,
         caps: &Caps,
         walk: &Walk,
         chunking: &Chunking,
-        (tokens, packed): (usize, bool),
+        packed: bool,
     ) -> Result<(LinearAlgorithm, String)> {
+        let tokens = walk.frame.tokens;
         if walk.snapshots.is_some() {
             let fits = matches!(self.algorithm, None | Some(LinearAlgorithm::Recurrent)) && self.chunk.is_none();
             let bound = "unset or recurrent, without a chunk: snapshots are taken token by token";
@@ -156,7 +157,13 @@ impl LinearParams {
     }
 }
 
-fn words(walk: &Walk, algorithm: LinearAlgorithm, one_by_one: &str, chunking: &Chunking, why: &str) -> String {
+pub(super) fn words(
+    walk: &Walk,
+    algorithm: LinearAlgorithm,
+    one_by_one: &str,
+    chunking: &Chunking,
+    why: &str,
+) -> String {
     let Chunking { chunk, cols, threads, .. } = *chunking;
     let state = format!("{threads} threads keep {} × {cols} of a head's state in registers", walk.frame.dims.0);
     let how = match algorithm {

@@ -1,6 +1,8 @@
 //! What linear attention reads and writes.
 
-use super::names::{Names, Tensor, joint};
+use super::ends::{StateSource, Unit};
+use super::joint::joint;
+use super::names::{Names, Tensor};
 use super::task::{Decay, Frame};
 use super::walk::{After, Correction};
 use super::{LinearParams, LinearRule};
@@ -26,6 +28,10 @@ pub(super) struct LinearShapes {
     /// Features of a query or key: rows of a state.
     features: usize,
     pub names: Names,
+    /// Columns of a state beyond those of values.
+    more: usize,
+    /// Whether only what the tokens do to a state is wanted: queries are not read.
+    pub is_summary: bool,
     seqlens: Option<Vec<usize>>,
     pub cu_seqlens: Option<Vec<usize>>,
 }
@@ -35,12 +41,21 @@ impl LinearShapes {
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for what does not fit together.
-    pub fn new(builder: &Builder, params: &LinearParams, shapes: &Shapes) -> Result<Self> {
+    pub fn new(builder: &Builder, params: &LinearParams, shapes: &Shapes, is_summary: bool) -> Result<Self> {
         params.check()?;
         let q = builder.input("q")?;
+        let features = params.feature_map.features(q.shape()[3]);
+        let more = match params.rule {
+            _ if params.normalize.is_some() => 1,
+            LinearRule::Linear if is_summary => 1,
+            LinearRule::Delta if is_summary => features,
+            _ => 0,
+        };
         let found = Self {
-            features: params.feature_map.features(q.shape()[3]),
-            names: Names::of(params),
+            features,
+            names: Names::of(params, more > 0),
+            more,
+            is_summary,
             q,
             k: builder.input("k")?,
             v: builder.input("v")?,
@@ -62,6 +77,36 @@ impl LinearShapes {
     /// Whether a state comes in, with the normaliser's part or only that.
     pub fn has_state(&self) -> bool {
         self.h0.is_some() || self.z0.is_some()
+    }
+
+    /// What a walk begins with, unless its state is updated in place.
+    pub fn from(&self) -> StateSource {
+        match self.is_summary {
+            true => StateSource::Unit(self.unit()),
+            false if self.has_state() => StateSource::H0(self.names.h0),
+            false => StateSource::Nothing,
+        }
+    }
+
+    /// What a walk from the other end begins with.
+    pub fn behind(&self, builder: &Builder) -> StateSource {
+        let there = self.is_summary || ["dht", "dzt"].iter().any(|name| builder.tensor(name).is_some());
+        if there { StateSource::H0(self.names.dht) } else { StateSource::Nothing }
+    }
+
+    /// q and the gradient of o: none in a summary.
+    pub fn queries(&self) -> Option<[Tensor; 2]> {
+        (!self.is_summary).then_some([self.names.q, self.names.dout])
+    }
+
+    /// What a summary begins with beside an empty state: the identity, or ones where no row of a state changes another.
+    fn unit(&self) -> Unit {
+        Unit { at: self.v.shape()[3].next_multiple_of(4), ones: self.more == 1, turned: false }
+    }
+
+    /// Columns of values, and of a state beyond them.
+    pub fn widths(&self) -> [usize; 2] {
+        [self.v.shape()[3], self.more]
     }
 
     /// [batch, heads, tokens, value_dim].
@@ -116,7 +161,7 @@ impl LinearShapes {
                 (None, None) => Decay::None,
             },
             heads: self.heads(),
-            dims: (self.features, if params.normalize.is_some() { joint(value_dim) } else { value_dim }),
+            dims: (self.features, if self.more > 0 { joint([value_dim, self.more]) } else { value_dim }),
             sequences: self.sequences(),
             tokens: self.q.shape()[2],
             reverse: params.reverse,

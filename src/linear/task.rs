@@ -137,6 +137,9 @@ impl Task {
         if files.contains(&file::LINEAR_CHUNKS_BOUNDS) {
             constants.push(("FADES_GROUP", group("fades")));
         }
+        if files.contains(&file::LINEAR_REPORT) && !constants.iter().any(|(name, _)| *name == "REPORTED") {
+            constants.push(("REPORTED", 1));
+        }
         if files.contains(&file::LINEAR_BETAS) {
             constants.push(("BETA_GROUP", group("beta")));
         }
@@ -161,9 +164,12 @@ impl Task {
             optional.extend([("q", AccessKind::Load4), ("weights", AccessKind::Load4), ("g", AccessKind::Load4)]);
             optional.extend([("totals", AccessKind::LoadBits), ("totals", AccessKind::StoreBits)]);
         }
-        if files.contains(&file::LINEAR_NORMALIZER) {
+        if files.contains(&file::LINEAR_JOINT) {
             optional.extend([("v", AccessKind::Load4), ("o", AccessKind::Store4)]);
-            optional.extend([("z", AccessKind::Load1), ("z", AccessKind::StoreBits)]);
+            optional.extend([("z", AccessKind::Load4), ("z", AccessKind::Store4)]);
+        }
+        if [file::LINEAR_GATE_GRADIENT, file::LINEAR_GATE_GRADIENT_BY_CHANNEL].iter().any(|file| files.contains(file)) {
+            optional.extend(["q", "dq"].map(|name| (name, AccessKind::Load4)));
         }
         if files.contains(&file::LINEAR_RECURRENT) {
             optional.extend(["q", "k", "v", "k2", "v2"].map(|name| (name, AccessKind::Load4)));

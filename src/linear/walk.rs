@@ -68,6 +68,12 @@ impl Walk {
         }
     }
 
+    /// Whether anything comes of it.
+    pub fn leaves_something(&self) -> bool {
+        let corrects = self.after.as_ref().and_then(|after| after.correction.as_ref()).is_some();
+        self.reads.is_some() || self.kept || self.to.is_some() || corrects
+    }
+
     pub fn add_tasks(&self, builder: &mut Builder, tasks: impl IntoIterator<Item = Task>) -> Result<()> {
         tasks.into_iter().try_for_each(|task| task.add(builder, &self.frame))
     }
@@ -116,8 +122,9 @@ impl Walk {
 
     /// The constants and tensors of both ends.
     pub fn ends(&self) -> (Vec<(&'static str, usize)>, Vec<Access>) {
-        let (numbers, tensors) = ends(self.from, self.to);
-        ([&numbers[..], &[("SEGMENT", self.segment)]].concat(), tensors)
+        let (mut constants, tensors) = ends(self.from, self.to);
+        constants.push(("SEGMENT", self.segment));
+        (constants, tensors)
     }
 
     /// A kernel for one stretch of the tokens after another, `tiles` workgroups a head each.
@@ -153,7 +160,7 @@ impl Walk {
     /// The same from where the state goes on: a kernel that brings it there, where states are kept, or where a device binds fewer
     /// buffers than the walk would.
     fn begun(&self, caps: &Caps, buffers: usize, stretch: usize) -> (Option<Task>, Self) {
-        let comes = matches!(self.from, StateSource::H0(_) | StateSource::Turned(_));
+        let comes = matches!(self.from, StateSource::H0(_) | StateSource::Turned(_) | StateSource::Unit(_));
         let to = self.to.or(self.between(stretch));
         let many = buffers + usize::from(to != self.to) > caps.storage_buffers as usize;
         if !comes || !(self.kept || many && to.is_some()) {

@@ -21,6 +21,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             left = faded;
         }
     }
+    if (HAS_PROBLEM) { report(w, thread); }
 }
 
 fn fade_on(x: vec4f, g: vec4f) -> vec4f {

@@ -20,7 +20,7 @@ var<workgroup> queries: array<vec4f, TOKENS * PIECE>;
 var<workgroup> changes: array<vec4f, select(1u, TOKENS * PIECE, BY_CHANNEL == 1u)>;
 var<workgroup> block: array<f32, select(1u, ROWS * CHUNK, INVERTS == 1u)>;
 
-@compute @workgroup_size(CHUNK)
+@compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let w = segment_at(params.first.x + workgroup.z, params.first.y + workgroup.y, params.first.z + workgroup.x, 0u);
     sum_gates(w, 0u, w.count, thread);

@@ -1,5 +1,9 @@
 //! Linear attention on a device.
 
+mod summary;
+
+pub use summary::{LinearSummary, LinearSummaryGradients};
+
 use crate::error::require;
 use crate::gpu::call::{Call, present};
 use crate::gpu::forward::{Cache, Found, Planner};

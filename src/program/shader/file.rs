@@ -166,11 +166,11 @@ files! {
     LINEAR_FEATURES = "linear/features/shared.wgsl";
     LINEAR_FEATURES_MAP = "linear/features/map.wgsl";
     LINEAR_FEATURES_GRADIENT = "linear/features/gradient.wgsl";
-    LINEAR_NORMALIZER = "linear/normalizer/shared.wgsl";
-    LINEAR_NORMALIZER_JOIN = "linear/normalizer/join.wgsl";
+    LINEAR_JOINT = "linear/joint/shared.wgsl";
+    LINEAR_JOINT_JOIN = "linear/joint/join.wgsl";
+    LINEAR_JOINT_SPLIT = "linear/joint/split.wgsl";
     LINEAR_NORMALIZER_DIVIDE = "linear/normalizer/divide.wgsl";
     LINEAR_NORMALIZER_GRADIENT = "linear/normalizer/gradient.wgsl";
-    LINEAR_NORMALIZER_SPLIT = "linear/normalizer/split.wgsl";
     LINEAR_SUM_HEADS = "linear/sum_heads.wgsl";
     LINEAR_SCAN = "linear/scan.wgsl";
     LINEAR_GATES_BY_HEAD = "linear/gates/by_head.wgsl";

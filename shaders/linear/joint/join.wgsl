@@ -1,4 +1,4 @@
-// o = [v, z, 0 …] of each row; z is 1 where there is none, or, for states, 0. A thread takes four columns of a row.
+// o = [v, z] of each row; z is ONE in its first column where there is none. A thread takes four columns of a row.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -8,10 +8,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     if (r.is_there) {
         var x = vec4f();
         if (column < WIDTH) { x = load_v4(at_v(r.batch, r.head, r.row) + column, WIDTH - column); }
-        if (column <= WIDTH && WIDTH < column + 4u) {
-            var last = 1.0;
-            if (HAS_Z) { last = load_z(at_z(r.batch, r.head, r.row)); } else if (STATES == 1u) { last = 0.0; }
-            x[WIDTH - column] = last;
+        if (column == AT) { x.x = f32(ONE); }
+        if (HAS_Z && column >= AT && column < AT + MORE) {
+            x = load_z4(at_z(r.batch, r.head, r.row) + column - AT, AT + MORE - column);
         }
         store_o4(at_o(r.batch, r.head, r.row) + column, JOINT - column, x);
     }

@@ -8,8 +8,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     if (r.is_there) {
         let x = load_q4(at_q(r.batch, r.head, r.row) + column, JOINT - column);
         if (column < WIDTH) { store_o4(at_o(r.batch, r.head, r.row) + column, WIDTH - column, x); }
-        if (column <= WIDTH && WIDTH < column + 4u) {
-            store_z(at_z(r.batch, r.head, r.row), bitcast<u32>(x[WIDTH - column]));
+        if (column >= AT && column < AT + MORE) {
+            store_z4(at_z(r.batch, r.head, r.row) + column - AT, AT + MORE - column, x);
         }
     }
 }
