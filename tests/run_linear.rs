@@ -64,7 +64,6 @@ fn run_linear() {
         };
         bad(r#"{"causal": false}"#, &["slopes is set", "not causal"]);
         bad(r#"{"rule": "deltas"}"#, &["unknown variant `deltas`"]);
-        bad(r#"{"rule": "delta", "way": "one_pass"}"#, &["algorithm is OnePass", "with the delta rule"]);
         bad(r#"{"normalize": true, "rule": "delta"}"#, &["normalize is 0.000001", "unset with the delta rule"]);
         bad(r#"{"chunk": 33}"#, &["chunk is 33", "a multiple of 32"]);
         refuses(&["run", "linear", &packed, &files.path("output"), "--backward"], &["do", "missing"]);
