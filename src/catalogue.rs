@@ -17,6 +17,8 @@ mod inputs;
 mod linear;
 mod linear_backward;
 mod linear_cases;
+mod linear_gate;
+mod linear_summary;
 mod linear_values;
 mod merge;
 mod neighborhood_cases;
@@ -47,6 +49,8 @@ pub use flash_random::random_flash_cases;
 pub use linear::LinearCase;
 pub use linear_backward::{LinearBackwardCase, linear_backward_cases, random_linear_backward_cases};
 pub use linear_cases::{linear_cases, random_linear_cases};
+pub use linear_gate::{LinearGateCase, linear_gate_cases};
+pub use linear_summary::{LinearSummaryCase, linear_summary_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
     neighborhood_backward_cases, neighborhood_cases, random_neighborhood_backward_cases, random_neighborhood_cases,
@@ -188,7 +192,10 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "linear",
-        cases: || boxed(linear_cases()).chain(boxed(linear_backward_cases())).collect(),
+        cases: || {
+            let around = boxed(linear_summary_cases()).chain(boxed(linear_gate_cases()));
+            boxed(linear_cases()).chain(boxed(linear_backward_cases())).chain(around).collect()
+        },
         random: |count, seed| {
             boxed(random_linear_cases(count, seed)).chain(boxed(random_linear_backward_cases(count, seed))).collect()
         },

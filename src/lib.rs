@@ -113,6 +113,7 @@ pub mod plan {
 pub mod backward {
     pub use crate::gpu::calls::attention::{AttentionGradients, AttentionSaved, OutputGradients};
     pub use crate::gpu::calls::linear::{LinearGradients, LinearSummaryGradients};
+    pub use crate::gpu::calls::linear_gate::LinearGateGradients;
     pub use crate::gpu::calls::seer_training::{SeerGateGradients, SeerGateSaved};
 }
 
@@ -132,6 +133,8 @@ pub use gpu::calls::block_mask::{BlockList, BlockMask};
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::linear::{LinearAttention, LinearInputs, LinearSummary};
 #[cfg(feature = "wgpu")]
+pub use gpu::calls::linear_gate::{LinearGate, LinearGateInputs};
+#[cfg(feature = "wgpu")]
 pub use gpu::calls::merge::Merge;
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::rotary::{Positions, Rotary};
@@ -146,7 +149,7 @@ pub use gpu::{Gpu, GpuOptions};
 /// The version of half that this crate uses: 16-bit floats on the host.
 pub use half;
 pub use layout::Layout;
-pub use linear::{FeatureMap, LinearAlgorithm, LinearParams, LinearRule};
+pub use linear::{FeatureMap, LinearAlgorithm, LinearGateActivation, LinearParams, LinearRule};
 pub use neighborhood::{NeighborhoodAxis, NeighborhoodParams};
 pub use program::hook::Hook;
 pub use rotary::RotaryParams;

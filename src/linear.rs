@@ -1,5 +1,6 @@
 //! Linear attention: a state instead of scores.
 
+mod activation;
 mod backward;
 mod chunking;
 mod chunks;
@@ -12,12 +13,14 @@ mod normalizer;
 mod passes;
 mod plan;
 mod recurrent;
+mod sequences;
 mod shapes;
 mod summary;
 mod sums;
 mod task;
 mod walk;
 
+pub use activation::LinearGateActivation;
 pub use features::FeatureMap;
 
 use crate::error::require;

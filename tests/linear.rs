@@ -5,8 +5,8 @@ mod common;
 use common::{bits, gpu, random, ratio, read, run_all, says, tensor};
 use pollster::block_on;
 use wgpu_attention::catalogue::{
-    LinearBackwardCase, LinearCase, linear_backward_cases, linear_cases, random_linear_backward_cases,
-    random_linear_cases,
+    LinearBackwardCase, LinearCase, linear_backward_cases, linear_cases, linear_gate_cases, linear_summary_cases,
+    random_linear_backward_cases, random_linear_cases,
 };
 use wgpu_attention::*;
 
@@ -28,6 +28,12 @@ fn gradients() {
 #[test]
 fn random_gradients() {
     run_all(&random_linear_backward_cases(4, 1));
+}
+
+#[test]
+fn summaries_and_gates() {
+    run_all(&linear_summary_cases());
+    run_all(&linear_gate_cases());
 }
 
 const ALGORITHMS: [LinearAlgorithm; 3] =

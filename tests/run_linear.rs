@@ -79,6 +79,48 @@ fn run_linear() {
     }
 }
 
+/// Gates by softplus and betas by a sigmoid: per token and per channel, forward and backward.
+#[test]
+fn activated_gates() {
+    let files = Files::new("run-linear-gates");
+    for channels in [vec![], vec![8]] {
+        let with = |shape: &[usize]| [shape, &channels].concat();
+        let tokens = [("q", 1), ("k", 2), ("v", 3), ("do", 4)].map(|(name, seed)| floats(name, seed, &[1, 2, 20, 8]));
+        let gates = [
+            floats(if channels.is_empty() { "g" } else { "gk" }, 5, &with(&[1, 2, 20])),
+            floats("a_log", 6, &[2]),
+            floats("dt_bias", 7, &with(&[2])),
+            floats("beta", 8, &[1, 2, 20]),
+        ];
+        let input = files.write("input", &[&tokens[..], &gates].concat());
+        let params = r#"{"rule": "delta", "l2_norm": true, "gate": "softplus", "beta": "sigmoid"}"#;
+        let names = ["dq", "dk", "dv", if channels.is_empty() { "dg" } else { "dgk" }, "da_log", "ddt_bias", "dbeta"];
+        for (more, names) in [(None, &["o", "ht"][..]), (Some("--backward"), &names)] {
+            for backend in ["gpu", "reference"] {
+                let (output, options) = (files.path(backend), ["--backend", backend, "--params", params]);
+                let all = ["run", "linear", &input, &output].into_iter().chain(options).chain(more);
+                succeeds(&all.collect::<Vec<_>>());
+            }
+            for name in names {
+                let ((shape, found), (same, known)) = (files.read("gpu", name), files.read("reference", name));
+                assert_eq!(shape, same, "{name}");
+                let largest = known.iter().fold(0f32, |most, x| most.max(x.abs()));
+                assert!(found.iter().zip(&known).all(|(a, b)| (a - b).abs() < 1e-5 * largest), "{name}");
+            }
+        }
+    }
+    let input = files
+        .write("bare", &[floats("q", 1, &[1, 1, 4, 8]), floats("k", 2, &[1, 1, 4, 8]), floats("v", 3, &[1, 1, 4, 8])]);
+    let output = files.path("output");
+    for (params, words) in [
+        (r#"{"gate": "softplus"}"#, ["g is missing", "softplus"]),
+        (r#"{"rule": "delta", "beta": "sigmoid"}"#, ["beta is missing", "sigmoid"]),
+        (r#"{"gate": "exp"}"#, ["unknown variant `exp`", "softplus"]),
+    ] {
+        refuses(&["run", "linear", &input, &output, "--params", params], &words);
+    }
+}
+
 /// ONNX's node tests of `LinearAttention` (opset 27), as its package has them: tensors `CASE/NAME`, the params of a case in the metadata.
 #[test]
 fn node_tests_of_onnx() {

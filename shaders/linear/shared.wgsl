@@ -58,12 +58,22 @@ fn fade_of(g: f32) -> vec2f {
 // e^g − 1 for g ≤ 0, to the last place: a state that is multiplied by a rounded e^g is off by as much in every token after it, so
 // x · e^g is x + (e^g − 1) · x. With g = n · ln 2 + r it is 2^n (e^r − 1) + (2^n − 1); exp is off by several places on some devices.
 fn change_of(g: f32) -> f32 {
-    let bounded = max(g, -104.0);
+    let parts = exp_parts(g);
+    return fma(parts.y, parts.x, parts.y - 1.0);
+}
+
+fn exp_of(x: f32) -> f32 {
+    let parts = exp_parts(min(x, 88.0));
+    return fma(parts.y, parts.x, parts.y);
+}
+
+// e^r − 1 and 2^n.
+fn exp_parts(x: f32) -> vec2f {
+    let bounded = max(x, -104.0);
     let n = round(bounded * 1.4426950409);
     // ln 2 in two parts: n times the first is exact.
     let r = fma(n, -1.4286067653e-6, fma(n, -0.693145751953125, bounded));
     let high = fma(r, fma(r, fma(r, fma(r, 1.0 / 40320.0, 1.0 / 5040.0), 1.0 / 720.0), 1.0 / 120.0), 1.0 / 24.0);
     let part = r * fma(r, fma(r, fma(r, high, 1.0 / 6.0), 0.5), 1.0);
-    let power = bitcast<f32>(u32(max(n, -127.0) + 127.0) << 23u);
-    return fma(power, part, power - 1.0);
+    return vec2f(part, bitcast<f32>(u32(max(n, -127.0) + 127.0) << 23u));
 }

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod block_mask;
 mod hook;
 pub(crate) mod linear;
+pub(crate) mod linear_gate;
 pub(crate) mod merge;
 pub(crate) mod rotary;
 pub(crate) mod score_reduction;

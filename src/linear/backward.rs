@@ -77,7 +77,7 @@ impl LinearParams {
             let [batch, heads, tokens, _] = inputs.output_shape();
             builder.scratch("dg", Layout::heads_first(DType::F32, [batch, heads, tokens, 1]))?;
         }
-        let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.cu_seqlens.is_some());
+        let (chunk, packed) = (self.chunk.unwrap_or(CHUNK), inputs.are_packed());
         let by_token = inputs.is_summary || self.by_token(caps, &walks, packed);
         let algorithm = if by_token { LinearAlgorithm::Recurrent } else { LinearAlgorithm::ThreePass };
         if by_token {

@@ -80,7 +80,7 @@ impl LinearParams {
             ..Walk::over(inputs.frame(self), "states")
         };
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
-        let packed = inputs.cu_seqlens.is_some();
+        let packed = inputs.are_packed();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, packed)?;
         self.add_features(&mut builder, &inputs, &walk.frame)?;
         let around = Normalizer { params: self, inputs: &inputs, frame: &walk.frame };

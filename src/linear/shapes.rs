@@ -3,12 +3,12 @@
 use super::ends::{StateSource, Unit};
 use super::joint::joint;
 use super::names::{Names, Tensor};
+use super::sequences::Sequences;
 use super::task::{Decay, Frame};
 use super::walk::{After, Correction};
 use super::{LinearParams, LinearRule};
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
-use crate::packed::{check_host_lengths, check_offsets};
 use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
@@ -32,8 +32,7 @@ pub(super) struct LinearShapes {
     more: usize,
     /// Whether only what the tokens do to a state is wanted: queries are not read.
     pub is_summary: bool,
-    seqlens: Option<Vec<usize>>,
-    pub cu_seqlens: Option<Vec<usize>>,
+    sequences: Sequences,
 }
 
 impl LinearShapes {
@@ -63,8 +62,7 @@ impl LinearShapes {
             beta: builder.tensor("beta"),
             h0: builder.tensor("h0"),
             z0: builder.tensor("z0"),
-            seqlens: shapes.get_numbers("seqlens").map(<[usize]>::to_vec),
-            cu_seqlens: shapes.get_numbers("cu_seqlens").map(<[usize]>::to_vec),
+            sequences: Sequences::of(shapes),
         };
         found.check(params).map(|()| found)
     }
@@ -117,7 +115,7 @@ impl LinearShapes {
 
     /// f32 [batch or sequences, heads, features, value_dim].
     pub fn state(&self) -> Layout {
-        let entries = self.cu_seqlens.as_ref().map_or(self.q.shape()[0], |offsets| offsets.len().saturating_sub(1));
+        let entries = self.sequences.entries(self.q.shape()[0]);
         Layout::heads_first(DType::F32, [entries, self.heads(), self.features, self.v.shape()[3]])
     }
 
@@ -137,11 +135,12 @@ impl LinearShapes {
     /// (first row, tokens) of each batch entry or sequence.
     fn sequences(&self) -> Vec<[u32; 4]> {
         let [batch, _, tokens, _] = self.q.shape();
-        match (&self.cu_seqlens, &self.seqlens) {
-            (Some(offsets), _) => offsets.windows(2).map(|w| [w[0] as u32, (w[1] - w[0]) as u32, 0, 0]).collect(),
-            (None, Some(lengths)) => lengths.iter().map(|&length| [0, length as u32, 0, 0]).collect(),
-            (None, None) => vec![[0, tokens as u32, 0, 0]; batch],
-        }
+        self.sequences.rows([batch, tokens])
+    }
+
+    /// Whether sequences lie one after another in one batch entry.
+    pub fn are_packed(&self) -> bool {
+        self.sequences.are_packed()
     }
 
     /// How the delta rule changes the state; what it corrects by, and beta times that, goes to `to`.
@@ -188,7 +187,7 @@ impl LinearShapes {
             let bound = format!("{wanted:?}, to match q");
             require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
         }
-        self.check_lengths(batch, tokens)?;
+        self.sequences.check("q", [batch, tokens])?;
         for (name, operand) in [("q", q), ("k", k), ("v", v)] {
             check_tensor(name, Some(operand), None, false)?;
         }
@@ -223,15 +222,6 @@ impl LinearShapes {
             require(slopes.len() == heads, "slopes.len()", slopes.len(), format!("{heads}, one per head"))?;
         }
         Ok(())
-    }
-
-    fn check_lengths(&self, batch: usize, tokens: usize) -> Result<()> {
-        let both = self.seqlens.is_some() && self.cu_seqlens.is_some();
-        require(!both, "seqlens", "set", "unset with cu_seqlens, which give the lengths")?;
-        self.seqlens.iter().try_for_each(|lengths| check_host_lengths("seqlens", lengths, batch, tokens))?;
-        let Some(offsets) = &self.cu_seqlens else { return Ok(()) };
-        require(batch == 1, "q.shape[0] (batch)", batch, "1 with packed sequences")?;
-        check_offsets("cu_seqlens", offsets, tokens)
     }
 }
 

@@ -41,7 +41,7 @@ impl LinearParams {
             ..Walk::over(frame.clone(), "states")
         };
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), frame.dims)?;
-        let packed = inputs.cu_seqlens.is_some();
+        let packed = inputs.are_packed();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, packed)?;
         self.add_features(&mut builder, &inputs, &frame)?;
         let joint = Joint { widths: inputs.widths(), frame: &frame };

@@ -9,6 +9,7 @@ mod flash;
 mod gate;
 mod gradients;
 mod linear;
+mod linear_gate;
 mod neighborhood;
 mod sequences;
 

@@ -166,6 +166,9 @@ files! {
     LINEAR_FEATURES = "linear/features/shared.wgsl";
     LINEAR_FEATURES_MAP = "linear/features/map.wgsl";
     LINEAR_FEATURES_GRADIENT = "linear/features/gradient.wgsl";
+    LINEAR_ACTIVATION = "linear/activation/shared.wgsl";
+    LINEAR_ACTIVATION_MAP = "linear/activation/map.wgsl";
+    LINEAR_ACTIVATION_SUMS = "linear/activation/sums.wgsl";
     LINEAR_JOINT = "linear/joint/shared.wgsl";
     LINEAR_JOINT_JOIN = "linear/joint/join.wgsl";
     LINEAR_JOINT_SPLIT = "linear/joint/split.wgsl";

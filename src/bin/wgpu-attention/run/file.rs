@@ -221,11 +221,11 @@ impl Inputs {
         Ok(Some(Floats { dtype: DType::F32, shape: [b, h, d, 1], values: decode(*dtype, data) }))
     }
 
-    /// One f32 a row: [B, H, N] whatever the order, packed [H, total].
-    pub fn rows(&self, name: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+    /// f32 of one shape, whatever the order.
+    pub fn rows(&self, name: &str, expected: &[usize], what: &str) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &EXACT)? else { return Ok(None) };
         if shape != expected {
-            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, like lse")));
+            return Err(error(self.what(name), format!("of shape {shape:?}"), format!("{expected:?}, {what}")));
         }
         Ok(Some(decode(*dtype, data)))
     }

@@ -27,7 +27,7 @@ impl<P: AttentionParams> Problem<P> {
         if dout.shape != rows {
             return Err(error("dout.shape", format!("{:?}", dout.shape), format!("{rows:?}, to match q and v")));
         }
-        let dlse = inputs.rows("dlse", if packed { &rows[1..3] } else { &rows[..3] })?;
+        let dlse = inputs.rows("dlse", if packed { &rows[1..3] } else { &rows[..3] }, "like lse")?;
         let mut from = Named::from([("dout", dout)]);
         from.extend(dlse.map(|values| ("dlse", Floats { dtype: DType::F32, shape: [b, h, n, 1], values })));
         let found = match options.backend {

@@ -4,11 +4,12 @@ use super::attention::{params, request};
 use super::call::{Named, Uploaded};
 use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
+use super::linear_gate::Gate;
 use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::plan::{Caps, Program, Shapes};
 use wgpu_attention::reference::{self, LinearProblem};
-use wgpu_attention::{FeatureMap, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
+use wgpu_attention::{FeatureMap, Gpu, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
 
 /// The fields of `LinearParams` that are numbers.
 #[derive(Deserialize)]
@@ -25,6 +26,28 @@ struct Params {
     causal: Option<Diagonal>,
     reverse: bool,
     chunk: Option<usize>,
+    gate: Gates,
+    beta: Betas,
+    beta_factor: f32,
+}
+
+/// What `g` in the file is.
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum Gates {
+    /// Logarithms of decay factors.
+    Log,
+    /// What softplus, `a_log` and `dt_bias` make those of.
+    Softplus,
+}
+
+/// What `beta` in the file is.
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum Betas {
+    Given,
+    /// What a sigmoid, times `beta_factor`, makes those of.
+    Sigmoid,
 }
 
 impl Default for Params {
@@ -40,6 +63,9 @@ impl Default for Params {
             causal: Some(Diagonal::On(true)),
             reverse: false,
             chunk: None,
+            gate: Gates::Log,
+            beta: Betas::Given,
+            beta_factor: 1.0,
         }
     }
 }
@@ -123,8 +149,8 @@ impl Heads {
 }
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
-    let Params { rule, feature_map, l2_norm, normalize, eps, algorithm, scale, causal, reverse, chunk } =
-        params(options)?;
+    let of_call: Params = params(options)?;
+    let Params { rule, feature_map, l2_norm, normalize, eps, algorithm, scale, causal, reverse, chunk, .. } = of_call;
     let algorithm = match algorithm {
         Algorithm::Auto => None,
         Algorithm::Recurrent => Some(LinearAlgorithm::Recurrent),
@@ -132,6 +158,7 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         Algorithm::ThreePass => Some(LinearAlgorithm::ThreePass),
     };
     let cu_seqlens = inputs.integers("cu_seqlens")?;
+    let offsets = cu_seqlens.clone();
     let packed = cu_seqlens.is_some();
     let causal = causal.and_then(Diagonal::causal).is_some();
     let normalize = normalize.then_some(eps);
@@ -158,6 +185,24 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
     }
     tensors.extend(inputs.gates("beta", packed)?.map(|beta| ("beta", beta)));
+    let gpu = match options.backend {
+        Backend::Gpu => Some(pollster::block_on(request(options.adapter.as_deref()))?),
+        Backend::Reference => None,
+    };
+    let mut activated = vec![];
+    if of_call.gate == Gates::Softplus {
+        let missing = || inputs.missing("g", ", what softplus makes gates of");
+        let gate = Gate::softplus(inputs, tensors.remove("g").ok_or_else(missing)?, offsets.as_deref())?;
+        tensors.insert("g", gate.forward(gpu.as_ref())?);
+        activated.push(("dg", gate));
+    }
+    if of_call.beta == Betas::Sigmoid {
+        let missing = || inputs.missing("beta", ", what a sigmoid makes betas of");
+        let x = tensors.remove("beta").ok_or_else(missing)?;
+        let gate = Gate::sigmoid(of_call.beta_factor, x, offsets.as_deref());
+        tensors.insert("beta", gate.forward(gpu.as_ref())?);
+        activated.push(("dbeta", gate));
+    }
     let (mut heads, h0) = (Heads::of(&tensors), inputs.state("h0")?);
     if h0.as_ref().is_some_and(|h0| h0.shape[1] == heads.call) {
         heads.file = heads.call;
@@ -178,10 +223,18 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         shapes = problem.shapes();
         program = problem.params.plan_backward(&Caps::unlimited(), &shapes)?;
     }
-    let found = match options.backend {
-        Backend::Gpu => pollster::block_on(problem.on_gpu(options, &shapes))?,
-        Backend::Reference => problem.on_cpu(options.backward, &program),
+    let mut found = match &gpu {
+        Some(gpu) => pollster::block_on(problem.on_gpu(gpu, options, &shapes))?,
+        None => problem.on_cpu(options.backward, &program),
     };
+    let mut of_gates = vec![];
+    for (name, gate) in activated {
+        for (_, values) in found.iter_mut().filter(|(other, _)| *other == name) {
+            let (dx, shared) = gate.backward(gpu.as_ref(), values)?;
+            *values = dx.values;
+            of_gates.extend(shared);
+        }
+    }
     let output = |(name, values): (&'static str, Vec<f32>)| {
         let Layout { dtype, shape, .. } = program.tensor(name).expect("a result of the program").layout;
         match name {
@@ -209,7 +262,7 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
             _ => inputs.output(name, Floats { dtype, shape, values }, packed),
         }
     };
-    Ok(found.into_iter().map(output).collect())
+    Ok(found.into_iter().map(output).chain(of_gates).collect())
 }
 
 impl Problem {
@@ -234,17 +287,16 @@ impl Problem {
         Ok(())
     }
 
-    async fn on_gpu(&self, options: &Options, shapes: &Shapes) -> Result<Found> {
-        let gpu = request(options.adapter.as_deref()).await?;
+    async fn on_gpu(&self, gpu: &Gpu, options: &Options, shapes: &Shapes) -> Result<Found> {
         println!("{}", gpu.caps());
-        let attention = LinearAttention::new(&gpu, self.params.clone())?;
+        let attention = LinearAttention::new(gpu, self.params.clone())?;
         let prepared = if options.backward {
             attention.prepare_backward(shapes).await?
         } else {
             println!("{}", attention.plan(shapes)?);
             attention.prepare(shapes).await?
         };
-        let mut call = Uploaded::new(&gpu, &self.tensors).await?;
+        let mut call = Uploaded::new(gpu, &self.tensors).await?;
         call.run(&prepared).await?;
         let mut found = vec![];
         for name in RESULTS.into_iter().filter(|name| call.tensors.contains_key(*name)) {
