@@ -45,6 +45,8 @@ pub struct LinearCase {
     pub spare: usize,
     /// Types of q and k, of v and o.
     pub dtypes: [DType; 2],
+    /// Type of the initial state, and of one that is updated in place.
+    pub of_states: DType,
     /// [batch, tokens, heads, width] in memory instead of contiguous: q, k, v and, where the case brings its outputs, o.
     pub strided: bool,
     /// Seed of the random values.
@@ -70,6 +72,7 @@ impl Default for LinearCase {
             packed: false,
             spare: 0,
             dtypes: [DType::F32; 2],
+            of_states: DType::F32,
             strided: false,
             seed: 0,
         }
@@ -94,6 +97,10 @@ impl LinearCase {
     pub(super) fn state_shape(&self) -> [usize; 4] {
         let entries = if self.packed { self.sequences.len() } else { self.batch };
         [entries, self.all_heads(), self.features(), self.dims.1]
+    }
+
+    pub(super) fn state_layout(&self) -> Layout {
+        Layout::heads_first(self.of_states, self.state_shape())
     }
 
     fn features(&self) -> usize {
@@ -137,7 +144,7 @@ impl LinearCase {
         Shapes::new([("q", q), ("k", k), ("v", v)])
             .tensor_if("g", self.gates.map(|_| Layout::heads_first(DType::F32, self.of_gates())))
             .tensor_if("beta", self.of_betas().map(|shape| Layout::heads_first(DType::F32, shape)))
-            .tensor_if("h0", self.h0.then(|| Layout::heads_first(DType::F32, self.state_shape())))
+            .tensor_if("h0", self.h0.then(|| self.state_layout()))
             .tensor_if("z0", self.z0.then(|| Layout::heads_first(DType::F32, self.sums_shape())))
             .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
             .numbers_if("cu_seqlens", self.packed.then(|| self.offsets()))
@@ -151,7 +158,7 @@ impl LinearCase {
         let shapes = match self.in_place {
             true => self
                 .shapes()
-                .tensor("state", Layout::heads_first(DType::F32, self.state_shape()))
+                .tensor("state", self.state_layout())
                 .tensor_if("z", self.brings_sums().then(|| Layout::heads_first(DType::F32, self.sums_shape()))),
             false if self.params.normalize.is_some() => self.shapes().wanted("ht").wanted("zt"),
             false => self.shapes().wanted("ht"),
@@ -235,7 +242,14 @@ impl Case for LinearCase {
             (LinearRule::Delta, None) => " delta".into(),
             (LinearRule::Delta, Some(heads)) => format!(" delta beta of {heads}"),
         };
-        format!("B {batch} H {heads:?} {lengths} D {}/{}{rule}{gate} {how} {} {qk}/{v}", dims.0, dims.1, on.join(", "))
+        let of_states =
+            if self.of_states == DType::F32 { String::new() } else { format!(", states {}", self.of_states) };
+        format!(
+            "B {batch} H {heads:?} {lengths} D {}/{}{rule}{gate} {how} {} {qk}/{v}{of_states}",
+            dims.0,
+            dims.1,
+            on.join(", ")
+        )
     }
 
     fn kernels(&self, caps: &Caps) -> Result<Vec<Kernel>> {

@@ -86,6 +86,7 @@ pub fn linear_cases() -> Vec<LinearCase> {
     }
     cases.extend(delta_cases());
     cases.extend(feature_cases());
+    cases.extend(state_cases());
     for (seed, case) in (9700..).step_by(10).zip(&mut cases) {
         case.seed = seed;
     }
@@ -147,6 +148,23 @@ fn delta_cases() -> Vec<LinearCase> {
     }
     let params = LinearParams { algorithm: ALGORITHMS[3], chunk: Some(32), ..delta };
     cases.push(LinearCase { tokens: 300, params, by_channel: true, ..gated });
+    cases
+}
+
+/// States of 16 bits: in place and initial ones, a few tokens and more than a dispatch goes over.
+fn state_cases() -> Vec<LinearCase> {
+    let delta = LinearParams { rule: LinearRule::Delta, ..LinearParams::default() };
+    let mut cases = vec![];
+    for (i, (tokens, of_states)) in
+        [(1, DType::F16), (8, DType::Bf16), (70, DType::F16), (1100, DType::Bf16)].into_iter().enumerate()
+    {
+        let base = LinearCase { tokens, of_states, dims: (20, 33), gates: Some((1.0, 20)), ..LinearCase::default() };
+        let params = LinearParams { algorithm: ALGORITHMS[i], ..LinearParams::default() };
+        cases.push(LinearCase { params, in_place: i % 2 == 0, h0: i % 2 == 1, ..base.clone() });
+        cases.push(LinearCase { params: delta.clone(), betas: Some(2), in_place: true, ..base });
+    }
+    let params = LinearParams { feature_map: FeatureMap::Elu1, normalize: Some(1e-6), ..LinearParams::default() };
+    cases.push(LinearCase { params, of_states: DType::F16, in_place: true, ..LinearCase::default() });
     cases
 }
 
@@ -261,6 +279,7 @@ fn random_case(seed: u64) -> LinearCase {
             [(); 2].map(|()| *types.choose(r).expect("three"))
         },
         strided: r.random_range(0..2) == 0,
+        of_states: if r.random_range(0..4) == 0 { DType::F16 } else { DType::F32 },
         spare: r.random_range(0..3) * r.random_range(0..40),
         seed,
     }

@@ -43,7 +43,7 @@ impl LinearCase {
             tokens: [normal(self.seed, q, 1.0, qk), keys, normal(self.seed + 2, v, 1.0, of_v)],
             g,
             beta: normal(self.seed + 7, betas, 0.7, DType::F32).into_iter().map(beta).collect(),
-            h0: normal(self.seed + 4, h0, 1.0, DType::F32),
+            h0: normal(self.seed + 4, h0, 1.0, self.of_states),
             // A sum of features that are mostly positive.
             z0: normal(self.seed + 8, sums, 1.0, DType::F32).into_iter().map(f32::abs).collect(),
         }
@@ -107,7 +107,7 @@ impl LinearCase {
             found.push(poisoned(gpu, layout, &values).await?);
         }
         let of_g = Layout::heads_first(DType::F32, self.of_gates());
-        let state = Layout::heads_first(DType::F32, self.state_shape());
+        let state = self.state_layout();
         Ok(Uploaded {
             g: if self.gates.is_some() { Some(poisoned(gpu, of_g, &g).await?) } else { None },
             beta: match self.of_betas() {

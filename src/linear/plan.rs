@@ -14,10 +14,11 @@ use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
 
 impl LinearParams {
     /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta,
-    /// h0 and z0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, f32 [batch or sequences,
-    /// heads, head_dim, value_dim], and `snapshots`, the state after every token, f32 [batch or sequences, heads, tokens · head_dim,
+    /// h0 and z0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, [batch or sequences,
+    /// heads, head_dim, value_dim], and `snapshots`, the state after every token, [batch or sequences, heads, tokens · head_dim,
     /// value_dim]: rows [n · head_dim, (n + 1) · head_dim) after token n in the order of processing. `state` replaces `h0` and `ht`: a state
-    /// that is updated in place. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1].
+    /// that is updated in place. States are f32 if they are allocated here; those of the caller's may be f16 or bf16, and are rounded once a
+    /// call. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1].
     /// With a [`FeatureMap`](super::FeatureMap), head_dim of a state is the number of features. Its numbers: seqlens or cu_seqlens.
     ///
     /// # Errors
@@ -31,9 +32,9 @@ impl LinearParams {
         let (zt, z) = (builder.output_if("zt", || inputs.key_sums())?, builder.tensor("z"));
         let snapshots = builder.output_if("snapshots", || inputs.snapshots())?;
         check_output("o", Some(&o), inputs.output_shape(), false)?;
-        check_output("ht", ht.as_ref(), inputs.state().shape, true)?;
-        check_output("state", state.as_ref(), inputs.state().shape, true)?;
-        check_output("snapshots", snapshots.as_ref(), inputs.snapshots().shape, true)?;
+        check_output("ht", ht.as_ref(), inputs.state().shape, false)?;
+        check_output("state", state.as_ref(), inputs.state().shape, false)?;
+        check_output("snapshots", snapshots.as_ref(), inputs.snapshots().shape, false)?;
         check_output("zt", zt.as_ref(), inputs.key_sums().shape, true)?;
         check_output("z", z.as_ref(), inputs.key_sums().shape, true)?;
         let normalized = self.normalize.is_some();
@@ -91,7 +92,7 @@ impl LinearParams {
             builder.scratch(SUMS, around.output())?;
             walk.to.map(|to| builder.scratch(to, around.joint().states())).transpose()?;
         }
-        walk.add(&mut builder, algorithm, &chunking, packed)?;
+        walk.add_unrounded(&mut builder, algorithm, &chunking, packed)?;
         if normalized {
             around.divide(&mut builder)?;
             let to = if in_place { ["state", "z"] } else { ["ht", "zt"] };

@@ -208,7 +208,7 @@ impl LinearShapes {
             require(fits, "beta.shape", format!("{shape:?}"), bound)?;
             check_tensor("beta", Some(beta), None, false)?;
         }
-        check_tensor("h0", h0.as_ref(), Some(self.state().shape), true)?;
+        check_tensor("h0", h0.as_ref(), Some(self.state().shape), false)?;
         require(z0.is_none() || params.normalize.is_some(), "z0", "set", "unset without a normaliser")?;
         let both = params.normalize.is_none() || h0.is_some() == z0.is_some();
         let found = if z0.is_some() { "set" } else { "unset" };

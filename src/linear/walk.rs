@@ -166,12 +166,19 @@ impl Walk {
         if !comes || !(self.kept || many && to.is_some()) {
             return (None, self.clone());
         }
-        let (ends, mut tensors) = Self { to, ..self.clone() }.ends();
+        let initial = Self { to, ..self.clone() }.initial();
+        let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
+        (Some(initial), Self { from, to, ..self.clone() })
+    }
+
+    /// What brings the state that the walk begins with to where it ends, or, where states are kept, to the first of those.
+    pub fn initial(&self) -> Task {
+        let (ends, mut tensors) = self.ends();
         if self.kept {
             tensors.push(("states", self.states, AccessKind::Store4));
         }
         let (head_dim, value_dim) = self.frame.dims;
-        let initial = Task {
+        Task {
             name: "initial state",
             files: vec![file::LINEAR_STATES, file::LINEAR_INITIAL],
             constants: [&[("WG", THREADS), ("KEPT", usize::from(self.kept))], &ends[..]].concat(),
@@ -180,9 +187,7 @@ impl Walk {
             work: self.work((head_dim * value_dim.div_ceil(4)).div_ceil(THREADS)),
             runs: 0..1,
             flops: THREADS as f64,
-        };
-        let from = if self.kept { StateSource::Kept } else { StateSource::InPlace };
-        (Some(initial), Self { from, to, ..self.clone() })
+        }
     }
 
     /// With the gates, and what tells of wrong ones.

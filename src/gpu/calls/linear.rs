@@ -38,7 +38,7 @@ pub struct LinearInputs<'a> {
     /// How much each token corrects the state, by [`crate::LinearRule::Delta`]: within [0, 2], [batch, heads or a divisor of that, tokens,
     /// 1]. Unset: 1. A beta out of range is clamped, a NaN counts as 0, and either makes reading a result an error.
     pub beta: Option<&'a Tensor>,
-    /// The initial state, f32 [batch or sequences, heads, head_dim, value_dim]. Unset: 0.
+    /// The initial state, [batch or sequences, heads, head_dim, value_dim], f32, or f16 or bf16. Unset: 0.
     pub h0: Option<&'a Tensor>,
     /// The initial sum of keys of a normaliser, f32 [batch or sequences, heads, head_dim, 1]: set where h0 is. With a
     /// [`crate::FeatureMap`], head_dim of states, sums and gates is the number of features.
@@ -267,7 +267,8 @@ impl LinearAttention {
         Ok((found.take("o"), found.take("ht"), found.take("zt")))
     }
 
-    /// The same with a state that is updated in place, as in decoding: f32 [batch or sequences, heads, head_dim, value_dim].
+    /// The same with a state that is updated in place, as in decoding: [batch or sequences, heads, head_dim, value_dim], f32, or f16 or bf16,
+    /// rounded once a call.
     ///
     /// # Errors
     /// Those of [`LinearAttention::forward`].
