@@ -126,7 +126,7 @@ pub use flash::FlashParams;
 pub use gpu::call::Call;
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::attention::{
-    Attention, AttentionInputs, AttentionOutputs, BlockSparseAttention, FlashAttention, NeighborhoodAttention, Seqlens,
+    Attention, AttentionInputs, AttentionOutputs, BlockSparseAttention, FlashAttention, NeighborhoodAttention,
 };
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::block_mask::{BlockList, BlockMask};
@@ -138,6 +138,8 @@ pub use gpu::calls::linear_gate::{LinearGate, LinearGateInputs};
 pub use gpu::calls::merge::Merge;
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::rotary::{Positions, Rotary};
+#[cfg(feature = "wgpu")]
+pub use gpu::calls::seqlens::Seqlens;
 #[cfg(feature = "wgpu")]
 pub use gpu::prepared::Prepared;
 #[cfg(feature = "wgpu")]

@@ -56,18 +56,7 @@ const LONGEST: [&str; 2] = ["max_seqlen_q", "max_seqlen_k"];
 
 /// The offsets of both sides, of tensors with so many rows.
 pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> Result<Option<[Offsets; 2]>> {
-    let side = |i: usize| -> Result<Option<Offsets>> {
-        let (name, of_longest) = (NAMES[i], LONGEST[i]);
-        let stated = shapes.get_numbers(of_longest).and_then(|numbers| numbers.first().copied());
-        let (offsets, host) = (builder.tensor(name), shapes.get_numbers(name));
-        check_place(name, offsets.is_some(), host.is_some())?;
-        if let Some(offsets) = offsets {
-            return Ok(Some(Offsets::Gpu { offsets, max_seqlen: stated.unwrap_or(rows[i]) }));
-        }
-        let bound = format!("unset unless {name} is on the GPU");
-        stated.map_or(Ok(()), |stated| require(false, of_longest, stated, bound))?;
-        Ok(host.map(|numbers| Offsets::Host(numbers.to_vec())))
-    };
+    let side = |i: usize| offsets_of(builder, shapes, NAMES[i], LONGEST[i], rows[i]);
     match (side(0)?, side(1)?) {
         (Some(q), Some(k)) => Ok(Some([q, k])),
         (None, None) => Ok(None),
@@ -76,6 +65,25 @@ pub(crate) fn offsets(builder: &Builder, shapes: &Shapes, rows: [usize; 2]) -> R
             require(false, missing, "unset", format!("set, as {given} is")).map(|()| None)
         }
     }
+}
+
+/// The offsets of one side.
+pub(crate) fn offsets_of(
+    builder: &Builder,
+    shapes: &Shapes,
+    name: &str,
+    of_longest: &str,
+    rows: usize,
+) -> Result<Option<Offsets>> {
+    let stated = shapes.get_numbers(of_longest).and_then(|numbers| numbers.first().copied());
+    let (offsets, host) = (builder.tensor(name), shapes.get_numbers(name));
+    check_place(name, offsets.is_some(), host.is_some())?;
+    if let Some(offsets) = offsets {
+        return Ok(Some(Offsets::Gpu { offsets, max_seqlen: stated.unwrap_or(rows) }));
+    }
+    let bound = format!("unset unless {name} is on the GPU");
+    stated.map_or(Ok(()), |stated| require(false, of_longest, stated, bound))?;
+    Ok(host.map(|numbers| Offsets::Host(numbers.to_vec())))
 }
 
 /// (first query, queries, first key, keys) of each sequence.
@@ -87,25 +95,7 @@ pub(crate) fn host_sequences(q: &[usize], k: &[usize]) -> Vec<[u32; 4]> {
 /// Both sides' offsets, checked as far as the host sees them. `rows` are those of the queries' and of the keys' tensor.
 pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
     for ((name, of_longest), (side, rows)) in NAMES.into_iter().zip(LONGEST).zip(sides.iter().zip(rows)) {
-        match side {
-            Offsets::Host(offsets) => check_offsets(name, offsets, rows)?,
-            Offsets::Gpu { offsets: Operand { layout, .. }, max_seqlen } => {
-                require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
-                let row = layout.shape[..3] == [1, 1, 1] && layout.shape[3] > 0;
-                let bound = "[1, 1, 1, sequences + 1]";
-                require(row, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
-                let sequences = layout.shape[3] - 1;
-                require(
-                    sequences <= MAX_BATCH,
-                    &format!("{name}: sequences"),
-                    sequences,
-                    format!("at most {MAX_BATCH}"),
-                )?;
-                let bound = format!("at most {rows}, the rows of the tensor");
-                require(*max_seqlen <= rows, of_longest, max_seqlen, bound)?;
-                layout.byte_span()?;
-            }
-        }
+        check_offsets_of(name, of_longest, side, rows)?;
     }
     let [q, k] = sides;
     require(q.place() == k.place(), NAMES[1], k.place(), format!("{}, like cu_seqlens_q", q.place()))?;
@@ -113,8 +103,26 @@ pub(crate) fn check(sides: &[Offsets; 2], rows: [usize; 2]) -> Result<()> {
     require(nq == nk, "cu_seqlens_k: sequences", nk, format!("{nq}, as in cu_seqlens_q"))
 }
 
+/// The offsets of one side, likewise.
+pub(crate) fn check_offsets_of(name: &str, of_longest: &str, side: &Offsets, rows: usize) -> Result<()> {
+    match side {
+        Offsets::Host(offsets) => check_offsets(name, offsets, rows),
+        Offsets::Gpu { offsets: Operand { layout, .. }, max_seqlen } => {
+            require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
+            let row = layout.shape[..3] == [1, 1, 1] && layout.shape[3] > 0;
+            let bound = "[1, 1, 1, sequences + 1]";
+            require(row, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+            let sequences = layout.shape[3] - 1;
+            require(sequences <= MAX_BATCH, &format!("{name}: sequences"), sequences, format!("at most {MAX_BATCH}"))?;
+            let bound = format!("at most {rows}, the rows of the tensor");
+            require(*max_seqlen <= rows, of_longest, max_seqlen, bound)?;
+            layout.byte_span().map(|_| ())
+        }
+    }
+}
+
 /// Offsets on the host: they ascend from 0 within the rows.
-pub(crate) fn check_offsets(name: &str, offsets: &[usize], rows: usize) -> Result<()> {
+fn check_offsets(name: &str, offsets: &[usize], rows: usize) -> Result<()> {
     let bound = format!("at least 1, at most {}", MAX_BATCH + 1);
     require((1..=MAX_BATCH + 1).contains(&offsets.len()), &format!("{name}.len()"), offsets.len(), bound)?;
     let broken = |rule: OffsetRule, i: usize| Err(rule.error(name, i, offsets[i], offsets[i.max(1) - 1], rows, 0));
@@ -291,6 +299,30 @@ impl Schedule {
     }
 }
 
+/// The table of tensors with one side, from what lies on the GPU: offsets of sequences, the longest of which is stated, or lengths of batch
+/// entries. `entries` and rows of the tensors.
+pub(crate) fn one_side(
+    builder: &mut Builder,
+    name: &'static str,
+    seqlens: &Operand,
+    [entries, rows]: [usize; 2],
+    longest: Option<usize>,
+) -> Result<(Binding, Table)> {
+    let (table, scratch) = builder.scratch_table("rows of sequences", "sequences", entries)?;
+    let on_gpu = OnGpu {
+        names: [name; 2],
+        seqlens: [Some(seqlens), None],
+        sequences: entries,
+        rows: [rows; 2],
+        longest: [longest.unwrap_or(rows); 2],
+        tiles: longest.map(|_| (Side::Queries, 1, 0)),
+        query_rows: 1,
+    };
+    let kernel = on_gpu.kernel(builder, "rows", scratch, true)?;
+    builder.add_sliced(&kernel);
+    Ok(table)
+}
+
 /// Lengths of padded sequences, one a batch entry.
 #[derive(Clone, Debug)]
 pub(crate) enum Lengths {
@@ -312,12 +344,14 @@ const LENGTHS: [&str; 2] = ["seqlens_q", "seqlens_k"];
 
 /// The lengths of both sides, where there are some.
 pub(crate) fn lengths(builder: &Builder, shapes: &Shapes) -> Result<[Option<Lengths>; 2]> {
-    let side = |name: &str| {
-        let host = shapes.get_numbers(name).map(|numbers| Lengths::Host(numbers.to_vec()));
-        let found = builder.tensor(name).map(Lengths::Gpu);
-        check_place(name, found.is_some(), host.is_some()).map(|()| found.or(host))
-    };
-    Ok([side(LENGTHS[0])?, side(LENGTHS[1])?])
+    Ok([lengths_of(builder, shapes, LENGTHS[0])?, lengths_of(builder, shapes, LENGTHS[1])?])
+}
+
+/// The lengths of one side.
+pub(crate) fn lengths_of(builder: &Builder, shapes: &Shapes, name: &str) -> Result<Option<Lengths>> {
+    let host = shapes.get_numbers(name).map(|numbers| Lengths::Host(numbers.to_vec()));
+    let found = builder.tensor(name).map(Lengths::Gpu);
+    check_place(name, found.is_some(), host.is_some()).map(|()| found.or(host))
 }
 
 /// What lies on the GPU does not lie on the host too.
@@ -328,22 +362,27 @@ fn check_place(name: &str, on_gpu: bool, on_host: bool) -> Result<()> {
 /// The lengths of both sides, checked as far as the host sees them. `rows` are those of the tensors.
 pub(crate) fn check_lengths(sides: [Option<&Lengths>; 2], batch: usize, rows: [usize; 2]) -> Result<()> {
     for ((name, lengths), rows) in LENGTHS.into_iter().zip(sides).zip(rows) {
-        match lengths {
-            None => {}
-            Some(Lengths::Host(lengths)) => check_host_lengths(name, lengths, batch, rows)?,
-            Some(Lengths::Gpu(Operand { layout, .. })) => {
-                require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
-                let bound = format!("[1, 1, 1, {batch}], one per batch entry");
-                let fits = layout.shape == [1, 1, 1, batch];
-                require(fits, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
-                layout.byte_span()?;
-            }
-        }
+        check_lengths_of(name, lengths, batch, rows)?;
     }
     let [Some(q), Some(k)] = sides.map(|side| side.map(|lengths| place(lengths.on_gpu().is_some()))) else {
         return Ok(());
     };
     require(q == k, LENGTHS[1], k, format!("{q}, like seqlens_q"))
+}
+
+/// The lengths of one side, likewise.
+pub(crate) fn check_lengths_of(name: &str, lengths: Option<&Lengths>, batch: usize, rows: usize) -> Result<()> {
+    match lengths {
+        None => Ok(()),
+        Some(Lengths::Host(lengths)) => check_host_lengths(name, lengths, batch, rows),
+        Some(Lengths::Gpu(Operand { layout, .. })) => {
+            require(layout.dtype == DType::U32, &format!("{name}.dtype"), layout.dtype, "u32")?;
+            let bound = format!("[1, 1, 1, {batch}], one per batch entry");
+            let fits = layout.shape == [1, 1, 1, batch];
+            require(fits, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
+            layout.byte_span().map(|_| ())
+        }
+    }
 }
 
 /// Lengths on the host.

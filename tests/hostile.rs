@@ -301,7 +301,7 @@ fn wrong_offsets_are_told_without_any_work() {
 fn offsets_of_linear_attention_that_do_not_ascend_are_refused() {
     let x = tensor([1, 1, 5, 4], &random(1, 20));
     let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
-    let inputs = LinearInputs { cu_seqlens: Some(&[0, 5, 3]), ..LinearInputs::new(&x, &x, &x) };
+    let inputs = LinearInputs { cu_seqlens: Some((&[0, 5, 3]).into()), ..LinearInputs::new(&x, &x, &x) };
     says(block_on(attention.forward_with_snapshots(&inputs)), &["cu_seqlens[2]", "3", "at least"]);
     says(block_on(attention.forward_with_state(&inputs)), &["cu_seqlens[2]", "3", "at least"]);
     says(block_on(attention.backward(&inputs, &x, None)), &["cu_seqlens[2]", "3", "at least"]);

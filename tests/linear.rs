@@ -123,6 +123,19 @@ fn snapshots_of(rule: LinearRule) {
     assert_eq!(snapshots.shape(), [1, heads, n * d, dv]);
     let (again, last) = block_on(attention.forward_with_state(&all)).unwrap();
     assert_eq!(bits(&read(&o)), bits(&read(&again)));
+    // Of 16 bits, where the caller's are.
+    let half = Layout::heads_first(DType::F16, snapshots.shape());
+    let (half, again) = block_on(async {
+        let half = Tensor::empty(gpu(), half).await?;
+        let call = (all, [("o", &again), ("snapshots", &half)]);
+        let prepared = attention.prepare(&call).await?;
+        prepared.submit(&call).await?;
+        Ok::<_, Error>((half, again))
+    })
+    .unwrap();
+    assert_eq!(bits(&read(&again)), bits(&read(&o)));
+    let rounded: Vec<f32> = read(&snapshots).into_iter().map(|x| DType::F16.round(x)).collect();
+    assert_eq!(bits(&read(&half)), bits(&rounded));
     let after = |tokens| LinearAttention::state_after(&snapshots, d, tokens).unwrap();
     assert_eq!(bits(&read(&after(n))), bits(&read(&last)));
     let [q, k, v] = part(3..n);
@@ -224,7 +237,7 @@ fn bits_do_not_depend_on_the_batch() {
     let short = |lengths: &[usize]| {
         let batch = lengths.len();
         let [q, k, v, dout] = [&q, &k, &v, &dout].map(|values| tensor([batch, 2, n, d], &values[..batch * half]));
-        let inputs = LinearInputs { seqlens: Some(lengths), ..LinearInputs::new(&q, &k, &v) };
+        let inputs = LinearInputs { seqlens: Some(Seqlens::Host(lengths)), ..LinearInputs::new(&q, &k, &v) };
         let found = block_on(attention.backward(&inputs, &dout, None)).unwrap();
         let tokens = |tensor: Tensor| read(&tensor)[..20 * d].to_vec();
         [found.dq, found.dk, found.dv].map(|tensor| bits(&tokens(tensor)))

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{gpu, says, tensor};
+use common::{gpu, random, says, tensor};
 use pollster::block_on;
 use wgpu_attention::backward::*;
 use wgpu_attention::plan::*;
@@ -51,17 +51,21 @@ fn bad_input() {
     says(run(open, &LinearInputs { g: Some(&g), ..inputs }), &["g is set", "not causal"]);
     says(run(plain(), &LinearInputs { h0: Some(&zeros([2, 4, 8, 8])), ..inputs }), &["h0.shape", "[2, 4, 8, 6]"]);
     says(
-        run(plain(), &LinearInputs { seqlens: Some(&[10]), ..inputs }),
+        run(plain(), &LinearInputs { seqlens: Some((&[10]).into()), ..inputs }),
         &["seqlens.len() is 1", "2, one per batch entry"],
     );
-    says(run(plain(), &LinearInputs { seqlens: Some(&[10, 11]), ..inputs }), &["seqlens[1] is 11", "at most 10"]);
     says(
-        run(plain(), &LinearInputs { cu_seqlens: Some(&[0, 10]), ..inputs }),
+        run(plain(), &LinearInputs { seqlens: Some((&[10, 11]).into()), ..inputs }),
+        &["seqlens[1] is 11", "at most 10"],
+    );
+    says(
+        run(plain(), &LinearInputs { cu_seqlens: Some((&[0, 10]).into()), ..inputs }),
         &["q.shape[0] (batch) is 2", "1 with packed"],
     );
     let one = zeros([1, 2, 10, 8]);
-    let packed =
-        |offsets| run(plain(), &LinearInputs { cu_seqlens: Some(offsets), ..LinearInputs::new(&one, &one, &one) });
+    let packed = |offsets| {
+        run(plain(), &LinearInputs { cu_seqlens: Some(Seqlens::Host(offsets)), ..LinearInputs::new(&one, &one, &one) })
+    };
     says(packed(&[]), &["cu_seqlens.len() is 0"]);
     says(packed(&[1, 10]), &["cu_seqlens[0] is 1"]);
     says(packed(&[0, 7, 5, 10]), &["cu_seqlens[2] is 5", "at least the offset before it, 7"]);
@@ -132,7 +136,7 @@ fn bad_input() {
     says(prepared.encode(&mut encoder, (&inputs, written)), &["state is None", "set, as prepared"]);
     let gated = LinearInputs { g: Some(&g), ..inputs };
     says(prepared.encode(&mut encoder, (&gated, to)), &["g is Layout", "unset, as prepared"]);
-    let padded = LinearInputs { seqlens: Some(&[3, 3]), ..inputs };
+    let padded = LinearInputs { seqlens: Some((&[3, 3]).into()), ..inputs };
     says(prepared.encode(&mut encoder, (&padded, to)), &["seqlens is [3, 3]", "as prepared: None"]);
     // Algorithms, chunks, snapshots.
     let chunk = |chunk, algorithm| LinearParams { chunk: Some(chunk), algorithm, ..plain() };
@@ -219,4 +223,33 @@ fn bad_gradients() {
     let over = LinearGradients { dq: q.clone(), ..to };
     let prepared = prepare(&over).unwrap();
     says(prepared.encode(&mut encoder, (&inputs, from, &over)), &["dq is bytes", "apart from"]);
+}
+
+/// Lengths and offsets on the GPU: what is wrong with them is clamped, and told when a result is read.
+#[test]
+fn wrong_offsets_on_the_gpu_are_told_when_a_result_is_read() {
+    let x = tensor([1, 1, 10, 4], &random(1, 40));
+    let attention = LinearAttention::new(gpu(), LinearParams::default()).unwrap();
+    let up = |values: &[u32]| block_on(Tensor::upload_u32(gpu(), values)).unwrap();
+    let run = |inputs: LinearInputs| block_on(async { attention.forward(&inputs).await?.read().await });
+    let plain = LinearInputs::new(&x, &x, &x);
+    let offsets = up(&[0, 4, 10]);
+    assert!(run(plain.with_offsets(&offsets)).is_ok());
+    for (values, longest, words) in [
+        (&[0, 5, 3][..], None, ["cu_seqlens[2] is 3", "at least"]),
+        (&[1, 5], None, ["cu_seqlens[0] is 1", "0"]),
+        (&[0, 5, 11], None, ["cu_seqlens[2] is 11", "at most 10"]),
+        (&[0, 7, 9], Some(6), ["cu_seqlens[1]", "6"]),
+    ] {
+        let wrong = up(values);
+        says(run(LinearInputs { max_seqlen: longest, ..plain.with_offsets(&wrong) }), &words);
+    }
+    let long = up(&[11]);
+    says(run(plain.with_lengths(&long)), &["seqlens[0] is 11", "at most 10"]);
+    says(run(plain.with_lengths(&offsets)), &["seqlens.shape is [1, 1, 1, 3]", "one per batch entry"]);
+    says(run(plain.with_offsets(&x)), &["cu_seqlens.dtype is f32", "u32"]);
+    let host = LinearInputs { max_seqlen: Some(5), ..plain.with_offsets(&[0, 5, 10]) };
+    says(run(host), &["max_seqlen is 5", "on the GPU"]);
+    let many = LinearInputs { max_seqlen: Some(11), ..plain.with_offsets(&offsets) };
+    says(run(many), &["max_seqlen is 11", "at most 10"]);
 }

@@ -75,8 +75,10 @@ fn sums_are_over_sequences() {
         random(6, x.len()).into_iter().enumerate().map(|(i, x)| if i % TOKENS < 30 { x } else { f32::NAN }).collect();
     let (uploaded, a_log) = (tensor([1, HEADS, TOKENS, 1], &x), tensor([1, HEADS, 1, 1], &[0.1, -0.5, 1.0]));
     let offsets = [0, 11, 11, 30];
-    let inputs =
-        LinearGateInputs { cu_seqlens: Some(&offsets), ..LinearGateInputs::new(&uploaded).with_rates(&a_log, None) };
+    let inputs = LinearGateInputs {
+        cu_seqlens: Some((&offsets).into()),
+        ..LinearGateInputs::new(&uploaded).with_rates(&a_log, None)
+    };
     let gate = LinearGate::new(gpu(), LinearGateActivation::Softplus).unwrap();
     let found = block_on(gate.backward(&inputs, &tensor([1, HEADS, TOKENS, 1], &dy))).unwrap();
     let dy: Vec<f32> = dy.into_iter().map(|x| if x.is_nan() { 0.0 } else { x }).collect();
@@ -106,7 +108,7 @@ fn bad_input() {
     );
     says(block_on(softplus.forward(&inputs.with_rates(&wide, None))), &["a_log.shape is [1, 3, 1, 4]"]);
     let lengths = [38];
-    let long = LinearGateInputs { seqlens: Some(&lengths), ..inputs.with_rates(&a_log, None) };
+    let long = LinearGateInputs { seqlens: Some((&lengths).into()), ..inputs.with_rates(&a_log, None) };
     says(block_on(softplus.forward(&long)), &["seqlens[0] is 38", "at most 37"]);
     // What is no number is none in the gates either, which attention reports.
     let none = tensor([1, 1, 2, 1], &[f32::NAN, 1.0]);

@@ -161,7 +161,7 @@ fn summaries_of_every_kind() {
     let one = k.view(k.layout().clone().narrow(1, 0..1).unwrap()).unwrap();
     let attention = LinearAttention::new(gpu(), params.clone()).unwrap();
     let offsets = [0, 70, TOKENS];
-    let inputs = LinearInputs { cu_seqlens: Some(&offsets), ..LinearInputs::new(&one, &one, &v) };
+    let inputs = LinearInputs { cu_seqlens: Some((&offsets).into()), ..LinearInputs::new(&one, &one, &v) };
     let summary = block_on(attention.summary(&inputs)).unwrap();
     let (_, last) = block_on(attention.forward_with_state(&inputs)).unwrap();
     let off = ratio(&read(&summary.added), &read(&last));

@@ -41,6 +41,8 @@ pub struct LinearCase {
     pub sequences: Vec<usize>,
     /// Whether sequences lie one after another.
     pub packed: bool,
+    /// Whether lengths and offsets lie on the GPU.
+    pub on_gpu: bool,
     /// Rows after the last of the packed sequences.
     pub spare: usize,
     /// Types of q and k, of v and o.
@@ -70,6 +72,7 @@ impl Default for LinearCase {
             in_place: false,
             sequences: vec![],
             packed: false,
+            on_gpu: false,
             spare: 0,
             dtypes: [DType::F32; 2],
             of_states: DType::F32,
@@ -97,6 +100,24 @@ impl LinearCase {
     pub(super) fn state_shape(&self) -> [usize; 4] {
         let entries = if self.packed { self.sequences.len() } else { self.batch };
         [entries, self.all_heads(), self.features(), self.dims.1]
+    }
+
+    fn lengths_name(&self) -> &'static str {
+        if self.packed { "cu_seqlens" } else { "seqlens" }
+    }
+
+    /// Lengths of batch entries, or offsets of sequences.
+    pub(super) fn lengths(&self) -> Option<Vec<usize>> {
+        match self.packed {
+            true => Some(self.offsets()),
+            false => (!self.sequences.is_empty()).then(|| self.sequences.clone()),
+        }
+    }
+
+    /// More than the longest sequence has, where there is as much.
+    pub(super) fn max_seqlen(&self) -> Option<usize> {
+        let longest = self.sequences.iter().max().copied().unwrap_or(0);
+        (self.on_gpu && self.packed).then_some((longest + 9).min(self.rows()))
     }
 
     pub(super) fn state_layout(&self) -> Layout {
@@ -146,8 +167,14 @@ impl LinearCase {
             .tensor_if("beta", self.of_betas().map(|shape| Layout::heads_first(DType::F32, shape)))
             .tensor_if("h0", self.h0.then(|| self.state_layout()))
             .tensor_if("z0", self.z0.then(|| Layout::heads_first(DType::F32, self.sums_shape())))
-            .numbers_if("seqlens", (!self.packed && !self.sequences.is_empty()).then(|| self.sequences.clone()))
-            .numbers_if("cu_seqlens", self.packed.then(|| self.offsets()))
+            .tensor_if(
+                self.lengths_name(),
+                self.lengths()
+                    .filter(|_| self.on_gpu)
+                    .map(|lengths| Layout::heads_first(DType::U32, [1, 1, 1, lengths.len()])),
+            )
+            .numbers_if(self.lengths_name(), self.lengths().filter(|_| !self.on_gpu))
+            .numbers_if("max_seqlen", self.max_seqlen().map(|longest| vec![longest]))
     }
 
     /// What would run on a device.
@@ -230,6 +257,7 @@ impl Case for LinearCase {
             (self.z0, "z0"),
             (*in_place, "in place"),
             (*packed, "packed"),
+            (self.on_gpu, "on the GPU"),
             (*l2_norm, "l2_norm"),
             (normalize.is_some(), "normalised"),
         ];

@@ -44,7 +44,7 @@ pub fn linear_cases() -> Vec<LinearCase> {
             let params = LinearParams { reverse, ..LinearParams::default() };
             let sequences = vec![30, 0, 65, 1, 64];
             let case = LinearCase { batch: 5, sequences, packed, params, h0: true, ..base.clone() };
-            cases.push(LinearCase { gates: Some((1.0, 13)), ..case.clone() });
+            cases.push(LinearCase { gates: Some((1.0, 13)), on_gpu: reverse, ..case.clone() });
             cases.push(LinearCase { in_place: true, h0: false, strided: true, ..case });
         }
     }
@@ -124,6 +124,8 @@ fn delta_cases() -> Vec<LinearCase> {
         let params = LinearParams { reverse, ..case.params.clone() };
         let case = LinearCase { batch: 4, sequences: sequences.clone(), heads: [2, 1, 2], params, ..case.clone() };
         cases.push(LinearCase { packed: true, spare: 9, ..case.clone() });
+        let on_gpu = LinearCase { packed: i != 1, on_gpu: true, spare: if i == 1 { 0 } else { 7 }, ..case.clone() };
+        cases.push(on_gpu);
         let betas = case.betas.map(|_| 1);
         cases.push(LinearCase {
             betas,
@@ -281,6 +283,7 @@ fn random_case(seed: u64) -> LinearCase {
         strided: r.random_range(0..2) == 0,
         of_states: if r.random_range(0..4) == 0 { DType::F16 } else { DType::F32 },
         spare: r.random_range(0..3) * r.random_range(0..40),
+        on_gpu: with_lengths && r.random_range(0..2) == 0,
         seed,
     }
 }

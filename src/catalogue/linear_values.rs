@@ -3,7 +3,7 @@
 use super::linear::LinearCase;
 use super::{normal, poisoned};
 use crate::reference::{self, LinearProblem};
-use crate::{DType, Gpu, Layout, LinearInputs, LinearRule, Result, Tensor};
+use crate::{DType, Gpu, Layout, LinearInputs, LinearRule, Result, Seqlens, Tensor};
 
 /// The values of a case.
 struct Values {
@@ -123,20 +123,33 @@ impl LinearCase {
             } else {
                 Some(poisoned(gpu, Layout::heads_first(DType::F32, self.sums_shape()), &z0).await?)
             },
-            offsets: self.offsets(),
+            lengths: self.lengths().unwrap_or_default(),
+            on_gpu: match self.lengths().filter(|_| self.on_gpu) {
+                Some(lengths) => {
+                    let lengths: Vec<u32> = lengths.into_iter().map(|n| n as u32).collect();
+                    Some(Tensor::upload_u32(gpu, &lengths).await?)
+                }
+                None => None,
+            },
             tokens: found,
         })
     }
 
     pub(super) fn inputs<'a>(&'a self, uploaded: &'a Uploaded) -> LinearInputs<'a> {
         let [q, k, v] = &uploaded.tokens[..] else { unreachable!("three are uploaded") };
+        let there = self.packed || !self.sequences.is_empty();
+        let lengths = there.then_some(match &uploaded.on_gpu {
+            Some(lengths) => Seqlens::Gpu(lengths),
+            None => Seqlens::Host(&uploaded.lengths),
+        });
         LinearInputs {
             g: uploaded.g.as_ref(),
             beta: uploaded.beta.as_ref(),
             h0: uploaded.h0.as_ref().filter(|_| !self.in_place),
             z0: uploaded.z0.as_ref().filter(|_| !self.in_place),
-            seqlens: (!self.packed && !self.sequences.is_empty()).then_some(&self.sequences),
-            cu_seqlens: self.packed.then_some(&uploaded.offsets),
+            seqlens: lengths.filter(|_| !self.packed),
+            cu_seqlens: lengths.filter(|_| self.packed),
+            max_seqlen: self.max_seqlen(),
             ..LinearInputs::new(q, k, v)
         }
     }
@@ -149,5 +162,6 @@ pub(super) struct Uploaded {
     beta: Option<Tensor>,
     pub h0: Option<Tensor>,
     pub z0: Option<Tensor>,
-    offsets: Vec<usize>,
+    lengths: Vec<usize>,
+    on_gpu: Option<Tensor>,
 }

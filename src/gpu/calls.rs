@@ -11,3 +11,4 @@ pub(crate) mod score_reduction;
 pub(crate) mod seer_decode;
 pub(crate) mod seer_gate;
 pub(crate) mod seer_training;
+pub(crate) mod seqlens;

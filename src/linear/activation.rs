@@ -46,9 +46,9 @@ impl LinearGateActivation {
     /// # Errors
     /// [`crate::Error::Argument`] for shapes, types and a factor that do not fit; [`crate::Error::Limit`].
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        shapes.check_names(&["x", "a_log", "dt_bias", "out"], &NUMBERS)?;
+        shapes.check_names(&["x", "a_log", "dt_bias", "seqlens", "cu_seqlens", "out"], &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let call = self.call(&builder, shapes)?;
+        let call = self.call(&mut builder, shapes)?;
         let shape = call.x.shape();
         check_output("out", Some(&builder.output("out", Layout::heads_first(DType::F32, shape))?), shape, true)?;
         self.each(&call, "out", None).add(&mut builder, &call.frame)?;
@@ -61,9 +61,12 @@ impl LinearGateActivation {
     /// # Errors
     /// Those of [`LinearGateActivation::plan`].
     pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        shapes.check_names(&["x", "a_log", "dt_bias", "dout", "dx", "da_log", "ddt_bias"], &NUMBERS)?;
+        shapes.check_names(
+            &["x", "a_log", "dt_bias", "seqlens", "cu_seqlens", "dout", "dx", "da_log", "ddt_bias"],
+            &NUMBERS,
+        )?;
         let mut builder = Builder::new(caps, shapes)?;
-        let call = self.call(&builder, shapes)?;
+        let call = self.call(&mut builder, shapes)?;
         let (shape, dtype) = (call.x.shape(), call.x.layout.dtype);
         check_tensor("dout", Some(&builder.input("dout")?), Some(shape), true)?;
         check_output("dx", Some(&builder.output("dx", Layout::heads_first(dtype, shape))?), shape, false)?;
@@ -90,14 +93,14 @@ impl LinearGateActivation {
         }
     }
 
-    fn call(&self, builder: &Builder, shapes: &Shapes) -> Result<Call> {
+    fn call(&self, builder: &mut Builder, shapes: &Shapes) -> Result<Call> {
         self.check()?;
-        let (x, sequences) = (builder.input("x")?, Sequences::of(shapes));
+        let x = builder.input("x")?;
         let [batch, heads, tokens, width] = x.shape();
         require(tokens <= MAX_SEQUENCE, "x.shape[2] (tokens)", tokens, format!("at most {MAX_SEQUENCE}"))?;
         require(width > 0, "x.shape[3] (channels)", width, "at least 1")?;
         check_tensor("x", Some(&x), None, false)?;
-        sequences.check("x", [batch, tokens])?;
+        let sequences = Sequences::of(builder, shapes, "x", [batch, tokens])?;
         let [a_log, dt_bias] = ["a_log", "dt_bias"].map(|name| builder.tensor(name));
         let softplus = *self == Self::Softplus;
         require(
@@ -114,7 +117,7 @@ impl LinearGateActivation {
             decay: Decay::None,
             heads,
             dims: (width, width),
-            sequences: sequences.rows([batch, tokens]),
+            rows: sequences.rows(builder, [batch, tokens])?,
             tokens,
             reverse: false,
             late: false,
@@ -137,7 +140,7 @@ impl LinearGateActivation {
 
     /// What the tokens of a head share.
     fn sums(&self, call: &Call, names: &[&'static str]) -> Task {
-        let (entries, all) = (call.frame.sequences.len(), call.frame.longest() * call.frame.dims.0);
+        let (entries, all) = (call.frame.entries(), call.frame.longest() * call.frame.dims.0);
         let mut task = self.task(call, file::LINEAR_ACTIVATION_SUMS);
         task.files.push(file::SUM);
         task.constants.push(("ENTRIES", entries));
@@ -165,7 +168,7 @@ impl LinearGateActivation {
             ],
             tensors: [("x", "x", AccessKind::Load4)].into_iter().chain(shared).collect(),
             segment: call.frame.whole(),
-            work: [call.frame.sequences.len(), call.frame.heads, 1],
+            work: [call.frame.entries(), call.frame.heads, 1],
             runs: 0..1,
             flops: 1.0,
         }

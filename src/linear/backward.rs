@@ -39,7 +39,7 @@ impl LinearParams {
         let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dzt", "dz0"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = LinearShapes::new(&builder, self, shapes, false)?;
+        let inputs = LinearShapes::new(&mut builder, self, shapes, false)?;
         self.declare(&mut builder, &inputs)?;
         self.gradients(builder, &inputs)
     }
@@ -273,7 +273,7 @@ fn gate_gradients(
     if frame.decay == Decay::None {
         return vec![];
     }
-    let (segment, entries) = (*segment, frame.sequences.len());
+    let (segment, entries) = (*segment, frame.entries());
     let (rows, columns) = frame.dims;
     let by_channel = frame.decay == Decay::ByChannel;
     let names = inputs.names;

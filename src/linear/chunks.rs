@@ -32,7 +32,7 @@ impl Walk {
         chunking: &Chunking,
         packed: bool,
     ) -> Result<()> {
-        let entries = if packed { 1 } else { self.frame.sequences.len() };
+        let entries = if packed { 1 } else { self.frame.entries() };
         let by_token = |width| Layout::heads_first(DType::F32, [entries, self.frame.heads, self.frame.tokens, width]);
         let by_channel = self.frame.decay == Decay::ByChannel;
         // What is computed ahead sees every gate and beta.
@@ -127,7 +127,7 @@ impl Walk {
             constants: vec![("WG", 32), ("CHANNELS", head_dim), ("REPORTED", self.frame.heads / own.max(1))],
             tensors: [("g", "g", AccessKind::Load4)].into_iter().chain(to).chain(problem).collect(),
             segment: chunk,
-            work: [self.frame.sequences.len(), own, self.frame.segments(chunk)],
+            work: [self.frame.entries(), own, self.frame.segments(chunk)],
             runs: 0..1,
             flops: (40 * chunk * head_dim) as f64,
         };

@@ -111,7 +111,7 @@ pub(super) fn walks(
 
 /// The betas' gradient.
 pub(super) fn beta_gradient(frame: &Frame, dbeta: &Operand) -> Task {
-    let (entries, heads) = (frame.sequences.len(), dbeta.shape()[1]);
+    let (entries, heads) = (frame.entries(), dbeta.shape()[1]);
     // The frame is that of a turned state: its rows are the values' columns.
     let value_dim = frame.dims.0;
     let group = frame.heads / heads.max(1);

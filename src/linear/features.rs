@@ -130,7 +130,7 @@ impl LinearParams {
             ],
             tensors,
             segment: frame.whole(),
-            work: [frame.sequences.len(), heads, frame.longest().div_ceil(THREADS)],
+            work: [frame.entries(), heads, frame.longest().div_ceil(THREADS)],
             runs: 0..1,
             flops: (4 * THREADS * (width + features)) as f64,
         }

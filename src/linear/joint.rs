@@ -62,8 +62,8 @@ impl Joint<'_> {
 
     /// States of both parts.
     pub fn states(&self) -> Layout {
-        let Frame { sequences, heads, dims, .. } = self.frame;
-        self.layout([sequences.len(), *heads, dims.0])
+        let Frame { heads, dims, .. } = self.frame;
+        self.layout([self.frame.entries(), *heads, dims.0])
     }
 
     /// A kernel over all rows, four columns a thread.
@@ -82,7 +82,7 @@ impl Joint<'_> {
             ],
             tensors,
             segment: frame.whole(),
-            work: [frame.sequences.len(), heads, (count * (joint(self.widths) / 4)).div_ceil(THREADS)],
+            work: [frame.entries(), heads, (count * (joint(self.widths) / 4)).div_ceil(THREADS)],
             runs: 0..1,
             flops: (8 * THREADS) as f64,
         }

@@ -20,13 +20,15 @@ impl LinearParams {
     /// that is updated in place. States are f32 if they are allocated here; those of the caller's may be f16 or bf16, and are rounded once a
     /// call. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1].
     /// With a [`FeatureMap`](super::FeatureMap), head_dim of a state is the number of features. Its numbers: seqlens or cu_seqlens.
+    /// Either may be a tensor instead, u32 [1, 1, 1, batch] or [1, 1, 1, sequences + 1], beside which cu_seqlens may have the number
+    /// max_seqlen, the longest sequence that there may be.
     ///
     /// # Errors
     /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "zt", "state", "z", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = LinearShapes::new(&builder, self, shapes, false)?;
+        let inputs = LinearShapes::new(&mut builder, self, shapes, false)?;
         let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()))?;
         let (ht, state) = (builder.output_if("ht", || inputs.state())?, builder.tensor("state"));
         let (zt, z) = (builder.output_if("zt", || inputs.key_sums())?, builder.tensor("z"));

@@ -3,7 +3,7 @@
 use super::ends::{StateSource, Unit};
 use super::joint::joint;
 use super::names::{Names, Tensor};
-use super::sequences::Sequences;
+use super::sequences::{Rows, Sequences};
 use super::task::{Decay, Frame};
 use super::walk::{After, Correction};
 use super::{LinearParams, LinearRule};
@@ -13,8 +13,8 @@ use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a forward pass.
-pub(super) const INPUTS: [&str; 7] = ["q", "k", "v", "g", "beta", "h0", "z0"];
-pub(super) const NUMBERS: [&str; 2] = ["seqlens", "cu_seqlens"];
+pub(super) const INPUTS: [&str; 9] = ["q", "k", "v", "g", "beta", "h0", "z0", "seqlens", "cu_seqlens"];
+pub(super) const NUMBERS: [&str; 3] = ["seqlens", "cu_seqlens", "max_seqlen"];
 
 /// The inputs of linear attention. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that.
 pub(super) struct LinearShapes {
@@ -33,6 +33,7 @@ pub(super) struct LinearShapes {
     /// Whether only what the tokens do to a state is wanted: queries are not read.
     pub is_summary: bool,
     sequences: Sequences,
+    rows: Rows,
 }
 
 impl LinearShapes {
@@ -40,9 +41,11 @@ impl LinearShapes {
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for what does not fit together.
-    pub fn new(builder: &Builder, params: &LinearParams, shapes: &Shapes, is_summary: bool) -> Result<Self> {
+    pub fn new(builder: &mut Builder, params: &LinearParams, shapes: &Shapes, is_summary: bool) -> Result<Self> {
         params.check()?;
         let q = builder.input("q")?;
+        let [batch, _, tokens, _] = q.shape();
+        let sequences = Sequences::of(builder, shapes, "q", [batch, tokens])?;
         let features = params.feature_map.features(q.shape()[3]);
         let more = match params.rule {
             _ if params.normalize.is_some() => 1,
@@ -62,7 +65,8 @@ impl LinearShapes {
             beta: builder.tensor("beta"),
             h0: builder.tensor("h0"),
             z0: builder.tensor("z0"),
-            sequences: Sequences::of(shapes),
+            rows: sequences.rows(builder, [batch, tokens])?,
+            sequences,
         };
         found.check(params).map(|()| found)
     }
@@ -128,14 +132,8 @@ impl LinearShapes {
     /// f32 [batch or sequences, heads, tokens · head_dim, value_dim].
     pub fn snapshots(&self) -> Layout {
         let [entries, heads, head_dim, value_dim] = self.state().shape;
-        let longest = self.sequences().iter().map(|sequence| sequence[1] as usize).max().unwrap_or(0);
+        let longest = self.rows.longest;
         Layout::heads_first(DType::F32, [entries, heads, longest * head_dim, value_dim])
-    }
-
-    /// (first row, tokens) of each batch entry or sequence.
-    fn sequences(&self) -> Vec<[u32; 4]> {
-        let [batch, _, tokens, _] = self.q.shape();
-        self.sequences.rows([batch, tokens])
     }
 
     /// Whether sequences lie one after another in one batch entry.
@@ -161,7 +159,7 @@ impl LinearShapes {
             },
             heads: self.heads(),
             dims: (self.features, if self.more > 0 { joint([value_dim, self.more]) } else { value_dim }),
-            sequences: self.sequences(),
+            rows: self.rows.clone(),
             tokens: self.q.shape()[2],
             reverse: params.reverse,
             late: false,
@@ -187,7 +185,6 @@ impl LinearShapes {
             let bound = format!("{wanted:?}, to match q");
             require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
         }
-        self.sequences.check("q", [batch, tokens])?;
         for (name, operand) in [("q", q), ("k", k), ("v", v)] {
             check_tensor(name, Some(operand), None, false)?;
         }

@@ -24,7 +24,7 @@ impl LinearParams {
     pub fn plan_summary(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["added", "transition"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = self.summarized(&builder, shapes)?;
+        let inputs = self.summarized(&mut builder, shapes)?;
         for (name, layout) in ["added", "transition"].into_iter().zip(self.summary(&inputs)) {
             let shape = layout.shape;
             check_output(name, Some(&builder.output(name, layout)?), shape, true)?;
@@ -62,7 +62,7 @@ impl LinearParams {
         let more = ["dadded", "dtransition", "dk", "dv", "dg", "dbeta", "dslopes"];
         shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
-        let inputs = self.summarized(&builder, shapes)?;
+        let inputs = self.summarized(&mut builder, shapes)?;
         for (name, layout) in ["dadded", "dtransition"].into_iter().zip(self.summary(&inputs)) {
             check_tensor(name, Some(&builder.input(name)?), Some(layout.shape), true)?;
         }
@@ -90,7 +90,7 @@ impl LinearParams {
     }
 
     /// The inputs, checked.
-    fn summarized(&self, builder: &Builder, shapes: &Shapes) -> Result<LinearShapes> {
+    fn summarized(&self, builder: &mut Builder, shapes: &Shapes) -> Result<LinearShapes> {
         let inputs = LinearShapes::new(builder, self, shapes, true)?;
         require(self.causal, "causal", false, "true for a summary")?;
         let bound = "unset for a summary: give values a column of ones for the sum of keys";

@@ -50,7 +50,7 @@ pub(super) fn sum_of_heads(frame: &Frame, sum: Sum, to: &Operand) -> Task {
             .chain(sum.less.map(|less| ("less", less, AccessKind::Load4)))
             .collect(),
         segment: frame.whole(),
-        work: [frame.sequences.len(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
+        work: [frame.entries(), heads, (frame.longest() * width.div_ceil(4)).div_ceil(THREADS)],
         runs: 0..1,
         flops: (4 * THREADS * group) as f64,
     }

@@ -1,7 +1,8 @@
 //! A kernel of linear attention, from what it reads and writes to a plan.
 
+use super::sequences::Rows;
 use crate::program::shader::{AccessKind, Shader, WrittenOut, file};
-use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, small_table, within_parts};
+use crate::program::{Argument, Builder, Heads, Part, Step, cut, float_table, within_parts};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -38,8 +39,8 @@ pub(super) struct Frame {
     pub heads: usize,
     /// Rows and columns of the state.
     pub dims: (usize, usize),
-    /// (first row, tokens) of each batch entry or sequence.
-    pub sequences: Vec<[u32; 4]>,
+    /// Those of each batch entry or sequence.
+    pub rows: Rows,
     /// Of the tensors, whatever the lengths.
     pub tokens: usize,
     pub reverse: bool,
@@ -51,7 +52,11 @@ pub(super) struct Frame {
 
 impl Frame {
     pub fn longest(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence[1] as usize).max().unwrap_or(0)
+        self.rows.longest
+    }
+
+    pub fn entries(&self) -> usize {
+        self.rows.entries
     }
 
     /// A segment as long as the longest entry.
@@ -123,7 +128,7 @@ impl Task {
             gain: frame.gain,
             segment: segment as u32,
         };
-        let mut tables = vec![small_table("sequences", &frame.sequences)];
+        let mut tables = vec![frame.rows.table.clone()];
         if let Decay::ByHead(slopes) = &frame.decay {
             tables.push(float_table("slopes", slopes));
         }

@@ -80,13 +80,13 @@ impl Walk {
 
     /// f32 [entries, heads, rows, columns of the state].
     pub fn rows_of_states(&self, rows: usize) -> Layout {
-        Layout::heads_first(DType::F32, [self.frame.sequences.len(), self.frame.heads, rows, self.frame.dims.1])
+        Layout::heads_first(DType::F32, [self.frame.entries(), self.frame.heads, rows, self.frame.dims.1])
     }
 
     /// u32, a number for each segment.
     pub fn by_segment(&self, segment: usize) -> Layout {
         let segments = self.frame.segments(segment);
-        Layout::heads_first(DType::U32, [self.frame.sequences.len(), self.frame.heads, 1, segments])
+        Layout::heads_first(DType::U32, [self.frame.entries(), self.frame.heads, 1, segments])
     }
 
     /// What tells of wrong gates and betas in segments of so many tokens, once a call.
@@ -134,7 +134,7 @@ impl Walk {
     }
 
     pub fn work(&self, tiles: usize) -> [usize; 3] {
-        [self.frame.sequences.len(), self.frame.heads, tiles]
+        [self.frame.entries(), self.frame.heads, tiles]
     }
 
     /// Where the state lies between stretches, if it is not wanted: nowhere if there is one stretch, or if states are kept.

@@ -2,8 +2,7 @@
 
 mod tensors;
 
-pub(crate) use tensors::Sequences;
-pub use tensors::{AttentionGradients, AttentionInputs, AttentionOutputs, OutputGradients, Seqlens};
+pub use tensors::{AttentionGradients, AttentionInputs, AttentionOutputs, OutputGradients};
 
 use super::hook;
 #[cfg(doc)]

@@ -6,6 +6,7 @@ pub use summary::{LinearSummary, LinearSummaryGradients};
 
 use crate::error::require;
 use crate::gpu::call::{Call, present};
+use crate::gpu::calls::seqlens::{Seqlens, Sequences};
 use crate::gpu::forward::{Cache, Found, Planner};
 use crate::program::{Name, Program};
 #[cfg(doc)]
@@ -44,17 +45,19 @@ pub struct LinearInputs<'a> {
     /// [`crate::FeatureMap`], head_dim of states, sums and gates is the number of features.
     pub z0: Option<&'a Tensor>,
     /// The number of tokens in each batch entry; the rest are padding, and their output is left alone.
-    pub seqlens: Option<&'a [usize]>,
+    pub seqlens: Option<Seqlens<'a>>,
     /// Packed sequences: batch is 1, and sequence i has the rows `[cu_seqlens[i], cu_seqlens[i + 1])` and a state of its own. The first
     /// offset is 0, the offsets ascend, and the last is at most the number of tokens. Rows after the last offset belong to no sequence and
     /// are left alone.
-    pub cu_seqlens: Option<&'a [usize]>,
+    pub cu_seqlens: Option<Seqlens<'a>>,
+    /// The longest packed sequence that offsets on the GPU have; without it, work for as many tokens as there are is launched for each.
+    pub max_seqlen: Option<usize>,
 }
 
 impl<'a> LinearInputs<'a> {
     /// Without gates, from an empty state, at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, g: None, beta: None, h0: None, z0: None, seqlens: None, cu_seqlens: None }
+        Self { q, k, v, g: None, beta: None, h0: None, z0: None, seqlens: None, cu_seqlens: None, max_seqlen: None }
     }
 
     /// The same with a gate for each token.
@@ -72,6 +75,20 @@ impl<'a> LinearInputs<'a> {
         Self { h0: Some(h0), z0: Some(z0), ..self }
     }
 
+    /// The same for padded sequences of so many tokens, one a batch entry.
+    pub fn with_lengths(self, lengths: impl Into<Seqlens<'a>>) -> Self {
+        Self { seqlens: Some(lengths.into()), ..self }
+    }
+
+    /// The same for packed sequences.
+    pub fn with_offsets(self, offsets: impl Into<Seqlens<'a>>) -> Self {
+        Self { cu_seqlens: Some(offsets.into()), ..self }
+    }
+
+    fn sequences(&self) -> Sequences<'a, 2, 1> {
+        Sequences::of_tokens([self.seqlens, self.cu_seqlens], self.max_seqlen)
+    }
+
     /// The same, continuing from a state.
     pub fn with_state(self, h0: &'a Tensor) -> Self {
         Self { h0: Some(h0), ..self }
@@ -80,7 +97,7 @@ impl<'a> LinearInputs<'a> {
 
 impl Call for LinearInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([
+        let mut all = present([
             ("q", Some(self.q)),
             ("k", Some(self.k)),
             ("v", Some(self.v)),
@@ -88,13 +105,13 @@ impl Call for LinearInputs<'_> {
             ("beta", self.beta),
             ("h0", self.h0),
             ("z0", self.z0),
-        ])
+        ]);
+        all.extend(self.sequences().tensors());
+        all
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
-        let lengths = self.seqlens.map(|lengths| ("seqlens".into(), lengths.into()));
-        let offsets = self.cu_seqlens.map(|offsets| ("cu_seqlens".into(), offsets.into()));
-        lengths.into_iter().chain(offsets).collect()
+        self.sequences().numbers().collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Gates and betas of linear attention on a device.
 
 use crate::gpu::call::{Call, present};
+use crate::gpu::calls::seqlens::{Seqlens, Sequences};
 use crate::gpu::forward::{Cache, Planner};
 use crate::program::Name;
 use crate::{Gpu, LinearGateActivation, Prepared, Result, Shapes, Tensor};
@@ -17,15 +18,21 @@ pub struct LinearGateInputs<'a> {
     /// Where it is set, what is added to x, f32 [1, heads, 1, width of x].
     pub dt_bias: Option<&'a Tensor>,
     /// As in [`crate::LinearInputs`].
-    pub seqlens: Option<&'a [usize]>,
+    pub seqlens: Option<Seqlens<'a>>,
     /// As in [`crate::LinearInputs`].
-    pub cu_seqlens: Option<&'a [usize]>,
+    pub cu_seqlens: Option<Seqlens<'a>>,
+    /// As in [`crate::LinearInputs`].
+    pub max_seqlen: Option<usize>,
 }
 
 impl<'a> LinearGateInputs<'a> {
     /// Of betas, at full length.
     pub fn new(x: &'a Tensor) -> Self {
-        Self { x, a_log: None, dt_bias: None, seqlens: None, cu_seqlens: None }
+        Self { x, a_log: None, dt_bias: None, seqlens: None, cu_seqlens: None, max_seqlen: None }
+    }
+
+    fn sequences(&self) -> Sequences<'a, 2, 1> {
+        Sequences::of_tokens([self.seqlens, self.cu_seqlens], self.max_seqlen)
     }
 
     /// The same for gates.
@@ -36,13 +43,13 @@ impl<'a> LinearGateInputs<'a> {
 
 impl Call for LinearGateInputs<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([("x", Some(self.x)), ("a_log", self.a_log), ("dt_bias", self.dt_bias)])
+        let mut all = present([("x", Some(self.x)), ("a_log", self.a_log), ("dt_bias", self.dt_bias)]);
+        all.extend(self.sequences().tensors());
+        all
     }
 
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
-        let lengths = self.seqlens.map(|lengths| ("seqlens".into(), lengths.into()));
-        let offsets = self.cu_seqlens.map(|offsets| ("cu_seqlens".into(), offsets.into()));
-        lengths.into_iter().chain(offsets).collect()
+        self.sequences().numbers().collect()
     }
 }
 

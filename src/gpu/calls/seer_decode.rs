@@ -1,8 +1,9 @@
 //! SeerAttention's gate for decoding on a device.
 
-use super::attention::{AttentionInputs, Seqlens, Sequences};
+use super::attention::AttentionInputs;
 use super::block_mask::BlockMask;
 use super::seer_training::{SeerGateGradients, SeerGateSaved};
+use super::seqlens::{Seqlens, Sequences};
 #[cfg(doc)]
 use crate::Error;
 use crate::gpu::call::{Call, present};
@@ -45,8 +46,8 @@ pub struct SeerDecodeInputs<'a> {
 }
 
 impl<'a> SeerDecodeInputs<'a> {
-    fn sequences(&self) -> Sequences<'a> {
-        Sequences { seqlens: [None, Some(self.seqlens_k), None, None], longest: [None; 2] }
+    fn sequences(&self) -> Sequences<'a, 4, 2> {
+        Sequences::of_sides([None, Some(self.seqlens_k), None, None], [None; 2])
     }
 }
 

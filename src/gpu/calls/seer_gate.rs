@@ -1,8 +1,9 @@
 //! SeerAttention's gate for prompts on a device.
 
-use super::attention::{AttentionInputs, Seqlens, Sequences};
+use super::attention::AttentionInputs;
 use super::block_mask::BlockMask;
 use super::seer_training::{SeerGateGradients, SeerGateSaved};
+use super::seqlens::{Seqlens, Sequences};
 #[cfg(doc)]
 use crate::Selector;
 use crate::gpu::call::{Call, present};
@@ -42,9 +43,9 @@ impl<'a> SeerGateInputs<'a> {
         Self { q, k, wq, wk, seqlens_q, seqlens_k, cu_seqlens_q, cu_seqlens_k }
     }
 
-    fn sequences(&self) -> Sequences<'a> {
+    fn sequences(&self) -> Sequences<'a, 4, 2> {
         let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
-        Sequences { seqlens, longest: [None; 2] }
+        Sequences::of_sides(seqlens, [None; 2])
     }
 }
 

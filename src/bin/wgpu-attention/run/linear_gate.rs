@@ -95,6 +95,6 @@ impl<'a> Gate<'a> {
     fn inputs<'t>(&'t self, [x, a_log, dt_bias]: &'t [Option<Tensor>; 3]) -> LinearGateInputs<'t> {
         let (a_log, dt_bias) = (a_log.as_ref(), dt_bias.as_ref());
         let x = x.as_ref().expect("uploaded");
-        LinearGateInputs { a_log, dt_bias, cu_seqlens: self.cu_seqlens, ..LinearGateInputs::new(x) }
+        LinearGateInputs { a_log, dt_bias, cu_seqlens: self.cu_seqlens.map(Into::into), ..LinearGateInputs::new(x) }
     }
 }

@@ -1,6 +1,7 @@
 //! What attention and its gradients read and write.
 
 use crate::gpu::call::{Call, present};
+use crate::gpu::calls::seqlens::{Seqlens, Sequences};
 use crate::program::Name;
 use crate::{BlockMask, Tensor};
 #[cfg(doc)]
@@ -113,9 +114,9 @@ impl<'a> AttentionInputs<'a> {
         Self { block_mask: Some(mask), ..self }
     }
 
-    pub(crate) fn sequences(&self) -> Sequences<'a> {
+    pub(crate) fn sequences(&self) -> Sequences<'a, 4, 2> {
         let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
-        Sequences { seqlens, longest: [self.max_seqlen_q, self.max_seqlen_k] }
+        Sequences::of_sides(seqlens, [self.max_seqlen_q, self.max_seqlen_k])
     }
 }
 
@@ -140,71 +141,6 @@ impl Call for AttentionInputs<'_> {
         let mut all: Vec<(Name, Cow<'_, [usize]>)> = self.sequences().numbers().collect();
         all.extend(self.block_mask.iter().flat_map(|mask| mask.numbers()));
         all
-    }
-}
-
-/// Lengths of padded sequences (`seqlens`), one per batch entry; or offsets of packed sequences (`cu_seqlens`): sequence i has the rows
-/// `[offsets[i], offsets[i + 1])`. The first offset is 0, the offsets ascend (an empty sequence has two equal ones), and the last is at
-/// most the number of rows. Rows after the last offset belong to no sequence and are left alone.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Seqlens<'a> {
-    /// On the host: checked, and part of what a kernel is prepared for.
-    Host(&'a [usize]),
-    /// On the GPU: u32 [1, 1, 1, batch] (lengths) or [1, 1, 1, sequences + 1] (offsets), as [`Tensor::upload_u32`] makes them. Work that
-    /// was submitted earlier may write the values. They are clamped to the tensors, and if a kernel finds them wrong, reading its output is
-    /// an error. Either both sides are on the GPU or neither.
-    Gpu(&'a Tensor),
-}
-
-impl<'a> From<&'a [usize]> for Seqlens<'a> {
-    fn from(numbers: &'a [usize]) -> Self {
-        Self::Host(numbers)
-    }
-}
-
-impl<'a, const N: usize> From<&'a [usize; N]> for Seqlens<'a> {
-    fn from(numbers: &'a [usize; N]) -> Self {
-        Self::Host(numbers)
-    }
-}
-
-impl<'a> From<&'a Vec<usize>> for Seqlens<'a> {
-    fn from(numbers: &'a Vec<usize>) -> Self {
-        Self::Host(numbers)
-    }
-}
-
-impl<'a> From<&'a Tensor> for Seqlens<'a> {
-    fn from(numbers: &'a Tensor) -> Self {
-        Self::Gpu(numbers)
-    }
-}
-
-/// The names of [`Sequences`].
-const NAMES: [&str; 4] = ["seqlens_q", "seqlens_k", "cu_seqlens_q", "cu_seqlens_k"];
-
-/// What a call says of its sequences: lengths of both sides, offsets of both sides, the longest of both sides.
-pub(crate) struct Sequences<'a> {
-    pub seqlens: [Option<Seqlens<'a>>; 4],
-    pub longest: [Option<usize>; 2],
-}
-
-impl<'a> Sequences<'a> {
-    pub fn tensors(&self) -> impl Iterator<Item = (Name, &'a Tensor)> {
-        NAMES.into_iter().zip(self.seqlens).filter_map(|(name, side)| match side? {
-            Seqlens::Host(_) => None,
-            Seqlens::Gpu(tensor) => Some((name.into(), tensor)),
-        })
-    }
-
-    pub fn numbers(&self) -> impl Iterator<Item = (Name, Cow<'a, [usize]>)> {
-        let host = NAMES.into_iter().zip(self.seqlens).filter_map(|(name, side)| match side? {
-            Seqlens::Host(numbers) => Some((name.into(), numbers.into())),
-            Seqlens::Gpu(_) => None,
-        });
-        let longest = ["max_seqlen_q", "max_seqlen_k"].into_iter().zip(self.longest);
-        host.chain(longest.filter_map(|(name, longest)| Some((name.into(), vec![longest?].into()))))
     }
 }
 
