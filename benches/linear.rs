@@ -1,6 +1,6 @@
 //! Linear attention on the GPU: tokens per second at a constant number of tokens, beside this crate's own causal flash attention; the
 //! three algorithms beside one another; each rule and kind of gates beside the plain rule; decoding in place beside a copy of the state.
-//! `cargo bench --features catalogue --bench linear`.
+//! `cargo bench --features catalogue --bench linear`, or some of it: `-- rules decoding`.
 
 mod common;
 
@@ -68,10 +68,17 @@ fn bench(criterion: &mut Criterion) {
     let gpu = block_on(Gpu::request()).expect("a GPU driver");
     eprintln!("{}", gpu.caps());
     let sizes = sizes(&gpu);
-    lengths(criterion, &gpu, &sizes);
-    algorithms(&gpu, &sizes);
-    rules(&gpu, &sizes);
-    decoding(&gpu, &sizes);
+    if wanted("lengths") {
+        lengths(criterion, &gpu, &sizes);
+    }
+    let parts: [(&str, fn(&Gpu, &Sizes)); 3] = [("algorithms", algorithms), ("rules", rules), ("decoding", decoding)];
+    parts.into_iter().filter(|(name, _)| wanted(name)).for_each(|(_, part)| part(&gpu, &sizes));
+}
+
+/// Whether the command line names this part, or none.
+fn wanted(part: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|name| name == part)
 }
 
 /// The same number of tokens in ever longer sequences.
@@ -145,7 +152,11 @@ fn algorithms(gpu: &Gpu, sizes: &Sizes) {
     }
 }
 
-/// Each rule with each kind of gates, token by token, by the length, beside the plain rule and what its arithmetic has more.
+/// Of rules with kinds of gates.
+const NAMES: [&str; 6] =
+    ["plain", "gates by token", "gates by channel", "delta", "delta, gates by token", "delta, gates by channel"];
+
+/// Each rule with each kind of gates by the length, beside the plain rule and what its arithmetic has more.
 fn rules(gpu: &Gpu, sizes: &Sizes) {
     let Sizes { heads, all, .. } = *sizes;
     let dim = if testing() { sizes.dim } else { 128 };
@@ -160,19 +171,20 @@ fn rules(gpu: &Gpu, sizes: &Sizes) {
         betas: Some(heads),
         ..case
     };
-    let lengths = [sizes.tokens.first(), sizes.tokens.last()].into_iter().flatten();
-    for &tokens in lengths {
+    let mut by_length: Vec<Vec<f64>> = vec![];
+    for &tokens in &sizes.tokens {
         // Operations of a token for each element of the state.
         let by_channel = |case| LinearCase { by_channel: true, ..case };
         let all_rules = [
-            ("plain", 5.0, plain(tokens)),
-            ("gates by token", 5.0, gated(tokens)),
-            ("gates by channel", 5.0, by_channel(gated(tokens))),
-            ("delta", 7.0, delta(plain(tokens))),
-            ("delta, gates by token", 7.0, delta(gated(tokens))),
-            ("delta, gates by channel", 7.0, delta(by_channel(gated(tokens)))),
+            (5.0, plain(tokens)),
+            (5.0, gated(tokens)),
+            (5.0, by_channel(gated(tokens))),
+            (7.0, delta(plain(tokens))),
+            (7.0, delta(gated(tokens))),
+            (7.0, delta(by_channel(gated(tokens)))),
         ];
-        let ready: Vec<_> = all_rules.iter().map(|(name, work, case)| (*name, *work, ready(gpu, case))).collect();
+        let all_rules = NAMES.into_iter().zip(&all_rules);
+        let ready: Vec<_> = all_rules.map(|(name, (work, case))| (name, *work, ready(gpu, case))).collect();
         let runs: Vec<Box<dyn Fn() -> f64>> =
             ready.iter().map(|(.., ready)| Box::new(|| seconds(gpu, ready)) as Box<dyn Fn() -> f64>).collect();
         let named: Vec<(&str, &dyn Fn() -> f64)> =
@@ -185,6 +197,12 @@ fn rules(gpu: &Gpu, sizes: &Sizes) {
                 call.plan()
             );
         }
+        by_length.push(medians);
+    }
+    for (i, name) in NAMES.into_iter().enumerate() {
+        let times = by_length.iter().map(|medians| medians[i]);
+        let (least, most) = times.fold((f64::INFINITY, 0f64), |(least, most), x| (least.min(x), most.max(x)));
+        println!("ratio    {name}: slowest over fastest length {:.3}", most / least);
     }
 }
 
