@@ -190,3 +190,40 @@ fn an_independent_implementation_of_normalised_features_agrees() {
         }
     }
 }
+
+/// Weights 1 + s + s²/2: as linear attention with the Taylor map, and as softmax attention with a `score_mod`, with gradients.
+#[test]
+fn an_independent_implementation_of_taylor_weights_agrees_with_both_ways() {
+    let bytes = file("taylor_two_ways");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let [q, k, v, dout] = ["q", "k", "v", "dout"].map(|name| states(&file, name));
+    for algorithm in ALGORITHMS {
+        let params = LinearParams {
+            feature_map: FeatureMap::Taylor2,
+            normalize: Some(0.0),
+            algorithm: Some(algorithm),
+            ..Default::default()
+        };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let inputs = LinearInputs::new(&q, &k, &v);
+        let o = block_on(attention.forward(&inputs)).unwrap();
+        near(&format!("out, {algorithm:?}"), &read(&o), &floats(&file, "out"));
+        let found = block_on(attention.backward(&inputs, &dout, None)).unwrap();
+        for (name, found) in [("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)] {
+            near_gradient(&format!("{name}, {algorithm:?}"), &read(found), &floats(&file, name));
+        }
+    }
+    let taylor = Hook::new(
+        "taylor",
+        "fn taylor(s: f32, at: Position) -> f32 { return log(1.0 + s + 0.5 * s * s); }
+        fn taylor_grad(s: f32, at: Position, d_out: f32) -> f32 { return d_out * (1.0 + s) / (1.0 + s + 0.5 * s * s); }",
+    )
+    .with_gradient("taylor_grad");
+    let attention = FlashAttention::new(gpu(), FlashParams::causal().with_score_mod(taylor)).unwrap();
+    let (out, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &v))).unwrap();
+    near("out", &read(&out), &floats(&file, "out"));
+    let found = block_on(attention.backward(&saved, &dout)).unwrap();
+    for (name, found) in [("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)] {
+        near_gradient(name, &read(found), &floats(&file, name));
+    }
+}
