@@ -9,7 +9,7 @@
 //! | [`FlashAttention`] | softmax attention in one pass over the keys |
 //! | [`NeighborhoodAttention`] | the same over the nearest keys in a space of one, two or three axes |
 //! | [`BlockSparseAttention`] | the same over the blocks that a [`BlockMask`] selects; [`gate`] learns which |
-//! | [`LinearAttention`] | attention with a state instead of scores, with gates |
+//! | [`LinearAttention`] | attention with a state instead of scores, with gates, which [`LinearGate`] makes |
 //! | [`score_reduction`], [`Merge`], [`Rotary`] | what goes before and after |
 //!
 //! ```

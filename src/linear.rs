@@ -58,8 +58,8 @@ pub struct LinearParams {
     pub slopes: Option<Vec<f32>>,
     /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says.
     pub algorithm: Option<LinearAlgorithm>,
-    /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, tokens are not processed
-    /// one by one. Default: 64.
+    /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, outputs are not computed
+    /// token by token. Default: 64.
     pub chunk: Option<usize>,
 }
 
@@ -84,10 +84,12 @@ pub enum LinearRule {
 pub enum LinearAlgorithm {
     /// Token by token: for a few tokens, as in decoding, and where shaders run on a CPU.
     Recurrent,
-    /// In one pass over chunks of tokens, with the state in registers: for many heads and batch entries.
+    /// In one pass over chunks of tokens, with the state in registers: for many heads and batch entries. With the delta rule, a pass over
+    /// the chunks for what tokens correct the state by comes first.
     OnePass,
     /// In three passes over segments of several chunks: the state that each segment leaves, a scan over these states, and the outputs. All
-    /// segments of a long sequence are processed at once.
+    /// segments of a long sequence are processed at once. With the delta rule, corrections go from one chunk to the next, and leave the
+    /// states; the outputs of all segments come at once.
     ThreePass,
 }
 
@@ -159,6 +161,9 @@ impl LinearParams {
         if let Some(chunk) = self.chunk {
             let fits = (1..=256).contains(&chunk) && chunk.is_multiple_of(32);
             require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
+        }
+        if let (Some(LinearAlgorithm::Recurrent), Some(chunk)) = (self.algorithm, self.chunk) {
+            return Err(Error::argument("chunk", chunk, "unset where the algorithm is recurrent"));
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
             let bound = "at least 0 and at most 1e28: a head's decay factor is exp(−slope)";

@@ -57,6 +57,13 @@ fn long_sequences() {
         let delta = LinearParams { rule: LinearRule::Delta, algorithm: Some(algorithm), ..Default::default() };
         let delta = LinearCase { params: delta, betas: Some(1), h0: true, ..case.clone() };
         run_all(&[delta.clone(), LinearCase { by_channel: true, ..delta.clone() }]);
+        run_all(&[LinearCase { in_place: true, h0: false, ..delta.clone() }]);
+        // Short ones beside a long one, both ways.
+        for reverse in [false, true].into_iter().filter(|_| algorithm == LinearAlgorithm::ThreePass) {
+            let params = LinearParams { reverse, ..delta.params.clone() };
+            let sequences = vec![n, 300, 0];
+            run_all(&[LinearCase { params, sequences, batch: 3, packed: true, ..delta.clone() }]);
+        }
         let gla = LinearParams { algorithm: Some(algorithm), reverse: true, ..Default::default() };
         run_all(&[LinearCase { params: gla, by_channel: true, ..case.clone() }]);
         let alone = block_on(attention.forward(&inputs)).unwrap();

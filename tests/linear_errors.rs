@@ -143,11 +143,15 @@ fn bad_input() {
     says(new(chunk(48, None)), &["chunk is 48", "a multiple of 32"]);
     says(new(chunk(0, None)), &["chunk is 0", "a multiple of 32"]);
     says(new(chunk(288, None)), &["chunk is 288", "at most 256"]);
-    says(
-        run(chunk(64, Some(LinearAlgorithm::Recurrent)), &inputs),
-        &["chunk is 64", "unset where the algorithm is recurrent"],
-    );
+    let recurrent = Some(LinearAlgorithm::Recurrent);
+    says(new(chunk(64, recurrent)), &["chunk is 64", "unset where the algorithm is recurrent"]);
     let caps = Caps::core();
+    // What chunks need ahead is more than a buffer holds: token by token, unless chunks are asked for.
+    let [tokens, beta] = [16, 1].map(|width| Layout::heads_first(DType::F32, [1, 64, 32768, width]));
+    let long = Shapes::new([("q", tokens.clone()), ("k", tokens.clone()), ("v", tokens), ("beta", beta)]);
+    assert!(delta.plan(&caps, &long).unwrap().to_string().contains("536870912 bytes computed ahead"));
+    let asked = LinearParams { algorithm: Some(LinearAlgorithm::ThreePass), ..delta.clone() };
+    says(asked.plan(&caps, &long), &["536870912", "maxBufferSize"]);
     let shapes = Shapes::of(inputs).wanted("ht");
     says(chunk(128, None).plan(&caps, &shapes), &["chunk 128 of linear attention", "needs 20496", "16384"]);
     assert_eq!(algorithm_of(&chunk(64, None).plan(&caps, &shapes).unwrap()), LinearAlgorithm::OnePass);

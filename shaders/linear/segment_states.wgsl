@@ -1,6 +1,7 @@
-// First of three passes, or all of one without outputs: what the tokens of each segment leave in an empty state, chunk by chunk (chunk.wgsl), into
+// First of three passes: what the tokens of each segment leave in an empty state, chunk by chunk (chunk.wgsl), into
 // `states` [entries, heads, segments · HEAD_DIM, HEAD_DIM_V], and the sum of their gates into
 // `totals` [entries, heads, 1, segments], unless each channel has its own. Of the last segment only if the state after it is wanted (WHOLE).
+// Or all of one pass without outputs: from and to where states.wgsl says.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {

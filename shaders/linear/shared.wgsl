@@ -62,10 +62,7 @@ fn change_of(g: f32) -> f32 {
     return fma(parts.y, parts.x, parts.y - 1.0);
 }
 
-fn exp_of(x: f32) -> f32 {
-    let parts = exp_parts(min(x, 88.0));
-    return fma(parts.y, parts.x, parts.y);
-}
+fn changes_of(g: vec4f) -> vec4f { return vec4f(change_of(g.x), change_of(g.y), change_of(g.z), change_of(g.w)); }
 
 // e^r − 1 and 2^n.
 fn exp_parts(x: f32) -> vec2f {

@@ -54,8 +54,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         write_rows(w, n0, count, thread);
         n0 += count;
     }
-    if (KEPT == 1u) { keep_state(w, segment, thread); }
-    store_state(w, thread);
+    // A stretch beyond the end of an entry leaves what is there.
+    if (w.count > 0u || w.place == 0u) {
+        if (KEPT == 1u) { keep_state(w, segment, thread); }
+        store_state(w, thread);
+    }
     if (HAS_PROBLEM && w.column == 0u) { report(w, thread); }
 }
 

@@ -148,6 +148,10 @@ fn delta_cases() -> Vec<LinearCase> {
             cases.push(LinearCase { tokens, params, ..case.clone() });
         }
     }
+    for (i, case) in [&gated, &kda].into_iter().enumerate() {
+        let params = LinearParams { algorithm: ALGORITHMS[2], reverse: i == 1, ..delta.clone() };
+        cases.push(LinearCase { tokens: 100, params, in_place: true, h0: false, ..case.clone() });
+    }
     let params = LinearParams { algorithm: ALGORITHMS[3], chunk: Some(32), ..delta };
     cases.push(LinearCase { tokens: 300, params, by_channel: true, ..gated });
     cases

@@ -4,7 +4,7 @@ use super::ready::{Owned, Ready};
 use super::{Case, Outcome, Tolerance, normal, poisoned};
 use crate::program::Kernel;
 use crate::reference::{LinearGateProblem, linear_gate, linear_gate_backward};
-use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearGateActivation, Prepared, Program, Result, Shapes, Tensor};
+use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearGateActivation, Program, Result, Shapes};
 use futures::future::LocalBoxFuture;
 
 /// Gates or betas, or their gradients.
@@ -70,12 +70,7 @@ impl LinearGateCase {
         for (name, layout, values) in self.inputs() {
             call.push(name, poisoned(gpu, layout, &values).await?);
         }
-        let program = self.plan(gpu.caps())?;
-        for (name, _) in self.expected() {
-            call.push(name, Tensor::empty(gpu, program.tensor(name).expect("a result").layout.clone()).await?);
-        }
-        let prepared = Prepared::new(gpu, program, &[]).await?;
-        Ok(Ready::new(call, prepared))
+        Ready::of(gpu, call, self.plan(gpu.caps())?, self.expected().into_iter().map(|(name, _)| name)).await
     }
 }
 

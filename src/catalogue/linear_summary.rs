@@ -5,7 +5,7 @@ use super::ready::{Owned, Ready};
 use super::{Case, LinearCase, Outcome, Tolerance, linear_cases, normal, poisoned};
 use crate::program::Kernel;
 use crate::reference::{linear_summary, linear_summary_backward};
-use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAlgorithm, LinearRule, Prepared, Program, Result, Tensor};
+use crate::{Caps, DType, Gpu, GpuTime, Layout, LinearAlgorithm, LinearRule, Program, Result};
 use futures::future::LocalBoxFuture;
 
 /// What the tokens of a problem do to a state.
@@ -68,12 +68,7 @@ impl LinearSummaryCase {
                 call.push(name, poisoned(gpu, Layout::heads_first(DType::F32, shape), &values).await?);
             }
         }
-        let program = self.plan(gpu.caps())?;
-        for (name, _) in self.expected() {
-            call.push(name, Tensor::empty(gpu, program.tensor(name).expect("a result").layout.clone()).await?);
-        }
-        let prepared = Prepared::new(gpu, program, &[]).await?;
-        Ok(Ready::new(call, prepared))
+        Ready::of(gpu, call, self.plan(gpu.caps())?, self.expected().into_iter().map(|(name, _)| name)).await
     }
 }
 

@@ -3,7 +3,7 @@
 use super::linear::LinearCase;
 use super::{normal, poisoned};
 use crate::reference::{self, LinearProblem};
-use crate::{DType, Gpu, Layout, LinearInputs, LinearRule, Result, Seqlens, Tensor};
+use crate::{DType, FeatureMap, Gpu, Layout, LinearInputs, LinearRule, Result, Seqlens, Tensor};
 
 /// The values of a case.
 struct Values {
@@ -37,6 +37,11 @@ impl LinearCase {
         }
         let sums = if self.brings_sums() { self.sums_shape().iter().product() } else { 0 };
         let betas = self.of_betas().map_or(0, |shape| shape.iter().product());
+        // A sum of features that are mostly positive; the Taylor map's first is 1.
+        let mut z0: Vec<f32> = normal(self.seed + 8, sums, 1.0, DType::F32).into_iter().map(f32::abs).collect();
+        if self.params.feature_map == FeatureMap::Taylor2 {
+            z0.iter_mut().step_by(self.sums_shape()[2]).for_each(|z| *z += 30.0);
+        }
         // Within [0, 2], both ends among them.
         let beta = |x: f32| (1.0 + x).clamp(0.0, 2.0);
         Values {
@@ -44,8 +49,7 @@ impl LinearCase {
             g,
             beta: normal(self.seed + 7, betas, 0.7, DType::F32).into_iter().map(beta).collect(),
             h0: normal(self.seed + 4, h0, 1.0, self.of_states),
-            // A sum of features that are mostly positive.
-            z0: normal(self.seed + 8, sums, 1.0, DType::F32).into_iter().map(f32::abs).collect(),
+            z0,
         }
     }
 

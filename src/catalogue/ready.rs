@@ -50,6 +50,19 @@ impl Ready {
         Self { call, prepared }
     }
 
+    /// With results that the program declares, of its own layouts.
+    pub(super) async fn of(
+        gpu: &Gpu,
+        mut call: Owned,
+        program: Program,
+        results: impl IntoIterator<Item = &'static str>,
+    ) -> Result<Self> {
+        for name in results {
+            call.push(name, Tensor::empty(gpu, program.tensor(name).expect("a result").layout.clone()).await?);
+        }
+        Ok(Self::new(call, Prepared::new(gpu, program, &[]).await?))
+    }
+
     /// What runs.
     pub fn plan(&self) -> &Program {
         self.prepared.plan()

@@ -9,6 +9,10 @@ use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program};
 use crate::{Caps, DType, Layout, Result, Shapes};
 
+/// Tokens of a sum of gradients, and where these are.
+const SEGMENT: usize = 1024;
+const SUMS: &str = "sums of segments";
+
 /// How models make gates and betas of linear attention from x, what they compute for each token.
 ///
 /// ```
@@ -79,10 +83,15 @@ impl LinearGateActivation {
         }
         self.each(&call, "dx", Some("dout")).add(&mut builder, &call.frame)?;
         if !sums.is_empty() {
-            self.sums(&call, &sums).add(&mut builder, &call.frame)?;
+            let (rows, heads) = (call.frame.segments(SEGMENT), call.frame.heads);
+            let width = shape[3].next_multiple_of(4) + 4;
+            builder.scratch(SUMS, Layout::heads_first(DType::F32, [call.frame.entries(), heads, rows, width]))?;
+            for task in self.sums(&call, &sums) {
+                task.add(&mut builder, &call.frame)?;
+            }
         }
         builder.finish(format!(
-            "gradients of {self:?} of gates, four channels of a token a thread, sums a workgroup a head"
+            "gradients of {self:?} of gates, four channels of a token a thread, sums of segments of {SEGMENT} tokens"
         ))
     }
 
@@ -138,21 +147,33 @@ impl LinearGateActivation {
         Task { flops: (160 * THREADS) as f64, ..task }
     }
 
-    /// What the tokens of a head share.
-    fn sums(&self, call: &Call, names: &[&'static str]) -> Task {
-        let (entries, all) = (call.frame.entries(), call.frame.longest() * call.frame.dims.0);
-        let mut task = self.task(call, file::LINEAR_ACTIVATION_SUMS);
-        task.files.push(file::SUM);
-        task.constants.push(("ENTRIES", entries));
-        task.tensors.push(("dy", "dout", AccessKind::Load4));
+    /// What the tokens of a head share: sums of segments, and of those.
+    fn sums(&self, call: &Call, names: &[&'static str]) -> [Task; 2] {
+        let (entries, heads, width) = (call.frame.entries(), call.frame.heads, call.frame.dims.0);
+        let segments = call.frame.segments(SEGMENT);
+        let mut part = self.task(call, file::LINEAR_ACTIVATION_SUMS);
+        part.files.push(file::SUM);
+        part.tensors.extend([("dy", "dout", AccessKind::Load4), ("sums", SUMS, AccessKind::Store4)]);
         let kind = |name| if name == "da_log" { AccessKind::StoreBits } else { AccessKind::Store4 };
-        task.tensors.extend(names.iter().map(|&name| (name, name, kind(name))));
-        Task {
+        let results = names.iter().map(|&name| (name, name, kind(name)));
+        let total = Task {
+            name: "totals of gradients of gates",
+            files: vec![file::LINEAR_ACTIVATION, file::LINEAR_ACTIVATION_TOTAL],
+            tensors: [("sums", SUMS, AccessKind::Load4)].into_iter().chain(results).collect(),
+            segment: SEGMENT,
+            work: [1, heads, 1],
+            flops: (entries * segments * (width + 4)) as f64,
+            ..self.task(call, file::LINEAR_ACTIVATION_TOTAL)
+        };
+        let total = Task { constants: [&total.constants[..], &[("ENTRIES", entries)]].concat(), ..total };
+        let part = Task {
             name: "sums of gradients of gates",
-            work: [1, call.frame.heads, 1],
-            flops: (50 * entries * all) as f64,
-            ..task
-        }
+            segment: SEGMENT,
+            work: [entries, heads, segments],
+            flops: (50 * SEGMENT * width) as f64,
+            ..part
+        };
+        [part, total]
     }
 
     fn task(&self, call: &Call, text: &'static str) -> Task {

@@ -7,7 +7,7 @@
 //!
 //! The delta rule (`delta.rs`) has five.
 
-use super::chunking::{CHUNK, Chunking, segment_tokens};
+use super::chunking::{CHUNK, Chunking, How, segment_tokens};
 use super::delta;
 use super::ends::StateSource;
 use super::names::Tensor;
@@ -94,7 +94,7 @@ impl LinearParams {
             builder.scratch(inputs.names.o, around.output())?;
             let again = self.forward_walk(inputs, walks[0].segment);
             let chunking = Chunking::new(caps, chunk, again.frame.dims)?;
-            again.add(&mut builder, algorithm, &chunking, packed)?;
+            again.add(&mut builder, How { algorithm, chunking, packed })?;
             around.gradient(&mut builder)?;
             if inputs.behind(&builder) != StateSource::Nothing {
                 around.joint().join(&mut builder, ["dht", "dzt"], inputs.names.dht)?;
@@ -105,7 +105,7 @@ impl LinearParams {
         }
         for walk in walks.iter().filter(|walk| walk.leaves_something()) {
             let chunking = Chunking::new(caps, chunk, walk.frame.dims)?;
-            walk.add(&mut builder, algorithm, &chunking, packed)?;
+            walk.add(&mut builder, How { algorithm, chunking, packed })?;
         }
         // That of dq, whose state has the keys' channels for columns.
         let ahead = walks.iter().find(|walk| walk.states == AHEAD).expect("one of the walks");
@@ -160,21 +160,29 @@ impl LinearParams {
         let dzt = builder.tensor("dzt");
         require(dzt.is_none() || self.normalize.is_some(), "dzt", "set", "unset without a normaliser")?;
         check_tensor("dzt", dzt.as_ref(), Some(inputs.key_sums().shape), true)?;
+        let of_queries = Layout::heads_first(inputs.q.layout.dtype, inputs.q.shape());
+        let of_states = [
+            ("dq", Some(of_queries), false),
+            ("dh0", inputs.h0.as_ref().map(|_| state), true),
+            ("dz0", inputs.z0.as_ref().map(|_| inputs.key_sums()), true),
+        ];
+        for (name, layout, is_exact) in of_states.into_iter().chain(self.gradients_of_tokens(inputs)) {
+            self.declare_gradient(builder, name, layout, is_exact)?;
+        }
+        Ok(())
+    }
+
+    /// Gradients of what states are made of: name, layout, whether it is f32 only.
+    pub(super) fn gradients_of_tokens(&self, inputs: &LinearShapes) -> [(Tensor, Option<Layout>, bool); 5] {
         let like = |operand: &Operand| Some(Layout::heads_first(operand.layout.dtype, operand.shape()));
         let exact = |shape| Layout::heads_first(DType::F32, shape);
-        for (name, layout, is_exact) in [
-            ("dq", like(&inputs.q), false),
+        [
             ("dk", like(&inputs.k), false),
             ("dv", like(&inputs.v), false),
             ("dg", inputs.g.as_ref().map(|g| exact(g.shape())), true),
             ("dbeta", inputs.beta.as_ref().map(|beta| exact(beta.shape())), true),
             ("dslopes", self.slopes.as_ref().map(|_| exact([1, inputs.heads(), 1, 1])), true),
-            ("dh0", inputs.h0.as_ref().map(|_| state), true),
-            ("dz0", inputs.z0.as_ref().map(|_| inputs.key_sums()), true),
-        ] {
-            self.declare_gradient(builder, name, layout, is_exact)?;
-        }
-        Ok(())
+        ]
     }
 
     /// A gradient that goes out, unless there is nothing that it would be of.

@@ -1,5 +1,6 @@
 //! How work is divided: among workgroups, threads and dispatches.
 
+use super::LinearAlgorithm;
 use crate::{Caps, Result};
 
 /// Tokens of a chunk, where nothing else is asked for.
@@ -19,6 +20,15 @@ pub(super) struct Chunking {
     rows: usize,
     batch: usize,
     tile: usize,
+}
+
+/// How a walk goes over its tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub algorithm: LinearAlgorithm,
+    pub chunking: Chunking,
+    /// Whether sequences lie one after another in one batch entry.
+    pub packed: bool,
 }
 
 impl Chunking {

@@ -5,7 +5,7 @@
 //! rule. (Where that has segments, their first states are known by then.)
 
 use super::LinearAlgorithm;
-use super::chunking::{Chunking, stretch_tokens};
+use super::chunking::{Chunking, How, stretch_tokens};
 use super::ends::{FROM_NOTHING, FROM_SEGMENT, TO_NOTHING, TO_SEGMENT, between};
 use super::names::Tensor;
 use super::task::{Access, Decay, Frame, THREADS, Task};
@@ -25,13 +25,8 @@ impl Walk {
     ///
     /// # Errors
     /// [`crate::Error::Limit`] for a device that has too little.
-    pub fn add_chunks(
-        &self,
-        builder: &mut Builder,
-        algorithm: LinearAlgorithm,
-        chunking: &Chunking,
-        packed: bool,
-    ) -> Result<()> {
+    pub fn add_chunks(&self, builder: &mut Builder, How { algorithm, chunking, packed }: How) -> Result<()> {
+        let chunking = &chunking;
         let entries = if packed { 1 } else { self.frame.entries() };
         let by_token = |width| Layout::heads_first(DType::F32, [entries, self.frame.heads, self.frame.tokens, width]);
         let by_channel = self.frame.decay == Decay::ByChannel;
@@ -49,7 +44,9 @@ impl Walk {
             let tensors = [Some(("k", *k, AccessKind::Load4)), beta.map(|beta| ("beta", beta, AccessKind::Load1))];
             let inverses = walk.products(builder.caps, INVERSES, tensors.into_iter().flatten().collect(), chunking)?;
             self.add_tasks(builder, [inverses])?;
-            builder.scratch(CORRECTIONS, by_token(self.frame.dims.1))?;
+            if self.reads.is_some() {
+                builder.scratch(CORRECTIONS, by_token(self.frame.dims.1))?;
+            }
             let corrected = Self {
                 adds: v.map(|v| [*k, v]),
                 kept: algorithm == LinearAlgorithm::ThreePass && self.reads.is_some(),
@@ -89,6 +86,7 @@ impl Walk {
                 }
                 let states = walk.frame.segments(walk.segment) + usize::from(walk.kept);
                 builder.scratch(walk.states, walk.rows_of_states(states * walk.frame.dims.0))?;
+                walk.check_scan(builder.caps, chunking.chunk)?;
                 walk.three_passes(chunking)
             }
             _ => {
@@ -103,6 +101,31 @@ impl Walk {
             }
         };
         walk.add_tasks(builder, tasks)
+    }
+
+    /// What is computed ahead of chunks, if that is more than a buffer or, of a head, a binding holds.
+    pub fn too_much_ahead(&self, caps: &Caps, chunk: usize, packed: bool) -> Option<String> {
+        let Frame { heads, tokens, dims, ref decay, .. } = self.frame;
+        let by_channel = *decay == Decay::ByChannel;
+        let widths =
+            [(self.after.is_some() || by_channel, chunk), (self.after.is_some(), dims.1), (by_channel, dims.0)];
+        let most = widths.into_iter().filter(|(is, _)| *is).map(|(_, width)| width).max()?;
+        let head = 4 * tokens as u64 * most as u64;
+        let entries = if packed { 1 } else { self.frame.entries() };
+        let all = head.saturating_mul((heads * entries) as u64);
+        let fits = head <= caps.binding_bytes && all <= caps.buffer_bytes;
+        (!fits).then(|| {
+            format!("{all} bytes computed ahead of chunks are more than a buffer, or a binding of a head, holds")
+        })
+    }
+
+    /// Whether a scan may go over so many segments on a device that bounds loops.
+    fn check_scan(&self, caps: &Caps, chunk: usize) -> Result<()> {
+        let Some(available) = caps.loop_rounds() else { return Ok(()) };
+        let each = 1 + usize::from(self.frame.decay == Decay::ByChannel) * self.segment.div_ceil(chunk);
+        let rounds = self.frame.segments(self.segment) * each * if self.causal { 1 } else { 2 };
+        let what = format!("linear attention over {} tokens in three passes", self.frame.longest());
+        caps.within(&what, "rounds of llvmpipe's loops", rounds as u64, available)
     }
 
     /// Workgroups of a segment.
@@ -173,12 +196,12 @@ impl Walk {
             let tensors = vec![
                 ("k", k, AccessKind::Load4),
                 ("v", v, AccessKind::Load4),
-                ("o", CORRECTIONS, AccessKind::Store4),
                 ("weights", INVERSES, AccessKind::Load4),
             ];
+            let o = walk.reads.map(|_| ("o", CORRECTIONS, AccessKind::Store4));
             let kept = walk.kept.then_some(("states", walk.states, AccessKind::Update4));
             let (ends, of_ends) = walk.ends();
-            let tensors = [tensors, kept.into_iter().collect(), of_ends].concat();
+            let tensors = [tensors, o.into_iter().chain(kept).collect(), of_ends].concat();
             let steps = [("CORRECTS", 1), ("GIVEN", 1), ("KEPT", usize::from(walk.kept)), ("ABSORBS_FIRST", 0)];
             let task = walk.over_chunks("corrections", chunking, stretch, &[&steps[..], &ends].concat(), tensors);
             Task { files: [&task.files[..], &[file::LINEAR_WALK]].concat(), ..task }

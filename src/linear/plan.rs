@@ -1,6 +1,6 @@
 //! What runs: decided without a GPU.
 
-use super::chunking::{CHUNK, Chunking, segment_tokens, stretch_tokens};
+use super::chunking::{CHUNK, Chunking, How, segment_tokens, stretch_tokens};
 use super::ends::StateSource;
 use super::names::SUMS;
 use super::normalizer::Normalizer;
@@ -10,7 +10,7 @@ use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require;
 use crate::program::{Builder, Program};
-use crate::{AdapterKind, Caps, Error, Layout, Result, Shapes};
+use crate::{AdapterKind, Caps, Layout, Result, Shapes};
 
 impl LinearParams {
     /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta,
@@ -85,6 +85,7 @@ impl LinearParams {
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), walk.frame.dims)?;
         let packed = inputs.are_packed();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, packed)?;
+        let how = How { algorithm, chunking, packed };
         self.add_features(&mut builder, &inputs, &walk.frame)?;
         let around = Normalizer { params: self, inputs: &inputs, frame: &walk.frame };
         let in_place = state.is_some();
@@ -94,14 +95,14 @@ impl LinearParams {
             builder.scratch(SUMS, around.output())?;
             walk.to.map(|to| builder.scratch(to, around.joint().states())).transpose()?;
         }
-        walk.add_unrounded(&mut builder, algorithm, &chunking, packed)?;
+        walk.add_whole(&mut builder, how)?;
         if normalized {
             around.divide(&mut builder)?;
             let to = if in_place { ["state", "z"] } else { ["ht", "zt"] };
             walk.to.map(|from| around.joint().split(&mut builder, from, to)).transpose()?;
         }
         let one_by_one = walk.one_by_one(caps, packed).name();
-        builder.finish(words(&walk, algorithm, one_by_one, &chunking, &why))
+        builder.finish(words(&walk, how, one_by_one, &why))
     }
 
     /// By what one batch entry is, never by what stands beside it: the number of entries does not count, so that bits do not depend on
@@ -130,12 +131,7 @@ impl LinearParams {
             };
             let bound = format!("unset or three passes for more than {most} tokens where attention is not causal");
             require(self.causal || tokens <= most, "algorithm", format!("{algorithm:?}"), bound)?;
-            return match (algorithm, self.chunk) {
-                (LinearAlgorithm::Recurrent, Some(chunk)) => {
-                    Err(Error::argument("chunk", chunk, "unset where the algorithm is recurrent"))
-                }
-                _ => Ok((algorithm, "as asked for".into())),
-            };
+            return Ok((algorithm, "as asked for".into()));
         }
         if !self.causal && tokens > stretch {
             return Ok((LinearAlgorithm::ThreePass, "all tokens read one state".into()));
@@ -146,6 +142,9 @@ impl LinearParams {
         }
         if one_by_one && tokens <= FEW && !packed {
             return Ok((LinearAlgorithm::Recurrent, format!("{tokens} tokens of {FEW} or fewer")));
+        }
+        if let Some(what) = walk.too_much_ahead(caps, chunking.chunk, packed).filter(|_| self.chunk.is_none()) {
+            return Ok((LinearAlgorithm::Recurrent, what));
         }
         let workgroups = walk.frame.heads * walk.frame.dims.1.div_ceil(chunking.cols);
         let wanted = caps.concurrency();
@@ -160,23 +159,28 @@ impl LinearParams {
     }
 }
 
-pub(super) fn words(
-    walk: &Walk,
-    algorithm: LinearAlgorithm,
-    one_by_one: &str,
-    chunking: &Chunking,
-    why: &str,
-) -> String {
-    let Chunking { chunk, cols, threads, .. } = *chunking;
+pub(super) fn words(walk: &Walk, How { algorithm, chunking, .. }: How, one_by_one: &str, why: &str) -> String {
+    let Chunking { chunk, cols, threads, .. } = chunking;
     let state = format!("{threads} threads keep {} × {cols} of a head's state in registers", walk.frame.dims.0);
-    let how = match algorithm {
-        LinearAlgorithm::Recurrent => one_by_one.into(),
-        LinearAlgorithm::OnePass => format!("one pass over chunks of {chunk} tokens, {state}"),
-        LinearAlgorithm::ThreePass => {
-            let tokens = walk.segment;
-            let segments = walk.frame.segments(tokens);
+    let tokens = walk.segment;
+    let segments = format!("{} segments of {tokens} tokens", walk.frame.segments(tokens));
+    let reads = walk.reads.is_some();
+    let how = match (algorithm, walk.after.is_some()) {
+        (LinearAlgorithm::Recurrent, _) => one_by_one.into(),
+        (_, true) if !reads => format!("inverses of chunks of {chunk} tokens, then corrections in one pass, {state}"),
+        (LinearAlgorithm::ThreePass, _) if !reads => {
+            format!("two passes (states, scan) over {segments} in chunks of {chunk}, {state}")
+        }
+        (LinearAlgorithm::OnePass, false) => format!("one pass over chunks of {chunk} tokens, {state}"),
+        (LinearAlgorithm::OnePass, true) => {
+            format!("inverses of chunks of {chunk} tokens, then corrections and outputs in one pass each, {state}")
+        }
+        (LinearAlgorithm::ThreePass, false) => {
+            format!("three passes (states, scan, outputs) over {segments} in chunks of {chunk}, {state}")
+        }
+        (LinearAlgorithm::ThreePass, true) => {
             format!(
-                "three passes (states, scan, outputs) over {segments} segments of {tokens} tokens in chunks of {chunk}, {state}"
+                "three passes (inverses, corrections, outputs of {segments}) over chunks of {chunk} tokens, {state}"
             )
         }
     };

@@ -39,7 +39,7 @@ pub(super) enum Recurrent {
 impl Recurrent {
     pub fn of(caps: &Caps, frame: &Frame, packed: bool, with_snapshots: bool) -> Self {
         let (head_dim, value_dim) = frame.dims;
-        // Whole rows of cache lines, and at most 64 numbers of the state a thread.
+        // Whole rows of cache lines, and at most 64 numbers of the state a thread, where it has up to 256 rows.
         let cols = value_dim.next_power_of_two().clamp(16, 64);
         let threads = (head_dim.next_multiple_of(4) * cols / 64).next_power_of_two().clamp(64, 256);
         let runs = caps.engine == Engine::Processor && Caps::serves_processor(caps.subgroup);

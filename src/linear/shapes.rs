@@ -231,7 +231,7 @@ pub(super) fn check_tensor(
 ) -> Result<()> {
     let Some(Operand { layout, .. }) = operand else { return Ok(()) };
     let shape = wanted.unwrap_or(layout.shape);
-    let bound = format!("{shape:?}, to match q, k and v");
+    let bound = format!("{shape:?}, to match the other inputs");
     require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
     let fits = if exact { layout.dtype == DType::F32 } else { layout.dtype.is_float() };
     let bound = if exact { "f32" } else { "f32, f16 or bf16" };

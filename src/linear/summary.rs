@@ -3,7 +3,7 @@
 //! Both come of one walk without queries, whose state has more columns: ΔS from an empty state, M from the identity, which values leave
 //! alone. Where no row of a state changes another, M is diagonal, and one column of ones has it.
 
-use super::chunking::{CHUNK, Chunking, segment_tokens};
+use super::chunking::{CHUNK, Chunking, How, segment_tokens};
 use super::joint::Joint;
 use super::plan::words;
 use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
@@ -19,8 +19,8 @@ impl LinearParams {
     /// [.., head_dim, head_dim] with the delta rule, else the diagonal of it, [.., head_dim, 1].
     ///
     /// # Errors
-    /// Those of [`LinearParams::plan`]; [`Error::Argument`](crate::Error::Argument) for attention that is not causal, or a normaliser: give
-    /// values another column, of ones, for its sum of keys.
+    /// Those of [`LinearParams::plan`]; [`Error::Argument`](crate::Error::Argument) for h0, attention that is not causal, or a normaliser:
+    /// give values another column, of ones, for its sum of keys.
     pub fn plan_summary(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["added", "transition"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
@@ -43,14 +43,15 @@ impl LinearParams {
         let chunking = Chunking::new(caps, self.chunk.unwrap_or(CHUNK), frame.dims)?;
         let packed = inputs.are_packed();
         let (algorithm, why) = self.choose(caps, &walk, &chunking, packed)?;
+        let how = How { algorithm, chunking, packed };
         self.add_features(&mut builder, &inputs, &frame)?;
         let joint = Joint { widths: inputs.widths(), frame: &frame };
         joint.values(&mut builder, names.v, false)?;
         builder.scratch(names.ht, joint.states())?;
-        walk.add(&mut builder, algorithm, &chunking, packed)?;
+        walk.add(&mut builder, how)?;
         joint.split(&mut builder, names.ht, ["added", "transition"])?;
         let one_by_one = walk.one_by_one(caps, packed).name();
-        builder.finish(format!("summary of {}", words(&walk, algorithm, one_by_one, &chunking, &why)))
+        builder.finish(format!("summary of {}", words(&walk, how, one_by_one, &why)))
     }
 
     /// The program that computes the gradients of a summary. It reads the same inputs, `dadded` and `dtransition`, and writes dk, dv and,
@@ -66,18 +67,9 @@ impl LinearParams {
         for (name, layout) in ["dadded", "dtransition"].into_iter().zip(self.summary(&inputs)) {
             check_tensor(name, Some(&builder.input(name)?), Some(layout.shape), true)?;
         }
-        for (name, like, is_exact) in [
-            ("dk", Some(&inputs.k), false),
-            ("dv", Some(&inputs.v), false),
-            ("dg", inputs.g.as_ref(), true),
-            ("dbeta", inputs.beta.as_ref(), true),
-        ] {
-            let layout =
-                like.map(|of| Layout::heads_first(if is_exact { DType::F32 } else { of.layout.dtype }, of.shape()));
+        for (name, layout, is_exact) in self.gradients_of_tokens(&inputs) {
             self.declare_gradient(&mut builder, name, layout, is_exact)?;
         }
-        let slopes = self.slopes.as_ref().map(|_| Layout::heads_first(DType::F32, [1, inputs.heads(), 1, 1]));
-        self.declare_gradient(&mut builder, "dslopes", slopes, true)?;
         self.gradients(builder, &inputs)
     }
 

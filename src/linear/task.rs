@@ -166,11 +166,13 @@ impl Task {
             optional.extend([("q", AccessKind::Load4), ("g", AccessKind::Load4)]);
         }
         if files.contains(&file::LINEAR_CHUNKS_BOUNDS) {
-            optional.extend([("q", AccessKind::Load4), ("weights", AccessKind::Load4), ("g", AccessKind::Load4)]);
+            optional.extend(["q", "weights", "g"].map(|name| (name, AccessKind::Load4)));
+            optional.push(("o", AccessKind::Store4));
             optional.extend([("totals", AccessKind::LoadBits), ("totals", AccessKind::StoreBits)]);
         }
         if files.contains(&file::LINEAR_ACTIVATION) {
             optional.extend([("a_log", AccessKind::Load1), ("dt_bias", AccessKind::Load4), ("dy", AccessKind::Load4)]);
+            optional.push(("x", AccessKind::Load4));
             optional.extend([("da_log", AccessKind::StoreBits), ("ddt_bias", AccessKind::Store4)]);
         }
         if files.contains(&file::LINEAR_JOINT) {

@@ -18,7 +18,7 @@ pub(super) struct Walk {
     pub from: StateSource,
     pub to: Option<Tensor>,
     pub snapshots: Option<Tensor>,
-    /// What lies between three passes, with room for the last state if that is kept; token by token, the states that are kept.
+    /// What lies between three passes, with room for the last state if that is kept; otherwise the states that are kept.
     pub states: Tensor,
     pub kept: bool,
     pub causal: bool,

@@ -6,6 +6,12 @@
 // Both to a few places, near 0 too: a gate counts once for every token after it.
 
 const SOFTPLUS: u32 = 0u;
+const AT: u32 = (WIDTH + 3u) / 4u * 4u;
+
+fn exp_of(x: f32) -> f32 {
+    let parts = exp_parts(min(x, 88.0));
+    return fma(parts.y, parts.x, parts.y);
+}
 
 // ln (1 + e).
 fn log_1_plus(e: f32) -> f32 {

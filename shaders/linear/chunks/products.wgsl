@@ -8,7 +8,7 @@
 //   diag(beta) · (I + A · diag(beta))⁻¹
 //
 // With the delta rule (arXiv 2406.06484) it makes a chunk's corrections of what their values differ by from what the state before the chunk
-// has for their keys. A workgroup has CHUNK threads; thread m has token m's key.
+// has for their keys. For walks whose state fades before a token reads it. A workgroup has CHUNK threads; thread m has token m's key.
 
 // Tokens that pass through workgroup memory at a time, vec4 of their channels, rows that are inverted at a time.
 const TOKENS: u32 = 8u;
@@ -47,8 +47,7 @@ fn stage(w: Work, n0: u32, d0: u32, thread: u32) {
         queries[at] = query_of(token_at(w, n), d);
         if (BY_CHANNEL == 1u) {
             // By which a key fades as token n comes.
-            let g = gates_of(token_at(w, max(n, params.late) - params.late), 4u * min(d, D4 - 1u));
-            changes[at] = vec4f(change_of(g.x), change_of(g.y), change_of(g.z), change_of(g.w));
+            changes[at] = changes_of(gates_of(token_at(w, n), 4u * min(d, D4 - 1u)));
         }
     }
 }
@@ -86,7 +85,7 @@ fn add_product(w: Work, n: u32, d0: u32, product: f32, thread: u32) {
     let at = weight_at(w, n, thread);
     var x = 0.0;
     if (thread < n + 1u - INVERTS) {
-        x = product * decay(place_of(n), place_of(thread));
+        x = product * decay(n + 1u, thread + 1u);
         if (d0 > 0u) { x += bitcast<f32>(load_weights(at)); }
     }
     store_weights(at, bitcast<u32>(x));

@@ -1,6 +1,6 @@
 // Rows of two parts: WIDTH numbers, 0 up to AT, a multiple of 4, MORE numbers, and 0 up to JOINT, another. A head has rows of tokens,
 // or, where STATES, HEAD_DIM of a state. With a normaliser, values have 1 as their second part, so that a state has the running sum z of keys,
-// and a walk's output q · z. A summary's values have 0, and its state begins with the identity there.
+// and a walk's output q · z. A summary's values have 0, and its state begins with the identity there, or a column of ones.
 
 const AT: u32 = (WIDTH + 3u) / 4u * 4u;
 

@@ -50,7 +50,8 @@ pub struct LinearInputs<'a> {
     /// offset is 0, the offsets ascend, and the last is at most the number of tokens. Rows after the last offset belong to no sequence and
     /// are left alone.
     pub cu_seqlens: Option<Seqlens<'a>>,
-    /// The longest packed sequence that offsets on the GPU have; without it, work for as many tokens as there are is launched for each.
+    /// The longest packed sequence that offsets on the GPU may have: longer ones are cut there, and reported. Without it, work and memory
+    /// between kernels are as if each had all tokens.
     pub max_seqlen: Option<usize>,
 }
 

@@ -169,6 +169,7 @@ files! {
     LINEAR_ACTIVATION = "linear/activation/shared.wgsl";
     LINEAR_ACTIVATION_MAP = "linear/activation/map.wgsl";
     LINEAR_ACTIVATION_SUMS = "linear/activation/sums.wgsl";
+    LINEAR_ACTIVATION_TOTAL = "linear/activation/total.wgsl";
     LINEAR_JOINT = "linear/joint/shared.wgsl";
     LINEAR_JOINT_JOIN = "linear/joint/join.wgsl";
     LINEAR_JOINT_SPLIT = "linear/joint/split.wgsl";
