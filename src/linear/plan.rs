@@ -24,7 +24,7 @@ impl LinearParams {
     /// max_seqlen, the longest sequence that there may be.
     ///
     /// # Errors
-    /// [`Error::Argument`] for params or shapes that do not fit together; [`Error::Limit`] if the work needs more than the device offers.
+    /// [`Error::Argument`](crate::Error::Argument) for params or shapes that do not fit together; [`Error::Limit`](crate::Error::Limit) if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         shapes.check_names(&[&INPUTS[..], &["o", "ht", "zt", "state", "z", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;

@@ -2,7 +2,7 @@
 
 use crate::LinearGateActivation;
 
-/// What gates or betas are made of: x [batch, heads, tokens, width], a_log [heads], dt_bias [heads, width].
+/// What gates or betas are made of: x [batch, heads, tokens, width], a_log, one per head, dt_bias, one per head and channel.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearGateProblem<'a> {
     /// What a model computes.

@@ -19,7 +19,7 @@ pub struct LinearSummary {
     pub transition: Tensor,
 }
 
-/// The gradients of a summary: as in [`crate::LinearGradients`].
+/// The gradients of a summary: as in [`crate::backward::LinearGradients`].
 #[derive(Clone, Debug)]
 pub struct LinearSummaryGradients {
     /// Of k, with its shape: the sum over the heads that use it.
