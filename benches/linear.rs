@@ -159,57 +159,44 @@ fn algorithms(gpu: &Gpu, sizes: &Sizes) {
     }
 }
 
-/// Of rules with kinds of gates.
-const NAMES: [&str; 6] =
-    ["plain", "gates by token", "gates by channel", "delta", "delta, gates by token", "delta, gates by channel"];
-
-/// Each rule with each kind of gates by the length, beside the plain rule and what its arithmetic has more.
+/// Each rule with each kind of gates by the length, in turns with the plain rule at the first length, and what its arithmetic has more.
 fn rules(gpu: &Gpu, sizes: &Sizes) {
     let Sizes { heads, all, .. } = *sizes;
-    let dim = if testing() { sizes.dim } else { 128 };
-    let plain = |tokens: usize| {
-        let mut case = case(all / tokens, heads, tokens, dim, None);
-        case.params.slopes = None;
-        case
+    let (dim, first) = (if testing() { sizes.dim } else { 128 }, sizes.tokens[0]);
+    let case = |tokens: usize, rule: LinearRule, gated: bool, by_channel: bool| {
+        let case = case(all / tokens, heads, tokens, dim, None);
+        let params = LinearParams { rule, slopes: None, ..case.params };
+        let betas = (rule == LinearRule::Delta).then_some(heads);
+        LinearCase { params, gates: gated.then_some((1.0, 1000)), by_channel, betas, ..case }
     };
-    let gated = |tokens| LinearCase { gates: Some((1.0, 1000)), ..plain(tokens) };
-    let delta = |case: LinearCase| LinearCase {
-        params: LinearParams { rule: LinearRule::Delta, ..case.params.clone() },
-        betas: Some(heads),
-        ..case
-    };
-    let mut by_length: Vec<Vec<f64>> = vec![];
-    for &tokens in &sizes.tokens {
-        // Operations of a token for each element of the state.
-        let by_channel = |case| LinearCase { by_channel: true, ..case };
-        let all_rules = [
-            (5.0, plain(tokens)),
-            (5.0, gated(tokens)),
-            (5.0, by_channel(gated(tokens))),
-            (7.0, delta(plain(tokens))),
-            (7.0, delta(gated(tokens))),
-            (7.0, delta(by_channel(gated(tokens)))),
-        ];
-        let all_rules = NAMES.into_iter().zip(&all_rules);
-        let ready: Vec<_> = all_rules.map(|(name, (work, case))| (name, *work, ready(gpu, case))).collect();
-        let runs: Vec<Box<dyn Fn() -> f64>> =
-            ready.iter().map(|(.., ready)| Box::new(|| seconds(gpu, ready)) as Box<dyn Fn() -> f64>).collect();
-        let named: Vec<(&str, &dyn Fn() -> f64)> =
-            ready.iter().zip(&runs).map(|((name, ..), run)| (*name, run as &dyn Fn() -> f64)).collect();
-        let medians = ratios(&format!("rules, H {heads} D {dim} T {tokens}, {all} tokens in all"), &named);
-        for ((name, work, call), seconds) in ready.iter().zip(&medians) {
-            let (rate, time, arithmetic) = (all as f64 / seconds, seconds / medians[0], work / ready[0].1);
-            println!(
-                "         {name}: {rate:.3e} tokens/s, {time:.2} of the plain rule's time, {arithmetic:.2} of its operations; {}",
-                call.plan()
-            );
-        }
-        by_length.push(medians);
-    }
-    for (i, name) in NAMES.into_iter().enumerate() {
-        let times = by_length.iter().map(|medians| medians[i]);
-        let (least, most) = times.fold((f64::INFINITY, 0f64), |(least, most), x| (least.min(x), most.max(x)));
-        println!("ratio    {name}: slowest over fastest length {:.3}", most / least);
+    let plain = ready(gpu, &case(first, LinearRule::Linear, false, false));
+    // Operations of a token for each element of the state.
+    for (name, work, rule, gated, by_channel) in [
+        ("plain", 5.0, LinearRule::Linear, false, false),
+        ("gates by token", 5.0, LinearRule::Linear, true, false),
+        ("gates by channel", 5.0, LinearRule::Linear, true, true),
+        ("delta", 7.0, LinearRule::Delta, false, false),
+        ("delta, gates by token", 7.0, LinearRule::Delta, true, false),
+        ("delta, gates by channel", 7.0, LinearRule::Delta, true, true),
+    ] {
+        let lengths = sizes.tokens.iter();
+        let calls: Vec<_> = lengths.map(|&n| (n, ready(gpu, &case(n, rule, gated, by_channel)))).collect();
+        let names: Vec<String> = calls.iter().map(|(tokens, _)| format!("{name}, T {tokens}")).collect();
+        let runs: Vec<_> = calls.iter().map(|(_, call)| || seconds(gpu, call)).collect();
+        let of_plain = || seconds(gpu, &plain);
+        let mut named: Vec<(&str, &dyn Fn() -> f64)> = vec![("plain rule", &of_plain)];
+        named.extend(names.iter().zip(&runs).map(|(name, run)| (name.as_str(), run as &dyn Fn() -> f64)));
+        let medians = ratios(&format!("{name}, H {heads} D {dim}, {all} tokens in all"), &named);
+        let (least, most) =
+            medians[1..].iter().fold((f64::INFINITY, 0f64), |(least, most), &x| (least.min(x), most.max(x)));
+        println!(
+            "         {:.3e} tokens/s, {:.2} of the plain rule's time, {:.2} of its operations; slowest over fastest length {:.3}; {}",
+            all as f64 / medians[1],
+            medians[1] / medians[0],
+            work / 5.0,
+            most / least,
+            calls[0].1.plan()
+        );
     }
 }
 
