@@ -158,20 +158,13 @@ impl Case for LinearBackwardCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let ready = self.ready(gpu).await?;
-            ready.run().await?;
-            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            let expected = self.expected();
+            let (ready, expected) = (self.ready(gpu).await?, self.expected());
             let dg = expected.dg.clone();
-            for (name, expected) in Self::results(expected, &ready) {
-                let found = ready.tensor(name).expect("a result");
-                let (dtype, values) = (found.layout().dtype, found.read().await?);
-                outcome = outcome.and(match name {
-                    "dslopes" => self.compare_slopes(&values, &expected, &dg),
-                    _ => compare(dtype, ALLOWED, &values, &expected),
-                });
-            }
-            Ok(outcome)
+            let compare = |name: &str, dtype, found: &[f32], expected: &[f64]| match name {
+                "dslopes" => self.compare_slopes(found, expected, &dg),
+                _ => compare(dtype, ALLOWED, found, expected),
+            };
+            ready.compared(Self::results(expected, &ready), compare).await
         })
     }
 

@@ -98,17 +98,12 @@ impl Case for LinearGateCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let ready = self.ready(gpu).await?;
-            ready.run().await?;
-            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (name, expected) in self.expected() {
-                let found = ready.tensor(name).expect("a result");
+            let compare = |name: &str, dtype, found: &[f32], expected: &[f64]| {
                 // Sums are of as many terms as a head has.
                 let unit = if ["out", "dx"].contains(&name) { 1e-6 } else { 1e-5 };
-                let tolerance = Tolerance { dtype: found.layout().dtype, unit, magnitude: 0.0 };
-                outcome = outcome.and(tolerance.compare(&found.read().await?, &expected));
-            }
-            Ok(outcome)
+                Tolerance { dtype, unit, magnitude: 0.0 }.compare(found, expected)
+            };
+            self.ready(gpu).await?.compared(self.expected(), compare).await
         })
     }
 

@@ -92,20 +92,13 @@ impl Case for LinearSummaryCase {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
-            let ready = self.ready(gpu).await?;
-            ready.run().await?;
-            let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
-            for (name, expected) in self.expected() {
-                let found = ready.tensor(name).expect("a result");
-                let unit = if self.backward { 1e-5 } else { 2e-6 };
-                let (dtype, values) = (found.layout().dtype, found.read().await?);
-                outcome = outcome.and(match name {
-                    // What is left of 1: hard gates leave less than f32 has.
-                    "transition" => Tolerance { dtype, unit, magnitude: 0.0 }.compare(&values, &expected),
-                    _ => compare(dtype, unit, &values, &expected),
-                });
-            }
-            Ok(outcome)
+            let unit = if self.backward { 1e-5 } else { 2e-6 };
+            let compare = |name: &str, dtype, found: &[f32], expected: &[f64]| match name {
+                // What is left of 1: hard gates leave less than f32 has.
+                "transition" => Tolerance { dtype, unit, magnitude: 0.0 }.compare(found, expected),
+                _ => compare(dtype, unit, found, expected),
+            };
+            self.ready(gpu).await?.compared(self.expected(), compare).await
         })
     }
 

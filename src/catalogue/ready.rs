@@ -1,7 +1,8 @@
 //! A case on the GPU, ready to be run and timed.
 
+use super::Outcome;
 use crate::program::Name;
-use crate::{Call, Gpu, GpuTime, Prepared, Program, Result, Tensor};
+use crate::{Call, DType, Gpu, GpuTime, Prepared, Program, Result, Tensor};
 use std::borrow::Cow;
 
 /// Tensors and numbers of a call by name, and what was prepared for them.
@@ -84,6 +85,21 @@ impl Ready {
     /// Runs it once.
     pub(super) async fn run(&self) -> Result<()> {
         self.prepared.submit(&self.call).await
+    }
+
+    /// Runs it once, and compares its results, by name and type.
+    pub(super) async fn compared(
+        &self,
+        expected: impl IntoIterator<Item = (&'static str, Vec<f64>)>,
+        compare: impl Fn(&str, DType, &[f32], &[f64]) -> Outcome,
+    ) -> Result<Outcome> {
+        self.run().await?;
+        let mut outcome = Outcome { error: 0.0, over_tolerance: 0.0 };
+        for (name, expected) in expected {
+            let found = self.tensor(name).expect("a result");
+            outcome = outcome.and(compare(name, found.layout().dtype, &found.read().await?, &expected));
+        }
+        Ok(outcome)
     }
 
     /// Tensors that the params carry, for a call that brings them.

@@ -56,10 +56,7 @@ impl LinearParams {
                 let sums = [("dq by heads", to_q, gated), ("dk by heads", to_k, gated), ("dv by heads", "dv", false)];
                 let mut by_heads = sums.map(|(from, to, _)| Sum::of(from, to));
                 for (sum, (.., exact)) in by_heads.iter_mut().zip(sums) {
-                    sum.from = match inputs.is_summary && sum.to == to_q {
-                        true => to_q,
-                        false => each(&mut builder, *sum, exact, forward.dims.1, inputs.heads())?,
-                    };
+                    sum.from = each(&mut builder, *sum, exact, forward.dims.1, inputs.heads())?;
                 }
                 let walks = self.walks(&builder, inputs, by_heads.map(|sum| sum.from), gated);
                 (walks.to_vec(), by_heads)

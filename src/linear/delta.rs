@@ -49,10 +49,7 @@ pub(super) fn walks(
     pair(builder, FORWARD, "corrections of tokens", shape)?;
     pair(builder, BACKWARD, "their gradients", shape)?;
     let dq = Sum::of("dq by heads", to_q);
-    let dq = match inputs.is_summary {
-        true => Sum { from: to_q, ..dq },
-        false => Sum { from: each(builder, dq, gated, forward.dims.1, inputs.heads())?, ..dq },
-    };
+    let dq = Sum { from: each(builder, dq, gated, forward.dims.1, inputs.heads())?, ..dq };
     let [dk, dv] = [Sum { from: "dk by dS", less: Some("dk by S"), to: to_k }, Sum::of(BACKWARD[1], "dv")];
     for name in [Some(dk.from), dk.less].into_iter().flatten() {
         builder.scratch(name, Layout::heads_first(DType::F32, [batch, heads, tokens, forward.dims.0]))?;

@@ -26,7 +26,8 @@ pub(super) const BEHIND: Tensor = "states behind";
 
 /// Where a walk leaves a gradient: in its tensor, if that has all heads, and the type that is needed.
 pub(super) fn each(builder: &mut Builder, sum: Sum, exact: bool, columns: usize, heads: usize) -> Result<Tensor> {
-    let layout = builder.operand(sum.to).expect("declared, or made for features").layout;
+    // A summary has no gradient of queries.
+    let Some(layout) = builder.operand(sum.to).map(|operand| operand.layout) else { return Ok(sum.to) };
     let [batch, own, tokens, width] = layout.shape;
     // dv, the only one with columns of values, may have one more in the walk.
     let width = if sum.to == "dv" { columns } else { width };
