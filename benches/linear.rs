@@ -8,7 +8,7 @@ use common::{Timed, group, ratios, testing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
-use wgpu_attention::catalogue::{AttentionCase, LinearCase, Ready};
+use wgpu_attention::catalogue::{AttentionCase, LinearCase, LinearMomentumCase, Ready};
 use wgpu_attention::plan::AdapterKind;
 use wgpu_attention::{Causal, FlashParams, Gpu, LinearAlgorithm, LinearParams, LinearRule};
 
@@ -169,7 +169,15 @@ fn rules(gpu: &Gpu, sizes: &Sizes) {
         let betas = (rule == LinearRule::Delta).then_some(heads);
         LinearCase { params, gates: gated.then_some((1.0, 1000)), by_channel, betas, ..case }
     };
-    let plain = ready(gpu, &case(first, LinearRule::Linear, false, false));
+    let ready = |case: &LinearCase| match case.params.rule {
+        LinearRule::Momentum => {
+            let ready = block_on(LinearMomentumCase::of(case.clone()).ready(gpu)).expect("memory for the tensors");
+            seconds(gpu, &ready);
+            ready
+        }
+        _ => ready(gpu, case),
+    };
+    let plain = ready(&case(first, LinearRule::Linear, false, false));
     // Operations of a token for each element of the state.
     for (name, work, rule, gated, by_channel) in [
         ("plain", 5.0, LinearRule::Linear, false, false),
@@ -178,9 +186,10 @@ fn rules(gpu: &Gpu, sizes: &Sizes) {
         ("delta", 7.0, LinearRule::Delta, false, false),
         ("delta, gates by token", 7.0, LinearRule::Delta, true, false),
         ("delta, gates by channel", 7.0, LinearRule::Delta, true, true),
+        ("momentum", 10.0, LinearRule::Momentum, false, false),
     ] {
         let lengths = sizes.tokens.iter();
-        let calls: Vec<_> = lengths.map(|&n| (n, ready(gpu, &case(n, rule, gated, by_channel)))).collect();
+        let calls: Vec<_> = lengths.map(|&n| (n, ready(&case(n, rule, gated, by_channel)))).collect();
         let names: Vec<String> = calls.iter().map(|(tokens, _)| format!("{name}, T {tokens}")).collect();
         let runs: Vec<_> = calls.iter().map(|(_, call)| || seconds(gpu, call)).collect();
         let of_plain = || seconds(gpu, &plain);

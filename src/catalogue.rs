@@ -18,6 +18,7 @@ mod linear;
 mod linear_backward;
 mod linear_cases;
 mod linear_gate;
+mod linear_momentum;
 mod linear_summary;
 mod linear_values;
 mod merge;
@@ -50,6 +51,7 @@ pub use linear::LinearCase;
 pub use linear_backward::{LinearBackwardCase, linear_backward_cases, random_linear_backward_cases};
 pub use linear_cases::{linear_cases, random_linear_cases};
 pub use linear_gate::{LinearGateCase, linear_gate_cases};
+pub use linear_momentum::{LinearMomentumCase, linear_momentum_cases, random_linear_momentum_cases};
 pub use linear_summary::{LinearSummaryCase, linear_summary_cases};
 pub use merge::{MergeCase, merge_cases, random_merge_cases};
 pub use neighborhood_cases::{
@@ -194,10 +196,13 @@ pub const FAMILIES: &[Family] = &[
         name: "linear",
         cases: || {
             let around = boxed(linear_summary_cases()).chain(boxed(linear_gate_cases()));
+            let around = around.chain(boxed(linear_momentum_cases()));
             boxed(linear_cases()).chain(boxed(linear_backward_cases())).chain(around).collect()
         },
         random: |count, seed| {
-            boxed(random_linear_cases(count, seed)).chain(boxed(random_linear_backward_cases(count, seed))).collect()
+            let momentum = boxed(random_linear_momentum_cases(count, seed));
+            let all = boxed(random_linear_cases(count, seed)).chain(boxed(random_linear_backward_cases(count, seed)));
+            all.chain(momentum).collect()
         },
         variants: |caps| vec![linear_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: shaders::of_linear,

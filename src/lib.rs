@@ -131,7 +131,7 @@ pub use gpu::calls::attention::{
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::block_mask::{BlockList, BlockMask};
 #[cfg(feature = "wgpu")]
-pub use gpu::calls::linear::{LinearAttention, LinearInputs, LinearSummary};
+pub use gpu::calls::linear::{LinearAttention, LinearInputs, LinearMomentum, LinearSummary};
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::linear_gate::{LinearGate, LinearGateInputs};
 #[cfg(feature = "wgpu")]

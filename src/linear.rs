@@ -2,12 +2,14 @@
 
 mod activation;
 mod backward;
+mod checks;
 mod chunking;
 mod chunks;
 mod delta;
 mod ends;
 mod features;
 mod joint;
+mod momentum;
 mod names;
 mod normalizer;
 mod passes;
@@ -15,6 +17,7 @@ mod plan;
 mod recurrent;
 mod sequences;
 mod shapes;
+mod steps;
 mod summary;
 mod sums;
 mod task;
@@ -45,7 +48,7 @@ pub struct LinearParams {
     pub causal: bool,
     /// Whether tokens are processed from the last to the first. Default: no.
     pub reverse: bool,
-    /// Factor of Sᵀ q. Default: 1/√head_dim; Lightning Attention and Mamba-2 use 1.
+    /// Factor of Sᵀ q. Default: 1/√head_dim, or, with [`LinearRule::Momentum`], 1; Lightning Attention and Mamba-2 use 1.
     pub scale: Option<f32>,
     /// What makes features of queries and keys. Default: [`FeatureMap::Identity`].
     pub feature_map: FeatureMap,
@@ -59,7 +62,8 @@ pub struct LinearParams {
     /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says.
     pub algorithm: Option<LinearAlgorithm>,
     /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, outputs are not computed
-    /// token by token. Default: 64.
+    /// token by token. Default: 64. With [`LinearRule::Momentum`] it is something else: how many tokens, 1 to 256, have errors of the
+    /// same memory. Default: 1.
     pub chunk: Option<usize>,
 }
 
@@ -75,6 +79,11 @@ pub enum LinearRule {
     /// per channel, Kimi Delta Attention (arXiv 2510.26692). β is [`crate::LinearInputs::beta`]. Give keys unit length: then, with β
     /// up to 2, no token magnifies what the state has.
     Delta,
+    /// M = (1 − α) M + S with the momentum S = η S − θ k eᵀ and the error e = M'ᵀ k − v; o = scale · Mᵀ q: Titans' linear memory (arXiv
+    /// 2501.00663). α, η and θ are [`crate::LinearInputs::momentum`]. M' is the memory that the token's chunk begins with, of
+    /// [`LinearParams::chunk`] tokens: part of what is computed. It is 1 by default: M' is the memory before the token. There are two
+    /// states, M and S. Give keys unit length, and θ at most 2: then, without momentum, no token magnifies what the memory has.
+    Momentum,
 }
 
 /// How linear attention processes the tokens. The result is the same, except for rounding.
@@ -143,7 +152,8 @@ impl LinearParams {
 
     /// The factor that holds where none is set.
     pub(crate) fn scale_for(&self, head_dim: usize) -> f32 {
-        self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt())
+        let default = if self.rule == LinearRule::Momentum { 1.0 } else { 1.0 / (head_dim as f32).sqrt() };
+        self.scale.unwrap_or(default)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -156,26 +166,24 @@ impl LinearParams {
             let fits = epsilon.is_finite() && epsilon >= 0.0;
             require(fits, "normalize", epsilon, "finite and at least 0: what is added to the divisor")?;
             let linear = self.rule == LinearRule::Linear;
-            require(linear, "normalize", epsilon, "unset with the delta rule, which has no sum of keys")?;
+            let bound = "unset with the delta rule and with momentum, which have no sum of keys";
+            require(linear, "normalize", epsilon, bound)?;
         }
-        if let Some(chunk) = self.chunk {
+        if self.rule == LinearRule::Momentum {
+            momentum::check(self)?;
+        } else if let Some(chunk) = self.chunk {
             let fits = (1..=256).contains(&chunk) && chunk.is_multiple_of(32);
             require(fits, "chunk", chunk, "a multiple of 32 tokens, at most 256")?;
-        }
-        if let (Some(LinearAlgorithm::Recurrent), Some(chunk)) = (self.algorithm, self.chunk) {
-            return Err(Error::argument("chunk", chunk, "unset where the algorithm is recurrent"));
+            let chunked = self.algorithm != Some(LinearAlgorithm::Recurrent);
+            require(chunked, "chunk", chunk, "unset where the algorithm is recurrent")?;
         }
         for (h, &slope) in self.slopes.iter().flatten().enumerate() {
             let bound = "at least 0 and at most 1e28: a head's decay factor is exp(−slope)";
             require((0.0..=MAX_SLOPE).contains(&slope), &format!("slopes[{h}]"), slope, bound)?;
         }
-        if self.rule == LinearRule::Delta {
-            require(
-                self.causal,
-                "causal",
-                false,
-                "true with the delta rule: what a token changes depends on those before it",
-            )?;
+        if self.rule != LinearRule::Linear {
+            let bound = "true with the delta rule and with momentum: what a token changes depends on those before it";
+            require(self.causal, "causal", false, bound)?;
         }
         let gated = self.slopes.is_some() && !self.causal;
         if gated {

@@ -6,6 +6,7 @@ mod flash;
 mod linear;
 mod linear_backward;
 mod linear_gate;
+mod linear_momentum;
 mod linear_summary;
 mod merge;
 mod neighborhood;
@@ -20,6 +21,10 @@ pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use linear::{LinearProblem, LinearReference, linear};
 pub use linear_backward::{LinearGradientsReference, linear_backward};
 pub use linear_gate::{LinearGateGradientsReference, LinearGateProblem, linear_gate, linear_gate_backward};
+pub use linear_momentum::{
+    LinearMomentumGradientsReference, LinearMomentumProblem, LinearMomentumReference, linear_momentum,
+    linear_momentum_backward,
+};
 pub use linear_summary::{linear_summary, linear_summary_backward};
 pub use merge::merge;
 pub use neighborhood::Neighborhoods;

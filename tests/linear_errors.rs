@@ -199,16 +199,7 @@ fn bad_gradients() {
     says(run(&v, None), &["dout.shape is [2, 2, 10, 6]", "[2, 4, 10, 6]"]);
     let dht = zeros([2, 4, 6, 8]);
     says(run(&o, Some(&dht)), &["dht.shape is [2, 4, 6, 8]", "[2, 4, 8, 6]"]);
-    let to = LinearGradients {
-        dq: zeros([2, 4, 10, 8]),
-        dk: zeros([2, 4, 10, 8]),
-        dv: zeros([2, 2, 10, 6]),
-        dg: None,
-        dbeta: None,
-        dslopes: None,
-        dh0: None,
-        dz0: None,
-    };
+    let to = LinearGradients::new(zeros([2, 4, 10, 8]), zeros([2, 4, 10, 8]), zeros([2, 2, 10, 6]));
     let from = [("dout", &o)];
     let prepare = |to: &LinearGradients| block_on(attention.prepare_backward((&inputs, from, to)));
     let prepared = prepare(&to).unwrap();

@@ -79,6 +79,48 @@ fn run_linear() {
     }
 }
 
+/// Titans' memory with momentum, as an independent implementation has it.
+#[test]
+fn memory_with_momentum() {
+    let files = Files::new("run-linear-momentum");
+    let golden = "tests/data/titans_momentum.safetensors";
+    let bytes = std::fs::read(golden).expect("the repository has it");
+    let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for backend in ["gpu", "reference"] {
+        let params = r#"{"rule": "momentum", "chunk": 1}"#;
+        let run = |to: &str, more: &[&str]| {
+            succeeds(
+                &[&["run", "linear", golden, &files.path(to), "--backend", backend, "--params", params], more].concat(),
+            );
+        };
+        run("found", &[]);
+        run("back", &["--backward"]);
+        let back = ["dq", "dk", "dv", "dalpha", "deta", "dtheta", "dm0"];
+        for (from, name) in
+            ["out", "m", "s"].map(|name| ("found", name)).into_iter().chain(back.map(|name| ("back", name)))
+        {
+            let ((shape, found), view) = (files.read(from, name), known.tensor(name).expect(name));
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            assert_eq!(shape, view.shape(), "{name}");
+            let largest = values.iter().fold(0f32, |most, x| most.max(x.abs()));
+            assert!(found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 6e-6 * largest), "{backend} {name}");
+        }
+    }
+    let tokens = [floats("q", 1, &[1, 1, 2, 4]), floats("k", 2, &[1, 1, 2, 4]), floats("v", 3, &[1, 1, 2, 4])];
+    let step = |name, values: [f32; 2]| (name, Dtype::F32, vec![1, 1, 2], bytemuck::cast_slice(&values).to_vec());
+    let steps = [step("alpha", [0.0, 1.5]), step("eta", [0.5, 0.5]), step("theta", [0.1, f32::INFINITY])];
+    let params = ["--params", r#"{"rule": "momentum"}"#];
+    let output = files.path("output");
+    let refused = |steps: &[_], words: &[&str]| {
+        let input = files.write("input", &[&tokens[..], steps].concat());
+        refuses(&[&["run", "linear", &input, &output], &params[..]].concat(), words);
+    };
+    refused(&steps[..2], &["theta is missing", "momentum"]);
+    refused(&steps, &["alpha[0][0][1] is 1.5", "within [0, 1]"]);
+    let [_, eta, theta] = &steps;
+    refused(&[step("alpha", [0.0, 1.0]), eta.clone(), theta.clone()], &["theta[0][0][1] is inf", "finite"]);
+}
+
 /// Gates by softplus and betas by a sigmoid: per token and per channel, forward and backward.
 #[test]
 fn activated_gates() {

@@ -269,6 +269,8 @@ impl Case for LinearCase {
             (LinearRule::Linear, _) => String::new(),
             (LinearRule::Delta, None) => " delta".into(),
             (LinearRule::Delta, Some(heads)) => format!(" delta beta of {heads}"),
+            (LinearRule::Momentum, _) if *feature_map != FeatureMap::Identity => format!(" momentum {feature_map:?}"),
+            (LinearRule::Momentum, _) => " momentum".into(),
         };
         let of_states =
             if self.of_states == DType::F32 { String::new() } else { format!(", states {}", self.of_states) };

@@ -28,7 +28,7 @@ impl LinearCase {
         };
         let h0 = if self.h0 || self.in_place { self.state_shape().iter().product() } else { 0 };
         let mut keys = normal(self.seed + 1, k, 1.0, qk);
-        if self.params.rule == LinearRule::Delta {
+        if self.params.rule != LinearRule::Linear {
             // Of unit length, but for rounding.
             for key in keys.chunks_exact_mut(self.dims.0) {
                 let length = key.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-6);

@@ -1,7 +1,8 @@
 //! Gates and betas from what a model computes for each token.
 
+use super::checks::{check_output, check_tensor};
 use super::sequences::Sequences;
-use super::shapes::{NUMBERS, check_output, check_tensor};
+use super::shapes::NUMBERS;
 use super::task::{Decay, Frame, THREADS, Task};
 use crate::error::require;
 use crate::layout::MAX_SEQUENCE;

@@ -7,13 +7,14 @@
 //!
 //! The delta rule (`delta.rs`) has five.
 
+use super::checks::{check_output, check_tensor};
 use super::chunking::{CHUNK, Chunking, How, segment_tokens};
 use super::delta;
 use super::ends::StateSource;
 use super::names::Tensor;
 use super::normalizer::Normalizer;
 use super::recurrent::Recurrent;
-use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS};
 use super::sums::{AHEAD, BEHIND, Sum, each, sum_of_heads};
 use super::task::{Decay, Frame, THREADS, Task};
 use super::walk::Walk;
@@ -36,12 +37,16 @@ impl LinearParams {
     /// # Errors
     /// Those of [`LinearParams::plan`].
     pub fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        let more = ["dout", "dht", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dzt", "dz0"];
-        shapes.check_names(&[&INPUTS[..], &more].concat(), &NUMBERS)?;
+        let more = ["dout", "dht", "dzt", "dst", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dz0"];
+        let of_momentum = ["dalpha", "deta", "dtheta", "ds0"];
+        shapes.check_names(&[&INPUTS[..], &more, &of_momentum].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&mut builder, self, shapes, false)?;
         self.declare(&mut builder, &inputs)?;
-        self.gradients(builder, &inputs)
+        match inputs.momentum.is_some() {
+            true => self.momentum_gradients(builder, &inputs),
+            false => self.gradients(builder, &inputs),
+        }
     }
 
     /// The kernels of what is declared.
@@ -61,7 +66,7 @@ impl LinearParams {
                 let walks = self.walks(&builder, inputs, by_heads.map(|sum| sum.from), gated);
                 (walks.to_vec(), by_heads)
             }
-            LinearRule::Delta => delta::walks(self, &mut builder, inputs, [to_q, to_k], gated)?,
+            _ => delta::walks(self, &mut builder, inputs, [to_q, to_k], gated)?,
         };
         let dg = match &inputs.g {
             Some(_) => Sum {
@@ -133,7 +138,7 @@ impl LinearParams {
             if inputs.is_summary { "a summary of linear attention" } else { "linear attention" },
             match self.rule {
                 LinearRule::Linear => "three walks (dq, dk, dv)",
-                LinearRule::Delta => "five walks (corrections, dv, dk in two parts, dq)",
+                _ => "five walks (corrections, dv, dk in two parts, dq)",
             },
             if by_token { walks[0].one_by_one(caps, packed).name().into() } else { three() },
             if gated { ", then the gates' by segments" } else { "" }
@@ -157,14 +162,23 @@ impl LinearParams {
         let dzt = builder.tensor("dzt");
         require(dzt.is_none() || self.normalize.is_some(), "dzt", "set", "unset without a normaliser")?;
         check_tensor("dzt", dzt.as_ref(), Some(inputs.key_sums().shape), true)?;
+        let dst = builder.tensor("dst");
+        require(dst.is_none() || inputs.momentum.is_some(), "dst", "set", "unset, except for the rule momentum")?;
+        check_tensor("dst", dst.as_ref(), Some(inputs.state().shape), true)?;
+        let s0 = inputs.momentum.as_ref().and_then(|momentum| momentum.s0.as_ref());
         let of_queries = Layout::heads_first(inputs.q.layout.dtype, inputs.q.shape());
         let of_states = [
             ("dq", Some(of_queries), false),
             ("dh0", inputs.h0.as_ref().map(|_| state), true),
             ("dz0", inputs.z0.as_ref().map(|_| inputs.key_sums()), true),
+            ("ds0", s0.map(|_| inputs.state()), true),
         ];
         for (name, layout, is_exact) in of_states.into_iter().chain(self.gradients_of_tokens(inputs)) {
             self.declare_gradient(builder, name, layout, is_exact)?;
+        }
+        for (i, name) in ["dalpha", "deta", "dtheta"].into_iter().enumerate() {
+            let step = inputs.momentum.as_ref().map(|momentum| momentum.steps[i].shape());
+            self.declare_gradient(builder, name, step.map(|shape| Layout::heads_first(DType::F32, shape)), true)?;
         }
         Ok(())
     }

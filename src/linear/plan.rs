@@ -1,11 +1,12 @@
 //! What runs: decided without a GPU.
 
+use super::checks::check_output;
 use super::chunking::{CHUNK, Chunking, How, segment_tokens, stretch_tokens};
 use super::ends::StateSource;
 use super::names::SUMS;
 use super::normalizer::Normalizer;
 use super::recurrent::{FEW, STRETCH};
-use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS};
 use super::walk::Walk;
 use super::{LinearAlgorithm, LinearParams, LinearRule};
 use crate::error::require;
@@ -26,7 +27,8 @@ impl LinearParams {
     /// # Errors
     /// [`Error::Argument`](crate::Error::Argument) for params or shapes that do not fit together; [`Error::Limit`](crate::Error::Limit) if the work needs more than the device offers.
     pub fn plan(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        shapes.check_names(&[&INPUTS[..], &["o", "ht", "zt", "state", "z", "snapshots"]].concat(), &NUMBERS)?;
+        shapes
+            .check_names(&[&INPUTS[..], &["o", "ht", "zt", "st", "state", "z", "s", "snapshots"]].concat(), &NUMBERS)?;
         let mut builder = Builder::new(caps, shapes)?;
         let inputs = LinearShapes::new(&mut builder, self, shapes, false)?;
         let o = builder.output("o", Layout::heads_first(inputs.v.layout.dtype, inputs.output_shape()))?;
@@ -60,6 +62,14 @@ impl LinearParams {
             require(zt.is_none(), "zt", "set", "unset where the state is updated in place")?;
             require(inputs.h0.is_none(), "h0", "set", "unset where the state is updated in place")?;
             require(ht.is_none(), "ht", "set", "unset where the state is updated in place")?;
+        }
+        let momentum = inputs.momentum.is_some();
+        for name in ["st", "s"] {
+            require(momentum || !shapes.wants(name), name, "set", "unset, except for the rule momentum")?;
+        }
+        if momentum {
+            require(snapshots.is_none(), "snapshots", "set", "unset with the rule momentum")?;
+            return self.plan_momentum(builder, &inputs);
         }
         let delta = self.rule == LinearRule::Delta;
         let walk = Walk {

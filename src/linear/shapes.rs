@@ -1,9 +1,11 @@
 //! What linear attention reads and writes.
 
+use super::checks::check_tensor;
 use super::ends::{StateSource, Unit};
 use super::joint::joint;
 use super::names::{Names, Tensor};
 use super::sequences::{Rows, Sequences};
+use super::steps::MomentumInputs;
 use super::task::{Decay, Frame};
 use super::walk::{After, Correction};
 use super::{LinearParams, LinearRule};
@@ -13,7 +15,8 @@ use crate::program::{Builder, Operand};
 use crate::{DType, Layout, Result, Shapes};
 
 /// Tensors and numbers of a forward pass.
-pub(super) const INPUTS: [&str; 9] = ["q", "k", "v", "g", "beta", "h0", "z0", "seqlens", "cu_seqlens"];
+pub(super) const INPUTS: [&str; 13] =
+    ["q", "k", "v", "g", "beta", "alpha", "eta", "theta", "h0", "z0", "s0", "seqlens", "cu_seqlens"];
 pub(super) const NUMBERS: [&str; 3] = ["seqlens", "cu_seqlens", "max_seqlen"];
 
 /// The inputs of linear attention. Heads of the state are the most that q, k and v have; each of them has as many or a divisor of that.
@@ -25,6 +28,8 @@ pub(super) struct LinearShapes {
     pub beta: Option<Operand>,
     pub h0: Option<Operand>,
     pub z0: Option<Operand>,
+    /// What the rule momentum reads besides.
+    pub momentum: Option<MomentumInputs>,
     /// Features of a query or key: rows of a state.
     features: usize,
     pub names: Names,
@@ -65,6 +70,7 @@ impl LinearShapes {
             beta: builder.tensor("beta"),
             h0: builder.tensor("h0"),
             z0: builder.tensor("z0"),
+            momentum: MomentumInputs::of(builder, params)?,
             rows: sequences.rows(builder, [batch, tokens])?,
             sequences,
         };
@@ -211,6 +217,10 @@ impl LinearShapes {
         let found = if z0.is_some() { "set" } else { "unset" };
         require(both, "z0", found, "set with a normaliser where h0 is, and only there: the state has both parts")?;
         check_tensor("z0", z0.as_ref(), Some(self.key_sums().shape), true)?;
+        if let Some(momentum) = &self.momentum {
+            require(g.is_none(), "g", "set", "unset with the rule momentum: alpha is what memory forgets")?;
+            momentum.check([batch, heads, tokens], self.state().shape)?;
+        }
         if g.is_some() {
             require(params.slopes.is_none(), "g", "set", "unset, as the params have slopes")?;
             require(params.causal, "g", "set", "unset where attention is not causal: all tokens read one state")?;
@@ -220,27 +230,4 @@ impl LinearShapes {
         }
         Ok(())
     }
-}
-
-/// Whether a tensor, if it is there, has this shape and type: f32 where it is exact.
-pub(super) fn check_tensor(
-    name: &str,
-    operand: Option<&Operand>,
-    wanted: Option<[usize; 4]>,
-    exact: bool,
-) -> Result<()> {
-    let Some(Operand { layout, .. }) = operand else { return Ok(()) };
-    let shape = wanted.unwrap_or(layout.shape);
-    let bound = format!("{shape:?}, to match the other inputs");
-    require(layout.shape == shape, &format!("{name}.shape"), format!("{:?}", layout.shape), bound)?;
-    let fits = if exact { layout.dtype == DType::F32 } else { layout.dtype.is_float() };
-    let bound = if exact { "f32" } else { "f32, f16 or bf16" };
-    require(fits, &format!("{name}.dtype"), layout.dtype, bound)?;
-    layout.byte_span().map(|_| ())
-}
-
-/// The same of an output, which can be written.
-pub(super) fn check_output(name: &str, operand: Option<&Operand>, wanted: [usize; 4], exact: bool) -> Result<()> {
-    check_tensor(name, operand, Some(wanted), exact)?;
-    operand.map_or(Ok(()), |operand| operand.layout.check_output(name))
 }

@@ -3,10 +3,11 @@
 //! Both come of one walk without queries, whose state has more columns: ΔS from an empty state, M from the identity, which values leave
 //! alone. Where no row of a state changes another, M is diagonal, and one column of ones has it.
 
+use super::checks::{check_output, check_tensor};
 use super::chunking::{CHUNK, Chunking, How, segment_tokens};
 use super::joint::Joint;
 use super::plan::words;
-use super::shapes::{INPUTS, LinearShapes, NUMBERS, check_output, check_tensor};
+use super::shapes::{INPUTS, LinearShapes, NUMBERS};
 use super::walk::Walk;
 use super::{LinearParams, LinearRule};
 use crate::error::require;
@@ -85,6 +86,8 @@ impl LinearParams {
     fn summarized(&self, builder: &mut Builder, shapes: &Shapes) -> Result<LinearShapes> {
         let inputs = LinearShapes::new(builder, self, shapes, true)?;
         require(self.causal, "causal", false, "true for a summary")?;
+        let bound = "linear or delta for a summary: with momentum, a span changes two states";
+        require(inputs.momentum.is_none(), "rule", "momentum", bound)?;
         let bound = "unset for a summary: give values a column of ones for the sum of keys";
         require(self.normalize.is_none(), "normalize", self.normalize.unwrap_or_default(), bound)?;
         require(inputs.h0.is_none(), "h0", "set", "unset for a summary, which holds for every state")?;

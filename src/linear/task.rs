@@ -182,6 +182,10 @@ impl Task {
         if [file::LINEAR_GATE_GRADIENT, file::LINEAR_GATE_GRADIENT_BY_CHANNEL].iter().any(|file| files.contains(file)) {
             optional.extend(["q", "dq"].map(|name| (name, AccessKind::Load4)));
         }
+        if files.contains(&file::LINEAR_MOMENTUM) {
+            optional.extend(["q", "v", "memory", "momentum", "errors"].map(|name| (name, AccessKind::Load4)));
+            optional.extend(["o", "memory", "momentum", "errors"].map(|name| (name, AccessKind::Store4)));
+        }
         if files.contains(&file::LINEAR_RECURRENT) {
             optional.extend(["q", "k", "v", "k2", "v2"].map(|name| (name, AccessKind::Load4)));
             optional.extend(["o", "e", "u"].map(|name| (name, AccessKind::Store4)));

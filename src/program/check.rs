@@ -50,6 +50,18 @@ pub enum Rule {
         /// Whether entries are packed sequences, which lie in one batch entry.
         packed: bool,
     },
+    /// What memory with momentum is changed by: alpha and eta within [0, 1], theta finite and at least 0. A word for each segment of each
+    /// head of each entry: three times the token (from 0) with a wrong one, plus 1 for alpha, 2 for eta, 3 for theta (0: none).
+    Momentum {
+        /// Heads of the state.
+        heads: usize,
+        /// Heads of alpha, of eta, of theta.
+        of: [usize; 3],
+        /// Segments of an entry.
+        segments: usize,
+        /// Whether entries are packed sequences, which lie in one batch entry.
+        packed: bool,
+    },
     /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` minus the sum of four times the place
     /// and the rule (or 0: nothing is wrong); the value; the one before it.
     BlockList {
@@ -106,6 +118,15 @@ impl Rule {
                         Error::argument(what, "below 0, above 2 or NaN", "within [0, 2]")
                     }
                 })
+            }
+            Self::Momentum { heads, of, segments, packed } => {
+                let Some(n) = words.iter().position(|&word| word != 0) else { return Ok(()) };
+                let batch = if packed { 0 } else { n / segments / heads };
+                let (head, row, which) = (n / segments % heads, (words[n] - 1) / 3, (words[n] - 1) as usize % 3);
+                let one = ("below 0, above 1 or NaN", "within [0, 1]");
+                let (value, bound) = [one, one, ("below 0, infinite or NaN", "finite and at least 0")][which];
+                let name = ["alpha", "eta", "theta"][which];
+                Err(Error::argument(format!("{name}[{batch}][{}][{row}]", head * of[which] / heads), value, bound))
             }
             Self::BlockList { name, cols, count } => match *words {
                 [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),

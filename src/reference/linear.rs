@@ -40,7 +40,7 @@ impl LinearProblem<'_> {
     }
 
     /// Head of q, k or v that a head of the state uses.
-    pub(super) fn own(&self, which: usize, head: usize) -> usize {
+    fn own(&self, which: usize, head: usize) -> usize {
         head / (self.heads() / self.shapes[which][1])
     }
 
@@ -89,11 +89,33 @@ impl LinearProblem<'_> {
     }
 
     /// The row that is mapped to features, and what it was multiplied by.
-    pub(super) fn unit(&self, params: &LinearParams, which: usize, [b, h, t]: [usize; 3]) -> (f64, Vec<f64>) {
+    fn unit(&self, params: &LinearParams, which: usize, [b, h, t]: [usize; 3]) -> (f64, Vec<f64>) {
         let row: Vec<f64> = self.row(which, b, h, t).iter().map(|&x| f64::from(x)).collect();
         let squares: f64 = row.iter().map(|x| x * x).sum();
         let factor = if params.l2_norm { 1.0 / (squares + 1e-6).sqrt() } else { 1.0 };
         (factor, row.into_iter().map(|x| factor * x).collect())
+    }
+
+    /// Adds the gradient of a row of v, or of q or k from that of its features.
+    pub(super) fn add_to_row(
+        &self,
+        params: &LinearParams,
+        to: &mut [f64],
+        which: usize,
+        [b, h, t]: [usize; 3],
+        dy: Vec<f64>,
+    ) {
+        let gradient = if which < 2 { self.of_row(params, which, [b, h, t], &dy) } else { dy };
+        let [_, heads, tokens, width] = self.shapes[which];
+        let at = ((b * heads + self.own(which, h)) * tokens + t) * width;
+        to[at..][..width].iter_mut().zip(gradient).for_each(|(to, x)| *to += x);
+    }
+
+    fn of_row(&self, params: &LinearParams, which: usize, at: [usize; 3], dy: &[f64]) -> Vec<f64> {
+        let (factor, n) = self.unit(params, which, at);
+        let dn = pull_back(params.feature_map, scale_of(params, n.len()), &n, dy);
+        let along: f64 = if params.l2_norm { n.iter().zip(&dn).map(|(a, b)| a * b).sum() } else { 0.0 };
+        dn.iter().zip(&n).map(|(dn, n)| factor * (dn - along * n)).collect()
     }
 
     /// A row of v, with 1 behind it where there is a normaliser.
@@ -124,8 +146,9 @@ impl LinearProblem<'_> {
 }
 
 /// The factor that holds where none is set.
-pub(super) fn scale_of(params: &LinearParams, head_dim: usize) -> f64 {
-    params.scale.map_or(1.0 / (head_dim as f64).sqrt(), f64::from)
+fn scale_of(params: &LinearParams, head_dim: usize) -> f64 {
+    let default = if params.rule == LinearRule::Momentum { 1.0 } else { 1.0 / (head_dim as f64).sqrt() };
+    params.scale.map_or(default, f64::from)
 }
 
 /// Factor of Sᵀ φ(q): the Taylor map has the scale inside.
@@ -147,7 +170,7 @@ fn phi(map: FeatureMap, scale: f64, n: &[f64]) -> Vec<f64> {
 }
 
 /// The gradient of a row from that of its features.
-pub(super) fn pull_back(map: FeatureMap, scale: f64, n: &[f64], dy: &[f64]) -> Vec<f64> {
+fn pull_back(map: FeatureMap, scale: f64, n: &[f64], dy: &[f64]) -> Vec<f64> {
     let each = |slope: fn(f64) -> f64| n.iter().zip(dy).map(|(&n, dy)| slope(n) * dy).collect();
     match map {
         FeatureMap::Identity => dy.to_vec(),

@@ -1,6 +1,6 @@
 //! Gradients of linear attention, token by token, with the state after each of them.
 
-use super::linear::{LinearProblem, Step, outer_scale, pull_back, read, scale_of};
+use super::linear::{LinearProblem, Step, outer_scale, read};
 use crate::LinearParams;
 
 /// Gradients, shaped like q, k and v, the gates, the betas, `[heads]`, and the initial states.
@@ -164,19 +164,10 @@ impl Head<'_> {
                 row.iter_mut().zip(&dv).for_each(|(x, dv)| *x -= step.k[i] * dv);
             }
         }
-        for (which, gradient) in [self.of_row(0, t, dq), self.of_row(1, t, dk), dv].into_iter().enumerate() {
-            let [_, heads, tokens, width] = self.p.shapes[which];
-            let at = ((self.batch * heads + self.p.own(which, self.head)) * tokens + t) * width;
-            to[which][at..][..width].iter_mut().zip(gradient).for_each(|(to, x)| *to += x);
+        for (which, gradient) in [dq, dk, dv].into_iter().enumerate() {
+            let at = [self.batch, self.head, t];
+            self.p.add_to_row(self.params, &mut to[which], which, at, gradient);
         }
         dot(&du, &error)
-    }
-
-    /// The gradient of a row of q or k from that of its features.
-    fn of_row(&self, which: usize, t: usize, dy: Vec<f64>) -> Vec<f64> {
-        let (factor, n) = self.p.unit(self.params, which, [self.batch, self.head, t]);
-        let dn = pull_back(self.params.feature_map, scale_of(self.params, n.len()), &n, &dy);
-        let along: f64 = if self.params.l2_norm { n.iter().zip(&dn).map(|(a, b)| a * b).sum() } else { 0.0 };
-        dn.iter().zip(&n).map(|(dn, n)| factor * (dn - along * n)).collect()
     }
 }

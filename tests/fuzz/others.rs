@@ -149,18 +149,23 @@ pub fn linear(s: &mut Source) -> Drafted {
     let feature_map = s.pick(&[Identity, Identity, Elu1, Relu, last]);
     let features = feature_map.features(d);
     let (out, state) = ([batch, most, tokens, dv], [entries, most, features, dv]);
-    let gated = s.one_in(3);
+    let rule = s.pick(&[LinearRule::Linear, LinearRule::Linear, LinearRule::Delta, LinearRule::Momentum]);
+    let momentum = rule == LinearRule::Momentum;
+    let gated = if momentum { s.odd(8) } else { s.one_in(3) };
     let gates = s.pick(&[1, features]);
     if gated {
         draft.tensor(s, "g", DType::F32, [batch, most, tokens, gates]);
     }
-    let rule = s.pick(&[LinearRule::Linear, LinearRule::Delta]);
     let with_beta = if rule == LinearRule::Delta { s.one_in(2) } else { s.odd(8) };
     if with_beta {
         let own = s.pick(&[1, most]);
         draft.tensor(s, "beta", DType::F32, [batch, own, tokens, 1]);
     }
-    let normalize = if rule == LinearRule::Delta { s.odd(8) } else { s.one_in(4) };
+    for name in ["alpha", "eta", "theta"].into_iter().filter(|_| momentum) {
+        let own = s.pick(&[1, most]);
+        draft.tensor(s, name, DType::F32, [batch, own, tokens, 1]);
+    }
+    let normalize = if rule == LinearRule::Linear { s.one_in(4) } else { s.odd(8) };
     let sums = [entries, most, features, 1];
     let initial = s.below(3);
     if initial == 1 && normalize && s.one_in(2) {
@@ -168,6 +173,9 @@ pub fn linear(s: &mut Source) -> Drafted {
     }
     if initial == 1 {
         draft.tensor(s, "h0", DType::F32, state);
+    }
+    if initial < 2 && momentum && s.one_in(2) {
+        draft.tensor(s, "s0", DType::F32, state);
     }
     if backward {
         draft.tensor(s, "dout", sizes.dtype, out);
@@ -182,29 +190,35 @@ pub fn linear(s: &mut Source) -> Drafted {
         match initial {
             2 => {
                 draft.tensors.push(("state".into(), Layout::heads_first(DType::F32, state)));
+                if momentum && !s.odd(8) {
+                    draft.tensors.push(("s".into(), Layout::heads_first(DType::F32, state)));
+                }
                 if normalize && !s.odd(8) {
                     draft.tensors.push(("z".into(), Layout::heads_first(DType::F32, sums)));
                 }
             }
             _ => draft.output(s, "ht", DType::F32, state),
         }
-        if s.one_in(6) && (!normalize || s.odd(4)) {
+        if s.one_in(6) && (!(normalize || momentum) || s.odd(4)) {
             draft.wanted.push("snapshots".into());
         }
     }
-    let one_by_one = (rule == LinearRule::Delta || gated && gates > 1) && !s.odd(4);
+    let one_by_one = (rule != LinearRule::Linear || gated && gates > 1) && !s.odd(4);
+    let longest = if s.odd(8) { 300 } else { 40 };
+    let chunk = s.maybe(2, |s| 1 + s.below(longest));
+    let of_chunks = s.maybe(4, |s| if s.odd(3) { s.number() } else { 32 * (1 + s.below(8)) }).filter(|_| !one_by_one);
     use LinearAlgorithm::{OnePass, Recurrent, ThreePass};
     let params = LinearParams {
         rule,
         feature_map,
         l2_norm: s.one_in(4),
         normalize: normalize.then_some(1e-6).map(|epsilon| if s.odd(8) { s.float() } else { epsilon }),
-        causal: ((gated || rule == LinearRule::Delta) && !s.odd(8)) || s.below(4) > 0,
+        causal: ((gated || rule != LinearRule::Linear) && !s.odd(8)) || s.below(4) > 0,
         reverse: s.one_in(2),
         scale: s.maybe(3, Source::float),
-        slopes: s.maybe(4, |s| (0..most).map(|_| s.float()).collect()).filter(|_| !gated || s.odd(8)),
+        slopes: s.maybe(4, |s| (0..most).map(|_| s.float()).collect()).filter(|_| !(gated || momentum) || s.odd(8)),
         algorithm: s.pick(&[None, Some(Recurrent), Some(OnePass), Some(ThreePass)]).filter(|_| !one_by_one),
-        chunk: s.maybe(4, |s| if s.odd(3) { s.number() } else { 32 * (1 + s.below(8)) }).filter(|_| !one_by_one),
+        chunk: if momentum { chunk } else { of_chunks },
     };
     let (words, own) = (format!("{params:?} {}", if backward { "backward" } else { "" }), params.clone());
     let prepare: Prepare = Box::new(move |gpu, shapes| {

@@ -1,7 +1,11 @@
 //! Linear attention on a device.
 
+mod gradients;
+mod momentum;
 mod summary;
 
+pub use gradients::LinearGradients;
+pub use momentum::LinearMomentum;
 pub use summary::{LinearSummary, LinearSummaryGradients};
 
 use crate::error::require;
@@ -39,6 +43,8 @@ pub struct LinearInputs<'a> {
     /// How much each token corrects the state, by [`crate::LinearRule::Delta`]: within [0, 2], [batch, heads or a divisor of that, tokens,
     /// 1]. Unset: 1. A beta out of range is clamped, a NaN counts as 0, and either makes reading a result an error.
     pub beta: Option<&'a Tensor>,
+    /// By how much each token changes memory and momentum, by [`crate::LinearRule::Momentum`], which wants it.
+    pub momentum: Option<LinearMomentum<'a>>,
     /// The initial state, [batch or sequences, heads, head_dim, value_dim], f32, or f16 or bf16. Unset: 0.
     pub h0: Option<&'a Tensor>,
     /// The initial sum of keys of a normaliser, f32 [batch or sequences, heads, head_dim, 1]: set where h0 is. With a
@@ -58,7 +64,19 @@ pub struct LinearInputs<'a> {
 impl<'a> LinearInputs<'a> {
     /// Without gates, from an empty state, at full length.
     pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { q, k, v, g: None, beta: None, h0: None, z0: None, seqlens: None, cu_seqlens: None, max_seqlen: None }
+        Self {
+            q,
+            k,
+            v,
+            g: None,
+            beta: None,
+            momentum: None,
+            h0: None,
+            z0: None,
+            seqlens: None,
+            cu_seqlens: None,
+            max_seqlen: None,
+        }
     }
 
     /// The same with a gate for each token.
@@ -107,6 +125,7 @@ impl Call for LinearInputs<'_> {
             ("h0", self.h0),
             ("z0", self.z0),
         ]);
+        all.extend(self.momentum.iter().flat_map(LinearMomentum::tensors));
         all.extend(self.sequences().tensors());
         all
     }
@@ -116,45 +135,8 @@ impl Call for LinearInputs<'_> {
     }
 }
 
-/// The gradients of linear attention.
-#[derive(Clone, Debug)]
-pub struct LinearGradients {
-    /// Of q, with its shape: the sum over the heads that use it.
-    pub dq: Tensor,
-    /// Of k, likewise.
-    pub dk: Tensor,
-    /// Of v, likewise.
-    pub dv: Tensor,
-    /// Of the gates, f32, with their shape, where tokens have gates.
-    pub dg: Option<Tensor>,
-    /// Of the betas, f32, with their shape, where there are betas.
-    pub dbeta: Option<Tensor>,
-    /// Of the slopes, f32 [1, heads, 1, 1], where heads have slopes: −Σ dg over batch entries and tokens, to within 10⁻⁵ · Σ |dg|. Where the
-    /// terms cancel, that may be more than the sum itself.
-    pub dslopes: Option<Tensor>,
-    /// Of the initial state, with its shape, where there is one.
-    pub dh0: Option<Tensor>,
-    /// Of the initial sum of keys, with its shape, where there is one.
-    pub dz0: Option<Tensor>,
-}
-
-impl Call for LinearGradients {
-    fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        present([
-            ("dq", Some(&self.dq)),
-            ("dk", Some(&self.dk)),
-            ("dv", Some(&self.dv)),
-            ("dg", self.dg.as_ref()),
-            ("dbeta", self.dbeta.as_ref()),
-            ("dslopes", self.dslopes.as_ref()),
-            ("dh0", self.dh0.as_ref()),
-            ("dz0", self.dz0.as_ref()),
-        ])
-    }
-}
-
 /// Linear attention on one device: `S ← e^g · S + k vᵀ`, `o = scale · Sᵀ q`, with a state S [head_dim, value_dim] in f32 for each head.
-/// The delta rule corrects the state instead of adding to it ([`LinearRule`]). There are no gates, a constant gate for each head
+/// The delta rule corrects the state instead of adding to it, and Titans' rule has a momentum besides ([`LinearRule`]). There are no gates, a constant gate for each head
 /// ([`LinearParams::slopes`]), or one for each token or each channel of its key; g ≤ 0. Tokens are processed one by one or in chunks
 /// ([`LinearAlgorithm`]; Lightning Attention 2, arXiv 2401.04658, and flash-linear-attention have the formulas).
 ///
@@ -169,6 +151,7 @@ impl Call for LinearGradients {
 /// | simple GLA's `g`, `g_gamma` | `g`, `slopes` = −`g_gamma` |
 /// | GLA's `gk`; KDA's `g` | `g` [batch, heads, tokens, head_dim] |
 /// | `chunk_delta_rule`, `chunk_gated_delta_rule`, `chunk_kda` | [`LinearRule::Delta`] without gates, with gates per token, per channel |
+/// | Titans' α, η, θ; chunks of its training | [`LinearRule::Momentum`] with [`LinearInputs::momentum`]; [`LinearParams::chunk`] |
 /// | `use_qk_l2norm_in_kernel` | [`LinearParams::l2_norm`] |
 /// | BASED's Taylor map; `normalize` | [`crate::FeatureMap::Taylor2`]; [`LinearParams::normalize`] |
 /// | Mamba-2's C, B, x, dt, A | q = C, k = B, v = dt · x, g = dt · A, `scale: Some(1.0)`; D · x is added by the caller |
@@ -319,7 +302,7 @@ impl LinearAttention {
 
     async fn submit(&self, call: &dyn Call, wanted: &[&'static str]) -> Result<Found> {
         let plan: Planner = &|caps, shapes| self.params.plan(caps, shapes);
-        self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state", "z"], wanted).await
+        self.gpu.forward(&self.cache, "forward", plan, &[], call, &["state", "z", "s"], wanted).await
     }
 
     /// The state after the first `tokens` (at least 1) of the tokens that `snapshots` were taken from: a view, which can be passed on as
@@ -336,45 +319,5 @@ impl LinearAttention {
         require((1..=all).contains(&tokens), "tokens", tokens, format!("within 1..={all}"))?;
         let offset = layout.offset + (tokens - 1) * head_dim * layout.strides[2];
         snapshots.view(Layout { shape: [entries, heads, head_dim, value_dim], offset, ..layout.clone() })
-    }
-
-    /// The gradients in one call, from that of the output and, where there is one, that of the last state: allocates them and submits. Of
-    /// the forward pass, only its inputs are needed. What was prepared for the shapes is kept.
-    ///
-    /// # Errors
-    /// Those of [`LinearAttention::prepare_backward`]; [`Error::OtherDevice`].
-    pub async fn backward(
-        &self,
-        inputs: &LinearInputs<'_>,
-        dout: &Tensor,
-        dht: Option<&Tensor>,
-    ) -> Result<LinearGradients> {
-        self.backward_with_states(inputs, dout, dht, None).await
-    }
-
-    /// The same with the gradient of a normaliser's last sum of keys.
-    ///
-    /// # Errors
-    /// Those of [`LinearAttention::backward`].
-    pub async fn backward_with_states(
-        &self,
-        inputs: &LinearInputs<'_>,
-        dout: &Tensor,
-        dht: Option<&Tensor>,
-        dzt: Option<&Tensor>,
-    ) -> Result<LinearGradients> {
-        let plan: Planner = &|caps, shapes| self.params.plan_backward(caps, shapes);
-        let call = (inputs, present([("dout", Some(dout)), ("dht", dht), ("dzt", dzt)]));
-        let mut found = self.gpu.forward(&self.cache, "backward", plan, &[], &call, &[], &[]).await?;
-        Ok(LinearGradients {
-            dq: found.take("dq"),
-            dk: found.take("dk"),
-            dv: found.take("dv"),
-            dg: found.take_if("dg"),
-            dbeta: found.take_if("dbeta"),
-            dslopes: found.take_if("dslopes"),
-            dh0: found.take_if("dh0"),
-            dz0: found.take_if("dz0"),
-        })
     }
 }

@@ -175,6 +175,10 @@ files! {
     LINEAR_JOINT_SPLIT = "linear/joint/split.wgsl";
     LINEAR_NORMALIZER_DIVIDE = "linear/normalizer/divide.wgsl";
     LINEAR_NORMALIZER_GRADIENT = "linear/normalizer/gradient.wgsl";
+    LINEAR_MOMENTUM = "linear/momentum/shared.wgsl";
+    LINEAR_MOMENTUM_STEPS = "linear/momentum/steps.wgsl";
+    LINEAR_MOMENTUM_FORWARD = "linear/momentum/forward.wgsl";
+    LINEAR_MOMENTUM_BACKWARD = "linear/momentum/backward.wgsl";
     LINEAR_SUM_HEADS = "linear/sum_heads.wgsl";
     LINEAR_SCAN = "linear/scan.wgsl";
     LINEAR_GATES_BY_HEAD = "linear/gates/by_head.wgsl";

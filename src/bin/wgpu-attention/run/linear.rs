@@ -8,7 +8,7 @@ use super::linear_gate::Gate;
 use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::plan::{Caps, Program, Shapes};
-use wgpu_attention::reference::{self, LinearProblem};
+use wgpu_attention::reference::{self, LinearMomentumProblem, LinearProblem};
 use wgpu_attention::{FeatureMap, Gpu, Layout, LinearAlgorithm, LinearAttention, LinearParams, LinearRule, Result};
 
 /// The fields of `LinearParams` that are numbers.
@@ -80,7 +80,27 @@ enum Algorithm {
 }
 
 /// Results, in the order in which they are written.
-const RESULTS: [&str; 11] = ["o", "ht", "zt", "dq", "dk", "dv", "dg", "dbeta", "dslopes", "dh0", "dz0"];
+const RESULTS: [&str; 16] = [
+    "o", "ht", "zt", "st", "dq", "dk", "dv", "dg", "dbeta", "dalpha", "deta", "dtheta", "dslopes", "dh0", "dz0", "ds0",
+];
+/// What memory with momentum is changed by.
+const STEPS: [&str; 3] = ["alpha", "eta", "theta"];
+
+/// The name in a file of what a call has under this one.
+fn in_file(rule: LinearRule, name: &'static str) -> &'static str {
+    match (rule, name) {
+        (LinearRule::Momentum, "o") => "out",
+        (LinearRule::Momentum, "h0") => "m0",
+        (LinearRule::Momentum, "ht") => "m",
+        (LinearRule::Momentum, "st") => "s",
+        (LinearRule::Momentum, "dht") => "dm",
+        (LinearRule::Momentum, "dst") => "ds",
+        (LinearRule::Momentum, "dh0") => "dm0",
+        (LinearRule::Momentum, _) => name,
+        (_, "dout") => "do",
+        _ => name,
+    }
+}
 
 /// Results by name.
 type Found = Vec<(&'static str, Vec<f32>)>;
@@ -105,7 +125,7 @@ impl Heads {
         let most = |names: &[&str]| {
             names.iter().filter_map(|name| tensors.get(name)).map(|floats| floats.shape[1]).max().unwrap_or(1)
         };
-        let (file, call) = (most(&["k", "v", "g", "beta"]), most(&["q", "k", "v"]));
+        let (file, call) = (most(&["k", "v", "g", "beta", "alpha", "eta", "theta"]), most(&["q", "k", "v"]));
         Self { file: if file > 0 && call.is_multiple_of(file) { file } else { call }, call }
     }
 
@@ -185,6 +205,12 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         tensors.extend(inputs.gates("g", packed)?.map(|g| ("g", g)));
     }
     tensors.extend(inputs.gates("beta", packed)?.map(|beta| ("beta", beta)));
+    let named = |name| in_file(rule, name);
+    let momentum = rule == LinearRule::Momentum;
+    for name in STEPS.into_iter().filter(|_| momentum) {
+        let missing = || inputs.missing(name, ", for the rule momentum");
+        tensors.insert(name, inputs.gates(name, packed)?.ok_or_else(missing)?);
+    }
     let gpu = match options.backend {
         Backend::Gpu => Some(pollster::block_on(request(options.adapter.as_deref()))?),
         Backend::Reference => None,
@@ -203,11 +229,14 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         tensors.insert("beta", gate.forward(gpu.as_ref())?);
         activated.push(("dbeta", gate));
     }
-    let (mut heads, h0) = (Heads::of(&tensors), inputs.state("h0")?);
+    let (mut heads, h0) = (Heads::of(&tensors), inputs.state(named("h0"))?);
     if h0.as_ref().is_some_and(|h0| h0.shape[1] == heads.call) {
         heads.file = heads.call;
     }
     tensors.extend(h0.map(|h0| ("h0", heads.repeat(h0))));
+    if momentum {
+        tensors.extend(inputs.state("s0")?.map(|s0| ("s0", heads.repeat(s0))));
+    }
     tensors.extend(inputs.key_sums("z0")?.map(|z0| ("z0", heads.repeat(z0))));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;
@@ -215,10 +244,15 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     if normalize.is_some() {
         shapes = shapes.wanted("zt");
     }
+    if momentum {
+        shapes = shapes.wanted("st");
+    }
     let mut program = problem.params.plan(&Caps::unlimited(), &shapes)?;
     if options.backward {
-        problem.tensors.insert("dout", inputs.tokens("do", packed)?);
-        problem.tensors.extend(inputs.state("dht")?.map(|dht| ("dht", heads.first(dht))));
+        problem.tensors.insert("dout", inputs.tokens(named("dout"), packed)?);
+        for name in ["dht", "dst"].into_iter().take(if momentum { 2 } else { 1 }) {
+            problem.tensors.extend(inputs.state(named(name))?.map(|state| (name, heads.first(state))));
+        }
         problem.tensors.extend(inputs.key_sums("dzt")?.map(|dzt| ("dzt", heads.first(dzt))));
         shapes = problem.shapes();
         program = problem.params.plan_backward(&Caps::unlimited(), &shapes)?;
@@ -238,9 +272,10 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
     let output = |(name, values): (&'static str, Vec<f32>)| {
         let Layout { dtype, shape, .. } = program.tensor(name).expect("a result of the program").layout;
         match name {
-            "ht" | "dh0" => {
-                let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, name == "dh0");
-                Output { name: name.into(), dtype, shape: shape.into(), values }
+            "ht" | "st" | "dh0" | "ds0" => {
+                let sums = name.starts_with('d');
+                let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, sums);
+                Output { name: named(name).into(), dtype, shape: shape.into(), values }
             }
             "zt" | "dz0" => {
                 let Floats { shape, values, .. } = heads.merge(Floats { dtype, shape, values }, name == "dz0");
@@ -254,12 +289,12 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
                 Floats { dtype, shape, values },
                 packed,
             ),
-            "dg" | "dbeta" => {
+            "dg" | "dbeta" | "dalpha" | "deta" | "dtheta" => {
                 let mut output = inputs.output(name, Floats { dtype, shape, values }, packed);
                 output.shape.pop();
                 output
             }
-            _ => inputs.output(name, Floats { dtype, shape, values }, packed),
+            _ => inputs.output(named(name), Floats { dtype, shape, values }, packed),
         }
     };
     Ok(found.into_iter().map(output).chain(of_gates).collect())
@@ -271,11 +306,14 @@ impl Problem {
         Shapes::new(tensors).numbers_if("cu_seqlens", self.cu_seqlens.clone())
     }
 
-    /// Log-space gates are at most 0, betas within [0, 2].
+    /// Log-space gates are at most 0, betas within [0, 2], the steps of momentum within theirs.
     fn check_gates(&self) -> Result<()> {
         let rules = [
             ("g", f32::NEG_INFINITY..=0.0, "at most 0: it is the logarithm of a decay factor"),
             ("beta", 0.0..=2.0, "within [0, 2]"),
+            ("alpha", 0.0..=1.0, "within [0, 1]"),
+            ("eta", 0.0..=1.0, "within [0, 1]"),
+            ("theta", 0.0..=f32::MAX, "finite and at least 0"),
         ];
         for (name, range, bound) in rules {
             let Some(Floats { shape: [_, heads, rows, width], values, .. }) = self.tensors.get(name) else { continue };
@@ -306,7 +344,9 @@ impl Problem {
     }
 
     fn on_cpu(&self, backward: bool, program: &Program) -> Found {
-        let all = if backward {
+        let all = if self.params.rule == LinearRule::Momentum {
+            self.momentum_on_cpu(backward)
+        } else if backward {
             let last = ["dht", "dzt"].map(|name| self.tensors.get(name).map(|floats| &floats.values[..]));
             let dout = &self.tensors["dout"].values;
             let found = self.by_reference(|problem| reference::linear_backward(&self.params, problem, dout, last));
@@ -322,6 +362,23 @@ impl Problem {
             Some((name, values.into_iter().map(|x| dtype.round(x as f32)).collect()))
         };
         all.into_iter().filter_map(rounded).collect()
+    }
+
+    fn momentum_on_cpu(&self, backward: bool) -> Vec<(&'static str, Vec<f64>)> {
+        let values = |name: &str| self.tensors.get(name).map(|floats| &floats.values[..]);
+        let steps = STEPS.map(|name| (&self.tensors[name].values[..], self.tensors[name].shape[1]));
+        self.by_reference(|tokens| {
+            let problem = LinearMomentumProblem { tokens: *tokens, steps, s0: values("s0") };
+            if !backward {
+                let found = reference::linear_momentum(&self.params, &problem);
+                return vec![("o", found.o), ("ht", found.ht), ("st", found.st)];
+            }
+            let (dout, last) = (&self.tensors["dout"].values, ["dht", "dst"].map(values));
+            let found = reference::linear_momentum_backward(&self.params, &problem, dout, last);
+            let tokens = ["dq", "dk", "dv"].into_iter().zip(found.tokens);
+            let steps = ["dalpha", "deta", "dtheta"].into_iter().zip(found.steps);
+            tokens.chain(steps).chain([("dh0", found.dh0), ("ds0", found.ds0)]).collect()
+        })
     }
 
     fn by_reference<T>(&self, solve: impl FnOnce(&LinearProblem) -> T) -> T {
