@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wgpu_attention::catalogue::{Case, FAMILIES, sample};
 use wgpu_attention::plan::{AttentionParams, Caps, Engine, Shapes};
 use wgpu_attention::{
@@ -22,16 +23,6 @@ fn validate(name: &str, text: &str) -> (Module, ModuleInfo) {
     let mut validator = wgpu_naga_bridge::create_validator(core.0, core.1, ValidationFlags::all());
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
     (module, info)
-}
-
-fn each(mut check: impl FnMut(&str, &Module, &ModuleInfo)) {
-    let mut count = 0;
-    for (name, text) in FAMILIES.iter().flat_map(|family| (family.shaders)()) {
-        let (module, info) = validate(&name, &text);
-        check(&name, &module, &info);
-        count += 1;
-    }
-    assert!(count > 60, "only {count} shaders found");
 }
 
 /// A browser was seen to leave a variable without a value as it was when the code around it runs again. (Arrays are written whole before
@@ -68,75 +59,82 @@ fn no_naga_and_no_wgpu_core_on_the_web() {
     assert!(!packages.iter().any(|name| ["naga", "wgpu-core", "wgpu-hal"].contains(name)), "{text}");
 }
 
+/// Each text is parsed and validated once, and goes through all back ends.
 #[test]
-fn spirv() {
+fn every_back_end() {
     let present = Command::new("spirv-val").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !present {
         eprintln!("spirv-val is not installed: SPIR-V is written, but not validated");
     }
-    for bounded in [false, true] {
+    let all: Vec<(String, String)> = FAMILIES.iter().flat_map(|family| (family.shaders)()).collect();
+    assert!(all.len() > 600, "only {} shaders found", all.len());
+    let next = AtomicUsize::new(0);
+    let go_on = || {
+        while let Some((name, text)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (module, info) = validate(name, text);
+            spirv(name, &module, &info, present);
+            metal(name, &module, &info);
+            direct_x(name, &module, &info);
+            open_gl(name, &module, &info);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(go_on))));
+}
+
+/// With and without bounds of loops, as wgpu writes them.
+fn spirv(name: &str, module: &Module, info: &ModuleInfo, validates: bool) {
+    let started = [false, true].map(|bounded| {
         let options = spv::Options { lang_version: (1, 3), force_loop_bounding: bounded, ..Default::default() };
-        each(|name, module, info| {
-            let words = spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
-            if present {
-                let mut validator = Command::new("spirv-val")
-                    .args(["--target-env", "vulkan1.1", "-"])
-                    .stdin(Stdio::piped())
-                    .spawn()
-                    .expect("spirv-val starts");
-                let mut input = validator.stdin.take().expect("it is piped");
-                input.write_all(bytemuck::cast_slice(&words)).expect("spirv-val reads");
-                drop(input);
-                assert!(validator.wait().expect("spirv-val ends").success(), "{name}: spirv-val rejects it");
-            }
-        });
+        let words = spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+        validates.then(|| {
+            let mut validator = Command::new("spirv-val")
+                .args(["--target-env", "vulkan1.1", "-"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("spirv-val starts");
+            let mut input = validator.stdin.take().expect("it is piped");
+            input.write_all(bytemuck::cast_slice(&words)).expect("spirv-val reads");
+            validator
+        })
+    });
+    for mut validator in started.into_iter().flatten() {
+        assert!(validator.wait().expect("spirv-val ends").success(), "{name}: spirv-val rejects it");
     }
 }
 
-#[test]
-fn metal() {
+fn metal(name: &str, module: &Module, info: &ModuleInfo) {
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-    each(|name, module, info| {
-        let written = msl::write_string(module, info, &options, &msl::PipelineOptions::default());
-        let (text, _) = written.unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(text.contains("kernel"), "{name}: no entry point");
-    });
+    let written = msl::write_string(module, info, &options, &msl::PipelineOptions::default());
+    let (text, _) = written.unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    assert!(text.contains("kernel"), "{name}: MSL: no entry point");
 }
 
 /// HLSL. `WGPU_ATTENTION_HLSL` names a folder that the texts go to, for another compiler.
-#[test]
-fn direct_x() {
-    let folder = std::env::var_os("WGPU_ATTENTION_HLSL").map(PathBuf::from);
+fn direct_x(name: &str, module: &Module, info: &ModuleInfo) {
     let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
         fake_missing_bindings: true,
         immediates_target: Some(hlsl::BindTarget::default()),
         ..Default::default()
     };
-    let pipeline = hlsl::PipelineOptions::default();
-    each(|name, module, info| {
-        let mut text = String::new();
-        let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
-        written.unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(text.contains("numthreads"), "{name}: no entry point");
-        if let Some(folder) = &folder {
-            std::fs::write(folder.join(format!("{name}.hlsl")), text).expect("a writable folder");
-        }
-    });
+    let (pipeline, mut text) = (hlsl::PipelineOptions::default(), String::new());
+    let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
+    written.unwrap_or_else(|e| panic!("{name}: HLSL: {e}"));
+    assert!(text.contains("numthreads"), "{name}: HLSL: no entry point");
+    if let Some(folder) = std::env::var_os("WGPU_ATTENTION_HLSL").map(PathBuf::from) {
+        std::fs::write(folder.join(format!("{name}.hlsl")), text).expect("a writable folder");
+    }
 }
 
-#[test]
-fn open_gl() {
+fn open_gl(name: &str, module: &Module, info: &ModuleInfo) {
     let pipeline =
         glsl::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into(), multiview: None };
     let options = glsl::Options { version: glsl::Version::Desktop(430), ..Default::default() };
-    each(|name, module, info| {
-        let mut text = String::new();
-        let policies = BoundsCheckPolicies::default();
-        let writer = glsl::Writer::new(&mut text, module, info, &options, &pipeline, policies);
-        writer.and_then(|mut w| w.write()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(text.contains("void main"), "{name}: no entry point");
-    });
+    let (policies, mut text) = (BoundsCheckPolicies::default(), String::new());
+    let writer = glsl::Writer::new(&mut text, module, info, &options, &pipeline, policies);
+    writer.and_then(|mut w| w.write()).unwrap_or_else(|e| panic!("{name}: GLSL: {e}"));
+    assert!(text.contains("void main"), "{name}: GLSL: no entry point");
 }
 
 /// The paths and first lines of all WGSL files, by which they are known in a text.

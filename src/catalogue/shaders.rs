@@ -3,8 +3,8 @@
 use super::data::DTYPES;
 use super::{
     AttentionCase, BackwardCase, Case, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
-    linear_cases, linear_gate_cases, linear_summary_cases, merge_cases, neighborhood_cases, rotary_cases,
-    score_reduction_cases, seer_decode_cases, seer_gate_cases,
+    linear_cases, linear_gate_cases, linear_momentum_cases, linear_summary_cases, merge_cases, neighborhood_cases,
+    rotary_cases, score_reduction_cases, seer_decode_cases, seer_gate_cases,
 };
 use crate::program::Kernel;
 use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Result, Shapes};
@@ -169,6 +169,9 @@ pub fn of_linear() -> Vec<(String, String)> {
     }
     for (i, case) in linear_gate_cases().iter().enumerate() {
         found.add(&format!("linear_gate_{i}"), texts(case.kernels(&Caps::core())));
+    }
+    for (i, case) in linear_momentum_cases().iter().enumerate() {
+        found.add(&format!("linear_momentum_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }

@@ -53,14 +53,10 @@ impl Spans {
         Self { chunk, segment, unit: if chunk <= segment { segment / chunk * chunk } else { chunk } }
     }
 
-    /// Slots of kept states: what each segment of so many tokens begins with, and what the last leaves.
-    fn kept(self, tokens: usize) -> usize {
-        tokens.div_ceil(self.unit) * self.unit.div_ceil(self.segment) + 1
-    }
-
-    /// Those and the working slots, one for each token of a segment, and one for gradients.
+    /// Slots of states: the working ones, one for each token of a segment; the gradients'; what each segment of so many tokens begins
+    /// with, and what the last leaves.
     fn slots(self, tokens: usize) -> usize {
-        self.kept(tokens) + self.segment + 1
+        self.segment + 1 + tokens.div_ceil(self.unit) * self.unit.div_ceil(self.segment) + 1
     }
 
     /// Tokens of a dispatch: whole units.
@@ -253,7 +249,9 @@ impl<'a> Plan<'a> {
         let slots = self.spans.slots(self.frame.longest());
         let shape = [self.frame.entries(), self.frame.heads, slots * 2 * rows, columns];
         let all = builder.scratch(STATES, Layout::heads_first(DType::F32, shape))?;
-        let places = [0, 1, 2 * (slots - 1), 2 * (slots - 1) + 1];
+        let gradients = self.spans.segment;
+        let kept = gradients + 1;
+        let places = [2 * kept, 2 * kept + 1, 2 * gradients, 2 * gradients + 1];
         for (name, at) in SLOTS.into_iter().zip(places) {
             builder.name(name, all.view(all.layout.clone().narrow(2, at * rows..(at + 1) * rows)?));
         }
@@ -306,7 +304,7 @@ impl<'a> Plan<'a> {
         let loads = [("k", self.inputs.names.k), ("v", self.inputs.names.v), ("steps", "steps")];
         let loads = loads.map(|(name, tensor)| (name, tensor, AccessKind::Load4));
         let of_text = [("BATCH", 512 / self.threads), ("KEPT", usize::from(kept))];
-        let name = if kept { "memory with momentum, kept" } else { "memory with momentum" };
+        let name = if kept { "kept memory with momentum" } else { "memory with momentum" };
         self.task(name, file::LINEAR_MOMENTUM_FORWARD, of_text.into(), [&loads, &tensors[..]].concat(), 4)
     }
 
@@ -331,7 +329,7 @@ impl<'a> Plan<'a> {
         work: usize,
     ) -> Task {
         let stretch = self.spans.stretch();
-        let own = [("WG", self.threads), ("COLS", COLS), ("WORKING", self.spans.kept(self.frame.longest()))];
+        let own = [("WG", self.threads), ("COLS", COLS)];
         let tokens = stretch.min(self.frame.longest());
         Task {
             name,

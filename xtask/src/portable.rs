@@ -50,7 +50,7 @@ fn targets() -> Result<()> {
 fn hlsl() -> Result<()> {
     let compiler = Compiler::load(&drivers::dxc()?)?;
     let folder = empty(&root().join("target/hlsl"))?;
-    let mut write = cargo(&["test", CLI, "--test=shaders", "direct_x"]);
+    let mut write = cargo(&["test", CLI, "--test=shaders", "every_back_end"]);
     run(write.env("WGPU_ATTENTION_HLSL", &folder))?;
     let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
     let (mut count, mut refused) = (0, vec![]);

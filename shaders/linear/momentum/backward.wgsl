@@ -6,7 +6,7 @@
 //   dv = θ w,  dk = −θ (dS e + M' w),  dM' −= θ k wᵀ
 //   dM ← (1 − α) dM, and dM' besides where the chunk begins,  dS ← η dS
 //
-// A segment's states come about once more first, and go into the working slots. Errors are replaced by dv. What is summed over columns is summed
+// A segment's states come about once more first, and go into the slots of its tokens. Errors are replaced by dv. What is summed over columns is summed
 // over those of a tile: dq, dk and `dsteps` = (dα, dη, dθ, 0) have TILES rows of heads a head.
 
 var<private> dmemory: array<array<vec4f, 4>, PART>;
@@ -24,7 +24,7 @@ const ADDERS: u32 = 8u;
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let s = stretch_of(workgroup, true);
     if (s.begin >= s.end) { return; }
-    load_slot(s, WORKING + SEGMENT, thread);
+    load_slot(s, GRADIENTS, thread);
     for (var i = 0u; i < PART; i++) {
         for (var r = 0u; r < 4u; r++) {
             dmemory[i][r] = memory[i][r];
@@ -45,14 +45,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             momentum[i][r] = dmomentum[i][r];
         }
     }
-    store_slot(s, WORKING + SEGMENT, thread);
+    store_slot(s, GRADIENTS, thread);
 }
 
 // The states before each token of a segment.
 fn restore(s: Stretch, begin: u32, end: u32, thread: u32) {
     load_slot(s, slot_of(begin), thread);
     for (var n = begin; n < end; n++) {
-        store_slot(s, WORKING + n - begin, thread);
+        store_slot(s, n - begin, thread);
         let t = token_of(s, n);
         if (n + 1u < end) { absorb(t, step_of(t), error_of(t, column_of(s, thread)), thread); }
     }
@@ -60,7 +60,7 @@ fn restore(s: Stretch, begin: u32, end: u32, thread: u32) {
 
 // The slot of the memory that the chunk of token n begins with: within the segment, or what was kept.
 fn slot_of_chunk(n: u32) -> u32 {
-    if (CHUNK <= SEGMENT) { return WORKING + place_in_segment(n) - n % UNIT % CHUNK; }
+    if (CHUNK <= SEGMENT) { return place_in_segment(n) - n % UNIT % CHUNK; }
     return slot_of(n - n % CHUNK);
 }
 
@@ -72,7 +72,7 @@ fn pass_token(s: Stretch, n: u32, thread: u32) {
     let e = error_of(t, column);
     let loaded = load_dout4(at_dout(t.batch, t.head, t.row) + inside, HEAD_DIM_V - inside);
     let dout = select(vec4f(), params.scale * loaded, column < HEAD_DIM_V);
-    let own = WORKING + place_in_segment(n);
+    let own = place_in_segment(n);
     // dα and dη, by columns; w.
     var dalpha = vec4f();
     var deta = vec4f();

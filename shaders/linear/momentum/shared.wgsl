@@ -6,14 +6,15 @@
 // M and S are [HEAD_DIM, HEAD_DIM_V], f32; α, η, θ are the first three of a token's `steps`. A workgroup takes COLS columns of both, and goes over
 // a stretch of params.segment tokens. Thread (lane, quad) keeps four columns of every LANES-th four rows in registers.
 //
-// Where states are KEPT, `states` has slots of 2 · HEAD_DIM rows, M above S. One for what each SEGMENT tokens begin with, counted anew in every
-// UNIT of tokens, which has whole chunks, or is one; then, from slot WORKING on, one for each token of a segment; the last is the gradients'.
+// Where states are KEPT, `states` has slots of 2 · HEAD_DIM rows, M above S. One for each token of a segment; one for gradients; then one for
+// what each SEGMENT tokens begin with, counted anew in every UNIT of tokens, which has whole chunks, or is one.
 
 const QUADS: u32 = COLS / 4u;
 const LANES: u32 = WG / QUADS;
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const PART: u32 = (D4 + LANES - 1u) / LANES;
 const TILES: u32 = (HEAD_DIM_V + COLS - 1u) / COLS;
+const GRADIENTS: u32 = SEGMENT;
 const SEGMENTS: u32 = (UNIT + SEGMENT - 1u) / SEGMENT;
 
 // Tokens [begin, end) on the way, of an entry's head; columns from `column` on.
@@ -47,7 +48,7 @@ fn step_of(t: Token) -> vec4f { return load_steps4(at_steps(t.batch, t.head, t.r
 
 // The place of token n in its segment; the slot of what a segment begins with that has token n.
 fn place_in_segment(n: u32) -> u32 { return n % UNIT % SEGMENT; }
-fn slot_of(n: u32) -> u32 { return n / UNIT * SEGMENTS + n % UNIT / SEGMENT; }
+fn slot_of(n: u32) -> u32 { return SEGMENT + 1u + n / UNIT * SEGMENTS + n % UNIT / SEGMENT; }
 
 // Four rows: 4 · row_of(i), … Past the last, keys and queries are 0.
 fn row_of(i: u32, thread: u32) -> u32 { return thread / QUADS + LANES * i; }
