@@ -26,6 +26,7 @@ mod neighborhood_cases;
 mod problem;
 mod ready;
 mod rotary;
+mod rows;
 mod sample;
 mod score_reduction;
 mod score_reduction_cases;
@@ -60,6 +61,7 @@ pub use neighborhood_cases::{
 pub use problem::{KernelParams, Problem};
 pub use ready::Ready;
 pub use rotary::{CasePositions, RotaryCase, random_rotary_cases, rotary_cases};
+pub use rows::{RowsCase, random_rows_cases, rows_cases};
 pub use sample::sample;
 pub use score_reduction::ScoreReductionCase;
 pub use score_reduction_cases::{random_score_reduction_cases, score_reduction_cases};
@@ -213,6 +215,13 @@ pub const FAMILIES: &[Family] = &[
         random: |count, seed| boxed(random_merge_cases(count, seed)).collect(),
         variants: merge::variants,
         shaders: shaders::of_merge,
+    },
+    Family {
+        name: "rows",
+        cases: || boxed(rows_cases()).collect(),
+        random: |count, seed| boxed(random_rows_cases(count, seed)).collect(),
+        variants: rows::variants,
+        shaders: shaders::of_rows,
     },
     Family {
         name: "rotary",

@@ -80,6 +80,7 @@ mod packed;
 mod program;
 pub mod reference;
 mod rotary;
+mod rows;
 pub mod score_reduction;
 mod small_map;
 mod softmax;
@@ -139,6 +140,8 @@ pub use gpu::calls::merge::Merge;
 #[cfg(feature = "wgpu")]
 pub use gpu::calls::rotary::{Positions, Rotary};
 #[cfg(feature = "wgpu")]
+pub use gpu::calls::rows::Rows;
+#[cfg(feature = "wgpu")]
 pub use gpu::calls::seqlens::Seqlens;
 #[cfg(feature = "wgpu")]
 pub use gpu::prepared::Prepared;
@@ -155,6 +158,7 @@ pub use linear::{FeatureMap, LinearAlgorithm, LinearGateActivation, LinearParams
 pub use neighborhood::{NeighborhoodAxis, NeighborhoodParams};
 pub use program::hook::Hook;
 pub use rotary::RotaryParams;
+pub use rows::{RowReduction, RowsParams};
 pub use softmax::{Causal, Window};
 /// The version of wgpu that this crate uses.
 #[cfg(feature = "wgpu")]

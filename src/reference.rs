@@ -12,6 +12,7 @@ mod merge;
 mod neighborhood;
 mod problem;
 mod rotary;
+mod rows;
 mod score_reduction;
 mod seer_decode;
 mod seer_gate;
@@ -30,6 +31,7 @@ pub use merge::merge;
 pub use neighborhood::Neighborhoods;
 pub use problem::{At, FlashProblem, place_of};
 pub use rotary::rotary;
+pub use rows::{RowsProblem, rows_gathered, rows_scattered};
 pub use score_reduction::score_reduction;
 pub use seer_decode::{
     SeerDecodeProblem, seer_decode_choice, seer_decode_gate, seer_decode_gradients, seer_decode_target,

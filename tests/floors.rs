@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     // A call as data.
     &["program"],
     // The kernel families: params and layouts to a program.
-    &["block_mask", "packed", "merge", "rotary"],
+    &["block_mask", "packed", "merge", "rotary", "rows"],
     &["softmax"],
     &["flash", "neighborhood", "block_sparse", "linear"],
     &["score_reduction", "gate"],

@@ -3,7 +3,7 @@
 #[path = "common/program.rs"]
 mod program;
 
-use program::{Files, agree, floats, integers, succeeds};
+use program::{Files, agree, floats, integers, refuses, succeeds};
 use safetensors::{Dtype, SafeTensors};
 
 #[test]
@@ -56,4 +56,32 @@ fn doubles_are_taken_as_singles_and_causal_has_one_form() {
         assert_eq!(expected, found, "{kernel}");
         assert_ne!(run(kernel, &inputs[0], &params("false")).1, found, "{kernel}");
     }
+}
+
+/// Rows by index, as an independent implementation has them; a file with x and y serves both ways.
+#[test]
+fn rows_by_index() {
+    let files = Files::new("run-rows");
+    let golden = "tests/data/rows_by_index.safetensors";
+    let bytes = std::fs::read(golden).expect("the repository has it");
+    let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let output = files.path("out");
+    for (name, params) in
+        [("gathered", "{}"), ("scattered_sum", r#"{"n": 37}"#), ("scattered_mean", r#"{"n": 37, "reduce": "mean"}"#)]
+    {
+        for backend in ["gpu", "reference"] {
+            succeeds(&["run", "rows", golden, &output, "--params", params, "--backend", backend]);
+            let ((shape, found), view) = (files.read("out", "out"), known.tensor(name).expect(name));
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            assert_eq!(shape, view.shape());
+            assert!(found.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-6), "{name} {backend}");
+        }
+    }
+    let bad = |params: &str, words: &[&str]| refuses(&["run", "rows", golden, &output, "--params", params], words);
+    bad(r#"{"reduce": "mean"}"#, &["n is unset", "how many rows"]);
+    bad(r#"{"n": 36}"#, &["index[", "is 36", "below 36"]);
+    bad(r#"{"reduce": "max", "n": 37}"#, &["unknown variant `max`"]);
+    refuses(&["run", "rows", golden, &output, "--backward"], &["--backward is set", "scatter by sum"]);
+    let y = files.write("y", &[floats("y", 1, &[1, 1, 4, 2]), integers("index", &[0, 1])]);
+    refuses(&["run", "rows", &y, &output, "--params", r#"{"n": 2}"#], &["index is of shape [2]", "three dimensions"]);
 }

@@ -1,7 +1,7 @@
 //! A case as one call: what a file needs to repeat it.
 
 use super::{CaseParams, Ready};
-use crate::{LinearParams, RotaryParams, ScoreReductionParams, SeerGateParams};
+use crate::{LinearParams, RotaryParams, RowsParams, ScoreReductionParams, SeerGateParams};
 
 /// The params of any kernel.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub enum KernelParams {
     Merge {},
     /// Rotary embedding.
     Rotary(RotaryParams),
+    /// Rows by index.
+    Rows(RowsParams),
 }
 
 impl KernelParams {
@@ -33,6 +35,7 @@ impl KernelParams {
             Self::Linear(_) => "linear",
             Self::Merge {} => "merge",
             Self::Rotary(_) => "rotary",
+            Self::Rows(_) => "rows",
         }
     }
 }

@@ -4,7 +4,7 @@ use super::data::DTYPES;
 use super::{
     AttentionCase, BackwardCase, Case, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
     linear_cases, linear_gate_cases, linear_momentum_cases, linear_summary_cases, merge_cases, neighborhood_cases,
-    rotary_cases, score_reduction_cases, seer_decode_cases, seer_gate_cases,
+    rotary_cases, rows_cases, score_reduction_cases, seer_decode_cases, seer_gate_cases,
 };
 use crate::program::Kernel;
 use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Result, Shapes};
@@ -184,6 +184,15 @@ pub fn of_merge() -> Vec<(String, String)> {
         let strided = if case.strided { "_strided" } else { "" };
         let name = format!("merge_{}_v{}_{from}_{to}{strided}", case.parts, case.shape[3]);
         found.add(&name, texts(case.kernels(&Caps::core())));
+    }
+    found.0
+}
+
+/// The distinct shaders of the catalogue of rows by index.
+pub fn of_rows() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    for (i, case) in rows_cases().iter().enumerate() {
+        found.add(&format!("rows_{i}"), texts(case.kernels(&Caps::core())));
     }
     found.0
 }

@@ -7,6 +7,7 @@ pub(crate) mod linear;
 pub(crate) mod linear_gate;
 pub(crate) mod merge;
 pub(crate) mod rotary;
+pub(crate) mod rows;
 pub(crate) mod score_reduction;
 pub(crate) mod seer_decode;
 pub(crate) mod seer_gate;

@@ -62,6 +62,14 @@ pub enum Rule {
         /// Whether entries are packed sequences, which lie in one batch entry.
         packed: bool,
     },
+    /// Indices of rows are below `rows`, or none. Two words for each head of each batch entry of the index: `u32::MAX` minus the place (or 0:
+    /// nothing is wrong), and its index.
+    Rows {
+        /// Heads of the index.
+        heads: usize,
+        /// How many rows there are.
+        rows: usize,
+    },
     /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` minus the sum of four times the place
     /// and the rule (or 0: nothing is wrong); the value; the one before it.
     BlockList {
@@ -127,6 +135,12 @@ impl Rule {
                 let (value, bound) = [one, one, ("below 0, infinite or NaN", "finite and at least 0")][which];
                 let name = ["alpha", "eta", "theta"][which];
                 Err(Error::argument(format!("{name}[{batch}][{}][{row}]", head * of[which] / heads), value, bound))
+            }
+            Self::Rows { heads, rows } => {
+                let Some(n) = words.chunks_exact(2).position(|words| words[0] != 0) else { return Ok(()) };
+                let what = format!("index[{}][{}][{}]", n / heads, n % heads, u32::MAX - words[2 * n]);
+                let bound = format!("below {rows}, the number of rows, or u32::MAX for none");
+                Err(Error::argument(what, words[2 * n + 1], bound))
             }
             Self::BlockList { name, cols, count } => match *words {
                 [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),

@@ -8,7 +8,7 @@ use wgpu_attention::plan::{AttentionParams, Caps, Program, Shapes};
 use wgpu_attention::score_reduction::{ScoreReduction, ScoreReductionParams};
 use wgpu_attention::{
     Attention, BlockSparseParams, Error, FlashParams, Gpu, LinearAttention, LinearParams, Merge, NeighborhoodParams,
-    Prepared, Result, Rotary, RotaryParams,
+    Prepared, Result, Rotary, RotaryParams, Rows, RowsParams,
 };
 
 #[derive(clap::Args)]
@@ -54,6 +54,8 @@ pub enum Kernel {
     Merge,
     /// `RotaryParams`
     Rotary,
+    /// `RowsParams`
+    Rows,
 }
 
 pub fn plan(options: &Options) -> Result<ExitCode> {
@@ -90,6 +92,7 @@ impl Kernel {
             Self::ScoreReduction => forward_only(parse_params::<ScoreReductionParams>(params)?.plan(caps, shapes)),
             Self::Gate => forward_only(parse_params::<SeerGateParams>(params)?.plan(caps, shapes)),
             Self::DecodeGate => forward_only(parse_params::<SeerDecodeGateParams>(params)?.plan(caps, shapes)),
+            Self::Rows => forward_only(parse_params::<RowsParams>(params)?.plan(caps, shapes)),
             Self::Merge => forward_only(shapes.plan_merge(caps)),
             Self::Linear => {
                 let params: LinearParams = parse_params(params)?;
@@ -111,6 +114,7 @@ impl Kernel {
             Self::ScoreReduction => ScoreReduction::new(gpu, parse_params(params)?)?.prepare(shapes).await,
             Self::Gate => SeerGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,
             Self::DecodeGate => SeerDecodeGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,
+            Self::Rows => Rows::new(gpu).prepare(&parse_params(params)?, shapes).await,
             Self::Merge => Merge::new(gpu).prepare(shapes).await,
             Self::Linear => {
                 let linear = LinearAttention::new(gpu, parse_params(params)?)?;

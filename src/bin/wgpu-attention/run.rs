@@ -11,6 +11,7 @@ mod gradients;
 mod linear;
 mod linear_gate;
 mod neighborhood;
+mod rows;
 mod sequences;
 
 use file::{Destination, Inputs, Order};
@@ -68,6 +69,10 @@ enum Kernel {
     /// Reads q k v and, if they are there, additional_k additional_v; writes the same. The tokens are a grid in row-major order.
     /// Parameters: the arrays space and window and, if wanted, stride and dilation, with one entry per axis; causal; scale.
     Neighborhood,
+    /// Reads x [B, H, N, D] and index, u32 [B or 1, H or 1, L], of its rows (4294967295: none), and writes out [B, H, L, D]; or reads y [B, H, L,
+    /// D] and index and writes out [B, H, n, D]: the rows of y with the same index put together, 0 where there is none. Parameters:
+    /// n; reduce, "sum", the default, or "mean".
+    Rows,
     /// Reads a problem that `check --problems` wrote: the kernel, its params and its layouts are in the file, and options other
     /// than --adapter are refused. Writes what the kernel writes, and prints how far that is from the float64 reference.
     Problem,
@@ -102,6 +107,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Kernel::BlockSparse => block_sparse::run(options, &inputs)?,
         Kernel::Linear => linear::run(options, &inputs)?,
         Kernel::Neighborhood => neighborhood::problem(options, &inputs)?.run(options, &inputs)?,
+        Kernel::Rows => rows::run(options, &inputs)?,
         Kernel::Problem => unreachable!("it has its own way"),
     };
     destination.write(&outputs)?;

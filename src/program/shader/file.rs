@@ -140,6 +140,11 @@ files! {
     REDUCTION_SHARED = "reduction/shared.wgsl";
     REDUCTION_SEGMENTS = "reduction/segments.wgsl";
     REDUCTION_TOP_K = "reduction/top_k.wgsl";
+    ROWS = "rows/shared.wgsl";
+    ROWS_CHECK = "rows/check.wgsl";
+    ROWS_GATHER = "rows/gather.wgsl";
+    ROWS_CHAIN = "rows/chain.wgsl";
+    ROWS_SCATTER = "rows/scatter.wgsl";
     MERGE = "merge.wgsl";
     MERGE_PAIR = "merge/pair.wgsl";
     MERGE_SPLITS = "merge/splits.wgsl";

@@ -144,6 +144,16 @@ impl Inputs {
         values.iter().enumerate().map(positive).collect::<Result<_>>().map(Some)
     }
 
+    /// An index of rows, u32 or i32 [batch or 1, heads or 1, count] in either order, as [batch or 1, heads or 1, 1, count]; −1 is none too.
+    pub fn index(&self, name: &str) -> Result<(Vec<u32>, [usize; 4])> {
+        let missing = || self.missing(name, "");
+        let Stored { shape, data, .. } = self.find(name, &[Dtype::U32, Dtype::I32])?.ok_or_else(missing)?;
+        let &[batch, heads, count] = shape.as_slice() else {
+            return Err(error(self.what(name), format!("of shape {shape:?}"), "of three dimensions"));
+        };
+        Ok((bytemuck::pod_collect_to_vec(data), [batch, heads, 1, count]))
+    }
+
     /// Floats of one dimension, one a head.
     pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };
