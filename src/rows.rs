@@ -66,7 +66,7 @@ impl RowsParams {
     /// The program that gathers rows, or scatters them. Its tensors: `x` [batch, heads, rows, width], `y` [batch, heads, count, width], of any
     /// types, and `index`, u32 [batch or 1, heads or 1, 1, count], of rows of x; `u32::MAX` is none.
     ///
-    /// Without [`RowsParams::reduce`] it reads x and index and writes y: y[l] = x[index[l]], 0 where there is none. `count`, u32 [as index, rows],
+    /// Without [`RowsParams::reduce`] it reads x and index and writes y: `y[l] = x[index[l]]`, 0 where there is none. `count`, u32 [as index, rows],
     /// divides each row of x, if it is there: the gradient of [`RowReduction::Mean`].
     ///
     /// With it, it reads y and index and writes x, with as many rows as the number `rows` says, or as x has if that is there: 0 where no index

@@ -100,16 +100,16 @@ fn indices_out_of_range_are_told_when_a_result_is_read() {
     says(block_on(async { rows.scatter(&y, &wrong, 4, RowReduction::Sum).await?.read().await }), &words);
     // It counts as none.
     let call = [("y", &y), ("index", &wrong)];
-    let shapes = Shapes::of(&call).numbers("rows", [4]);
+    let shapes = Shapes::of(call).numbers("rows", [4]);
     let prepared = block_on(rows.prepare(&RowsParams { reduce: Some(RowReduction::Sum) }, shapes)).unwrap();
     assert!(prepared.plan().tensor("count").is_none());
     let right = index(&[0, 1, 2, 3, 1, u32::MAX], [1, 2]);
     let known = read(&block_on(rows.scatter(&y, &right, 4, RowReduction::Sum)).unwrap());
     let to = tensor([1, 2, 4, 3], &[0.0; 24]);
     let call = [("y", &y), ("index", &wrong), ("x", &to)];
-    let prepared = block_on(rows.prepare(&RowsParams { reduce: Some(RowReduction::Sum) }, Shapes::of(&call))).unwrap();
+    let prepared = block_on(rows.prepare(&RowsParams { reduce: Some(RowReduction::Sum) }, Shapes::of(call))).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    prepared.encode(&mut encoder, &call).unwrap();
+    prepared.encode(&mut encoder, call).unwrap();
     gpu().queue().submit([encoder.finish()]);
     assert_eq!(read(&to), known);
 }

@@ -35,7 +35,7 @@ impl RowsProblem<'_> {
     }
 }
 
-/// y[l] = x[index[l]], 0 where there is none; `divided` by how often x's row is named.
+/// `y[l] = x[index[l]]`, 0 where there is none; `divided` by how often x's row is named.
 ///
 /// ```
 /// use wgpu_attention::reference::{RowsProblem, rows_gathered};
@@ -53,7 +53,7 @@ pub fn rows_gathered(p: &RowsProblem, x: &[f32], divided: bool) -> Vec<f64> {
     y
 }
 
-/// x[n], the sum or the mean of y[l] over index[l] = n; and how many these are.
+/// `x[n]`, the sum or the mean of `y[l]` over `index[l] = n`; and how many these are.
 pub fn rows_scattered(p: &RowsProblem, y: &[f32], reduce: RowReduction) -> (Vec<f64>, Vec<f64>) {
     let counts = p.counts();
     let mut x = vec![0.0; counts.len() * p.width];

@@ -78,7 +78,7 @@ impl Rows {
         Prepared::new(&self.gpu, self.plan(params, &shapes.into())?, &[]).await
     }
 
-    /// y[l] = x[index[l]], 0 where there is none: [batch, heads, count, width] from x [batch, heads, rows, width] and an index, u32 [batch or
+    /// `y[l] = x[index[l]]`, 0 where there is none: [batch, heads, count, width] from x [batch, heads, rows, width] and an index, u32 [batch or
     /// 1, heads or 1, 1, count], in one call. What was prepared for the shapes is kept.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Rows {
         self.gathered(x, index, Some(count)).await
     }
 
-    /// x[n], the sum or the mean of y[l] over index[l] = n, 0 where there is none: [batch, heads, rows, width] from y [batch, heads, count,
+    /// `x[n]`, the sum or the mean of `y[l]` over `index[l] = n`, 0 where there is none: [batch, heads, rows, width] from y [batch, heads, count,
     /// width]. Sums are in f32, in ascending l.
     ///
     /// # Errors
