@@ -5,7 +5,7 @@
 //
 // for pair i = (a, b) of the first DIM elements; the rest stays. Backward turns the other way.
 //
-// x, out [batch, heads, rows, head_dim] by strides; positions [batch or 1, 1, 1, rows], or counted. A thread makes four elements
+// x, out [batch, heads, rows, head_dim] by strides; positions [batch or 1, heads or 1, 1, rows], or counted. A thread makes four elements
 // of a row; no workgroup memory.
 
 struct Params {
@@ -21,8 +21,8 @@ struct Params {
     backward: u32,
 }
 
-fn position_of(batch: u32, row: u32) -> u32 {
-    if (HAS_POSITIONS) { return load_positions(at_positions(batch, 0u, 0u) + row); }
+fn position_of(batch: u32, head: u32, row: u32) -> u32 {
+    if (HAS_POSITIONS) { return load_positions(at_positions(batch, head / POSITIONS_GROUP, 0u) + row); }
     return params.start + row * params.step;
 }
 
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let row = at / D4;
     let d0 = 4u * (at % D4);
     if (row >= params.rows) { return; }
-    let position = position_of(batch, row);
+    let position = position_of(batch, head, row);
     let partners = at_partner(batch, head, row);
     var x = load_x4(at_x(batch, head, row) + d0, HEAD_DIM - d0);
     for (var e = 0u; e < 4u; e++) {

@@ -58,7 +58,7 @@ impl RotaryParams {
     }
 
     /// Plans the embedding `out` of `x` [batch, heads, rows, head_dim], of the same shape and any type. `positions` is a tensor, u32 [batch
-    /// or 1, 1, 1, rows], or two numbers: the position of the first row and the step from row to row. Unset: 0, 1, 2 …
+    /// or 1, heads or 1, 1, rows], or two numbers: the position of the first row and the step from row to row. Unset: 0, 1, 2 …
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for shapes and types that do not fit; [`crate::Error::Limit`].
@@ -83,7 +83,8 @@ impl RotaryParams {
         let positions = builder.tensor("positions");
         let ([batch, heads, rows, width], dim) = (x.shape(), self.dim.unwrap_or(x.shape()[3]));
         check(dim, &x.layout, &out.layout, positions.as_ref().map(|positions| &positions.layout))?;
-        let given = Heads { group: heads.max(1), ..EACH };
+        let own = positions.as_ref().map_or(1, |positions| positions.shape()[1].max(1));
+        let given = Heads { group: (heads / own).max(1), ..EACH };
         let mut arguments = vec![
             Argument::new("x", &x, AccessKind::Load4, EACH),
             Argument::new("partner", &x, AccessKind::Load1, EACH),
@@ -102,8 +103,13 @@ impl RotaryParams {
             interleaved: u32::from(self.interleaved),
             backward: u32::from(backward),
         };
-        let constants =
-            vec![("WG", THREADS), ("HEAD_DIM", width as u32), ("D4", width.div_ceil(4) as u32), ("DIM", dim as u32)];
+        let constants = vec![
+            ("WG", THREADS),
+            ("HEAD_DIM", width as u32),
+            ("D4", width.div_ceil(4) as u32),
+            ("DIM", dim as u32),
+            ("POSITIONS_GROUP", given.group as u32),
+        ];
         let files = vec![file::ROTARY, file::ROTARY_ANGLE, file::ELEMENT];
         let optional = vec![("positions", AccessKind::LoadBits)];
         let shader = Shader { optional, ..Shader::of("rotary", constants, files, None) };
@@ -124,7 +130,7 @@ fn counted(shapes: &Shapes, given: bool) -> Result<[u32; 2]> {
 }
 
 fn check(dim: usize, x: &Layout, out: &Layout, positions: Option<&Layout>) -> Result<()> {
-    let [batch, _, rows, width] = x.shape;
+    let [batch, heads, rows, width] = x.shape;
     require(width > 0, "x.shape[3] (head_dim)", width, "at least 1")?;
     let bound = format!("even, within 2..={width}, the width of the rows");
     require(dim.is_multiple_of(2) && (2..=width).contains(&dim), "dim", dim, bound)?;
@@ -134,8 +140,10 @@ fn check(dim: usize, x: &Layout, out: &Layout, positions: Option<&Layout>) -> Re
         layout.byte_span()?;
     }
     if let Some(positions) = positions {
-        let fits = [[batch, 1, 1, rows], [1, 1, 1, rows]].contains(&positions.shape);
-        let bound = format!("[{batch} or 1, 1, 1, {rows}], to match x");
+        let [own_batch, own_heads, ..] = positions.shape;
+        let fits = positions.shape == [own_batch, own_heads, 1, rows];
+        let fits = fits && [1, batch].contains(&own_batch) && [1, heads].contains(&own_heads);
+        let bound = format!("[{batch} or 1, {heads} or 1, 1, {rows}], to match x");
         require(fits, "positions.shape", format!("{:?}", positions.shape), bound)?;
         require(positions.dtype == DType::U32, "positions.dtype", positions.dtype, "u32")?;
         positions.byte_span()?;

@@ -53,7 +53,7 @@ fn bad_input() {
     let odd = tensor([1, 1, 1, 3], &[0.0; 3]);
     says(block_on(rotary.forward(&odd, Positions::default())), &["dim is 3", "even"]);
     let positions = block_on(Tensor::upload_u32(gpu(), &[0, 1])).unwrap();
-    let words = ["positions.shape is [1, 1, 1, 2]", "[1 or 1, 1, 1, 3]"];
+    let words = ["positions.shape is [1, 1, 1, 2]", "[1 or 1, 2 or 1, 1, 3]"];
     says(block_on(rotary.forward(&x, Positions::Given(&positions))), &words);
     let floats = tensor([1, 1, 1, 3], &[0.0; 3]);
     says(block_on(rotary.forward(&x, Positions::Given(&floats))), &["positions.dtype is f32", "u32"]);

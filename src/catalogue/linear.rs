@@ -265,17 +265,19 @@ impl Case for LinearCase {
         let how = algorithm.map_or("auto".into(), |algorithm| format!("{algorithm:?}"));
         let how = chunk.map_or(how.clone(), |chunk| format!("{how} chunk {chunk}"));
         let rule = match (rule, betas) {
-            (LinearRule::Linear, _) if *feature_map != FeatureMap::Identity => format!(" {feature_map:?}"),
             (LinearRule::Linear, _) => String::new(),
             (LinearRule::Delta, None) => " delta".into(),
             (LinearRule::Delta, Some(heads)) => format!(" delta beta of {heads}"),
-            (LinearRule::Momentum, _) if *feature_map != FeatureMap::Identity => format!(" momentum {feature_map:?}"),
             (LinearRule::Momentum, _) => " momentum".into(),
+        };
+        let map = match feature_map {
+            FeatureMap::Identity => String::new(),
+            map => format!(" {map:?}"),
         };
         let of_states =
             if self.of_states == DType::F32 { String::new() } else { format!(", states {}", self.of_states) };
         format!(
-            "B {batch} H {heads:?} {lengths} D {}/{}{rule}{gate} {how} {} {qk}/{v}{of_states}",
+            "B {batch} H {heads:?} {lengths} D {}/{}{rule}{map}{gate} {how} {} {qk}/{v}{of_states}",
             dims.0,
             dims.1,
             on.join(", ")

@@ -55,14 +55,10 @@ impl LinearMomentumCase {
 
     /// α and η within [0, 1], both ends among them; θ from 0 on, less for tokens that do not see what others of their chunk did.
     fn steps(&self) -> [Vec<f32>; 3] {
-        let LinearParams { chunk, feature_map, .. } = self.tokens.params;
-        let chunk = chunk.unwrap_or(1) as f32;
+        let chunk = self.tokens.params.chunk.unwrap_or(1) as f32;
+        let longest = self.tokens.longest_features();
         // Features that are all positive point the same way.
-        let most = match feature_map {
-            FeatureMap::Elu1 => 0.5 / (chunk * self.tokens.dims.0 as f32),
-            FeatureMap::Taylor2 => 0.5 / chunk,
-            FeatureMap::Identity | FeatureMap::Relu => 1.5 / chunk.sqrt(),
-        };
+        let most = if longest > 1.0 { 1.0 / (chunk * longest) } else { 1.5 / chunk.sqrt() };
         let bounded = |i: usize, x: f32| match i {
             0 => (0.1 * x).clamp(0.0, 1.0),
             1 => (0.5 + 0.4 * x).clamp(0.0, 1.0),

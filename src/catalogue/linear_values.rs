@@ -42,14 +42,26 @@ impl LinearCase {
         if self.params.feature_map == FeatureMap::Taylor2 {
             z0.iter_mut().step_by(self.sums_shape()[2]).for_each(|z| *z += 30.0);
         }
-        // Within [0, 2], both ends among them.
-        let beta = |x: f32| (1.0 + x).clamp(0.0, 2.0);
+        // Within [0, 2], both ends among them; less for features beyond unit length, or no state would be finite for long.
+        let most = 2.0 / self.longest_features().max(1.0);
+        let beta = |x: f32| 0.5 * most * (1.0 + x).clamp(0.0, 2.0);
         Values {
             tokens: [normal(self.seed, q, 1.0, qk), keys, normal(self.seed + 2, v, 1.0, of_v)],
             g,
             beta: normal(self.seed + 7, betas, 0.7, DType::F32).into_iter().map(beta).collect(),
             h0: normal(self.seed + 4, h0, 1.0, self.of_states),
             z0,
+        }
+    }
+
+    /// The square of how long the features of a key of unit length may be.
+    pub(super) fn longest_features(&self) -> f32 {
+        let head_dim = self.dims.0 as f32;
+        let scale = self.params.scale_for(self.dims.0);
+        match self.params.feature_map {
+            FeatureMap::Identity | FeatureMap::Relu => 1.0,
+            FeatureMap::Elu1 => (head_dim.sqrt() + 1.0).powi(2),
+            FeatureMap::Taylor2 => 1.0 + scale + 0.5 * scale * scale,
         }
     }
 

@@ -37,6 +37,8 @@ pub enum CasePositions {
     Counted(u32, u32),
     /// Random ones up to the first, the same for all batch entries or not.
     Given(u32, bool),
+    /// Random ones up to this, for each head of each batch entry.
+    ByHead(u32),
 }
 
 impl RotaryCase {
@@ -50,12 +52,15 @@ impl RotaryCase {
     }
 
     fn given(&self) -> Option<(Layout, Vec<u32>)> {
-        let CasePositions::Given(most, same) = self.positions else { return None };
-        let [batch, _, rows, _] = self.shape;
-        let entries = if same { batch.min(1) } else { batch };
+        let [batch, heads, rows, _] = self.shape;
+        let (most, [entries, own]) = match self.positions {
+            CasePositions::Counted(..) => return None,
+            CasePositions::Given(most, same) => (most, [if same { batch.min(1) } else { batch }, 1]),
+            CasePositions::ByHead(most) => (most, [batch, heads]),
+        };
         let mut random = SmallRng::seed_from_u64(self.seed + 1);
-        let values = (0..entries * rows).map(|_| random.random_range(0..=most)).collect();
-        Some((Layout::heads_first(DType::U32, [entries, 1, 1, rows]), values))
+        let values = (0..entries * own * rows).map(|_| random.random_range(0..=most)).collect();
+        Some((Layout::heads_first(DType::U32, [entries, own, 1, rows]), values))
     }
 
     fn x(&self) -> Vec<f32> {
@@ -66,7 +71,9 @@ impl RotaryCase {
         let [_, heads, rows, width] = self.shape;
         let given = self.given();
         let position = |row: usize| match (&given, self.positions) {
-            (Some((layout, values)), _) => values[row / rows / heads % layout.shape[0] * rows + row % rows],
+            (Some((Layout { shape: [entries, own, ..], .. }, values)), _) => {
+                values[(row / rows / heads % entries * own + row / rows % own) * rows + row % rows]
+            }
             (None, CasePositions::Counted(start, step)) => start + (row % rows) as u32 * step,
             _ => unreachable!("positions that are given have values"),
         };
@@ -160,7 +167,7 @@ impl Case for RotaryCase {
 
 /// Both kinds of pairs, both ways, widths that do and do not divide by four, every type, positions near and far.
 pub fn rotary_cases() -> Vec<RotaryCase> {
-    use CasePositions::{Counted, Given};
+    use CasePositions::{ByHead, Counted, Given};
     let mut cases = Vec::new();
     for (i, (shape, dim, positions)) in [
         ([2, 3, 50, 64], None, Counted(0, 1)),
@@ -171,6 +178,7 @@ pub fn rotary_cases() -> Vec<RotaryCase> {
         ([2, 2, 7, 7], Some(2), Given(100, true)),
         ([1, 0, 7, 8], None, Counted(0, 1)),
         ([2, 1, 0, 8], None, Given(9, false)),
+        ([2, 3, 20, 16], None, ByHead(9000)),
     ]
     .into_iter()
     .enumerate()
@@ -208,8 +216,9 @@ fn random_case(seed: u64) -> RotaryCase {
             dim: half.then(|| 2 * r.random_range(1..=shape[3] / 2)),
         },
         backward: *[false, true].choose(r).expect("two"),
-        positions: match r.random_range(0..2) {
+        positions: match r.random_range(0..3) {
             0 => CasePositions::Counted(r.random_range(0..200_000), r.random_range(0..130)),
+            1 => CasePositions::ByHead(r.random_range(0..2_000_000)),
             _ => CasePositions::Given(r.random_range(0..2_000_000), r.random_range(0..2) == 0),
         },
         dtypes: [(); 2].map(|()| *types.choose(r).expect("three")),

@@ -18,7 +18,7 @@ pub enum Positions<'a> {
         /// The step from one row to the next.
         step: u32,
     },
-    /// u32 [batch or 1, 1, 1, rows].
+    /// u32 [batch or 1, heads or 1, 1, rows].
     Given(&'a Tensor),
 }
 
