@@ -55,7 +55,7 @@ pub struct LinearParams {
     /// Whether each query and key is divided by √(Σ x² + 10⁻⁶), its length, before the feature map. Default: no.
     pub l2_norm: bool,
     /// Divides each row of the output by what the same attention gives for values of 1, plus this ε. The state has another part for it: z, the
-    /// running sum of φ(k), which fades as the state does. Not with the delta rule. Default: unset, no division.
+    /// running sum of φ(k), which fades as the state does. Only with [`LinearRule::Linear`]. Default: unset, no division.
     pub normalize: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
@@ -81,8 +81,8 @@ pub enum LinearRule {
     Delta,
     /// M = (1 − α) M + S with the momentum S = η S − θ k eᵀ and the error e = M'ᵀ k − v; o = scale · Mᵀ q: Titans' linear memory (arXiv
     /// 2501.00663). α, η and θ are [`crate::LinearInputs::momentum`]. M' is the memory that the token's chunk begins with, of
-    /// [`LinearParams::chunk`] tokens: part of what is computed. It is 1 by default: M' is the memory before the token. There are two
-    /// states, M and S. Give keys unit length, and θ at most 2: then, without momentum, no token magnifies what the memory has.
+    /// [`LinearParams::chunk`] tokens, counted in the order of processing: part of what is computed. It is 1 by default: M' is the memory
+    /// before the token. There are two states, M and S.
     Momentum,
 }
 

@@ -7,7 +7,9 @@ use common::{bits, gpu, random, ratio, read, run_all, says, tensor};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use wgpu_attention::backward::LinearGradients;
-use wgpu_attention::catalogue::{linear_momentum_cases, random_linear_momentum_cases};
+use wgpu_attention::catalogue::{
+    Case, LinearCase, LinearMomentumCase, linear_momentum_cases, random_linear_momentum_cases,
+};
 use wgpu_attention::*;
 
 #[test]
@@ -110,6 +112,29 @@ fn decoding_goes_on_with_the_same_bits() {
         }
         assert_eq!(bits(&read(&memory)), bits(&read(&again)));
         assert_eq!(bits(&read(&momentum)), bits(&read(&other)));
+    }
+}
+
+/// The states of gradients are kept at other distances where 32 tokens' do not fit: the plan says which, and the results are right.
+#[test]
+fn segments_are_those_that_fit() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).expect("a GPU driver");
+    let tokens = LinearCase { heads: [1; 3], tokens: 300, dims: (16, 16), h0: true, seed: 7, ..LinearCase::default() };
+    let case = LinearMomentumCase { s0: true, backward: Some(true), ..LinearMomentumCase::of(tokens) };
+    for (binding, segment) in [(128 << 20, 32), (80 << 10, 16), (64 << 10, 16)] {
+        let limits = wgpu::Limits { max_storage_buffer_binding_size: binding, ..wgpu::Limits::default() };
+        let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) = block_on(adapter.request_device(&descriptor)).expect("a device with these limits");
+        let gpu = Gpu::from_device(&device, &queue);
+        let ready = block_on(case.ready(&gpu));
+        if binding < 74 << 10 {
+            says(ready, &["states", "maxStorageBufferBindingSize"]);
+            continue;
+        }
+        let words = ready.unwrap().plan().to_string();
+        assert!(words.contains(&format!("both states kept every {segment} tokens")), "{words}");
+        assert!(block_on(case.run(&gpu)).unwrap().passed());
     }
 }
 

@@ -1,6 +1,6 @@
 // Gates are at most 0, betas within [0, 2]. One that is not is clamped, NaN counts as 0, and the first row of a segment that has one is
 // reported: `problem` [entries, heads, 1, segments] gets 2 · row + 1 for a gate, 2 · row + 2 for a beta, else 0. Below −104, where e^g is
-// 0 in f32, a gate counts as −104.
+// 0 in f32, a gate counts as −104. (momentum/steps.wgsl has numbers of its own.)
 
 const NO_ROW: u32 = 0xffffffffu;
 const LEAST_GATE: f32 = -104.0;

@@ -67,7 +67,8 @@ impl LinearMomentumCase {
         let hard = |i: usize, n: usize, x: f32| if i == 0 && n % 31 == 13 { 1.0 } else { x };
         std::array::from_fn(|i| {
             let values = normal(self.tokens.seed + 20 + i as u64, self.of_steps()[i].iter().product(), 1.0, DType::F32);
-            values.into_iter().enumerate().map(|(n, x)| hard(i, n, bounded(i, x))).collect()
+            let dtype = self.tokens.dtypes[0];
+            values.into_iter().enumerate().map(|(n, x)| dtype.round(hard(i, n, bounded(i, x)))).collect()
         })
     }
 
@@ -99,7 +100,7 @@ impl LinearMomentumCase {
         let exact = |shape| Layout::heads_first(DType::F32, shape);
         let mut shapes = self.tokens.shapes();
         for (name, shape) in STEPS.into_iter().zip(self.of_steps()) {
-            shapes = shapes.tensor(name, exact(shape));
+            shapes = shapes.tensor(name, Layout::heads_first(self.tokens.dtypes[0], shape));
         }
         let state = self.tokens.state_layout();
         shapes = shapes.tensor_if("s0", (self.s0 && !self.tokens.in_place).then(|| state.clone()));
@@ -157,7 +158,7 @@ impl LinearMomentumCase {
         let mut steps = vec![];
         for (mut values, shape) in self.steps().into_iter().zip(self.of_steps()) {
             self.tokens.pad(&mut values, shape);
-            steps.push(poisoned(gpu, exact(shape), &values).await?);
+            steps.push(poisoned(gpu, Layout::heads_first(self.tokens.dtypes[0], shape), &values).await?);
         }
         let layout = self.tokens.state_layout();
         let momentum = match self.has_momentum() {
@@ -241,7 +242,16 @@ pub fn linear_momentum_cases() -> Vec<LinearMomentumCase> {
         LinearMomentumCase { s0: true, ..LinearMomentumCase::of(LinearCase { tokens, params, ..case.clone() }) }
     };
     // Each width, type and chunk has shaders of its own: few of them, often.
-    let lengths = [(1, None), (33, None), (300, None), (4, Some(5)), (65, Some(5)), (300, Some(5)), (500, Some(48))];
+    let lengths = [
+        (1, None),
+        (33, None),
+        (300, None),
+        (4, Some(5)),
+        (65, Some(5)),
+        (300, Some(5)),
+        (500, Some(48)),
+        (300, Some(200)),
+    ];
     let mut cases: Vec<_> = lengths.into_iter().map(|(tokens, chunk)| of(tokens, chunk, &base)).collect();
     for (i, dims) in [(64, 64), (256, 20), (7, 33)].into_iter().enumerate() {
         let chunk = (i % 2 == 1).then_some(16);
@@ -260,8 +270,8 @@ pub fn linear_momentum_cases() -> Vec<LinearMomentumCase> {
     }
     let params = LinearParams { feature_map: FeatureMap::Elu1, l2_norm: true, scale: Some(0.3), ..base.params.clone() };
     cases.push(of(40, Some(5), &LinearCase { params, ..base.clone() }));
-    for (tokens, of_states) in [(8, DType::F16), (300, DType::Bf16)] {
-        cases.push(of(tokens, None, &LinearCase { of_states, in_place: true, h0: false, ..base.clone() }));
+    for (tokens, of_states, in_place) in [(8, DType::F16, true), (300, DType::Bf16, true), (40, DType::F16, false)] {
+        cases.push(of(tokens, None, &LinearCase { of_states, in_place, h0: !in_place, ..base.clone() }));
     }
     cases.push(of(0, None, &base));
     for (seed, case) in (15000..).step_by(50).zip(&mut cases) {

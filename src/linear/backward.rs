@@ -32,7 +32,7 @@ impl LinearParams {
     /// The program that computes gradients. Besides the inputs of [`LinearParams::plan`], it reads `dout`, with the output's shape, and
     /// where present `dht`, with the last state's. It writes dq, dk and dv; with gates, `dg`, f32, with their shape; with betas, `dbeta`,
     /// f32, with their shape; with slopes, `dslopes`, f32 [1, heads, 1, 1]; and with h0, `dh0`. With a normaliser, `dzt` is read and `dz0`
-    /// written, likewise.
+    /// written, likewise; with momentum `dst` and `ds0`, and `dalpha`, `deta` and `dtheta` are written, f32, with the shapes of what they are of.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`].

@@ -1,5 +1,5 @@
 //! Titans' linear memory: a state, its momentum, and steps of gradient descent (`shaders/linear/momentum/shared.wgsl`). It goes token by
-//! token; gradients keep both states, go back by segments, and bring about the states of each once more.
+//! token; gradients keep both states, go back by segments, and compute the states of each again.
 
 use super::checks::check_output;
 use super::ends::StateSource;
@@ -17,8 +17,8 @@ use crate::{Caps, DType, Layout, Result};
 
 /// Tokens of a chunk at most: a dispatch goes over whole chunks, and no more tokens than so many.
 pub(super) const MOST: usize = 256;
-/// Tokens of a segment, where the states fit.
-const SEGMENT: usize = 32;
+/// Tokens of a segment: the first with which the states fit, or the one with the fewest of them.
+const SEGMENTS: [usize; 6] = [32, 16, 8, 64, 128, MOST];
 /// Columns of both states that a workgroup keeps.
 const COLS: usize = 16;
 
@@ -93,7 +93,8 @@ impl LinearParams {
         }
         let plan = Plan::new(&builder, self, inputs)?;
         self.add_features(&mut builder, inputs, &plan.frame)?;
-        plan.add_steps(&mut builder)?;
+        let ahead = plan.spans.chunk > 1;
+        plan.add_steps(&mut builder, ahead)?;
         let from = |name| builder.tensor(name).map(|_| name);
         let ends = [("state", "h0", "ht", "memory"), ("s", "s0", "st", "momentum")];
         let ends = ends.map(|(place, from_there, to, own)| match in_place {
@@ -104,7 +105,6 @@ impl LinearParams {
         for (from, to, own) in ends {
             places.push(plan.place(&mut builder, from, to, own)?);
         }
-        let between = (plan.spans.chunk > 1).then(|| plan.add_errors(&mut builder)).transpose()?;
         let names = inputs.names;
         let mut tensors = vec![
             ("q", names.q, AccessKind::Load4),
@@ -112,7 +112,7 @@ impl LinearParams {
             ("momentum", places[1], AccessKind::Update4),
             ("o", names.o, AccessKind::Store4),
         ];
-        tensors.extend(between.map(|()| ("errors", ERRORS, AccessKind::Update4)));
+        tensors.extend(ahead.then_some(("errors", ERRORS, AccessKind::Update4)));
         plan.forward(tensors, false).add(&mut builder, &plan.frame)?;
         for ((_, to, _), at) in ends.into_iter().zip(places) {
             if let Some(to) = to.filter(|&to| to != at) {
@@ -128,8 +128,7 @@ impl LinearParams {
         let frame = &plan.frame;
         self.add_features(&mut builder, inputs, frame)?;
         let [to_q, to_k] = self.feature_gradients(&mut builder, inputs)?;
-        plan.add_steps(&mut builder)?;
-        plan.add_errors(&mut builder)?;
+        plan.add_steps(&mut builder, true)?;
         plan.add_states(&mut builder)?;
         let tiles = plan.add_sums(&mut builder)?;
         let given = |builder: &Builder, name| builder.tensor(name).map(|_| name);
@@ -156,12 +155,20 @@ impl LinearParams {
                 plan.bring(&mut builder, Some(from), to)?;
             }
         }
-        let Spans { segment, .. } = plan.spans;
+        let Spans { segment, unit, .. } = plan.spans;
         builder.finish(format!(
-            "gradients of linear attention: {}, with both states kept every {segment} tokens",
-            plan.words()
+            "gradients of linear attention: {}, with both states kept every {} tokens",
+            plan.words(),
+            segment.min(unit)
         ))
     }
+}
+
+/// Whether the states of a head fit a binding, and all of them a buffer.
+fn fits(caps: &Caps, frame: &Frame, spans: Spans) -> bool {
+    let (rows, columns) = frame.dims;
+    let head = spans.slots(frame.longest()) as u64 * 2 * rows as u64 * 4 * columns as u64;
+    head <= caps.binding_bytes && head.saturating_mul((frame.heads * frame.entries()) as u64) <= caps.buffer_bytes
 }
 
 const ERRORS: Tensor = "errors";
@@ -177,17 +184,12 @@ impl<'a> Plan<'a> {
     fn new(builder: &Builder, params: &LinearParams, inputs: &'a LinearShapes) -> Result<Self> {
         let frame = inputs.frame(params);
         let chunk = params.chunk.unwrap_or(1);
-        let fits = |&segment: &usize| Self::fits(builder.caps, &frame, Spans::new(chunk, segment));
-        let segment = [1, 2, 4].map(|n| n * SEGMENT).into_iter().find(fits).unwrap_or(MOST);
+        let all = SEGMENTS.map(|segment| Spans::new(chunk, segment));
+        let fewest = || all.into_iter().min_by_key(|spans| spans.slots(frame.longest())).expect("six");
+        let spans = all.into_iter().find(|&spans| fits(builder.caps, &frame, spans)).unwrap_or_else(fewest);
         // At most 32 numbers of each state a thread.
         let threads = (frame.dims.0.div_ceil(4) * COLS / 8).next_power_of_two().clamp(64, 128);
-        Ok(Self { inputs, spans: Spans::new(chunk, segment), frame, threads })
-    }
-
-    /// Whether the states of a head fit a binding, and those of all heads of an entry a buffer.
-    fn fits(caps: &Caps, frame: &Frame, spans: Spans) -> bool {
-        let head = (spans.slots(frame.longest()) * 2 * frame.dims.0) as u64 * 4 * frame.dims.1 as u64;
-        head <= caps.binding_bytes && head.saturating_mul(frame.heads as u64) <= caps.buffer_bytes
+        Ok(Self { inputs, spans, frame, threads })
     }
 
     fn words(&self) -> String {
@@ -207,11 +209,15 @@ impl<'a> Plan<'a> {
         Layout::heads_first(DType::F32, [batch, heads, tokens, width])
     }
 
-    /// The steps of all tokens, within their bounds, and what tells of others.
-    fn add_steps(&self, builder: &mut Builder) -> Result<()> {
+    /// The steps of all tokens, within their bounds, and what tells of others; room for errors beside them, so that one binding has both.
+    fn add_steps(&self, builder: &mut Builder, with_errors: bool) -> Result<()> {
         let Self { frame, inputs, .. } = self;
         let momentum = inputs.momentum.as_ref().expect("checked");
-        builder.scratch("steps", self.rows(frame.heads, 4))?;
+        let width = if with_errors { frame.dims.1 } else { 0 };
+        let both = builder.scratch("steps and errors", self.rows(frame.heads, 4 + width))?;
+        for (name, part) in [("steps", 0..4), (ERRORS, 4..4 + width)] {
+            builder.name(name, both.view(both.layout.clone().narrow(3, part)?));
+        }
         let segments = frame.longest().div_ceil(THREADS).max(1);
         let words = Layout::heads_first(DType::U32, [frame.entries(), frame.heads, 1, segments]);
         let problem = builder.scratch("problem", words)?;
@@ -236,11 +242,6 @@ impl<'a> Plan<'a> {
             flops: (8 * THREADS) as f64,
         }
         .add(builder, frame)
-    }
-
-    fn add_errors(&self, builder: &mut Builder) -> Result<()> {
-        let layout = self.rows(self.frame.heads, self.frame.dims.1);
-        builder.scratch(ERRORS, layout).map(|_| ())
     }
 
     /// All slots of states, and names for those that begin.
@@ -305,7 +306,7 @@ impl<'a> Plan<'a> {
         let loads = loads.map(|(name, tensor)| (name, tensor, AccessKind::Load4));
         let of_text = [("BATCH", 512 / self.threads), ("KEPT", usize::from(kept))];
         let name = if kept { "kept memory with momentum" } else { "memory with momentum" };
-        self.task(name, file::LINEAR_MOMENTUM_FORWARD, of_text.into(), [&loads, &tensors[..]].concat(), 4)
+        self.task(name, file::LINEAR_MOMENTUM_FORWARD, of_text.into(), [&loads, &tensors[..]].concat(), 10)
     }
 
     /// From the last token to the first.
@@ -317,7 +318,7 @@ impl<'a> Plan<'a> {
         let stores = [("dq", dq), ("dk", dk), ("dsteps", OF_STEPS)];
         let stores = stores.map(|(name, tensor)| (name, tensor, AccessKind::Store4));
         let tensors = [&loads, &tensors[..], &stores].concat();
-        self.task("gradients of memory with momentum", file::LINEAR_MOMENTUM_BACKWARD, vec![], tensors, 16)
+        self.task("gradients of memory with momentum", file::LINEAR_MOMENTUM_BACKWARD, vec![], tensors, 40)
     }
 
     fn task(

@@ -14,12 +14,13 @@ use crate::program::{Builder, Program};
 use crate::{AdapterKind, Caps, Layout, Result, Shapes};
 
 impl LinearParams {
-    /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`]: q, k, v and, where present, g, beta,
-    /// h0 and z0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, [batch or sequences,
+    /// The program that runs. Its tensors are named like the fields of [`crate::LinearInputs`] and [`crate::LinearMomentum`]: q, k, v and, where
+    /// present, g, beta, alpha, eta, theta, h0, z0 and s0; `o` [batch, heads, tokens, value_dim], of any type; where present or wanted, `ht`, the last state, [batch or sequences,
     /// heads, head_dim, value_dim], and `snapshots`, the state after every token, [batch or sequences, heads, tokens · head_dim,
     /// value_dim]: rows [n · head_dim, (n + 1) · head_dim) after token n in the order of processing. `state` replaces `h0` and `ht`: a state
     /// that is updated in place. States are f32 if they are allocated here; those of the caller's may be f16 or bf16, and are rounded once a
-    /// call. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1].
+    /// call. With a normaliser `zt` or `z` is the same of its sums of keys, f32 [batch or sequences, heads, head_dim, 1]; with momentum `st` or
+    /// `s` is the same of that, as large as the state.
     /// With a [`FeatureMap`](super::FeatureMap), head_dim of a state is the number of features. Its numbers: seqlens or cu_seqlens.
     /// Either may be a tensor instead, u32 [1, 1, 1, batch] or [1, 1, 1, sequences + 1], beside which cu_seqlens may have the number
     /// max_seqlen, the longest sequence that there may be.

@@ -84,10 +84,10 @@ impl LinearParams {
 
     /// The inputs, checked.
     fn summarized(&self, builder: &mut Builder, shapes: &Shapes) -> Result<LinearShapes> {
+        let bound = "linear or delta for a summary: with momentum, a span changes two states";
+        require(self.rule != LinearRule::Momentum, "rule", "momentum", bound)?;
         let inputs = LinearShapes::new(builder, self, shapes, true)?;
         require(self.causal, "causal", false, "true for a summary")?;
-        let bound = "linear or delta for a summary: with momentum, a span changes two states";
-        require(inputs.momentum.is_none(), "rule", "momentum", bound)?;
         let bound = "unset for a summary: give values a column of ones for the sum of keys";
         require(self.normalize.is_none(), "normalize", self.normalize.unwrap_or_default(), bound)?;
         require(inputs.h0.is_none(), "h0", "set", "unset for a summary, which holds for every state")?;

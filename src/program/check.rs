@@ -50,7 +50,7 @@ pub enum Rule {
         /// Whether entries are packed sequences, which lie in one batch entry.
         packed: bool,
     },
-    /// What memory with momentum is changed by: alpha and eta within [0, 1], theta finite and at least 0. A word for each segment of each
+    /// The steps of memory with momentum: alpha and eta within [0, 1], theta finite and at least 0. A word for each segment of each
     /// head of each entry: three times the token (from 0) with a wrong one, plus 1 for alpha, 2 for eta, 3 for theta (0: none).
     Momentum {
         /// Heads of the state.

@@ -230,3 +230,60 @@ impl Head<'_> {
         [dm, ds]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LinearRule;
+
+    /// Numbers between −1 and 1 that f32 holds exactly.
+    fn numbers(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1024.0 - 0.978).collect()
+    }
+
+    /// Every gradient against central differences, with errors of the memory before the token and of that before its chunk.
+    #[test]
+    fn gradients_are_what_central_differences_say() {
+        let (heads, n, d, dv) = (2, 7, 3, 4);
+        let within = |seed: usize| numbers(seed, heads * n).into_iter().map(|x| 0.5 + 0.375 * x).collect::<Vec<f32>>();
+        for chunk in [1, 3] {
+            let [q, k, v] = [(1, d), (2, d), (3, dv)].map(|(seed, width)| numbers(seed, heads * n * width));
+            let [h0, s0, dht, dst] = [4, 5, 6, 7].map(|seed| numbers(seed, heads * d * dv));
+            let dout = numbers(8, heads * n * dv);
+            let mut inputs = [q, k, v, within(9), within(10), within(11), h0, s0];
+            let params = LinearParams { rule: LinearRule::Momentum, chunk: Some(chunk), ..LinearParams::default() };
+            let shape = |width| [1, heads, n, width];
+            fn problem(inputs: &[Vec<f32>; 8], shapes: [[usize; 4]; 3]) -> LinearMomentumProblem<'_> {
+                let [q, k, v, alpha, eta, theta, h0, s0] = inputs;
+                let steps = [(&alpha[..], 2), (&eta[..], 2), (&theta[..], 2)];
+                let (tokens, sequences) = ([&q[..], k, v], &[[0, 0, 7]]);
+                let tokens = LinearProblem { tokens, shapes, g: None, beta: None, h0: Some(h0), z0: None, sequences };
+                LinearMomentumProblem { tokens, steps, s0: Some(s0) }
+            }
+            let shapes = [shape(d), shape(d), shape(dv)];
+            let weighed = |a: &[f64], b: &[f32]| a.iter().zip(b).map(|(a, &b)| a * f64::from(b)).sum::<f64>();
+            let loss = |inputs: &[Vec<f32>; 8]| {
+                let found = linear_momentum(&params, &problem(inputs, shapes));
+                weighed(&found.o, &dout) + weighed(&found.ht, &dht) + weighed(&found.st, &dst)
+            };
+            let found = linear_momentum_backward(&params, &problem(&inputs, shapes), &dout, [Some(&dht), Some(&dst)]);
+            let all = found.tokens.into_iter().chain(found.steps).chain([found.dh0, found.ds0]);
+            let step = 1.0 / 1024.0;
+            for (which, gradient) in all.enumerate() {
+                for (i, expected) in gradient.into_iter().enumerate() {
+                    let at = inputs[which][i];
+                    inputs[which][i] = at + step;
+                    let above = loss(&inputs);
+                    inputs[which][i] = at - step;
+                    let below = loss(&inputs);
+                    inputs[which][i] = at;
+                    let slope = (above - below) / f64::from(2.0 * step);
+                    assert!(
+                        (slope - expected).abs() < 1e-3 * expected.abs().max(1.0),
+                        "{chunk} {which} {i}: {slope} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}

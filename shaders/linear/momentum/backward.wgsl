@@ -6,8 +6,8 @@
 //   dv = θ w,  dk = −θ (dS e + M' w),  dM' −= θ k wᵀ
 //   dM ← (1 − α) dM, and dM' besides where the chunk begins,  dS ← η dS
 //
-// A segment's states come about once more first, and go into the slots of its tokens. Errors are replaced by dv. What is summed over columns is summed
-// over those of a tile: dq, dk and `dsteps` = (dα, dη, dθ, 0) have TILES rows of heads a head.
+// A segment's states are computed again first, and go into the slots of its tokens. Errors are replaced by dv. What is summed over columns is summed
+// over those of a tile: dq, dk and `dsteps` = (dα, dη, dθ, 0) have TILES rows of heads a head. Workgroup memory: 32·(1 + PART)·WG bytes.
 
 var<private> dmemory: array<array<vec4f, 4>, PART>;
 var<private> dmomentum: array<array<vec4f, 4>, PART>;

@@ -1,10 +1,11 @@
 // Memory and momentum, from token to token (shared.wgsl), in place in `memory` and `momentum`; outputs, and, where states are KEPT, for the
 // gradients, errors [batch, heads, tokens, HEAD_DIM_V] and states instead. With chunks of several tokens, the errors of all of them come first.
-// BATCH tokens are read before the lanes' parts of their results are added up; an error is added up at once.
+// BATCH tokens are read before the lanes' parts of their results are added up; an error is added up at once. Workgroup memory:
+// 16·(BATCH + 2)·WG bytes, or 16·BATCH·WG with chunks of several tokens.
 
 var<workgroup> parts: array<vec4f, BATCH * WG>;
 // Of two tokens in turns, so that one barrier is enough.
-var<workgroup> errors_of_lanes: array<vec4f, 2u * WG>;
+var<workgroup> errors_of_lanes: array<vec4f, select(2u * WG, 1u, CHUNK > 1u)>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -22,7 +23,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         }
         for (var n = chunk; n < end; n++) {
             if (KEPT == 1u && place_in_segment(n) == 0u) { store_slot(s, slot_of(n), thread); }
-            // Outputs that wait leave no room for errors.
+            // The errors of the next chunk take the place of outputs: a batch ends with its chunk.
             if (CHUNK > 1u) { pass_token(s, n, chunk, end, thread); } else { pass_token(s, n, s.begin, s.end, thread); }
         }
     }
@@ -70,7 +71,7 @@ fn read_by(t: Token, by_query: bool, thread: u32) -> vec4f {
 
 // Four columns of a value; 0 past the last.
 fn value_of(t: Token, column: u32) -> vec4f {
-    let inside = min(column, (HEAD_DIM_V - 1u) / 4u * 4u);
+    let inside = inside_row(column);
     let v = load_v4(at_v(t.batch, t.head / params.groups.z, t.row) + inside, HEAD_DIM_V - inside);
     return select(vec4f(), v, column < HEAD_DIM_V);
 }

@@ -6,8 +6,8 @@
 // M and S are [HEAD_DIM, HEAD_DIM_V], f32; α, η, θ are the first three of a token's `steps`. A workgroup takes COLS columns of both, and goes over
 // a stretch of params.segment tokens. Thread (lane, quad) keeps four columns of every LANES-th four rows in registers.
 //
-// Where states are KEPT, `states` has slots of 2 · HEAD_DIM rows, M above S. One for each token of a segment; one for gradients; then one for
-// what each SEGMENT tokens begin with, counted anew in every UNIT of tokens, which has whole chunks, or is one.
+// Where states are KEPT, `states` has slots of 2 · HEAD_DIM rows, M above S: one for each token of a segment; one for gradients; then one for
+// what each segment of SEGMENT tokens begins with. Segments begin anew in each UNIT of tokens: several whole chunks, or one.
 
 const QUADS: u32 = COLS / 4u;
 const LANES: u32 = WG / QUADS;

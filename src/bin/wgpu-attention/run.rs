@@ -10,6 +10,7 @@ mod gate;
 mod gradients;
 mod linear;
 mod linear_gate;
+mod linear_heads;
 mod neighborhood;
 mod rows;
 mod sequences;

@@ -194,8 +194,8 @@ impl LinearAttention {
     ///
     /// # Errors
     /// [`Error::Argument`] for a scale or an ε that is not finite, a negative ε or, with the Taylor map, scale, a slope that is not finite or
-    /// below 0, slopes or the delta rule where attention is not causal, a normaliser with the delta rule, and a chunk that is not a
-    /// multiple of 32 up to 256.
+    /// below 0, slopes or another rule than the linear one where attention is not causal, a normaliser with such a rule, slopes or an algorithm
+    /// over chunks with momentum, and a chunk that is not a multiple of 32 up to 256, or within 1 to 256 with momentum.
     pub fn new(gpu: &Gpu, params: LinearParams) -> Result<Self> {
         params.check()?;
         Ok(Self { gpu: gpu.clone(), params, cache: Arc::default() })
@@ -224,7 +224,7 @@ impl LinearAttention {
 
     /// Compiles and allocates all that these shapes need. A call is `(inputs, [("o", &o)])`, with `("ht", …)` where the last state is
     /// wanted, `("state", …)` where it is updated in place, `("snapshots", …)` where it is kept after every token, and with a normaliser
-    /// `("zt", …)` or `("z", …)` beside the first two: see [`LinearParams::plan`].
+    /// `("zt", …)` or `("z", …)`, or with momentum `("st", …)` or `("s", …)`, beside the first two: see [`LinearParams::plan`].
     ///
     /// # Errors
     /// Those of [`LinearParams::plan`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -233,7 +233,7 @@ impl LinearAttention {
     }
 
     /// The same for gradients. A call is `(inputs, [("dout", &dout)], gradients)`, with `("dht", …)` where the last state has a gradient, and
-    /// `("dzt", …)` where a normaliser's last sum of keys has one.
+    /// `("dzt", …)` or `("dst", …)` where a normaliser's last sum of keys, or the last momentum, has one.
     ///
     /// # Errors
     /// Those of [`LinearParams::plan_backward`]; [`Error::Shader`], [`Error::OutOfMemory`], [`Error::DeviceLost`].

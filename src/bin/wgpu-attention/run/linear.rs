@@ -5,6 +5,7 @@ use super::call::{Named, Uploaded};
 use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
 use super::linear_gate::Gate;
+use super::linear_heads::Heads;
 use super::{Backend, Options};
 use serde::Deserialize;
 use wgpu_attention::plan::{Caps, Program, Shapes};
@@ -83,7 +84,7 @@ enum Algorithm {
 const RESULTS: [&str; 16] = [
     "o", "ht", "zt", "st", "dq", "dk", "dv", "dg", "dbeta", "dalpha", "deta", "dtheta", "dslopes", "dh0", "dz0", "ds0",
 ];
-/// What memory with momentum is changed by.
+/// The steps of memory with momentum.
 const STEPS: [&str; 3] = ["alpha", "eta", "theta"];
 
 /// The name in a file of what a call has under this one.
@@ -111,61 +112,6 @@ struct Problem {
     /// By the names of a call.
     tensors: Named,
     cu_seqlens: Option<Vec<usize>>,
-}
-
-/// Heads of the state in the file, which queries may share, and in the call, where each head has a state of its own.
-#[derive(Clone, Copy)]
-struct Heads {
-    file: usize,
-    call: usize,
-}
-
-impl Heads {
-    fn of(tensors: &Named) -> Self {
-        let most = |names: &[&str]| {
-            names.iter().filter_map(|name| tensors.get(name)).map(|floats| floats.shape[1]).max().unwrap_or(1)
-        };
-        let (file, call) = (most(&["k", "v", "g", "beta", "alpha", "eta", "theta"]), most(&["q", "k", "v"]));
-        Self { file: if file > 0 && call.is_multiple_of(file) { file } else { call }, call }
-    }
-
-    /// How many heads of the call share a state.
-    fn group(self) -> usize {
-        (self.call / self.file.max(1)).max(1)
-    }
-
-    /// A state for each head of the call; one that has those already, or other ones, is left as it is.
-    fn spread(self, state: Floats, value: impl Fn(usize, f32) -> f32) -> Floats {
-        let Floats { dtype, shape: [batch, heads, rows, width], ref values } = state;
-        if heads != self.file || self.group() == 1 {
-            return state;
-        }
-        let of_heads = values.chunks_exact((rows * width).max(1));
-        let values = of_heads.flat_map(|head| (0..self.group()).flat_map(move |n| head.iter().map(move |&x| (n, x))));
-        let values = values.map(|(n, x)| value(n, x)).collect();
-        Floats { dtype, shape: [batch, self.call, rows, width], values }
-    }
-
-    fn repeat(self, state: Floats) -> Floats {
-        self.spread(state, |_, x| x)
-    }
-
-    /// A gradient, which counts once.
-    fn first(self, state: Floats) -> Floats {
-        self.spread(state, |n, x| if n == 0 { x } else { 0.0 })
-    }
-
-    /// One of the states that are alike, or the sum of their gradients.
-    fn merge(self, state: Floats, sums: bool) -> Floats {
-        let Floats { dtype, shape: [batch, _, rows, width], values } = state;
-        let size = rows * width;
-        let group = |alike: &[f32]| -> Vec<f32> {
-            let all = if sums { self.group() } else { 1 };
-            (0..size).map(|i| (0..all).map(|n| alike[n * size + i]).sum()).collect()
-        };
-        let values = values.chunks_exact((self.group() * size).max(1)).flat_map(group).collect();
-        Floats { dtype, shape: [batch, self.file, rows, width], values }
-    }
 }
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
@@ -229,14 +175,13 @@ pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
         tensors.insert("beta", gate.forward(gpu.as_ref())?);
         activated.push(("dbeta", gate));
     }
-    let (mut heads, h0) = (Heads::of(&tensors), inputs.state(named("h0"))?);
-    if h0.as_ref().is_some_and(|h0| h0.shape[1] == heads.call) {
+    let mut heads = Heads::of(&tensors);
+    let states = [inputs.state(named("h0"))?, if momentum { inputs.state("s0")? } else { None }];
+    if states.iter().flatten().any(|state| state.shape[1] == heads.call) {
         heads.file = heads.call;
     }
-    tensors.extend(h0.map(|h0| ("h0", heads.repeat(h0))));
-    if momentum {
-        tensors.extend(inputs.state("s0")?.map(|s0| ("s0", heads.repeat(s0))));
-    }
+    let named_states = ["h0", "s0"].into_iter().zip(states);
+    tensors.extend(named_states.filter_map(|(name, state)| Some((name, heads.repeat(state?)))));
     tensors.extend(inputs.key_sums("z0")?.map(|z0| ("z0", heads.repeat(z0))));
     let mut problem = Problem { params, tensors, cu_seqlens };
     problem.check_gates()?;

@@ -6,7 +6,7 @@ use crate::program::Name;
 use crate::{Error, LinearRule};
 use crate::{Result, Tensor};
 
-/// By how much each token changes memory and momentum, by [`LinearRule::Momentum`]: [batch, heads or a divisor of that, tokens, 1] each.
+/// By how much each token changes memory and momentum, by [`LinearRule::Momentum`]: [batch, heads or a divisor of that, tokens, 1] each, of any float type.
 /// One that is out of range is clamped, a NaN or an infinite θ counts as 0, and either makes reading a result an error.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearMomentum<'a> {
