@@ -75,7 +75,10 @@ fn bench(criterion: &mut Criterion) {
         algorithms(&gpu, &sizes);
     }
     if wanted("rules") {
-        rules(&gpu, &sizes);
+        rules(&gpu, &sizes, |rule| rule != LinearRule::Momentum);
+    }
+    if wanted("momentum") {
+        rules(&gpu, &sizes, |rule| rule == LinearRule::Momentum);
     }
     if wanted("decoding") {
         decoding(&gpu, &sizes);
@@ -160,7 +163,7 @@ fn algorithms(gpu: &Gpu, sizes: &Sizes) {
 }
 
 /// Each rule with each kind of gates by the length, in turns with the plain rule at the first length, and what its arithmetic has more.
-fn rules(gpu: &Gpu, sizes: &Sizes) {
+fn rules(gpu: &Gpu, sizes: &Sizes, takes: impl Fn(LinearRule) -> bool) {
     let Sizes { heads, all, .. } = *sizes;
     let (dim, first) = (if testing() { sizes.dim } else { 128 }, sizes.tokens[0]);
     let case = |tokens: usize, rule: LinearRule, gated: bool, by_channel: bool| {
@@ -187,7 +190,10 @@ fn rules(gpu: &Gpu, sizes: &Sizes) {
         ("delta, gates by token", 7.0, LinearRule::Delta, true, false),
         ("delta, gates by channel", 7.0, LinearRule::Delta, true, true),
         ("momentum", 10.0, LinearRule::Momentum, false, false),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(_, _, rule, ..)| takes(*rule))
+    {
         let lengths = sizes.tokens.iter();
         let calls: Vec<_> = lengths.map(|&n| (n, ready(&case(n, rule, gated, by_channel)))).collect();
         let names: Vec<String> = calls.iter().map(|(tokens, _)| format!("{name}, T {tokens}")).collect();

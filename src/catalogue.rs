@@ -4,6 +4,7 @@
 mod activations;
 mod attention;
 mod backward;
+mod block_selection;
 mod block_sparse_cases;
 mod blocks;
 mod case;
@@ -39,6 +40,7 @@ mod tensors;
 
 pub use activations::activations;
 pub use backward::{BackwardCase, flash_backward_cases, random_flash_backward_cases};
+pub use block_selection::{BlockSelectionCase, block_selection_cases, random_block_selection_cases};
 pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
@@ -187,9 +189,13 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "gate",
-        cases: || boxed(seer_gate_cases()).chain(boxed(seer_decode_cases())).collect(),
+        cases: || {
+            let gates = boxed(seer_gate_cases()).chain(boxed(seer_decode_cases()));
+            gates.chain(boxed(block_selection_cases())).collect()
+        },
         random: |count, seed| {
-            boxed(random_seer_gate_cases(count, seed)).chain(boxed(random_seer_decode_cases(count, seed))).collect()
+            let gates = boxed(random_seer_gate_cases(count, seed)).chain(boxed(random_seer_decode_cases(count, seed)));
+            gates.chain(boxed(random_block_selection_cases(count, seed))).collect()
         },
         variants: |caps| vec![seer_gate_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: shaders::of_gate,

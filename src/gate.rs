@@ -5,14 +5,18 @@ mod frame;
 mod gradients;
 mod kernels;
 mod plan;
+mod selection;
 mod task;
 mod training;
 
+#[cfg(feature = "wgpu")]
+pub use crate::gpu::calls::block_selection::BlockScores;
 #[cfg(feature = "wgpu")]
 pub use crate::gpu::calls::seer_decode::{SeerDecodeGate, SeerDecodeInputs, SeerDecodeWeights};
 #[cfg(feature = "wgpu")]
 pub use crate::gpu::calls::seer_gate::{SeerGate, SeerGateInputs};
 pub use decode::SeerDecodeGateParams;
+pub use selection::BlockSelection;
 #[cfg(feature = "wgpu")]
 pub(crate) use training::Training;
 

@@ -13,6 +13,9 @@ pub mod flex_attention {}
 #[cfg_attr(any(not(doctest), feature = "catalogue"), doc = include_str!("guide/score_reduction.md"))]
 pub mod score_reduction {}
 
+#[cfg_attr(any(not(doctest), feature = "catalogue"), doc = include_str!("guide/patterns.md"))]
+pub mod patterns {}
+
 #[doc = include_str!("guide/promises.md")]
 pub mod promises {}
 

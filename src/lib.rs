@@ -51,6 +51,7 @@
 //! | scores and masks of your own, as in FlexAttention | [`guide::flex_attention`], [`Hook`] |
 //! | gradients | [`Attention::forward_for_training`], [`backward`] |
 //! | what runs and why, for any device, without a GPU | [`plan`] |
+//! | systems of the literature, made of these | [`guide::patterns`] |
 //! | exactness, promises and limits | [`guide::promises`] |
 //! | the command line, JavaScript | [`guide::command_line`], [`guide::javascript`] |
 //! | other libraries | [`guide::comparison`] |

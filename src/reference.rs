@@ -1,6 +1,7 @@
 //! What each kernel must compute, as plain float64 loops on the CPU: to be read, and to check against. Nothing here is
 //! shared with planning or with the shaders.
 
+mod block_selection;
 mod block_sparse;
 mod flash;
 mod linear;
@@ -17,6 +18,7 @@ mod score_reduction;
 mod seer_decode;
 mod seer_gate;
 
+pub use block_selection::block_selection;
 pub use block_sparse::ChosenBlocks;
 pub use flash::{FlashReference, Gradients, flash, flash_backward};
 pub use linear::{LinearProblem, LinearReference, linear};

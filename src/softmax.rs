@@ -55,4 +55,14 @@ pub trait AttentionParams: Clone + Debug + PartialEq + SoftmaxParams {
     fn plan_backward(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
         backward::plan(caps, &*self.visibility()?.0, &self.scores(), shapes)
     }
+
+    /// The program that applies transposed weights, `out[j] = Σ_i p[i][j] · u[i]` over the query heads that share a key head: the gradient of
+    /// values with dout = u, alone. It reads what the forward pass reads but for v, its lse, and `u` [batch, heads_q, queries, width]; it
+    /// writes `out` [batch, heads_kv, keys, width], of any type.
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan_backward`]; [`crate::Error::Argument`] for additional keys.
+    fn plan_transposed(&self, caps: &Caps, shapes: &Shapes) -> Result<Program> {
+        backward::plan_transposed(caps, &*self.visibility()?.0, &self.scores(), shapes)
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod block_mask;
+pub(crate) mod block_selection;
 mod hook;
 pub(crate) mod linear;
 pub(crate) mod linear_gate;

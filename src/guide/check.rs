@@ -15,6 +15,10 @@ pub fn gpu() -> Gpu {
     block_on(Gpu::request()).unwrap()
 }
 
+pub fn up(gpu: &Gpu, shape: [usize; 4], values: &[f32]) -> Tensor {
+    block_on(Tensor::upload(gpu, shape, DType::F32, values)).unwrap()
+}
+
 fn values(seed: u64) -> Vec<f32> {
     normal(seed, HEADS * N * D, 2.0, DType::F32)
 }

@@ -13,14 +13,18 @@ use super::{LinearAlgorithm, LinearParams};
 use crate::error::require;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program, Rule, Source};
-use crate::{Caps, DType, Layout, Result};
+use crate::{AdapterKind, Caps, DType, Layout, Result};
 
 /// Tokens of a chunk at most: a dispatch goes over whole chunks, and no more tokens than so many.
 pub(super) const MOST: usize = 256;
 /// Tokens of a segment: the first with which the states fit, or the one with the fewest of them.
 const SEGMENTS: [usize; 6] = [32, 16, 8, 64, 128, MOST];
-/// Columns of both states that a workgroup keeps.
-const COLS: usize = 16;
+/// How a workgroup divides both states: columns of them, and threads.
+#[derive(Clone, Copy)]
+struct Division {
+    cols: usize,
+    threads: usize,
+}
 
 /// What the rule does not go with.
 pub(super) fn check(params: &LinearParams) -> Result<()> {
@@ -74,7 +78,8 @@ struct Plan<'a> {
     inputs: &'a LinearShapes,
     frame: Frame,
     spans: Spans,
-    threads: usize,
+    forward: Division,
+    backward: Division,
 }
 
 impl LinearParams {
@@ -164,6 +169,18 @@ impl LinearParams {
     }
 }
 
+impl Division {
+    /// At most 32 numbers of each state a thread. Where threads run on a CPU, one load serves up to so many columns instead: what counts there is
+    /// loads and barriers. The sums of a backward pass are as large as what a thread has.
+    fn of(caps: &Caps, (head_dim, value_dim): (usize, usize), most: usize) -> Self {
+        if caps.kind == AdapterKind::Software && head_dim <= 128 {
+            return Self { cols: value_dim.next_power_of_two().clamp(16, most), threads: 64 };
+        }
+        let cols = 16;
+        Self { cols, threads: (head_dim.div_ceil(4) * cols / 8).next_power_of_two().clamp(64, 128) }
+    }
+}
+
 /// Whether the states of a head fit a binding, and all of them a buffer.
 fn fits(caps: &Caps, frame: &Frame, spans: Spans) -> bool {
     let (rows, columns) = frame.dims;
@@ -187,20 +204,19 @@ impl<'a> Plan<'a> {
         let all = SEGMENTS.map(|segment| Spans::new(chunk, segment));
         let fewest = || all.into_iter().min_by_key(|spans| spans.slots(frame.longest())).expect("six");
         let spans = all.into_iter().find(|&spans| fits(builder.caps, &frame, spans)).unwrap_or_else(fewest);
-        // At most 32 numbers of each state a thread.
-        let threads = (frame.dims.0.div_ceil(4) * COLS / 8).next_power_of_two().clamp(64, 128);
-        Ok(Self { inputs, spans, frame, threads })
+        let [forward, backward] = [64, 32].map(|most| Division::of(builder.caps, frame.dims, most));
+        Ok(Self { inputs, spans, frame, forward, backward })
     }
 
     fn words(&self) -> String {
-        let Self { spans: Spans { chunk, .. }, threads, frame, .. } = self;
+        let Self { spans: Spans { chunk, .. }, forward: Division { cols, threads }, frame, .. } = self;
         let rows = frame.dims.0;
         let chunks = if *chunk > 1 { format!(", errors of chunks of {chunk} tokens first") } else { String::new() };
-        format!("memory with momentum, token by token{chunks}; {threads} threads keep {rows} × {COLS} of both states")
+        format!("memory with momentum, token by token{chunks}; {threads} threads keep {rows} × {cols} of both states")
     }
 
-    fn tiles(&self) -> usize {
-        self.frame.dims.1.div_ceil(COLS)
+    fn tiles(&self, division: Division) -> usize {
+        self.frame.dims.1.div_ceil(division.cols)
     }
 
     /// f32 rows of tokens.
@@ -261,7 +277,7 @@ impl<'a> Plan<'a> {
 
     /// What sums over columns leave, side by side in one buffer; how many tiles a head has.
     fn add_sums(&self, builder: &mut Builder) -> Result<usize> {
-        let (rows, tiles) = (self.frame.dims.0, self.tiles());
+        let (rows, tiles) = (self.frame.dims.0, self.tiles(self.backward));
         let width = rows.next_multiple_of(4);
         let all = builder.scratch("sums by tiles", self.rows(self.frame.heads * tiles, 2 * width + 4))?;
         let steps = [0, 1, 2].map(|i| 2 * width + i..2 * width + i + 1);
@@ -304,9 +320,15 @@ impl<'a> Plan<'a> {
     fn forward(&self, tensors: Vec<Access>, kept: bool) -> Task {
         let loads = [("k", self.inputs.names.k), ("v", self.inputs.names.v), ("steps", "steps")];
         let loads = loads.map(|(name, tensor)| (name, tensor, AccessKind::Load4));
-        let of_text = [("BATCH", 512 / self.threads), ("KEPT", usize::from(kept))];
+        let of_text = [("BATCH", 512 / self.forward.threads), ("KEPT", usize::from(kept))];
         let name = if kept { "kept memory with momentum" } else { "memory with momentum" };
-        self.task(name, file::LINEAR_MOMENTUM_FORWARD, of_text.into(), [&loads, &tensors[..]].concat(), 10)
+        self.task(
+            name,
+            (file::LINEAR_MOMENTUM_FORWARD, of_text.into()),
+            [&loads, &tensors[..]].concat(),
+            self.forward,
+            10,
+        )
     }
 
     /// From the last token to the first.
@@ -318,19 +340,25 @@ impl<'a> Plan<'a> {
         let stores = [("dq", dq), ("dk", dk), ("dsteps", OF_STEPS)];
         let stores = stores.map(|(name, tensor)| (name, tensor, AccessKind::Store4));
         let tensors = [&loads, &tensors[..], &stores].concat();
-        self.task("gradients of memory with momentum", file::LINEAR_MOMENTUM_BACKWARD, vec![], tensors, 40)
+        self.task(
+            "gradients of memory with momentum",
+            (file::LINEAR_MOMENTUM_BACKWARD, vec![]),
+            tensors,
+            self.backward,
+            40,
+        )
     }
 
     fn task(
         &self,
         name: &'static str,
-        text: &'static str,
-        of_text: Vec<(&'static str, usize)>,
+        (text, of_text): (&'static str, Vec<(&'static str, usize)>),
         tensors: Vec<Access>,
+        division: Division,
         work: usize,
     ) -> Task {
         let stretch = self.spans.stretch();
-        let own = [("WG", self.threads), ("COLS", COLS)];
+        let own = [("WG", division.threads), ("COLS", division.cols)];
         let tokens = stretch.min(self.frame.longest());
         Task {
             name,
@@ -338,9 +366,9 @@ impl<'a> Plan<'a> {
             constants: own.into_iter().chain(self.spans.constants()).chain(of_text).collect(),
             tensors,
             segment: stretch,
-            work: [self.frame.entries(), self.frame.heads, self.tiles()],
+            work: [self.frame.entries(), self.frame.heads, self.tiles(division)],
             runs: 0..self.frame.segments(stretch),
-            flops: (work * tokens * self.frame.dims.0 * COLS) as f64,
+            flops: (work * tokens * self.frame.dims.0 * division.cols) as f64,
         }
     }
 }

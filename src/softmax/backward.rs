@@ -7,6 +7,7 @@ use super::visibility::Visibility;
 use super::{AttentionShapes, Dense, Outputs, Portable, ScoreParams, Tiling};
 use crate::block_mask::transposition;
 use crate::error::{require, require_set};
+use crate::layout::MAX_HEAD_DIM;
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, Binding, Shader, file};
 use crate::program::{Argument, Builder, Heads, Operand, Part, Program, Step, Table, cut};
@@ -36,8 +37,9 @@ struct Gradients {
     forward: AttentionShapes,
     dout: Operand,
     dlse: Option<Operand>,
-    dq: Operand,
-    dk: Operand,
+    /// Neither where weights are transposed.
+    dq: Option<Operand>,
+    dk: Option<Operand>,
     dv: Operand,
     dbias: Option<Operand>,
     dq_so_far: Option<Operand>,
@@ -52,26 +54,14 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let forward = AttentionShapes::new(&mut builder, shapes, Outputs::Read)?;
     forward.check()?;
     visibility.check(&forward)?;
-    for (i, hook) in params.score_mod.iter().enumerate() {
-        let what = format!("score_mod[{i}].grad_entry");
-        let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
-        require(hook.grad_entry.is_some(), &what, "unset", bound)?;
-    }
+    check_hooks(params)?;
     let (own, additional) = Gradients::new(&mut builder, forward, shapes.wants("dbias"))?;
     builder.hook_buffers(&params.hooks())?;
-    let [batch, heads, queries, _] = own.forward.q.shape();
     let what = format!("{} backward", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
     let sizes = own.forward.sizes(&what, visibility.memory_per_row());
     let engine = Tiling::gradients(caps, sizes)?;
-    let stats_bytes = 8 * (batch * heads * queries) as u64;
-    let stats = builder.scratch_bytes("stats", stats_bytes)?;
-    let mut first: Vec<usize> = vec![];
-    for step in own.transpositions(caps)? {
-        first.extend(builder.add(&step));
-    }
-    let delta = own.delta(caps, params, stats)?;
-    first.extend(builder.add(&delta));
+    let (stats, first) = own.begin(&mut builder, caps, params)?;
     let setup = Setup {
         caps,
         visibility,
@@ -100,6 +90,66 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     }
     stages.iter().for_each(|stage| stage.add_slices(&mut builder, &first));
     builder.finish(words(heading, &stages))
+}
+
+/// What keys get of `u`: the gradient of values, alone.
+pub(super) fn plan_transposed(
+    caps: &Caps,
+    visibility: &dyn Visibility,
+    params: &ScoreParams,
+    shapes: &Shapes,
+) -> Result<Program> {
+    params.check(caps)?;
+    shapes.check_names(&[NAMES[0], &["u"]].concat(), NAMES[1])?;
+    let mut builder = Builder::new(caps, shapes)?;
+    let (u, k) = (builder.input("u")?, builder.input("k")?);
+    let width = u.shape()[3];
+    require((1..=MAX_HEAD_DIM).contains(&width), "u.shape[3] (width)", width, format!("within 1..={MAX_HEAD_DIM}"))?;
+    let [batch, heads_kv, keys, _] = k.shape();
+    let out = builder.output("out", Layout::heads_first(u.layout.dtype, [batch, heads_kv, keys, width]))?;
+    let forward = AttentionShapes::new(&mut builder, shapes, Outputs::Transposed)?;
+    let [batch, heads, queries, _] = forward.q.shape();
+    for (name, operand, wanted) in
+        [("u", &u, [batch, heads, queries, width]), ("out", &out, [batch, heads_kv, keys, width])]
+    {
+        let bound = format!("{wanted:?}");
+        require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
+        require(operand.layout.dtype.is_float(), &format!("{name}.dtype"), operand.layout.dtype, "f32, f16 or bf16")?;
+        operand.layout.byte_span()?;
+    }
+    out.layout.check_output("out")?;
+    let additional = forward.additional.is_none();
+    require(additional, "additional_k", "set", "unset where weights are transposed: merge their part")?;
+    forward.check()?;
+    visibility.check(&forward)?;
+    check_hooks(params)?;
+    let (dlse, dbias, dq_so_far, by_keys) = (None, None, None, [None, None]);
+    let own = Gradients { forward, dout: u, dlse, dq: None, dk: None, dv: out, dbias, dq_so_far, by_keys };
+    let own = own.with_blocks_by_keys(&mut builder)?;
+    builder.hook_buffers(&params.hooks())?;
+    let what = format!("{} transposed", visibility.family());
+    let caps = &caps.for_attention(own.forward.pairs());
+    let engine = Tiling::gradients(caps, own.forward.sizes(&what, visibility.memory_per_row()))?;
+    let (stats, first) = own.begin(&mut builder, caps, params)?;
+    let (shapes, stats) = (&own.forward, Some(stats));
+    let setup = Setup { caps, visibility, params, shapes, engine: &engine, cells: None, splits: 1, stats, prefix: "" };
+    let [head_dim, value_dim] = [own.forward.q.shape()[3], width];
+    let arguments = own.arguments(Pass::Values.side(), OF_VALUES);
+    let flops = 2.0 * (head_dim + 2 * value_dim) as f64;
+    let stage = Stage::plan(&mut builder, &setup, Pass::Values, arguments, flops)?;
+    let heading = setup.heading().replacen(visibility.family(), &what, 1);
+    stage.add_slices(&mut builder, &first);
+    builder.finish(words(heading, &[stage]))
+}
+
+/// Gradients go through the score's hooks.
+fn check_hooks(params: &ScoreParams) -> Result<()> {
+    for (i, hook) in params.score_mod.iter().enumerate() {
+        let what = format!("score_mod[{i}].grad_entry");
+        let bound = format!("the name of the gradient of `{}`: gradients go through it", hook.entry);
+        require(hook.grad_entry.is_some(), &what, "unset", bound)?;
+    }
+    Ok(())
 }
 
 fn words(mut words: String, stages: &[Stage]) -> String {
@@ -136,24 +186,43 @@ impl Gradients {
         let of_bias = Layout::heads_first(DType::F32, forward.bias_shape());
         require(forward.bias.is_some() || !bias, "dbias", "set", "unset without a bias")?;
         let dbias = bias.then(|| builder.output("dbias", of_bias)).transpose()?;
-        let by_keys = [None, None];
-        let mut own = Self { forward, dout, dlse, dq, dk, dv, dbias, dq_so_far, by_keys };
+        let (by_keys, of_q, dk) = ([None, None], dq.shape(), Some(dk));
+        let own = Self { forward, dout, dlse, dq: Some(dq), dk, dv, dbias, dq_so_far, by_keys };
         own.check(builder.caps, additional.as_ref())?;
-        if let Some(grid) = own.block_grid() {
-            let turned = Layout::heads_first(DType::U32, grid.transposed().shape());
-            for (i, name) in ["blocks by keys", "full blocks by keys"].into_iter().enumerate() {
-                if own.forward.blocks()[i].is_some() {
-                    own.by_keys[i] = Some(builder.scratch(name, turned.clone())?);
-                }
-            }
-        }
+        let mut own = own.with_blocks_by_keys(builder)?;
         let Some((part, [dk, dv])) = own.forward.additional_part().zip(additional) else { return Ok((own, None)) };
         // dq comes in two passes: the share of the tokens' own keys, then that of the additional ones.
-        let share = builder.scratch("share of dq", Layout::heads_first(DType::F32, own.dq.shape()))?;
+        let share = builder.scratch("share of dq", Layout::heads_first(DType::F32, of_q))?;
         let (dq_so_far, dbias, by_keys) = (Some(share.clone()), None, [None, None]);
-        let additional = Self { forward: part, dk, dv, dq_so_far, dbias, by_keys, ..own.clone() };
-        own.dq = share;
+        let additional = Self { forward: part, dk: Some(dk), dv, dq_so_far, dbias, by_keys, ..own.clone() };
+        own.dq = Some(share);
         Ok((own, Some(additional)))
+    }
+
+    /// With room for the block mask seen from the keys.
+    fn with_blocks_by_keys(mut self, builder: &mut Builder) -> Result<Self> {
+        let Some(grid) = self.block_grid() else { return Ok(self) };
+        let turned = Layout::heads_first(DType::U32, grid.transposed().shape());
+        for (i, name) in ["blocks by keys", "full blocks by keys"].into_iter().enumerate() {
+            if self.forward.blocks()[i].is_some() {
+                self.by_keys[i] = Some(builder.scratch(name, turned.clone())?);
+            }
+        }
+        Ok(self)
+    }
+
+    /// What comes before all work: the block mask seen from the keys, and what the gradients know of every row. Returns where that is, and
+    /// the dispatches.
+    fn begin(&self, builder: &mut Builder, caps: &Caps, params: &ScoreParams) -> Result<(usize, Vec<usize>)> {
+        let [batch, heads, queries, _] = self.forward.q.shape();
+        let stats = builder.scratch_bytes("stats", 8 * (batch * heads * queries) as u64)?;
+        let mut first: Vec<usize> = vec![];
+        for step in self.transpositions(caps)? {
+            first.extend(builder.add(&step));
+        }
+        let delta = self.delta(caps, params, stats)?;
+        first.extend(builder.add(&delta));
+        Ok((stats, first))
     }
 
     fn check(&self, caps: &Caps, additional: Option<&[Operand; 2]>) -> Result<()> {
@@ -164,8 +233,8 @@ impl Gradients {
             ("dout", Some((&self.dout, out))),
             ("dlse", self.dlse.as_ref().map(|dlse| (dlse, lse))),
             ("dq_so_far", self.dq_so_far.as_ref().map(|so_far| (so_far, q))),
-            ("dq", Some((&self.dq, q))),
-            ("dk", Some((&self.dk, k))),
+            ("dq", self.dq.as_ref().map(|dq| (dq, q))),
+            ("dk", self.dk.as_ref().map(|dk| (dk, k))),
             ("dv", Some((&self.dv, v))),
             ("d_additional_k", of(0)),
             ("d_additional_v", of(1)),
@@ -226,8 +295,8 @@ impl Gradients {
             "full_blocks" => full_blocks,
             "dout" => Some(&self.dout),
             "dlse" => self.dlse.as_ref(),
-            "dq" => Some(&self.dq),
-            "dk" => Some(&self.dk),
+            "dq" => self.dq.as_ref(),
+            "dk" => self.dk.as_ref(),
             "dv" => Some(&self.dv),
             "dbias" => self.dbias.as_ref(),
             _ => self.dq_so_far.as_ref(),

@@ -28,6 +28,13 @@ pub(crate) struct AttentionShapes {
     pub block_mask: Option<BlockMaskShape>,
 }
 
+/// As wide as u, for the keys: a row of zeros.
+fn no_values(builder: &mut Builder, k: &Operand) -> Result<Operand> {
+    let ([batch, heads, keys, _], [.., width]) = (k.shape(), builder.input("u")?.shape());
+    let row = builder.scratch("no values", Layout::heads_first(DType::F32, [1, 1, 1, width]))?;
+    Ok(row.view(row.layout.clone().expand([batch, heads, keys, width])?))
+}
+
 /// What becomes of out and lse.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outputs {
@@ -35,12 +42,18 @@ pub(crate) enum Outputs {
     Read,
     /// The log-sum-exp is read, the output is not there.
     LseRead,
+    /// The same, and `u` stands in for the output; nothing reads values.
+    Transposed,
 }
 
 impl AttentionShapes {
     /// Those of a call. Nothing is checked yet but whether they are there.
     pub fn new(builder: &mut Builder, shapes: &Shapes, outputs: Outputs) -> Result<Self> {
-        let [q, k, v] = [builder.input("q")?, builder.input("k")?, builder.input("v")?];
+        let [q, k] = [builder.input("q")?, builder.input("k")?];
+        let v = match outputs {
+            Outputs::Transposed => no_values(builder, &k)?,
+            _ => builder.input("v")?,
+        };
         let [batch, heads, queries, _] = q.shape();
         let (out, lse) = match outputs {
             Outputs::Written => {
@@ -50,6 +63,7 @@ impl AttentionShapes {
             }
             Outputs::Read => (Some(builder.input("out")?), builder.input("lse")?),
             Outputs::LseRead => (None, builder.input("lse")?),
+            Outputs::Transposed => (Some(builder.input("u")?), builder.input("lse")?),
         };
         let (additional_k, additional_v) = (builder.tensor("additional_k"), builder.tensor("additional_v"));
         for (name, given, other) in [

@@ -7,6 +7,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 pub mod golden;
+pub mod patterns;
 
 use std::cell::OnceCell;
 use std::ops::Range;

@@ -260,6 +260,39 @@ impl<P: AttentionParams> Attention<P> {
     }
 }
 
+impl<P: AttentionParams> Attention<P> {
+    /// Weights transposed: `out[j] = Σ_i p[i][j] · u[i]`, over the query heads that share a key head, of u [batch, heads_q, queries, width] to
+    /// [batch, heads_kv, keys, width]: what queries send instead of what they gather (DependencyViT, arXiv 2304.03282). It is dv of a
+    /// backward pass with dout = u, alone; values do not count.
+    ///
+    /// Its gradients need nothing new: with g the gradient of `out`, attention with g for values gives that of u as its output, and its backward
+    /// pass with dout = u gives dq and dk.
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use wgpu_attention::{AttentionInputs, DType, FlashAttention, FlashParams, Gpu, Tensor};
+    /// let gpu = Gpu::request().await?;
+    /// let x = Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[0.0; 2]).await?;
+    /// let u = Tensor::upload(&gpu, [1, 1, 2, 1], DType::F32, &[2.0, 6.0]).await?;
+    /// let attention = FlashAttention::new(&gpu, FlashParams::causal())?;
+    /// let (_, saved) = attention.forward_for_training(&AttentionInputs::new(&x, &x, &x)).await?;
+    /// // The first query gives all to the first key, the second half to each.
+    /// assert_eq!(attention.transposed(&saved, &u).await?.read().await?, [5.0, 3.0]);
+    /// # Ok::<(), wgpu_attention::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan_transposed`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::OtherDevice`].
+    pub async fn transposed(&self, saved: &AttentionSaved, u: &Tensor) -> Result<Tensor> {
+        let plan: Planner = &|caps, shapes| self.params.plan_transposed(caps, shapes);
+        let unread = |name: &Name| ["v", "out"].contains(&&**name);
+        let tensors = saved.tensors.iter().filter(|(name, _)| !unread(name)).cloned().collect();
+        let call = (AttentionSaved { tensors, numbers: saved.numbers.clone() }, [("u", u)]);
+        Ok(self.gpu.forward(&self.cache, "transposed", plan, &self.carried, &call, &[], &[]).await?.take("out"))
+    }
+}
+
 impl Attention<FlashParams> {
     /// Attention in one call: allocates the output ([batch, heads_q, queries, value_dim], of q's type) and submits.
     ///
