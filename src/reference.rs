@@ -42,3 +42,9 @@ pub use seer_gate::{
     SeerGateProblem, SeerGateReference, seer_gate, seer_gate_choice, seer_gate_gradients, seer_gate_loss,
     seer_gate_scores, seer_gate_target,
 };
+
+/// Numbers between −1 and 1 that f32 holds exactly.
+#[cfg(test)]
+fn numbers(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1024.0 - 0.978).collect()
+}

@@ -89,7 +89,7 @@ impl RowsParams {
             ("D4", width.div_ceil(4).max(1) as u32),
             ("INDEX_GROUP", (heads / index_heads.max(1)).max(1) as u32),
         ];
-        let tiles = |rows: usize| (rows * width.div_ceil(4)).div_ceil(THREADS);
+        let tiles = |rows: usize| rows.saturating_mul(width.div_ceil(4)).div_ceil(THREADS);
         let Some(reduce) = self.reduce else {
             let optional = vec![("count", AccessKind::LoadBits)];
             let arguments = vec![
@@ -129,16 +129,18 @@ impl RowsParams {
         let given = builder.input(if self.reduce.is_some() { "y" } else { "x" })?;
         let ([batch, heads, own, width], dtype) = (given.shape(), given.layout.dtype);
         let [index_batch, index_heads, one, count] = index.shape();
-        let fits = [1, batch].contains(&index_batch) && [1, heads].contains(&index_heads) && one == 1;
+        let shares = |own: usize, all: usize| own == all || own == 1 && all > 0;
+        let fits = shares(index_batch, batch) && shares(index_heads, heads) && one == 1;
         let bound = format!("[{batch} or 1, {heads} or 1, 1, as many as y has rows]");
         require(fits, "index.shape", format!("{:?}", index.shape()), bound)?;
         require(index.layout.dtype == DType::U32, "index.dtype", index.layout.dtype, "u32")?;
         index.layout.byte_span()?;
-        require((1..=MAX_WIDTH).contains(&width), "width", width, format!("within 1..={MAX_WIDTH}"))?;
+        let of_width = format!("{}.shape[3] (width)", if self.reduce.is_some() { "y" } else { "x" });
+        require((1..=MAX_WIDTH).contains(&width), &of_width, width, format!("within 1..={MAX_WIDTH}"))?;
         let numbers = shapes.get_numbers("rows");
         let (x, y) = match self.reduce {
             None => {
-                require(numbers.is_none(), "rows", format!("{numbers:?}"), "unset where rows are gathered")?;
+                require(numbers.is_none(), "rows", "set", "unset where rows are gathered")?;
                 (given, builder.output("y", Layout::heads_first(dtype, [batch, heads, count, width]))?)
             }
             Some(_) => {
@@ -168,7 +170,12 @@ impl RowsParams {
             let bound = format!("{wanted:?}");
             require(end.shape() == wanted, &format!("{name}.shape"), format!("{:?}", end.shape()), bound)?;
             require(end.layout.dtype.is_float(), &format!("{name}.dtype"), end.layout.dtype, "f32, f16 or bf16")?;
-            require(wanted[2] <= MAX_SEQUENCE, name, wanted[2], format!("at most {MAX_SEQUENCE} rows"))?;
+            require(
+                wanted[2] <= MAX_SEQUENCE,
+                &format!("{name}.shape[2] (rows)"),
+                wanted[2],
+                format!("at most {MAX_SEQUENCE}"),
+            )?;
             end.layout.byte_span()?;
         }
         if let Some(count) = &count_of {

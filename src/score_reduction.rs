@@ -77,7 +77,7 @@ pub enum HeadGroups {
 /// | TidalDecode's token choice (arXiv 2410.05076) | `Sum`, `top_k` | `All` | `All` | `Blocks(1)` |
 /// | Recycled Attention's token choice (arXiv 2411.05787) | `Max`, `top_k` | `PerKvHead` | `Blocks(1)` | `Blocks(1)` |
 /// | retrieval-head scores (arXiv 2404.15574): does the head look at the token that it copies? | `ArgMax` | `Each` | `Blocks(1)` | `All` |
-/// | PINE's importance of documents (arXiv 2407.01100) | `Sum` | `Each` | `Blocks(document)` | `Segments(documents)` |
+/// | PINE's importance of documents (arXiv 2407.01100) | `Sum` | `Each` | `Blocks` of equal documents | `Segments(documents)` |
 /// | mass of each class of keys, for visual attention redistribution (arXiv 2503.03321) | `Sum` | `Each` | `Blocks(1)` | `Segments(classes)` |
 ///
 /// The guide `score_reduction` in the crate's documentation has an example of each.

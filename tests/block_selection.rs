@@ -8,6 +8,7 @@ use pollster::block_on;
 use safetensors::SafeTensors;
 use wgpu_attention::catalogue::{block_selection_cases, random_block_selection_cases};
 use wgpu_attention::gate::*;
+use wgpu_attention::plan::{Caps, Shapes};
 use wgpu_attention::*;
 
 #[test]
@@ -83,9 +84,31 @@ fn equal_scores_and_scores_that_are_no_numbers() {
     let found = chosen(grid, &BlockSelection::new(Selector::Budget(2)), &BlockScores::new(&scores));
     let first = [true, true, false, false];
     assert_eq!(found, [first, [true; 4], first].concat());
+    // So does one with +∞, and one with nothing but −∞.
+    for bad in [[0.0, f32::INFINITY, 0.0, 0.0], [f32::NEG_INFINITY; 4]] {
+        let scores = tensor([1, 1, 3, 4], &[bad, [1.0; 4], [1.0; 4]].concat());
+        let found = chosen(grid, &BlockSelection::new(Selector::Budget(2)), &BlockScores::new(&scores));
+        assert_eq!(found, [[true; 4], first, first].concat());
+    }
     // What a row does not see does not count.
     let causal = BlockSelection { causal: Some(Causal::TopLeft), ..BlockSelection::new(Selector::Budget(1)) };
     assert_eq!(chosen(grid, &causal, &BlockScores::new(&scores))[4..8], [true, false, false, false]);
+}
+
+/// In an encoder of one's own.
+#[test]
+fn prepared() {
+    let grid = BlockGrid { batch: 1, heads: 1, queries: 2, keys: 3, block: [1, 1] };
+    let scores = tensor([1, 1, 2, 3], &[1.0, 2.0, 3.0, 3.0, 2.0, 1.0]);
+    let bits = block_on(Tensor::upload_u32(gpu(), &[0; 2])).unwrap();
+    let bits = bits.view(Layout::heads_first(DType::U32, grid.shape())).unwrap();
+    let selection = BlockSelection::new(Selector::Budget(1));
+    let call = (BlockScores::new(&scores), [("chosen", &bits)]);
+    let prepared = block_on(BlockMask::prepare_from_scores(gpu(), grid, &selection, &call)).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    prepared.encode(&mut encoder, call).unwrap();
+    gpu().queue().submit([encoder.finish()]);
+    assert_eq!(block_on(bits.read_u32()).unwrap(), [0b100, 0b001]);
 }
 
 #[test]
@@ -99,7 +122,7 @@ fn bad_input() {
     assert!(run(grid, &good, &BlockScores::new(&scores)).is_ok());
     says(
         run(BlockGrid { keys: 17, ..grid }, &good, &BlockScores::new(&scores)),
-        &["logits.shape is [1, 2, 2, 2]", "[1, 2, 2, 3]"],
+        &["scores.shape is [1, 2, 2, 2]", "[1, 2, 2, 3]"],
     );
     says(run(BlockGrid { block: [3, 8], ..grid }, &good, &BlockScores::new(&scores)), &["is 3", "a power of two"]);
     let small = BlockSelection::new(Selector::Budget(7));
@@ -112,5 +135,11 @@ fn bad_input() {
     let on_gpu = BlockScores { seqlens_k: Some(Seqlens::Gpu(&on_gpu)), ..BlockScores::new(&scores) };
     says(run(grid, &good, &on_gpu), &["seqlens_k is on the GPU", "on the host"]);
     let half = block_on(Tensor::upload(gpu(), [1, 2, 2, 2], DType::F16, &[0.0; 8])).unwrap();
-    says(run(grid, &good, &BlockScores::new(&half)), &["logits.dtype is f16", "f32"]);
+    says(run(grid, &good, &BlockScores::new(&half)), &["scores.dtype is f16", "f32"]);
+    // As llvmpipe, which ends loops without a word.
+    let mut caps = Caps::unlimited();
+    caps.driver = "llvmpipe".into();
+    let many = BlockGrid { batch: 1, heads: 1, queries: 1, keys: 200_000, block: [1, 1] };
+    let shapes = Shapes::new([("scores", Layout::heads_first(DType::F32, [1, 1, 1, 200_000]))]);
+    says(good.plan(&many, &caps, &shapes), &["a choice among 200000 blocks", "rounds of llvmpipe's loops"]);
 }

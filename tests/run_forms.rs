@@ -82,6 +82,16 @@ fn rows_by_index() {
     bad(r#"{"n": 36}"#, &["index[", "is 36", "below 36"]);
     bad(r#"{"reduce": "max", "n": 37}"#, &["unknown variant `max`"]);
     refuses(&["run", "rows", golden, &output, "--backward"], &["--backward is set", "scatter by sum"]);
+    // One index for all, of signed numbers.
+    let shared = ("index", Dtype::I32, vec![1, 1, 3], bytemuck::cast_slice(&[2i32, -1, 0]).to_vec());
+    let x = files.write("x", &[floats("x", 1, &[2, 2, 3, 2]), shared]);
+    for backend in ["gpu", "reference"] {
+        succeeds(&["run", "rows", &x, &output, "--backend", backend]);
+        let ((shape, found), (_, values)) = (files.read("out", "out"), files.read("x", "x"));
+        assert_eq!(shape, [2, 2, 3, 2]);
+        let rows = values.chunks(6).flat_map(|head| [&head[4..6], &[0.0; 2], &head[..2]].concat());
+        assert!(found.into_iter().eq(rows));
+    }
     let y = files.write("y", &[floats("y", 1, &[1, 1, 4, 2]), integers("index", &[0, 1])]);
     refuses(&["run", "rows", &y, &output, "--params", r#"{"n": 2}"#], &["index is of shape [2]", "three dimensions"]);
 }

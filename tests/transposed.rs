@@ -81,6 +81,33 @@ fn it_is_the_gradient_of_values() {
     as_values("neighborhood", NeighborhoodParams { axes, ..Default::default() }, &inputs);
 }
 
+/// Prepared, of other types; queries that are not there; a wrong length on the GPU is told by the program itself.
+#[test]
+fn prepared_and_checked() {
+    let (n, d) = (20, 8);
+    let [q, k] = [1, 2].map(|seed| tensor([1, 2, n, d], &random(seed, 2 * n * d)));
+    let attention = FlashAttention::new(gpu(), FlashParams::causal()).unwrap();
+    let (out, lse) = block_on(attention.forward_with_lse(&AttentionInputs::new(&q, &k, &k))).unwrap();
+    let half = block_on(Tensor::upload(gpu(), out.shape(), DType::F16, &random(3, 2 * n * d))).unwrap();
+    let to = block_on(Tensor::empty(gpu(), Layout::heads_last(DType::Bf16, out.shape()))).unwrap();
+    let call = [("q", &q), ("k", &k), ("lse", &lse), ("u", &half), ("out", &to)];
+    let prepared = block_on(attention.prepare_transposed(plan::Shapes::of(call))).unwrap();
+    block_on(prepared.submit(&call)).unwrap();
+    let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&q, &k, &k))).unwrap();
+    let known = read(&block_on(attention.backward(&saved, &half)).unwrap().dv);
+    near("bf16", &to, &known, 5e-3);
+    let none = tensor([1, 2, 0, d], &[]);
+    let (_, saved) = block_on(attention.forward_for_training(&AttentionInputs::new(&none, &k, &k))).unwrap();
+    let found = read(&block_on(attention.transposed(&saved, &none)).unwrap());
+    assert!(found.len() == 2 * n * d && found.iter().all(|x| *x == 0.0));
+    let long = block_on(Tensor::upload_u32(gpu(), &[21])).unwrap();
+    let to = tensor([1, 2, n, d], &vec![0.0; 2 * n * d]);
+    let call = [("q", &q), ("k", &k), ("lse", &lse), ("u", &q), ("out", &to), ("seqlens_k", &long)];
+    let prepared = block_on(attention.prepare_transposed(plan::Shapes::of(call))).unwrap();
+    block_on(prepared.submit(&call)).unwrap();
+    says(block_on(prepared.check()), &["seqlens_k[0] is 21", "at most 20"]);
+}
+
 #[test]
 fn bad_input() {
     let x = tensor([1, 2, 5, 8], &random(1, 80));

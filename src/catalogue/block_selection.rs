@@ -5,8 +5,7 @@ use crate::gate::{BlockScores, BlockSelection};
 use crate::program::Kernel;
 use crate::reference::block_selection;
 use crate::{
-    BlockGrid, BlockMask, Caps, Causal, DType, Gpu, GpuTime, Layout, Prepared, Program, Result, Selector, Shapes,
-    Tensor,
+    BlockGrid, BlockMask, Caps, Causal, DType, Gpu, GpuTime, Layout, Program, Result, Selector, Shapes, Tensor,
 };
 use futures::future::LocalBoxFuture;
 use rand::rngs::SmallRng;
@@ -49,7 +48,7 @@ impl BlockSelectionCase {
 
     fn plan(&self, caps: &Caps) -> Result<Program> {
         let [q, k] = self.sides();
-        let shapes = Shapes::new([("logits", self.layout())]).numbers_if("seqlens_q", q).numbers_if("seqlens_k", k);
+        let shapes = Shapes::new([("scores", self.layout())]).numbers_if("seqlens_q", q).numbers_if("seqlens_k", k);
         self.selection.plan(&self.grid, caps, &shapes)
     }
 
@@ -106,14 +105,13 @@ impl Case for BlockSelectionCase {
 
     fn time<'a>(&'a self, gpu: &'a Gpu) -> LocalBoxFuture<'a, Result<GpuTime>> {
         Box::pin(async move {
-            let program = self.plan(gpu.caps())?;
-            let chosen = program.tensor("chosen").expect("an output").layout.clone();
+            let chosen = self.plan(gpu.caps())?.tensor("chosen").expect("an output").layout.clone();
             let scores = poisoned(gpu, self.layout(), &self.scores()).await?;
             let chosen = Tensor::empty(gpu, chosen).await?;
             let [q, k] = self.sides();
             let scores = scores_of(&scores, [&q, &k]);
             let call = (scores, [("chosen", &chosen)]);
-            let prepared = Prepared::new(gpu, program, &[]).await?;
+            let prepared = BlockMask::prepare_from_scores(gpu, self.grid, &self.selection, &call).await?;
             gpu.time(|pass| prepared.encode_in(pass, call)).await
         })
     }

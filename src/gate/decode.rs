@@ -87,6 +87,7 @@ impl SeerDecodeGateParams {
         let (frame, grid) = self.selection_frame(&mut builder, shapes)?;
         let scores = declare_outputs(&mut builder, &frame, &grid, "to match q, keys and blocks")?;
         builder.scratch(frame.side(Side::Queries).vectors, frame.vectors(Side::Queries))?;
+        frame.check_loops(builder.caps)?;
         let tasks = [frame.project(Side::Queries), frame.logits_task(), frame.select(scores)];
         tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
         let [rows, cols] = frame.pairs();

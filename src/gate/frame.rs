@@ -5,7 +5,7 @@ use super::{Pool, Selector};
 use crate::packed::Side;
 use crate::program::Table;
 use crate::program::shader::Binding;
-use crate::{Causal, DType, Layout};
+use crate::{Caps, Causal, DType, Layout, Result};
 
 /// One side of the gate: what becomes of queries, or of keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +118,16 @@ impl Frame {
         };
         let [_, cols] = self.pairs();
         let differ = matches!(self.selector, Selector::Density(_));
-        (0..=if differ { cols } else { 0 }).map(|blocks| of(blocks).map(|k| [k as u32, 0, 0, 0])).collect()
+        let all = |blocks: usize| of(blocks).map(|k| [k.min(cols) as u32, 0, 0, 0]);
+        (0..=if differ { cols } else { 0 }).map(all).collect()
+    }
+
+    /// Whether a selection may go over so many blocks on a device that bounds loops: a threshold of the largest is found bit by bit.
+    pub fn check_loops(&self, caps: &Caps) -> Result<()> {
+        let Some(available) = caps.loop_rounds() else { return Ok(()) };
+        let [_, cols] = self.pairs();
+        let (what, rounds) = (format!("a choice among {cols} blocks"), 40 * cols.div_ceil(64));
+        caps.within(&what, "rounds of llvmpipe's loops", rounds as u64, available)
     }
 
     /// The uniform struct, but for addresses.

@@ -33,6 +33,7 @@ impl SeerGateParams {
             builder.scratch(SideTensors::of(side).pooled, frame.pooled(side))?;
             builder.scratch(frame.side(side).vectors, frame.vectors(side))?;
         }
+        frame.check_loops(caps)?;
         let tasks = frame.to_logits().into_iter().chain([frame.select(scores)]);
         tasks.into_iter().try_for_each(|task| task.add(&mut builder, frame.sequences.clone()))?;
         let [rows, cols] = frame.pairs();

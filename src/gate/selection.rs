@@ -16,7 +16,7 @@ use crate::{BlockGrid, Caps, Causal, DType, Error, Layout, Result, Shapes};
 /// assert!(selection.causal.is_none() && !selection.last_rows_dense);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct BlockSelection {
     /// How blocks are chosen.
     pub selector: Selector,
@@ -24,7 +24,8 @@ pub struct BlockSelection {
     pub causal: Option<Causal>,
     /// Whether every row also chooses the first block. Default: no.
     pub sink: bool,
-    /// Whether every row also chooses the blocks that hold its own tokens. Default: no.
+    /// Whether every row also chooses the blocks that hold its own tokens: query i is token i, or, with a causal mask from the bottom right, the last
+    /// query is the last token. Default: no.
     pub diagonal: bool,
     /// Whether the last two blocks of queries of a sequence choose all that they see. Default: no.
     pub last_rows_dense: bool,
@@ -36,24 +37,27 @@ impl BlockSelection {
         Self { selector, causal: None, sink: false, diagonal: false, last_rows_dense: false }
     }
 
-    /// The program that chooses blocks. It reads `logits`, f32 [batch, heads, blocks of queries, blocks of keys] as `grid` has them, scores before their
+    /// The program that chooses blocks. It reads `scores`, f32 [batch, heads, blocks of queries, blocks of keys] as `grid` has them, before their
     /// softmax, and writes `chosen`, u32 of the shape [`BlockGrid::shape`]. Its numbers: seqlens_q and seqlens_k.
     ///
     /// Blocks that a row does not see are outside of the softmax and of the choice. Of equal scores the first is chosen. A row with a NaN, with +∞ or
-    /// with nothing but −∞ among the scores that it sees chooses all that it sees.
+    /// with nothing but −∞ among the scores that it sees chooses all that it sees. Otherwise a score of −∞ is never above a threshold, and the last that a
+    /// count takes.
     ///
     /// # Errors
     /// [`Error::Argument`] for a selector or a grid that is out of range, and for shapes and types that do not fit; [`Error::Limit`].
     pub fn plan(&self, grid: &BlockGrid, caps: &Caps, shapes: &Shapes) -> Result<Program> {
-        shapes.check_names(&["logits", "chosen", "seqlens_q", "seqlens_k"], &["seqlens_q", "seqlens_k"])?;
+        shapes.check_names(&["scores", "chosen", "seqlens_q", "seqlens_k"], &["seqlens_q", "seqlens_k"])?;
         grid.check()?;
         self.selector.check(grid.block[1])?;
         let mut builder = Builder::new(caps, shapes)?;
         let frame = self.frame(grid, self.sequences(grid, &builder, shapes)?);
-        let logits = builder.input("logits")?;
+        let scores = builder.input("scores")?;
+        // As the gate calls them.
+        builder.name("logits", scores.clone());
         let chosen = builder.output("chosen", Layout::heads_first(DType::U32, grid.shape()))?;
         for (name, operand, wanted) in
-            [("logits", &logits, frame.logits()), ("chosen", &chosen, Layout::heads_first(DType::U32, grid.shape()))]
+            [("scores", &scores, frame.logits()), ("chosen", &chosen, Layout::heads_first(DType::U32, grid.shape()))]
         {
             let (Layout { shape, dtype, .. }, bound) = (&operand.layout, format!("{:?}", wanted.shape));
             require(*shape == wanted.shape, &format!("{name}.shape"), format!("{shape:?}"), bound)?;
@@ -61,6 +65,7 @@ impl BlockSelection {
             operand.layout.byte_span()?;
         }
         chosen.layout.check_output("chosen")?;
+        frame.check_loops(caps)?;
         frame.select(false).add(&mut builder, frame.sequences.clone())?;
         let [rows, cols] = frame.pairs();
         builder.finish(format!("blocks from scores: {rows} × {cols} blocks a head; {:?}", self.selector))

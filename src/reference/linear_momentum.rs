@@ -235,11 +235,7 @@ impl Head<'_> {
 mod tests {
     use super::*;
     use crate::LinearRule;
-
-    /// Numbers between −1 and 1 that f32 holds exactly.
-    fn numbers(seed: usize, count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1024.0 - 0.978).collect()
-    }
+    use crate::reference::numbers;
 
     /// Every gradient against central differences, with errors of the memory before the token and of that before its chunk.
     #[test]

@@ -49,6 +49,7 @@ impl ScoreReductionParams {
             splits: 1,
             stats: None,
             prefix: "",
+            alone: true,
         };
         let flops = 2.0 * attention.q.shape()[3] as f64;
         let with_keys = self.reduction == Reduction::ArgMax;

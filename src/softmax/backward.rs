@@ -72,6 +72,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
         splits: 1,
         stats: Some(stats),
         prefix: "",
+        alone: false,
     };
     let mut stages = own.stages(&mut builder, &setup)?;
     if own.dbias.is_some() {
@@ -115,7 +116,7 @@ pub(super) fn plan_transposed(
         let bound = format!("{wanted:?}");
         require(operand.shape() == wanted, &format!("{name}.shape"), format!("{:?}", operand.shape()), bound)?;
         require(operand.layout.dtype.is_float(), &format!("{name}.dtype"), operand.layout.dtype, "f32, f16 or bf16")?;
-        operand.layout.byte_span()?;
+        caps.within(name, "maxBufferSize", operand.layout.byte_span()?.end, caps.buffer_bytes)?;
     }
     out.layout.check_output("out")?;
     let additional = forward.additional.is_none();
@@ -131,8 +132,18 @@ pub(super) fn plan_transposed(
     let caps = &caps.for_attention(own.forward.pairs());
     let engine = Tiling::gradients(caps, own.forward.sizes(&what, visibility.memory_per_row()))?;
     let (stats, first) = own.begin(&mut builder, caps, params)?;
-    let (shapes, stats) = (&own.forward, Some(stats));
-    let setup = Setup { caps, visibility, params, shapes, engine: &engine, cells: None, splits: 1, stats, prefix: "" };
+    let setup = Setup {
+        caps,
+        visibility,
+        params,
+        shapes: &own.forward,
+        engine: &engine,
+        cells: None,
+        splits: 1,
+        stats: Some(stats),
+        prefix: "",
+        alone: true,
+    };
     let [head_dim, value_dim] = [own.forward.q.shape()[3], width];
     let arguments = own.arguments(Pass::Values.side(), OF_VALUES);
     let flops = 2.0 * (head_dim + 2 * value_dim) as f64;

@@ -138,6 +138,7 @@ impl PartPlan {
             splits,
             stats: None,
             prefix,
+            alone: true,
         };
         let flops = 2.0 * (head_dim + value_dim) as f64 / splits as f64;
         let arguments = arguments(shapes, splits, parts.as_ref().unwrap_or(&to));

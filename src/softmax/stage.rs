@@ -126,6 +126,8 @@ pub(crate) struct Setup<'a> {
     pub stats: Option<usize>,
     /// Names of scratch buffers begin with this.
     pub prefix: &'static str,
+    /// Whether its pass is the only one of the program.
+    pub alone: bool,
 }
 
 impl Setup<'_> {
@@ -187,7 +189,7 @@ impl Stage {
         let side = pass.side();
         let name = format!("{}{}", setup.prefix, pass.kernel(engine));
         // All passes look at the same lengths.
-        let checked = matches!(pass, Pass::Forward | Pass::Queries | Pass::Reduction);
+        let checked = setup.alone || pass == Pass::Queries;
         let schedule = shapes.schedule(builder, &name, (side, engine.rows() as usize), checked)?;
         let mut parts = Parts { setup: *setup, pass, slopes, schedule, map: None };
         let Work { batches, heads, group, tiles, cols, visited } = parts.work();

@@ -261,6 +261,23 @@ impl<P: AttentionParams> Attention<P> {
 }
 
 impl<P: AttentionParams> Attention<P> {
+    /// What transposed weights would run for these shapes.
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan_transposed`].
+    pub fn plan_transposed(&self, shapes: &Shapes) -> Result<Program> {
+        self.params.plan_transposed(self.gpu.caps(), shapes)
+    }
+
+    /// Compiles and uploads all that transposed weights of these shapes need. A call has the tensors that
+    /// [`AttentionParams::plan_transposed`] names.
+    ///
+    /// # Errors
+    /// Those of [`AttentionParams::plan_transposed`]; [`Error::Shader`], [`Error::Hook`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn prepare_transposed(&self, shapes: impl Into<Shapes>) -> Result<Prepared> {
+        Prepared::new(&self.gpu, self.plan_transposed(&shapes.into())?, &self.carried).await
+    }
+
     /// Weights transposed: `out[j] = Σ_i p[i][j] · u[i]`, over the query heads that share a key head, of u [batch, heads_q, queries, width] to
     /// [batch, heads_kv, keys, width]: what queries send instead of what they gather (DependencyViT, arXiv 2304.03282). It is dv of a
     /// backward pass with dout = u, alone; values do not count.

@@ -8,7 +8,7 @@ use crate::gate::BlockSelection;
 use crate::gpu::call::{Call, present};
 use crate::gpu::forward::Planner;
 use crate::program::Name;
-use crate::{BlockGrid, Gpu, Result, Tensor};
+use crate::{BlockGrid, Gpu, Prepared, Result, Shapes, Tensor};
 use std::borrow::Cow;
 
 /// Scores of blocks, and the lengths of the tokens behind them.
@@ -35,7 +35,7 @@ impl<'a> BlockScores<'a> {
 
 impl Call for BlockScores<'_> {
     fn tensors(&self) -> Vec<(Name, &Tensor)> {
-        let mut all = present([("logits", Some(self.scores))]);
+        let mut all = present([("scores", Some(self.scores))]);
         all.extend(self.sequences().tensors());
         all
     }
@@ -74,5 +74,19 @@ impl BlockMask {
         let plan: Planner = &|caps, shapes| selection.plan(&grid, caps, shapes);
         let mut found = gpu.run(plan, &[], scores).await?;
         Self::from_bits(gpu, grid, &found.take("chosen"), None)
+    }
+
+    /// Compiles and allocates all that such a choice needs, for encoders of your own. A call is `(scores, [("chosen", &chosen)])`:
+    /// [`BlockScores`], and a tensor for [`BlockMask::from_bits`].
+    ///
+    /// # Errors
+    /// Those of [`BlockSelection::plan`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn prepare_from_scores(
+        gpu: &Gpu,
+        grid: BlockGrid,
+        selection: &BlockSelection,
+        shapes: impl Into<Shapes>,
+    ) -> Result<Prepared> {
+        Prepared::new(gpu, selection.plan(&grid, gpu.caps(), &shapes.into())?, &[]).await
     }
 }

@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// | [`Rows::scatter`] with [`RowReduction::Mean`] | [`Rows::gather_divided`] of dx by the counts of [`Rows::scatter_with_count`] |
 ///
 /// An index may occur many times; `u32::MAX` is none. One that is neither below the number of rows nor none counts as none, and makes
-/// reading a result an error. A scatter has the same bits every time.
+/// reading a result an error. A scatter has the same bits every time: a row is the sum, in order, of those that name it, so one that most of them name
+/// takes as long as they are many.
 ///
 /// ```
 /// # pollster::block_on(async {
