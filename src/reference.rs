@@ -48,3 +48,28 @@ pub use seer_gate::{
 fn numbers(seed: usize, count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1024.0 - 0.978).collect()
 }
+
+/// Fails if a gradient is not what central differences of the loss say, to within a bound, relative beyond 1.
+#[cfg(test)]
+fn assert_slopes<const N: usize>(
+    inputs: &mut [Vec<f32>; N],
+    gradients: impl IntoIterator<Item = Vec<f64>>,
+    loss: impl Fn(&[Vec<f32>; N]) -> f64,
+    bound: f64,
+) {
+    let step = 1.0 / 1024.0;
+    for (which, gradient) in gradients.into_iter().enumerate() {
+        assert!(gradient.iter().any(|g| g.abs() > 0.01));
+        for (i, expected) in gradient.into_iter().enumerate() {
+            let at = inputs[which][i];
+            inputs[which][i] = at + step;
+            let above = loss(inputs);
+            inputs[which][i] = at - step;
+            let below = loss(inputs);
+            inputs[which][i] = at;
+            let found = (above - below) / f64::from(2.0 * step);
+            let near = (found - expected).abs() < bound * expected.abs().max(1.0);
+            assert!(near, "{which} {i}: {found} by differences, {expected} by the chain rule");
+        }
+    }
+}

@@ -53,13 +53,6 @@ impl RowsCase {
         (0..self.heads_of_index().iter().product::<usize>() * self.count).map(one).collect()
     }
 
-    /// The index of each head of x.
-    fn spread(&self) -> Vec<u32> {
-        let ([batch, heads, ..], [index_batch, index_heads], index) = (self.shape, self.heads_of_index(), self.index());
-        let own = |at: usize| at / heads.max(1) % index_batch.max(1) * index_heads + at % heads.max(1) % index_heads;
-        (0..batch * heads).flat_map(|at| index[own(at) * self.count..][..self.count].to_vec()).collect()
-    }
-
     fn gathers(&self) -> bool {
         self.params.reduce.is_none()
     }
@@ -101,15 +94,14 @@ impl RowsCase {
 
     /// What is written, and how often each row is named by each head of the index.
     fn expected(&self) -> (Vec<f64>, Vec<f64>) {
-        let ([batch, heads, rows, width], count, index) = (self.shape, self.count, self.spread());
-        let problem = RowsProblem { index: &index, heads: batch * heads, rows, count, width };
+        let ([batch, heads, rows, width], count, index) = (self.shape, self.count, self.index());
+        let of_index = self.heads_of_index();
+        let problem = RowsProblem { index: &index, of_index, heads: [batch, heads], rows, count, width };
         let found = match self.params.reduce {
             None => rows_gathered(&problem, &self.values(), self.counted),
             Some(reduce) => rows_scattered(&problem, &self.values(), reduce).0,
         };
-        let own = self.index();
-        let heads = self.heads_of_index().iter().product();
-        let counts = RowsProblem { index: &own, heads, rows, count, width: 0 };
+        let counts = RowsProblem { heads: of_index, width: 0, ..problem };
         (found, rows_scattered(&counts, &[], RowReduction::Sum).1)
     }
 

@@ -342,7 +342,7 @@ impl<'a> Plan<'a> {
         let tensors = [&loads, &tensors[..], &stores].concat();
         self.task(
             "gradients of memory with momentum",
-            (file::LINEAR_MOMENTUM_BACKWARD, vec![]),
+            (file::LINEAR_MOMENTUM_BACKWARD, vec![("KEPT", 1)]),
             tensors,
             self.backward,
             40,

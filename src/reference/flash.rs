@@ -211,7 +211,7 @@ impl Scores {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::numbers;
+    use crate::reference::{assert_slopes, numbers};
 
     /// Every gradient against central differences, with every feature that a gradient goes through.
     #[test]
@@ -248,22 +248,6 @@ mod tests {
         let p = FlashProblem { score_mod: Some(&score_mod), mask_mod: Some(&mask_mod), ..problem(&inputs) };
         let out: Vec<f32> = flash(&params, &p).out.iter().map(|&x| x as f32).collect();
         let g = flash_backward(&params, &p, &out, &dout, Some(&dlse), Some(&score_mod_grad));
-        let step = 1.0 / 1024.0;
-        for (which, gradient) in [g.dq, g.dk, g.dv, g.dbias].into_iter().enumerate() {
-            assert!(gradient.iter().any(|g| g.abs() > 0.01));
-            for (i, expected) in gradient.into_iter().enumerate() {
-                let at = inputs[which][i];
-                inputs[which][i] = at + step;
-                let above = loss(&inputs);
-                inputs[which][i] = at - step;
-                let below = loss(&inputs);
-                inputs[which][i] = at;
-                let found = (above - below) / f64::from(2.0 * step);
-                assert!(
-                    (found - expected).abs() < 2e-6,
-                    "{which} {i}: {found} by differences, {expected} by the chain rule"
-                );
-            }
-        }
+        assert_slopes(&mut inputs, [g.dq, g.dk, g.dv, g.dbias], loss, 2e-6);
     }
 }

@@ -235,7 +235,7 @@ impl Head<'_> {
 mod tests {
     use super::*;
     use crate::LinearRule;
-    use crate::reference::numbers;
+    use crate::reference::{assert_slopes, numbers};
 
     /// Every gradient against central differences, with errors of the memory before the token and of that before its chunk.
     #[test]
@@ -264,22 +264,7 @@ mod tests {
             };
             let found = linear_momentum_backward(&params, &problem(&inputs, shapes), &dout, [Some(&dht), Some(&dst)]);
             let all = found.tokens.into_iter().chain(found.steps).chain([found.dh0, found.ds0]);
-            let step = 1.0 / 1024.0;
-            for (which, gradient) in all.enumerate() {
-                for (i, expected) in gradient.into_iter().enumerate() {
-                    let at = inputs[which][i];
-                    inputs[which][i] = at + step;
-                    let above = loss(&inputs);
-                    inputs[which][i] = at - step;
-                    let below = loss(&inputs);
-                    inputs[which][i] = at;
-                    let slope = (above - below) / f64::from(2.0 * step);
-                    assert!(
-                        (slope - expected).abs() < 1e-3 * expected.abs().max(1.0),
-                        "{chunk} {which} {i}: {slope} {expected}"
-                    );
-                }
-            }
+            assert_slopes(&mut inputs, all, loss, 1e-3);
         }
     }
 }

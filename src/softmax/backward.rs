@@ -61,19 +61,7 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     let caps = &caps.for_attention(own.forward.pairs());
     let sizes = own.forward.sizes(&what, visibility.memory_per_row());
     let engine = Tiling::gradients(caps, sizes)?;
-    let (stats, first) = own.begin(&mut builder, caps, params)?;
-    let setup = Setup {
-        caps,
-        visibility,
-        params,
-        shapes: &own.forward,
-        engine: &engine,
-        cells: None,
-        splits: 1,
-        stats: Some(stats),
-        prefix: "",
-        alone: false,
-    };
+    let (setup, first) = own.begin(&mut builder, caps, visibility, params, &engine)?;
     let mut stages = own.stages(&mut builder, &setup)?;
     if own.dbias.is_some() {
         let engine = Tiling::Portable(Portable::gradients(caps, sizes)?);
@@ -131,19 +119,8 @@ pub(super) fn plan_transposed(
     let what = format!("{} transposed", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
     let engine = Tiling::gradients(caps, own.forward.sizes(&what, visibility.memory_per_row()))?;
-    let (stats, first) = own.begin(&mut builder, caps, params)?;
-    let setup = Setup {
-        caps,
-        visibility,
-        params,
-        shapes: &own.forward,
-        engine: &engine,
-        cells: None,
-        splits: 1,
-        stats: Some(stats),
-        prefix: "",
-        alone: true,
-    };
+    let (setup, first) = own.begin(&mut builder, caps, visibility, params, &engine)?;
+    let setup = Setup { alone: true, ..setup };
     let [head_dim, value_dim] = [own.forward.q.shape()[3], width];
     let arguments = own.arguments(Pass::Values.side(), OF_VALUES);
     let flops = 2.0 * (head_dim + 2 * value_dim) as f64;
@@ -222,9 +199,16 @@ impl Gradients {
         Ok(self)
     }
 
-    /// What comes before all work: the block mask seen from the keys, and what the gradients know of every row. Returns where that is, and
-    /// the dispatches.
-    fn begin(&self, builder: &mut Builder, caps: &Caps, params: &ScoreParams) -> Result<(usize, Vec<usize>)> {
+    /// What all passes are planned from, and the dispatches that come before them: the block mask seen from the keys, and what the
+    /// gradients know of every row.
+    fn begin<'a>(
+        &'a self,
+        builder: &mut Builder,
+        caps: &'a Caps,
+        visibility: &'a dyn Visibility,
+        params: &'a ScoreParams,
+        engine: &'a Tiling,
+    ) -> Result<(Setup<'a>, Vec<usize>)> {
         let [batch, heads, queries, _] = self.forward.q.shape();
         let stats = builder.scratch_bytes("stats", 8 * (batch * heads * queries) as u64)?;
         let mut first: Vec<usize> = vec![];
@@ -233,7 +217,10 @@ impl Gradients {
         }
         let delta = self.delta(caps, params, stats)?;
         first.extend(builder.add(&delta));
-        Ok((stats, first))
+        let (shapes, stats) = (&self.forward, Some(stats));
+        let setup =
+            Setup { caps, visibility, params, shapes, engine, cells: None, splits: 1, stats, prefix: "", alone: false };
+        Ok((setup, first))
     }
 
     fn check(&self, caps: &Caps, additional: Option<&[Operand; 2]>) -> Result<()> {

@@ -11,7 +11,7 @@ var<workgroup> errors_of_lanes: array<vec4f, select(2u * WG, 1u, CHUNK > 1u)>;
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let s = stretch_of(workgroup, false);
     if (s.begin >= s.end) { return; }
-    load(s, thread);
+    load_slot(s, slot_of(s.begin), thread);
     for (var chunk = s.begin; chunk < s.end; chunk += CHUNK) {
         let end = min(chunk + CHUNK, s.end);
         if (CHUNK > 1u) {
@@ -27,11 +27,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
             if (CHUNK > 1u) { pass_token(s, n, chunk, end, thread); } else { pass_token(s, n, s.begin, s.end, thread); }
         }
     }
-    if (KEPT == 0u) {
-        store(s, thread);
-    } else if (place_in_segment(s.end) == 0u) {
-        store_slot(s, slot_of(s.end), thread);
-    }
+    // In place, or as what the next segment begins with.
+    if (KEPT == 0u || place_in_segment(s.end) == 0u) { store_slot(s, slot_of(s.end), thread); }
 }
 
 // One of tokens [first, end).
@@ -93,36 +90,4 @@ fn write_batch(s: Stretch, first: u32, end: u32, outputs: bool, thread: u32) {
         }
     }
     workgroupBarrier();
-}
-
-fn load(s: Stretch, thread: u32) {
-    let column = column_of(s, thread);
-    if (KEPT == 1u) {
-        load_slot(s, slot_of(s.begin), thread);
-        return;
-    }
-    for (var i = 0u; i < PART; i++) {
-        for (var r = 0u; r < 4u; r++) {
-            let row = 4u * row_of(i, thread) + r;
-            memory[i][r] = vec4f();
-            momentum[i][r] = vec4f();
-            if (row < HEAD_DIM && column < HEAD_DIM_V) {
-                memory[i][r] = load_memory4(at_memory(s.batch, s.head, row) + column, HEAD_DIM_V - column);
-                momentum[i][r] = load_momentum4(at_momentum(s.batch, s.head, row) + column, HEAD_DIM_V - column);
-            }
-        }
-    }
-}
-
-fn store(s: Stretch, thread: u32) {
-    let column = column_of(s, thread);
-    for (var i = 0u; i < PART; i++) {
-        for (var r = 0u; r < 4u; r++) {
-            let row = 4u * row_of(i, thread) + r;
-            if (row < HEAD_DIM && column < HEAD_DIM_V) {
-                store_memory4(at_memory(s.batch, s.head, row) + column, HEAD_DIM_V - column, memory[i][r]);
-                store_momentum4(at_momentum(s.batch, s.head, row) + column, HEAD_DIM_V - column, momentum[i][r]);
-            }
-        }
-    }
 }

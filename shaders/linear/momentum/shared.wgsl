@@ -7,7 +7,8 @@
 // a stretch of params.segment tokens. Thread (lane, quad) keeps four columns of every LANES-th four rows in registers.
 //
 // Where states are KEPT, `states` has slots of 2 · HEAD_DIM rows, M above S: one for each token of a segment; one for gradients; then one for
-// what each segment of SEGMENT tokens begins with. Segments begin anew in each UNIT of tokens: several whole chunks, or one.
+// what each segment of SEGMENT tokens begins with. Segments begin anew in each UNIT of tokens: several whole chunks, or one. Elsewhere the states
+// go on in place, in `memory` and `momentum`, whatever the slot.
 
 const QUADS: u32 = COLS / 4u;
 const LANES: u32 = WG / QUADS;
@@ -77,7 +78,21 @@ fn store_error(t: Token, column: u32, e: vec4f) {
 
 // Row `row` of a slot, M's where it is below HEAD_DIM, else S's.
 fn slot_row(s: Stretch, slot: u32, row: u32, column: u32) -> vec4f {
-    return load_states4(at_states(s.batch, s.head, 2u * HEAD_DIM * slot + row) + column, HEAD_DIM_V - column);
+    let n = HEAD_DIM_V - column;
+    if (KEPT == 1u) { return load_states4(at_states(s.batch, s.head, 2u * HEAD_DIM * slot + row) + column, n); }
+    if (row < HEAD_DIM) { return load_memory4(at_memory(s.batch, s.head, row) + column, n); }
+    return load_momentum4(at_momentum(s.batch, s.head, row - HEAD_DIM) + column, n);
+}
+
+fn store_row(s: Stretch, slot: u32, row: u32, column: u32, x: vec4f) {
+    let n = HEAD_DIM_V - column;
+    if (KEPT == 1u) {
+        store_states4(at_states(s.batch, s.head, 2u * HEAD_DIM * slot + row) + column, n, x);
+    } else if (row < HEAD_DIM) {
+        store_memory4(at_memory(s.batch, s.head, row) + column, n, x);
+    } else {
+        store_momentum4(at_momentum(s.batch, s.head, row - HEAD_DIM) + column, n, x);
+    }
 }
 
 fn load_slot(s: Stretch, slot: u32, thread: u32) {
@@ -101,9 +116,8 @@ fn store_slot(s: Stretch, slot: u32, thread: u32) {
         for (var r = 0u; r < 4u; r++) {
             let row = 4u * row_of(i, thread) + r;
             if (row < HEAD_DIM && column < HEAD_DIM_V) {
-                let first = 2u * HEAD_DIM * slot + row;
-                store_states4(at_states(s.batch, s.head, first) + column, HEAD_DIM_V - column, memory[i][r]);
-                store_states4(at_states(s.batch, s.head, first + HEAD_DIM) + column, HEAD_DIM_V - column, momentum[i][r]);
+                store_row(s, slot, row, column, memory[i][r]);
+                store_row(s, slot, HEAD_DIM + row, column, momentum[i][r]);
             }
         }
     }

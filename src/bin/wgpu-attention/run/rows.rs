@@ -79,9 +79,8 @@ fn on_cpu(
     dtype: DType,
 ) -> Vec<f32> {
     let [batch, heads, own, width] = given.shape;
-    let of_head = |at: usize| (at / heads % index_batch * index_heads + at % heads % index_heads) * count;
-    let index: Vec<u32> = (0..batch * heads).flat_map(|at| index[of_head(at)..][..count].to_vec()).collect();
-    let problem = RowsProblem { index: &index, heads: batch * heads, rows: rows.unwrap_or(own), count, width };
+    let of_index = [index_batch, index_heads];
+    let problem = RowsProblem { index, of_index, heads: [batch, heads], rows: rows.unwrap_or(own), count, width };
     let found = match params.reduce {
         None => rows_gathered(&problem, &given.values, false),
         Some(reduce) => rows_scattered(&problem, &given.values, reduce).0,
