@@ -172,30 +172,36 @@ fn rules(gpu: &Gpu, sizes: &Sizes, takes: impl Fn(LinearRule) -> bool) {
         let betas = (rule == LinearRule::Delta).then_some(heads);
         LinearCase { params, gates: gated.then_some((1.0, 1000)), by_channel, betas, ..case }
     };
-    let ready = |case: &LinearCase| match case.params.rule {
+    let ready = |case: &LinearCase, algorithm| match case.params.rule {
         LinearRule::Momentum => {
-            let ready = block_on(LinearMomentumCase::of(case.clone()).ready(gpu)).expect("memory for the tensors");
+            let mut case = LinearMomentumCase::of(case.clone());
+            case.tokens.params.algorithm = algorithm;
+            let ready = block_on(case.ready(gpu)).expect("memory for the tensors");
             seconds(gpu, &ready);
             ready
         }
         _ => ready(gpu, case),
     };
-    let plain = ready(&case(first, LinearRule::Linear, false, false));
+    let plain = ready(&case(first, LinearRule::Linear, false, false), None);
+    let [one_by_one, one_pass] = [LinearAlgorithm::Recurrent, LinearAlgorithm::OnePass].map(Some);
     // Operations of a token for each element of the state.
-    for (name, work, rule, gated, by_channel) in [
-        ("plain", 5.0, LinearRule::Linear, false, false),
-        ("gates by token", 5.0, LinearRule::Linear, true, false),
-        ("gates by channel", 5.0, LinearRule::Linear, true, true),
-        ("delta", 7.0, LinearRule::Delta, false, false),
-        ("delta, gates by token", 7.0, LinearRule::Delta, true, false),
-        ("delta, gates by channel", 7.0, LinearRule::Delta, true, true),
-        ("momentum", 10.0, LinearRule::Momentum, false, false),
+    for (name, work, rule, gated, by_channel, algorithm) in [
+        ("plain", 5.0, LinearRule::Linear, false, false, None),
+        ("gates by token", 5.0, LinearRule::Linear, true, false, None),
+        ("gates by channel", 5.0, LinearRule::Linear, true, true, None),
+        ("delta", 7.0, LinearRule::Delta, false, false, None),
+        ("delta, gates by token", 7.0, LinearRule::Delta, true, false, None),
+        ("delta, gates by channel", 7.0, LinearRule::Delta, true, true, None),
+        ("momentum, token by token", 10.0, LinearRule::Momentum, false, false, one_by_one),
+        ("momentum, one pass", 10.0, LinearRule::Momentum, false, false, one_pass),
     ]
     .into_iter()
     .filter(|(_, _, rule, ..)| takes(*rule))
+    // Where shaders run on a processor, arithmetic is what counts: chunks take minutes.
+    .filter(|(.., algorithm)| *algorithm != one_pass || testing() || gpu.caps().kind != AdapterKind::Software)
     {
         let lengths = sizes.tokens.iter();
-        let calls: Vec<_> = lengths.map(|&n| (n, ready(&case(n, rule, gated, by_channel)))).collect();
+        let calls: Vec<_> = lengths.map(|&n| (n, ready(&case(n, rule, gated, by_channel), algorithm))).collect();
         let names: Vec<String> = calls.iter().map(|(tokens, _)| format!("{name}, T {tokens}")).collect();
         let runs: Vec<_> = calls.iter().map(|(_, call)| || seconds(gpu, call)).collect();
         let of_plain = || seconds(gpu, &plain);

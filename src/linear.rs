@@ -63,7 +63,9 @@ pub struct LinearParams {
     pub algorithm: Option<LinearAlgorithm>,
     /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, outputs are not computed
     /// token by token. Default: 64. With [`LinearRule::Momentum`] it is something else: how many tokens, 1 to 256, have errors of the
-    /// same memory. Default: 1.
+    /// same memory. Default: 1. Algorithms over chunks take the smallest multiple of 32 from 64 to 256 that is also a multiple of it;
+    /// where there is none, the device has not the workgroup memory for it, or tokens go from the last to the first with more than 1, memory
+    /// is computed token by token.
     pub chunk: Option<usize>,
 }
 

@@ -10,6 +10,7 @@ use wgpu_attention::backward::LinearGradients;
 use wgpu_attention::catalogue::{
     Case, LinearCase, LinearMomentumCase, linear_momentum_cases, random_linear_momentum_cases,
 };
+use wgpu_attention::plan::{AdapterKind, Caps, Shapes};
 use wgpu_attention::*;
 
 #[test]
@@ -42,10 +43,14 @@ fn an_independent_implementation_agrees() {
     let inputs = LinearInputs::new(&q, &k, &v).with_state(&m0);
     let inputs = inputs.with_momentum(LinearMomentum::new(&alpha, &eta, &theta));
     let attention = LinearAttention::new(gpu(), params(Some(1))).unwrap();
-    let (o, memory, momentum) = block_on(attention.forward_with_momentum(&inputs)).unwrap();
-    for (name, found) in [("out", &o), ("m", &memory), ("s", &momentum)] {
-        let ratio = ratio(&read(found), &floats(&file, name));
-        assert!(ratio < 2e-6, "{name}: {ratio}");
+    for algorithm in [LinearAlgorithm::Recurrent, LinearAlgorithm::OnePass, LinearAlgorithm::ThreePass] {
+        let params = LinearParams { algorithm: Some(algorithm), ..params(Some(1)) };
+        let attention = LinearAttention::new(gpu(), params).unwrap();
+        let (o, memory, momentum) = block_on(attention.forward_with_momentum(&inputs)).unwrap();
+        for (name, found) in [("out", &o), ("m", &memory), ("s", &momentum)] {
+            let ratio = ratio(&read(found), &floats(&file, name));
+            assert!(ratio < 2e-6, "{name}, {algorithm:?}: {ratio}");
+        }
     }
     let found = block_on(attention.backward_with_momentum(&inputs, &dout, Some(&dm), None)).unwrap();
     let LinearGradients { dq, dk, dv, dalpha, deta, dtheta, dh0, ds0, .. } = found;
@@ -55,6 +60,29 @@ fn an_independent_implementation_agrees() {
         let ratio = ratio(&read(&found.expect(name)), &floats(&file, name));
         assert!(ratio < 1e-5, "{name}: {ratio}");
     }
+}
+
+/// Where shaders run on a GPU, many tokens go over chunks; the plan says so, and why where they do not.
+#[test]
+fn ways_over_chunks() {
+    let caps = Caps::unlimited().with(|caps| (caps.kind, caps.workgroup_memory) = (AdapterKind::Discrete, 32 << 10));
+    let like = |width| Layout::heads_first(DType::F32, [1, 4, 600, width]);
+    let shapes = ["alpha", "eta", "theta"].into_iter().fold(Shapes::default(), |all, name| all.tensor(name, like(1)));
+    let shapes = ["q", "k", "v"].into_iter().fold(shapes, |all, name| all.tensor(name, like(64)));
+    let words = |caps: &Caps, params: LinearParams| params.plan(caps, &shapes).expect("a plan").to_string();
+    for (chunk, of_engine) in [(None, 64), (Some(16), 64), (Some(24), 96), (Some(64), 64), (Some(128), 128)] {
+        let found = words(&caps, params(chunk));
+        let known = [format!("chunks of {of_engine} tokens"), "three passes".into()];
+        assert!(known.iter().all(|known| found.contains(known)), "{chunk:?}: {found}");
+    }
+    for chunk in [11, 250] {
+        let found = words(&caps, params(Some(chunk)));
+        assert!(found.contains("token by token"), "{chunk}: {found}");
+    }
+    let backwards = LinearParams { reverse: true, ..params(Some(2)) };
+    assert!(words(&caps, backwards).contains("token by token"));
+    let software = caps.with(|caps| caps.kind = AdapterKind::Software);
+    assert!(words(&software, params(None)).contains("token by token"));
 }
 
 /// Without momentum it is the gated delta rule with g = ln(1 − α), β = θ / (1 − α) and values (1 − α) v.
@@ -144,8 +172,6 @@ fn bad_input() {
     for (chunk, value) in [(0, "chunk is 0"), (257, "chunk is 257")] {
         says(new(params(Some(chunk))), &[value, "within 1..=256 with the rule momentum"]);
     }
-    let three = LinearParams { algorithm: Some(LinearAlgorithm::ThreePass), ..params(None) };
-    says(new(three), &["algorithm is ThreePass", "unset or recurrent with the rule momentum"]);
     says(new(LinearParams { slopes: Some(vec![0.1; 2]), ..params(None) }), &["slopes is set", "alpha"]);
     says(new(LinearParams { causal: false, ..params(None) }), &["causal is false", "with momentum"]);
     says(new(LinearParams { normalize: Some(0.0), ..params(None) }), &["normalize is 0", "with momentum"]);
@@ -160,6 +186,14 @@ fn bad_input() {
     says(block_on(plain.forward(&with)), &["alpha is set", "except for the rule momentum"]);
     says(run(&with.with_gates(&step)), &["g is set", "alpha"]);
     says(run(&with.with_beta(&step)), &["beta is set", "except for the delta rule"]);
+    for (chunk, reverse) in [(11, false), (2, true)] {
+        let algorithm = Some(LinearAlgorithm::ThreePass);
+        let attention = new(LinearParams { algorithm, reverse, ..params(Some(chunk)) }).unwrap();
+        let words = format!("errors of {chunk} tokens are of one memory");
+        says(block_on(attention.forward(&with)), &["algorithm is ThreePass", "unset or recurrent", &words]);
+        let attention = new(LinearParams { reverse, ..params(Some(chunk)) }).unwrap();
+        assert!(block_on(attention.forward(&with)).is_ok());
+    }
     let narrow = zeros([1, 2, 4, 1]);
     let bad = LinearMomentum { eta: &narrow, ..LinearMomentum::new(&step, &step, &step) };
     says(run(&inputs.with_momentum(bad)), &["eta.shape is [1, 2, 4, 1]", "[1, 2, 5, 1]"]);

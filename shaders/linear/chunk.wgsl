@@ -72,18 +72,6 @@ fn begin_chunk(w: Work, n0: u32, count: u32, thread: u32) {
     workgroupBarrier();
 }
 
-fn fade_state(w: Work, n0: u32, count: u32, thread: u32) {
-    let change = vec4f(change_of(gates_between(count, 0u)));
-    for (var i = 0u; i < RD; i++) {
-        let row = thread / TC * RD + i;
-        var left = 1.0;
-        if (HAS_FADES) { left = left_of_channel(w, n0, min(row, HEAD_DIM - 1u)); }
-        for (var c = 0u; c < OV; c++) {
-            if (HAS_FADES) { state[i][c] *= left; } else { state[i][c] = fma(change, state[i][c], state[i][c]); }
-        }
-    }
-}
-
 // Brings values and faded keys of BATCH tokens into workgroup memory, from token t0 of the chunk on.
 fn stage_pairs(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
     stage_values(w, n0, count, t0, thread);
@@ -108,8 +96,8 @@ fn stage_keys(w: Work, n0: u32, count: u32, t0: u32, thread: u32) {
         let inside = 4u * min(d, D4 - 1u);
         let last = min(j, count - 1u);
         let t = token_at(w, n0 + last);
-        let k = load_k4(at_k(t.batch, t.head / params.groups.y, t.row) + inside, HEAD_DIM - inside);
-        tile[K_AT + n] = select(vec4f(), edges[last].y * left_after(t, inside) * k, j < count && d < D4);
+        let k = edges[last].y * left_after(t, inside) * key_at(t, inside);
+        tile[K_AT + n] = select(vec4f(), k, j < count && d < D4);
     }
 }
 

@@ -90,8 +90,8 @@ fn stage_tokens(w: Work, n0: u32, count: u32, d0: u32, thread: u32) {
         let valid = r < count && d0 + d < D4;
         var q = vec4f();
         var k = vec4f();
-        if (CORRECTS == 0u) { q = load_q4(at_q(t.batch, t.head / params.groups.x, t.row) + inside, HEAD_DIM - inside); }
-        if (CORRECTS == 1u || GIVEN == 0u) { k = load_k4(at_k(t.batch, t.head / params.groups.y, t.row) + inside, HEAD_DIM - inside); }
+        if (CORRECTS == 0u) { q = query_at(t, inside); }
+        if (CORRECTS == 1u || GIVEN == 0u) { k = key_at(t, inside); }
         if (CORRECTS == 1u) { q = k; }
         tile[d * CHUNK + r] = select(vec4f(), left_before(t, inside) * q, valid);
         if (GIVEN == 0u) { tile[KEYS_AT + d * CHUNK + r / 4u + CHUNK / 4u * (r % 4u)] = select(vec4f(), k, valid); }

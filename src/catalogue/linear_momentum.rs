@@ -5,7 +5,10 @@ use super::ready::{Owned, Ready};
 use super::{Case, KernelParams, LinearCase, Outcome, Problem, normal, poisoned, random_linear_cases};
 use crate::program::Kernel;
 use crate::reference::{LinearMomentumProblem, linear_momentum, linear_momentum_backward};
-use crate::{Caps, DType, FeatureMap, Gpu, GpuTime, Layout, LinearMomentum, LinearParams, LinearRule, Program, Result};
+use crate::{
+    Caps, DType, FeatureMap, Gpu, GpuTime, Layout, LinearAlgorithm, LinearMomentum, LinearParams, LinearRule, Program,
+    Result,
+};
 use futures::future::LocalBoxFuture;
 
 /// A problem of memory with momentum.
@@ -274,12 +277,49 @@ pub fn linear_momentum_cases() -> Vec<LinearMomentumCase> {
         cases.push(of(tokens, None, &LinearCase { of_states, in_place, h0: !in_place, ..base.clone() }));
     }
     cases.push(of(0, None, &base));
+    cases.extend(cases_over_chunks(&base));
     for (seed, case) in (15000..).step_by(50).zip(&mut cases) {
         case.tokens.seed = seed;
     }
-    let exact = |case: &&LinearMomentumCase| case.tokens.of_states == DType::F32;
+    // Gradients are found alike for all algorithms.
+    let exact =
+        |case: &&LinearMomentumCase| case.tokens.of_states == DType::F32 && case.tokens.params.algorithm.is_none();
     let backward = cases.iter().filter(exact).enumerate().map(|(i, case)| case.clone().gradients(i % 2 == 0));
     cases.iter().cloned().chain(backward).collect()
+}
+
+/// Both ways over chunks, lengths around chunks and segments, errors of one memory that end with chunks and inside of them, directions, packed
+/// sequences, types, states in place.
+fn cases_over_chunks(base: &LinearCase) -> Vec<LinearMomentumCase> {
+    let [one, three] = [LinearAlgorithm::OnePass, LinearAlgorithm::ThreePass];
+    let of = |tokens: usize, chunk: Option<usize>, algorithm, case: &LinearCase| {
+        let params = LinearParams { chunk, ..case.params.clone() };
+        let mut found = LinearMomentumCase::of(LinearCase { tokens, params, ..case.clone() });
+        found.tokens.params.algorithm = Some(algorithm);
+        LinearMomentumCase { s0: true, ..found }
+    };
+    let lengths = [
+        (1, None, one),
+        (63, None, three),
+        (300, None, one),
+        (600, None, three),
+        (100, Some(16), one),
+        (600, Some(3), three),
+    ];
+    let mut cases: Vec<_> = lengths.into_iter().map(|(n, chunk, algorithm)| of(n, chunk, algorithm, base)).collect();
+    cases.push(of(70, None, one, &LinearCase { dims: (64, 64), h0: false, ..base.clone() }));
+    cases.push(of(70, Some(16), one, &LinearCase { dims: (7, 33), strided: true, ..base.clone() }));
+    let grouped = LinearCase { batch: 2, heads: [4, 1, 2], ..base.clone() };
+    cases.push(LinearMomentumCase { heads: [1, 2, 4], ..of(150, None, three, &grouped) });
+    let params = LinearParams { reverse: true, ..base.params.clone() };
+    let packed = LinearCase { batch: 4, packed: true, sequences: vec![30, 0, 290, 1], params, ..base.clone() };
+    cases.push(of(290, None, one, &packed));
+    let params = LinearParams { feature_map: FeatureMap::Elu1, l2_norm: true, ..base.params.clone() };
+    let dtypes = [DType::F16, DType::Bf16];
+    let in_place = LinearCase { in_place: true, h0: false, dtypes, params, of_states: DType::F16, ..base.clone() };
+    cases.push(of(300, Some(16), three, &in_place));
+    cases.push(of(0, None, one, base));
+    cases
 }
 
 /// Random shapes, params and types.
@@ -287,7 +327,12 @@ pub fn random_linear_momentum_cases(count: usize, seed: u64) -> Vec<LinearMoment
     let chunks = [None, Some(1), Some(3), Some(16), Some(32), Some(33), Some(100)];
     let case = |(i, tokens): (usize, LinearCase)| {
         let params = LinearParams { chunk: chunks[i % chunks.len()], ..tokens.params.clone() };
-        let case = LinearMomentumCase::of(LinearCase { params, ..tokens });
+        let mut case = LinearMomentumCase::of(LinearCase { params, ..tokens });
+        let chunk = case.tokens.params.chunk.unwrap_or(1);
+        if i % 4 < 2 && (chunk == 1 || !case.tokens.params.reverse && [3, 16, 32].contains(&chunk)) {
+            case.tokens.params.algorithm =
+                [None, Some(LinearAlgorithm::OnePass), Some(LinearAlgorithm::ThreePass)][i / 4 % 3];
+        }
         let all = case.heads[0];
         let one_or_all = |shift: usize| if (i >> shift).is_multiple_of(2) { all } else { 1 };
         let case = LinearMomentumCase { heads: [0, 1, 2].map(one_or_all), s0: i % 3 > 0, ..case };

@@ -1,6 +1,6 @@
 //! Over chunks of tokens, in one pass or in three over segments.
 //!
-//! Where channels fade apart, how they do and the products of a chunk's tokens are computed ahead. The delta rule goes in steps: the inverses
+//! Where rows of a state fade apart, how they do and the products of a chunk's tokens are computed ahead. The delta rule goes in steps: the inverses
 //! of chunks, then from one chunk to the next what each token corrects the state by, and with these corrections as values the linear
 //! rule. (Where that has segments, their first states are known by then.)
 
@@ -14,8 +14,8 @@ use crate::program::Builder;
 use crate::program::shader::{AccessKind, file};
 use crate::{Caps, DType, Layout, Result};
 
-/// What is left of each channel before and after a token.
-const FADES: [Tensor; 2] = ["fades", "rests"];
+/// What is left of each row before and after a token.
+pub(super) const FADES: [Tensor; 2] = ["fades", "rests"];
 const PRODUCTS: Tensor = "products of tokens";
 const INVERSES: Tensor = "inverses of chunks";
 const CORRECTIONS: Tensor = "corrections";
@@ -29,13 +29,15 @@ impl Walk {
         let chunking = &chunking;
         let entries = if packed { 1 } else { self.frame.entries() };
         let by_token = |width| Layout::heads_first(DType::F32, [entries, self.frame.heads, self.frame.tokens, width]);
-        let by_channel = self.frame.decay == Decay::ByChannel;
+        let by_row = self.frame.decay.is_by_row();
         // What is computed ahead sees every gate and beta.
-        if by_channel || self.after.is_some() {
+        if by_row || self.after.is_some() {
             self.add_report(builder, chunking.chunk, packed)?;
         }
-        if by_channel {
-            self.add_fades(builder, chunking.chunk)?;
+        match self.frame.decay {
+            Decay::ByChannel => self.add_fades(builder, chunking.chunk)?,
+            Decay::WithMomentum { errors } => self.add_fades_with_momentum(builder, chunking.chunk, errors)?,
+            _ => {}
         }
         let mut walk = self.clone();
         if let Some(After { k, v, correction, .. }) = &self.after {
@@ -43,7 +45,7 @@ impl Walk {
             builder.scratch(INVERSES, by_token(chunking.chunk))?;
             let tensors = [Some(("k", *k, AccessKind::Load4)), beta.map(|beta| ("beta", beta, AccessKind::Load1))];
             let inverses = walk.products(builder.caps, INVERSES, tensors.into_iter().flatten().collect(), chunking)?;
-            self.add_tasks(builder, [inverses])?;
+            inverses.add(builder, &self.of_keys())?;
             if self.reads.is_some() {
                 builder.scratch(CORRECTIONS, by_token(self.frame.dims.1))?;
             }
@@ -67,21 +69,21 @@ impl Walk {
                 ..walk
             };
         }
-        if let (true, Some([q, _]), Some([k, _])) = (by_channel, walk.reads, walk.adds) {
+        if let (true, Some([q, _]), Some([k, _])) = (by_row, walk.reads, walk.adds) {
             builder.scratch(PRODUCTS, by_token(chunking.chunk))?;
             let tensors = vec![("q", q, AccessKind::Load4), ("k", k, AccessKind::Load4)];
             let products =
                 Self { reports: false, ..walk.clone() }.products(builder.caps, PRODUCTS, tensors, chunking)?;
-            self.add_tasks(builder, [products])?;
+            products.add(builder, &self.of_keys())?;
         }
-        if by_channel {
+        if by_row {
             walk.reports = false;
         }
         let tasks = match algorithm {
             LinearAlgorithm::ThreePass if self.after.is_some() => vec![walk.outputs_of_segments(chunking)],
             LinearAlgorithm::ThreePass => {
                 walk.add_report(builder, walk.segment, packed)?;
-                if !by_channel && builder.operand("totals").is_none() {
+                if !by_row && builder.operand("totals").is_none() {
                     builder.scratch("totals", walk.by_segment(walk.segment))?;
                 }
                 let states = walk.frame.segments(walk.segment) + usize::from(walk.kept);
@@ -110,7 +112,11 @@ impl Walk {
         let widths =
             [(self.after.is_some() || by_channel, chunk), (self.after.is_some(), dims.1), (by_channel, dims.0)];
         let most = widths.into_iter().filter(|(is, _)| *is).map(|(_, width)| width).max()?;
-        let head = 4 * tokens as u64 * most as u64;
+        let states = match decay {
+            Decay::WithMomentum { .. } => (self.frame.segments(self.segment) + 1) * dims.0 * dims.1,
+            _ => 0,
+        };
+        let head = 4 * (tokens * most).max(states) as u64;
         let entries = if packed { 1 } else { self.frame.entries() };
         let all = head.saturating_mul((heads * entries) as u64);
         let fits = head <= caps.binding_bytes && all <= caps.buffer_bytes;
@@ -126,6 +132,13 @@ impl Walk {
         let rounds = self.frame.segments(self.segment) * each * if self.causal { 1 } else { 2 };
         let what = format!("linear attention over {} tokens in three passes", self.frame.longest());
         caps.within(&what, "rounds of llvmpipe's loops", rounds as u64, available)
+    }
+
+    /// The same, with the channels of keys for the rows of the state.
+    pub fn of_keys(&self) -> Frame {
+        let (rows, columns) = self.frame.dims;
+        let both = matches!(self.frame.decay, Decay::WithMomentum { .. });
+        Frame { dims: (if both { rows / 2 } else { rows }, columns), ..self.frame.clone() }
     }
 
     /// Workgroups of a segment.
@@ -159,7 +172,7 @@ impl Walk {
 
     /// The products of each chunk's tokens, of queries and keys, or, of keys alone, the inverses.
     fn products(&self, caps: &Caps, to: Tensor, mut tensors: Vec<Access>, chunking: &Chunking) -> Result<Task> {
-        let (chunk, head_dim) = (chunking.chunk, self.frame.dims.0);
+        let (chunk, head_dim) = (chunking.chunk, self.of_keys().dims.0);
         let by_channel = usize::from(self.frame.decay == Decay::ByChannel);
         let inverts = usize::from(to == INVERSES);
         let what = format!("products of a chunk of {chunk} tokens of linear attention");
@@ -168,17 +181,27 @@ impl Walk {
         let bytes = 2048 * (1 + by_channel) + 64 * chunk * inverts + 8 * (chunk + 1) + 24;
         caps.within(&what, "maxComputeWorkgroupStorageSize", bytes as u64, caps.workgroup_memory.into())?;
         tensors.push(("weights", to, AccessKind::UpdateBits));
+        let mut constants = vec![
+            ("WG", chunk),
+            ("CHUNK", chunk),
+            ("CHANNELS", head_dim),
+            ("BY_CHANNEL", by_channel),
+            ("INVERTS", inverts),
+        ];
+        let mut files = vec![file::LINEAR_CHUNKS_PRODUCTS];
+        if let Decay::WithMomentum { errors } = self.frame.decay {
+            tensors.push(("steps", "steps", AccessKind::Load4));
+            constants.push(("ERRORS", errors));
+            files.extend([file::LINEAR_MOMENTUM_STEP, file::LINEAR_MOMENTUM_FACTOR]);
+            files.extend([file::LINEAR_REPORT, self.gates_file()]);
+        } else {
+            files.extend([file::LINEAR_BETAS, file::LINEAR_CHUNKS_FACTOR]);
+            files.extend(self.decays_files(self.gates_file()));
+        }
         Ok(Task {
             name: to,
-            files: [&[file::LINEAR_CHUNKS_PRODUCTS, file::LINEAR_BETAS], &self.decays_files(self.gates_file())[..]]
-                .concat(),
-            constants: vec![
-                ("WG", chunk),
-                ("CHUNK", chunk),
-                ("CHANNELS", head_dim),
-                ("BY_CHANNEL", by_channel),
-                ("INVERTS", inverts),
-            ],
+            files,
+            constants,
             tensors: self.with_gates(tensors),
             segment: chunk,
             work: self.work(self.frame.segments(chunk)),
@@ -229,19 +252,20 @@ impl Walk {
         let Chunking { chunk, cols, .. } = *chunking;
         let head_dim = self.frame.dims.0;
         let each = 2 * chunk * head_dim + chunk * cols + 4 * head_dim * cols;
-        let gates = if self.frame.decay == Decay::ByChannel { file::LINEAR_GATES_BY_HEAD } else { self.gates_file() };
+        let by_row = self.frame.decay.is_by_row();
+        let gates = if by_row { file::LINEAR_GATES_BY_HEAD } else { self.gates_file() };
+        let mut files = vec![file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_CHUNK];
+        files.extend(match self.frame.decay {
+            Decay::WithMomentum { .. } => &[file::LINEAR_MOMENTUM_ROWS][..],
+            _ => &[file::LINEAR_CHUNKS_LEFT, file::LINEAR_CHUNKS_ROWS],
+        });
+        files.extend(self.decays_files(gates));
         Task {
             name,
-            files: [
-                &[file::LINEAR_STATES, file::LINEAR_WORK, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_CHUNK],
-                &self.decays_files(gates)[..],
-            ]
-            .concat(),
-            constants: [&chunking.constants(), constants, &[self.causal()]].concat(),
-            tensors: match self.frame.decay {
-                Decay::ByChannel => [tensors, self.fades()].concat(),
-                _ => self.with_gates(tensors),
-            },
+            files,
+            constants: [&chunking.constants(), constants, &[self.causal(), ("CHANNELS", self.of_keys().dims.0)]]
+                .concat(),
+            tensors: if by_row { [tensors, self.fades()].concat() } else { self.with_gates(tensors) },
             segment: tokens,
             work: self.work(self.frame.segments(tokens) * self.tiles(chunking)),
             runs: 0..1,
@@ -259,7 +283,7 @@ impl Walk {
         more: Vec<Access>,
     ) -> Task {
         let [q, k, v, o] = self.plain();
-        let given = self.frame.decay == Decay::ByChannel;
+        let given = self.frame.decay.is_by_row();
         let mut tensors =
             [("q", q), ("k", k), ("v", v)].map(|(name, tensor)| (name, tensor, AccessKind::Load4)).to_vec();
         tensors.push(("o", o, AccessKind::Store4));
@@ -300,7 +324,7 @@ impl Walk {
             [("WG", THREADS), ("CHUNK", chunking.chunk), self.whole(), ("KEPT", usize::from(self.kept)), self.causal()];
         let scan = Task {
             name: "scan of segments",
-            files: vec![file::LINEAR_STATES, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_SCAN],
+            files: vec![file::LINEAR_STATES, file::LINEAR_CHUNKS_BOUNDS, file::LINEAR_CHUNKS_LEFT, file::LINEAR_SCAN],
             constants: [&constants[..], &ends].concat(),
             tensors,
             segment,
@@ -332,10 +356,9 @@ impl Walk {
         task
     }
 
-    /// How channels fade, if each does apart.
+    /// How rows fade, if they do apart.
     fn fades(&self) -> Vec<Access> {
-        let by_channel = self.frame.decay == Decay::ByChannel;
-        FADES.iter().filter(|_| by_channel).map(|&name| (name, name, AccessKind::Load4)).collect()
+        FADES.iter().filter(|_| self.frame.decay.is_by_row()).map(|&name| (name, name, AccessKind::Load4)).collect()
     }
 
     /// The gates, and their sums, by which all channels fade alike: none, where each fades apart.

@@ -1,6 +1,9 @@
 //! Titans' linear memory: a state, its momentum, and steps of gradient descent (`shaders/linear/momentum/shared.wgsl`). It goes token by
-//! token; gradients keep both states, go back by segments, and compute the states of each again.
+//! token, or over chunks; gradients go token by token: they keep both states, go back by segments, and compute the states of each again.
 
+mod chunks;
+
+use super::LinearParams;
 use super::checks::check_output;
 use super::ends::StateSource;
 use super::names::Tensor;
@@ -9,7 +12,6 @@ use super::steps::STEPS;
 use super::sums::{Sum, sum_of_heads};
 use super::task::{Access, Frame, THREADS, Task};
 use super::walk::Walk;
-use super::{LinearAlgorithm, LinearParams};
 use crate::error::require;
 use crate::program::shader::{AccessKind, file};
 use crate::program::{Builder, Operand, Program, Rule, Source};
@@ -32,14 +34,6 @@ pub(super) fn check(params: &LinearParams) -> Result<()> {
         let bound = format!("within 1..={MOST} with the rule momentum: tokens whose errors are those of one memory");
         require((1..=MOST).contains(&chunk), "chunk", chunk, bound)?;
     }
-    let one_by_one = matches!(params.algorithm, None | Some(LinearAlgorithm::Recurrent));
-    let algorithm = params.algorithm.unwrap_or(LinearAlgorithm::Recurrent);
-    require(
-        one_by_one,
-        "algorithm",
-        format!("{algorithm:?}"),
-        "unset or recurrent with the rule momentum, which goes token by token",
-    )?;
     require(params.slopes.is_none(), "slopes", "set", "unset with the rule momentum: alpha is what memory forgets")
 }
 
@@ -98,14 +92,19 @@ impl LinearParams {
         }
         let plan = Plan::new(&builder, self, inputs)?;
         self.add_features(&mut builder, inputs, &plan.frame)?;
-        let ahead = plan.spans.chunk > 1;
-        plan.add_steps(&mut builder, ahead)?;
         let from = |name| builder.tensor(name).map(|_| name);
         let ends = [("state", "h0", "ht", "memory"), ("s", "s0", "st", "momentum")];
         let ends = ends.map(|(place, from_there, to, own)| match in_place {
             true => (Some(place), Some(place), own),
             false => (from(from_there), from(to), own),
         });
+        if let (Some(chunks), why) = plan.chunks(self, builder.caps)? {
+            plan.add_steps(&mut builder, false)?;
+            let words = chunks.add(&plan, &mut builder, ends.map(|(from, to, _)| (from, to)), &why)?;
+            return builder.finish(words);
+        }
+        let ahead = plan.spans.chunk > 1;
+        plan.add_steps(&mut builder, ahead)?;
         let mut places = vec![];
         for (from, to, own) in ends {
             places.push(plan.place(&mut builder, from, to, own)?);
@@ -362,7 +361,7 @@ impl<'a> Plan<'a> {
         let tokens = stretch.min(self.frame.longest());
         Task {
             name,
-            files: vec![file::LINEAR_MOMENTUM, text],
+            files: vec![file::LINEAR_MOMENTUM, file::LINEAR_MOMENTUM_STEP, text],
             constants: own.into_iter().chain(self.spans.constants()).chain(of_text).collect(),
             tensors,
             segment: stretch,

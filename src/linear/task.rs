@@ -30,6 +30,11 @@ pub(super) enum Decay {
     ByToken,
     /// The tensor `g`, a number for each token and channel of its key.
     ByChannel,
+    /// With momentum: rows of the state are those of the memory and of the momentum in turns, and the tensor `steps` has what a token does to
+    /// them. So many tokens have errors of the same memory.
+    WithMomentum {
+        errors: usize,
+    },
 }
 
 /// What all kernels of a walk know.
@@ -67,6 +72,13 @@ impl Frame {
     /// How many segments of so many tokens the longest entry has.
     pub fn segments(&self, segment: usize) -> usize {
         self.longest().div_ceil(segment).max(1)
+    }
+}
+
+impl Decay {
+    /// Whether rows of a state fade apart: then what is left of them, and products of tokens, are computed ahead of chunks.
+    pub fn is_by_row(&self) -> bool {
+        matches!(self, Self::ByChannel | Self::WithMomentum { .. })
     }
 }
 
@@ -139,7 +151,7 @@ impl Task {
         if tensors.iter().any(|(name, ..)| *name == "g") {
             constants.push(("G_GROUP", group("g")));
         }
-        if files.contains(&file::LINEAR_CHUNKS_BOUNDS) {
+        if files.contains(&file::LINEAR_CHUNKS_LEFT) {
             constants.push(("FADES_GROUP", group("fades")));
         }
         if files.contains(&file::LINEAR_REPORT) && !constants.iter().any(|(name, _)| *name == "REPORTED") {

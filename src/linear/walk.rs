@@ -193,7 +193,7 @@ impl Walk {
     /// With the gates, and what tells of wrong ones.
     pub fn with_gates(&self, mut tensors: Vec<Access>) -> Vec<Access> {
         match self.frame.decay {
-            Decay::None | Decay::ByHead(_) => {}
+            Decay::None | Decay::ByHead(_) | Decay::WithMomentum { .. } => {}
             Decay::ByToken => tensors.push(("g", "g", AccessKind::Load1)),
             Decay::ByChannel => tensors.push(("g", "g", AccessKind::Load4)),
         }
@@ -203,7 +203,7 @@ impl Walk {
 
     pub fn gates_file(&self) -> &'static str {
         match self.frame.decay {
-            Decay::None | Decay::ByHead(_) => file::LINEAR_GATES_BY_HEAD,
+            Decay::None | Decay::ByHead(_) | Decay::WithMomentum { .. } => file::LINEAR_GATES_BY_HEAD,
             Decay::ByToken => file::LINEAR_GATES_BY_TOKEN,
             Decay::ByChannel => file::LINEAR_GATES_BY_CHANNEL,
         }

@@ -2,7 +2,7 @@
 //
 //   A_nm = Σ_d q_nd k_md e^(G_nd − G_md)      for m < n and, unless INVERTS, for m = n; 0 for those after it
 //
-// G is the running sum of the gates of each channel, or of all. Token m's key fades from one token to the next: no exponent is
+// (factor.wgsl has what all channels fade by; with momentum, momentum/factor.wgsl.) G is the running sum of the gates of each channel, or of all. Token m's key fades from one token to the next: no exponent is
 // positive, nothing is divided by a decay. Where it INVERTS, q is k, and what is written is
 //
 //   diag(beta) · (I + A · diag(beta))⁻¹
@@ -85,7 +85,7 @@ fn add_product(w: Work, n: u32, d0: u32, product: f32, thread: u32) {
     let at = weight_at(w, n, thread);
     var x = 0.0;
     if (thread < n + 1u - INVERTS) {
-        x = product * decay(n + 1u, thread + 1u);
+        x = product * factor_of(w, n, thread);
         if (d0 > 0u) { x += bitcast<f32>(load_weights(at)); }
     }
     store_weights(at, bitcast<u32>(x));

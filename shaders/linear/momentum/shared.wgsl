@@ -45,8 +45,6 @@ fn token_of(s: Stretch, n: u32) -> Token {
     return Token(s.batch, s.head, sequence.x + select(n, sequence.y - 1u - n, params.reverse == 1u));
 }
 
-fn step_of(t: Token) -> vec4f { return load_steps4(at_steps(t.batch, t.head, t.row), 4u); }
-
 // The place of token n in its segment; the slot of what a segment begins with that has token n.
 fn place_in_segment(n: u32) -> u32 { return n % UNIT % SEGMENT; }
 fn slot_of(n: u32) -> u32 { return SEGMENT + 1u + n / UNIT * SEGMENTS + n % UNIT / SEGMENT; }

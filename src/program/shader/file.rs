@@ -160,6 +160,9 @@ files! {
     LINEAR_WORK = "linear/work.wgsl";
     LINEAR_CHUNK = "linear/chunk.wgsl";
     LINEAR_CHUNKS_BOUNDS = "linear/chunks/bounds.wgsl";
+    LINEAR_CHUNKS_LEFT = "linear/chunks/left.wgsl";
+    LINEAR_CHUNKS_ROWS = "linear/chunks/rows.wgsl";
+    LINEAR_CHUNKS_FACTOR = "linear/chunks/factor.wgsl";
     LINEAR_CHUNKS_FADES = "linear/chunks/fades.wgsl";
     LINEAR_CHUNKS_PRODUCTS = "linear/chunks/products.wgsl";
     LINEAR_WALK = "linear/walk.wgsl";
@@ -182,6 +185,10 @@ files! {
     LINEAR_NORMALIZER_GRADIENT = "linear/normalizer/gradient.wgsl";
     LINEAR_MOMENTUM = "linear/momentum/shared.wgsl";
     LINEAR_MOMENTUM_STEPS = "linear/momentum/steps.wgsl";
+    LINEAR_MOMENTUM_STEP = "linear/momentum/step.wgsl";
+    LINEAR_MOMENTUM_FADES = "linear/momentum/fades.wgsl";
+    LINEAR_MOMENTUM_FACTOR = "linear/momentum/factor.wgsl";
+    LINEAR_MOMENTUM_ROWS = "linear/momentum/rows.wgsl";
     LINEAR_MOMENTUM_FORWARD = "linear/momentum/forward.wgsl";
     LINEAR_MOMENTUM_BACKWARD = "linear/momentum/backward.wgsl";
     LINEAR_SUM_HEADS = "linear/sum_heads.wgsl";
