@@ -1,13 +1,14 @@
 //! Block-sparse attention on the GPU beside this crate's own dense kernel, causal, forward and backward: random masks of a
 //! certain sparsity, max(1, ⌊density · (i + 1)⌋) of the i + 1 causal blocks of row i.
 //! `cargo bench --features catalogue --bench block_sparse`; the lines with ratios say how many times faster it is than dense,
-//! beside the number of pairs over that of the chosen ones.
+//! beside the number of pairs over that of the chosen ones. `-- blocks` for these alone, `-- lists` for attention over lists of tokens: decoding over a
+//! long cache, and prompts whose blocks of queries have a list each.
 
 mod common;
 
-use common::{Gradients, Timed, ratios, testing};
+use common::{Gradients, Timed, ratios, testing, wanted};
 use criterion::{Criterion, criterion_group, criterion_main};
-use wgpu_attention::catalogue::{AttentionCase, BlockCase, Case, ScoreReductionCase};
+use wgpu_attention::catalogue::{AttentionCase, BlockCase, Case, ScoreReductionCase, TokenListCase};
 use wgpu_attention::plan::AdapterKind;
 use wgpu_attention::score_reduction::{HeadGroups, KeyGroups, QueryGroups, Reduction};
 use wgpu_attention::{Causal, DType, FlashParams, Gpu};
@@ -53,6 +54,15 @@ fn pairs(n: usize, block: [usize; 2], density: f64) -> f64 {
 fn bench(criterion: &mut Criterion) {
     let gpu = pollster::block_on(Gpu::request()).expect("a GPU driver");
     eprintln!("{}\nan element is a floating-point operation: thrpt is in FLOP/s and bytes/s", gpu.caps());
+    if wanted("lists") {
+        lists(criterion, &gpu);
+    }
+    if wanted("blocks") {
+        blocks(criterion, &gpu);
+    }
+}
+
+fn blocks(criterion: &mut Criterion, gpu: &Gpu) {
     for Size { heads, n, d, dtype, block, backward } in sizes(gpu.caps().kind) {
         let dense = || AttentionCase {
             heads: (heads, heads),
@@ -67,13 +77,13 @@ fn bench(criterion: &mut Criterion) {
         };
         let name = format!("H {heads} N {n} D {d} {dtype} blocks {}×{}", block[0], block[1]);
         let sparsities: &[f32] = if testing() { &[0.5] } else { &[0.0, 0.1, 0.5, 0.7, 0.9] };
-        let dense_forward = Timed::new(&gpu, &format!("dense/{name}"), dense(), (n * (n + 1) / 2) as f64);
+        let dense_forward = Timed::new(gpu, &format!("dense/{name}"), dense(), (n * (n + 1) / 2) as f64);
         let forward: Vec<Timed> = sparsities
             .iter()
             .map(|sparsity| {
                 let density = 1.0 - sparsity;
                 let name = format!("{name} sparsity {sparsity}");
-                Timed::new(&gpu, &name, sparse(density), pairs(n, block, f64::from(density)))
+                Timed::new(gpu, &name, sparse(density), pairs(n, block, f64::from(density)))
             })
             .collect();
         for timed in forward.iter().chain([&dense_forward]) {
@@ -87,12 +97,53 @@ fn bench(criterion: &mut Criterion) {
             &forward.iter().map(|t| || t.seconds()).collect::<Vec<_>>(),
         );
         if backward {
-            let dense = Gradients::new(&gpu, dense());
+            let dense = Gradients::new(gpu, dense());
             let sparse: Vec<_> =
-                sparsities.iter().map(|sparsity| Gradients::new(&gpu, sparse(1.0 - sparsity))).collect();
+                sparsities.iter().map(|sparsity| Gradients::new(gpu, sparse(1.0 - sparsity))).collect();
             let runs: Vec<_> = sparse.iter().map(|gradients| || gradients.seconds()).collect();
             report(&format!("{name}, backward"), sparsities, &|| dense.seconds(), &runs);
-            reductions(&gpu, &name, &dense_forward);
+            reductions(gpu, &name, &dense_forward);
+        }
+    }
+}
+
+/// Query and key heads, queries, keys, head_dim, queries to a list, tokens of a list.
+struct Listed {
+    heads: (usize, usize),
+    lengths: (usize, usize),
+    d: usize,
+    block: usize,
+    capacity: usize,
+}
+
+/// Attention over lists beside dense attention on the same keys.
+fn lists(criterion: &mut Criterion, gpu: &Gpu) {
+    let size = |heads, lengths, d, block, capacity| Listed { heads, lengths, d, block, capacity };
+    let sizes = match gpu.caps().kind {
+        _ if testing() => [size((2, 1), (1, 300), 16, 1, 40), size((1, 1), (100, 100), 16, 16, 30)],
+        AdapterKind::Software => [size((32, 8), (1, 16384), 128, 1, 1024), size((2, 2), (2048, 2048), 64, 64, 256)],
+        _ => [size((32, 8), (1, 16384), 128, 1, 1024), size((16, 16), (8192, 8192), 64, 64, 1024)],
+    };
+    for Listed { heads, lengths, d, block, capacity } in sizes {
+        let dense = || AttentionCase { heads, lengths, dims: (d, d), ..AttentionCase::default() };
+        let sparse = || AttentionCase {
+            token_lists: Some(TokenListCase { block, capacity, whole: true, by_key_head: true, ..Default::default() }),
+            ..dense()
+        };
+        let name = format!("H {}/{} N {}/{} D {d}", heads.0, heads.1, lengths.0, lengths.1);
+        let of_lists = format!("{name}, lists of {capacity} for {block} queries each");
+        let all = Timed::new(gpu, &format!("dense/{name}"), dense(), (lengths.0 * lengths.1) as f64);
+        let listed = Timed::new(gpu, &of_lists, sparse(), (lengths.0 * capacity) as f64);
+        for timed in [&all, &listed] {
+            timed.measure(criterion);
+            println!("  {}", timed.plan());
+        }
+        let what = format!("{of_lists}, {:.3} of the keys", capacity as f64 / lengths.1 as f64);
+        ratios(&what, &[("dense", &|| all.seconds()), ("lists", &|| listed.seconds())]);
+        if lengths.0 > 1 {
+            let [all, listed] = [dense(), sparse()].map(|case| Gradients::new(gpu, case));
+            let runs: [(&str, &dyn Fn() -> f64); 2] = [("dense", &|| all.seconds()), ("lists", &|| listed.seconds())];
+            ratios(&format!("{what}, backward"), &runs);
         }
     }
 }

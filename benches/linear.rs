@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Timed, group, ratios, testing};
+use common::{Timed, group, ratios, testing, wanted};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
 use std::time::Duration;
@@ -83,12 +83,6 @@ fn bench(criterion: &mut Criterion) {
     if wanted("decoding") {
         decoding(&gpu, &sizes);
     }
-}
-
-/// Whether the command line names this part, or none.
-fn wanted(part: &str) -> bool {
-    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
-    named.peek().is_none() || named.any(|name| name == part)
 }
 
 /// The same number of tokens in ever longer sequences.

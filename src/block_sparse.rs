@@ -4,7 +4,7 @@ use crate::block_mask::BlockMaskShape;
 use crate::packed::Side;
 use crate::program::shader::{AccessKind, Binding, file};
 use crate::program::{Table, table};
-use crate::softmax::visibility::{Extent, Visibility};
+use crate::softmax::visibility::{Extent, Few, Visibility};
 use crate::softmax::{
     AnyVisibility, AttentionParams, AttentionShapes, Dense, ScoreParams, SoftmaxParams, Tiling, score_methods,
 };
@@ -44,13 +44,20 @@ impl SoftmaxParams for BlockSparseParams {
     }
 
     fn visibility(&self) -> Result<AnyVisibility> {
-        Ok(AnyVisibility(Arc::new(Blocks(Dense { causal: self.causal, window: Window::default() }))))
+        Ok(AnyVisibility(Arc::new(Blocks::of(self.causal))))
     }
 }
 
 /// The tiles of dense attention that a block mask chooses.
 #[derive(Debug)]
-struct Blocks(Dense);
+pub(crate) struct Blocks(Dense);
+
+impl Blocks {
+    /// Under a causal mask, or none.
+    pub fn of(causal: Option<Causal>) -> Self {
+        Self(Dense { causal, window: Window::default() })
+    }
+}
 
 impl Visibility for Blocks {
     fn family(&self) -> &'static str {
@@ -61,11 +68,12 @@ impl Visibility for Blocks {
         let Some(mask) = &shapes.block_mask else {
             return Err(Error::argument("block_mask", "unset", "set: it selects the blocks to compute"));
         };
+        shapes.has_no_token_lists()?;
         mask.check(shapes.pairs(), shapes.k.shape()[1])
     }
 
-    fn takes_few_rows(&self) -> bool {
-        true
+    fn few(&self, shapes: &AttentionShapes) -> Option<Few> {
+        Some(Few::of_all(shapes))
     }
 
     fn grouped(&self, shapes: &AttentionShapes) -> Option<Box<dyn Visibility>> {
@@ -107,8 +115,8 @@ impl Visibility for Blocks {
         tables
     }
 
-    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent {
-        self.0.extent(side, rows, cols, engine)
+    fn extent(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Extent {
+        self.0.extent(side, shapes, engine)
     }
 
     fn describe(&self, shapes: &AttentionShapes, engine: &Tiling) -> Option<String> {

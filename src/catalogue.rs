@@ -37,6 +37,7 @@ mod seer_gate;
 mod seer_gate_cases;
 mod shaders;
 mod tensors;
+mod token_lists;
 
 pub use activations::activations;
 pub use backward::{BackwardCase, flash_backward_cases, random_flash_backward_cases};
@@ -44,7 +45,7 @@ pub use block_selection::{BlockSelectionCase, block_selection_cases, random_bloc
 pub use block_sparse_cases::{
     block_sparse_backward_cases, block_sparse_cases, random_block_sparse_backward_cases, random_block_sparse_cases,
 };
-pub use case::{AttentionCase, BlockCase, Known, KnownHook, MaskSource, Scores};
+pub use case::{AttentionCase, BlockCase, Known, KnownHook, MaskSource, Scores, TokenListCase};
 use data::upload_numbers;
 pub use data::{Tolerance, normal, poisoned, poisoned_bytes};
 pub use family::CaseParams;
@@ -72,6 +73,9 @@ pub use seer_decode_cases::{random_seer_decode_cases, seer_decode_cases};
 pub use seer_gate::SeerGateCase;
 pub use seer_gate_cases::{random_seer_gate_cases, seer_gate_cases};
 pub use tensors::AttentionTensors;
+pub use token_lists::{
+    random_token_list_backward_cases, random_token_list_cases, token_list_backward_cases, token_list_cases,
+};
 
 use crate::gpu::call::WasmNotSendSync;
 use crate::program::Kernel;
@@ -179,6 +183,16 @@ pub const FAMILIES: &[Family] = &[
         },
         variants: |caps| vec![block_sparse_cases::typical().plan(caps).map(|plan| plan.to_string())],
         shaders: shaders::of_block_sparse,
+    },
+    Family {
+        name: "token-lists",
+        cases: || boxed(token_list_cases()).chain(boxed(token_list_backward_cases())).collect(),
+        random: |count, seed| {
+            let backward = random_token_list_backward_cases(count, seed);
+            boxed(random_token_list_cases(count, seed)).chain(boxed(backward)).collect()
+        },
+        variants: |caps| vec![token_lists::typical().plan(caps).map(|plan| plan.to_string())],
+        shaders: shaders::of_token_lists,
     },
     Family {
         name: "score-reduction",

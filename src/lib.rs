@@ -9,6 +9,7 @@
 //! | [`FlashAttention`] | softmax attention in one pass over the keys |
 //! | [`NeighborhoodAttention`] | the same over the nearest keys in a space of one, two or three axes |
 //! | [`BlockSparseAttention`] | the same over the blocks that a [`BlockMask`] selects; [`gate`] learns which |
+//! | [`token_lists`] | the same over the keys that a list names for each block of queries |
 //! | [`LinearAttention`] | attention with a state instead of scores, with gates, which [`LinearGate`] makes |
 //! | [`score_reduction`], [`Merge`], [`Rotary`] | what goes before and after |
 //!
@@ -75,6 +76,7 @@ mod gpu;
 pub mod guide;
 mod layout;
 mod linear;
+mod lists;
 mod merge;
 mod neighborhood;
 mod packed;
@@ -85,6 +87,7 @@ mod rows;
 pub mod score_reduction;
 mod small_map;
 mod softmax;
+pub mod token_lists;
 
 #[cfg(feature = "catalogue")]
 pub mod catalogue;

@@ -137,7 +137,7 @@ fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
     for (name, given) in [("q.shape[2] (tokens)", shapes.q.shape()[2]), ("k.shape[2] (tokens)", shapes.k.shape()[2])] {
         require(given == tokens, name, given, format!("{tokens}, the product of the axes' lengths {lengths:?}"))?;
     }
-    let AttentionShapes { seqlens_q, seqlens_k, packed, bias, mask, block_mask, .. } = shapes;
+    let AttentionShapes { seqlens_q, seqlens_k, packed, bias, mask, block_mask, token_lists, .. } = shapes;
     for (name, is_set) in [
         ("seqlens_q", seqlens_q.is_some()),
         ("seqlens_k", seqlens_k.is_some()),
@@ -145,6 +145,7 @@ fn check(axes: &[NeighborhoodAxis], shapes: &AttentionShapes) -> Result<()> {
         ("bias", bias.is_some()),
         ("mask", mask.is_some()),
         ("block_mask", block_mask.is_some()),
+        ("token_lists", token_lists.is_some()),
     ] {
         require(!is_set, name, "set", "unset: neighborhood attention takes none (see score_mod and mask_mod)")?;
     }

@@ -16,6 +16,15 @@ pub(crate) enum Side {
     Keys = 1,
 }
 
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Queries => Self::Keys,
+            Self::Keys => Self::Queries,
+        }
+    }
+}
+
 /// Where packed sequences begin and end.
 #[derive(Clone, Debug)]
 pub(crate) enum Offsets {

@@ -17,6 +17,7 @@ mod rows;
 mod score_reduction;
 mod seer_decode;
 mod seer_gate;
+mod token_lists;
 
 pub use block_selection::block_selection;
 pub use block_sparse::ChosenBlocks;
@@ -42,6 +43,7 @@ pub use seer_gate::{
     SeerGateProblem, SeerGateReference, seer_gate, seer_gate_choice, seer_gate_gradients, seer_gate_loss,
     seer_gate_scores, seer_gate_target,
 };
+pub use token_lists::listed_tokens;
 
 /// Numbers between −1 and 1 that f32 holds exactly.
 #[cfg(test)]

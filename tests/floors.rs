@@ -14,9 +14,10 @@ const FLOORS: &[&[&str]] = &[
     &["program"],
     // The kernel families: params and layouts to a program.
     &["block_mask", "packed", "merge", "rotary", "rows"],
+    &["lists"],
     &["softmax"],
     &["flash", "neighborhood", "block_sparse", "linear"],
-    &["score_reduction", "gate"],
+    &["score_reduction", "gate", "token_lists"],
     // The only floor that names wgpu.
     &["gpu"],
     // What checks and explains them.

@@ -9,6 +9,7 @@ use pollster::block_on;
 use safetensors::SafeTensors;
 use wgpu_attention::backward::{AttentionGradients, OutputGradients};
 use wgpu_attention::score_reduction::*;
+use wgpu_attention::token_lists::{TokenListAttention, TokenListParams, TokenLists};
 use wgpu_attention::*;
 
 /// One layer chooses the tokens with the most probability of all heads; the next attends to these (TidalDecode, arXiv 2410.05076).
@@ -34,14 +35,9 @@ fn tidal_decode() {
     let indices = found.indices.expect("top_k is set");
     assert_eq!(indices.shape(), [2, 1, 1, 24]);
     assert_eq!(block_on(indices.read_u32()).unwrap(), integers(&file, "tokens"));
-    // As a mask of single tokens.
-    let offsets = block_on(Tensor::upload_u32(gpu(), &[0, 24, 48])).unwrap();
-    let indices = indices.view(Layout::heads_first(DType::U32, [1, 1, 1, 48])).unwrap();
-    let grid = BlockGrid { batch: 2, heads: 1, queries: 1, keys: 160, block: [1, 1] };
-    let mask = block_on(BlockMask::from_lists(gpu(), grid, &BlockList { offsets, indices }, None)).unwrap();
     let [q, k, v] = ["q", "k", "v"].map(|name| of_file(&file, name));
-    let sparse = BlockSparseAttention::new(gpu(), BlockSparseParams::default()).unwrap();
-    let inputs = AttentionInputs::new(&q, &k, &v).with_block_mask(&mask);
+    let sparse = TokenListAttention::new(gpu(), TokenListParams::default()).unwrap();
+    let inputs = AttentionInputs::new(&q, &k, &v).with_token_lists(TokenLists { tokens: &indices, block: 1 });
     let (out, lse) = block_on(sparse.forward_with_lse(&inputs)).unwrap();
     near("out", &read(&out), &floats(&file, "out"));
     near("lse", &read(&lse), &floats(&file, "lse"));

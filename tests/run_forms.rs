@@ -95,3 +95,41 @@ fn rows_by_index() {
     let y = files.write("y", &[floats("y", 1, &[1, 1, 4, 2]), integers("index", &[0, 1])]);
     refuses(&["run", "rows", &y, &output, "--params", r#"{"n": 2}"#], &["index is of shape [2]", "three dimensions"]);
 }
+
+/// Lists of tokens, as an independent implementation has them, forward and backward.
+#[test]
+fn token_lists() {
+    let files = Files::new("run-lists");
+    let golden = "tests/data/token_list_blocks_gqa.safetensors";
+    let bytes = std::fs::read(golden).expect("the repository has it");
+    let known = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let output = files.path("out");
+    let params = ["--params", r#"{"block": 16, "causal": true}"#];
+    for backend in ["gpu", "reference"] {
+        for (backward, names) in [(false, &["out", "lse"][..]), (true, &["dq", "dk", "dv"])] {
+            let switch: &[&str] = if backward { &["--backward"] } else { &[] };
+            succeeds(&[&["run", "block-sparse", golden, &output, "--backend", backend], &params[..], switch].concat());
+            for name in names {
+                let ((shape, found), view) = (files.read("out", name), known.tensor(name).expect(name));
+                let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+                assert_eq!(shape, view.shape());
+                let near = |(a, b): (&f32, &f32)| a == b || (a - b).abs() < 1e-4;
+                assert!(found.iter().zip(&values).all(near), "{name} {backend}");
+            }
+        }
+    }
+    let bad = |input: &str, params: &str, words: &[&str]| {
+        refuses(&["run", "block-sparse", input, &output, "--params", params], words);
+    };
+    bad(golden, r#"{"block": 8}"#, &["token_lists.tokens.shape is [2, 2, 4, 40]", "7, any number"]);
+    bad(golden, r#"{"block": 0}"#, &["token_lists.block is 0", "power of two"]);
+    bad(golden, r#"{"block": [16, 16]}"#, &["--params", "block"]);
+    let tokens = [floats("q", 1, &[1, 2, 1, 4]), floats("k", 2, &[1, 2, 9, 4]), floats("v", 3, &[1, 2, 9, 4])];
+    let lists = |values: [i32; 3]| {
+        let list = ("tokens", Dtype::I32, vec![1, 1, 1, 3], bytemuck::cast_slice(&values).to_vec());
+        files.write("lists", &[tokens.to_vec(), vec![list]].concat())
+    };
+    bad(&lists([1, 4, 4]), "{}", &["tokens[0][0][0][2] is 4", "ascends"]);
+    bad(&lists([1, 9, -1]), "{}", &["tokens[0][0][0][1] is 9", "below 9"]);
+    succeeds(&["run", "block-sparse", &lists([1, 8, -1]), &output]);
+}

@@ -12,6 +12,12 @@ pub fn testing() -> bool {
 }
 
 /// A group with few samples: what is measured takes long.
+/// Whether the command line names this part, or none.
+pub fn wanted(part: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|name| name == part)
+}
+
 pub fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(family);
     group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(2));

@@ -2,7 +2,8 @@
 
 use super::ready::Owned;
 use super::{
-    AttentionCase, BlockCase, Case, KernelParams, Known, KnownHook, Outcome, Problem, Ready, Scores, Tolerance, normal,
+    AttentionCase, BlockCase, Case, KernelParams, Known, KnownHook, Outcome, Problem, Ready, Scores, TokenListCase,
+    Tolerance, normal,
 };
 use crate::program::Kernel;
 use crate::reference::{At, FlashProblem, FlashReference, Neighborhoods, flash};
@@ -84,9 +85,12 @@ impl AttentionCase {
         };
         let chosen = self.blocks.as_ref().map(|blocks| blocks.chosen(self)).unwrap_or_default();
         let blocks = self.blocks.as_ref().and_then(|blocks| blocks.known(self, &chosen));
+        let listed = self.token_lists.as_ref().map(|lists| lists.listed(self)).unwrap_or_default();
+        let lists = self.token_lists.as_ref().map(|lists| lists.known(self, &listed));
         let mask_mod = |at: At| {
             spaces.sees(at.query, at.key)
                 && blocks.is_none_or(|blocks| blocks.sees(at))
+                && lists.is_none_or(|lists| lists.sees(at))
                 && masks.iter().all(|(hook, values)| hook.sees(self, values, at))
         };
         let problem = FlashProblem {
@@ -141,6 +145,7 @@ impl AttentionCase {
 impl Case for AttentionCase {
     fn kernel(&self) -> &'static str {
         match (&self.blocks, self.axes.is_empty()) {
+            _ if self.token_lists.is_some() => "token-lists",
             (Some(_), _) => "block-sparse",
             (None, true) => "flash",
             (None, false) => "neighborhood",
@@ -166,7 +171,8 @@ impl Case for AttentionCase {
         };
         let by_gpu = if self.on_gpu && self.seqlens().iter().any(Option::is_some) { " by the GPU" } else { "" };
         let hooks: String = self.hooks.iter().map(|hook| format!(" {hook:?}")).collect();
-        let blocks = self.blocks.as_ref().map_or(String::new(), BlockCase::name);
+        let lists = self.token_lists.as_ref().map(TokenListCase::name);
+        let blocks = self.blocks.as_ref().map(BlockCase::name).or(lists).unwrap_or_default();
         format!(
             "{}: B {} H {hq}/{hkv} {lengths}{additional} {dim} {dtype}{amplitude}{blocks}{packed}{by_gpu}{hooks}",
             self.label, self.batch

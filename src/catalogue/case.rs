@@ -46,6 +46,8 @@ pub struct AttentionCase {
     pub axes: Vec<NeighborhoodAxis>,
     /// A block mask: block-sparse attention.
     pub blocks: Option<BlockCase>,
+    /// Lists of tokens: attention over these.
+    pub token_lists: Option<TokenListCase>,
     /// Additional keys that every query sees.
     pub additional: usize,
     /// Packed sequences: offsets of the queries and of the keys. One batch entry then.
@@ -93,6 +95,7 @@ impl Default for AttentionCase {
             mask: None,
             axes: Vec::new(),
             blocks: None,
+            token_lists: None,
             additional: 0,
             cu_seqlens: None,
             on_gpu: false,
@@ -124,6 +127,27 @@ pub struct BlockCase {
     pub from: MaskSource,
     /// What each head sees; empty: all see the chosen blocks.
     pub heads: Vec<HeadBlocks>,
+}
+
+/// Lists of tokens whose right meaning is known.
+#[derive(Clone, Debug)]
+pub struct TokenListCase {
+    /// Queries to a list.
+    pub block: usize,
+    /// Tokens of a list at most.
+    pub capacity: usize,
+    /// Whether all lists are as long as can be; else they are of any length.
+    pub whole: bool,
+    /// Whether one set of lists serves all batch entries, and all heads.
+    pub repeated: [bool; 2],
+    /// Whether one set serves the query heads that share a key head.
+    pub by_key_head: bool,
+}
+
+impl Default for TokenListCase {
+    fn default() -> Self {
+        Self { block: 1, capacity: 100, whole: false, repeated: [false; 2], by_key_head: false }
+    }
 }
 
 /// How a mask gets to the GPU.

@@ -2,6 +2,7 @@
 
 use super::AttentionCase;
 use crate::softmax::{AnyVisibility, ScoreParams, SoftmaxParams};
+use crate::token_lists::TokenListParams;
 use crate::{AttentionParams, BlockSparseParams, FlashParams, NeighborhoodParams, Result};
 
 /// The params of one family or another.
@@ -14,6 +15,8 @@ pub enum CaseParams {
     Neighborhood(NeighborhoodParams),
     /// Over a block mask.
     BlockSparse(BlockSparseParams),
+    /// Over lists of tokens.
+    TokenLists(TokenListParams),
 }
 
 impl AttentionParams for CaseParams {}
@@ -24,6 +27,7 @@ impl CaseParams {
             Self::Flash(params) => params,
             Self::Neighborhood(params) => params,
             Self::BlockSparse(params) => params,
+            Self::TokenLists(params) => params,
         }
     }
 }
@@ -42,6 +46,9 @@ impl AttentionCase {
     /// The params of the case's family, from those that all of them share.
     pub(super) fn in_family(&self, params: FlashParams) -> CaseParams {
         let FlashParams { causal, scale, softcap, score_mod, mask_mod, .. } = params.clone();
+        if self.token_lists.is_some() {
+            return CaseParams::TokenLists(TokenListParams { causal, scale, softcap, score_mod, mask_mod });
+        }
         if self.blocks.is_some() {
             return CaseParams::BlockSparse(BlockSparseParams { causal, scale, softcap, score_mod, mask_mod });
         }

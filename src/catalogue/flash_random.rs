@@ -90,6 +90,7 @@ fn random_case(seed: u64) -> AttentionCase {
         seed,
         axes: vec![],
         blocks: None,
+        token_lists: None,
         known: OnceLock::new(),
     }
 }

@@ -7,7 +7,7 @@ use crate::{LinearParams, RotaryParams, RowsParams, ScoreReductionParams, SeerGa
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(untagged))]
 pub enum KernelParams {
-    /// Flash, neighborhood or block-sparse attention.
+    /// Flash, neighborhood or block-sparse attention, or over lists of tokens.
     Attention(CaseParams),
     /// Score reduction.
     ScoreReduction(ScoreReductionParams),
@@ -30,6 +30,7 @@ impl KernelParams {
             Self::Attention(CaseParams::Flash(_)) => "flash",
             Self::Attention(CaseParams::Neighborhood(_)) => "neighborhood",
             Self::Attention(CaseParams::BlockSparse(_)) => "block-sparse",
+            Self::Attention(CaseParams::TokenLists(_)) => "token-lists",
             Self::ScoreReduction(_) => "score-reduction",
             Self::Gate(_) => "gate",
             Self::Linear(_) => "linear",

@@ -4,7 +4,7 @@ use super::data::DTYPES;
 use super::{
     AttentionCase, BackwardCase, Case, block_sparse_cases, flash_backward_cases, flash_cases, linear_backward_cases,
     linear_cases, linear_gate_cases, linear_momentum_cases, linear_summary_cases, merge_cases, neighborhood_cases,
-    rotary_cases, rows_cases, score_reduction_cases, seer_decode_cases, seer_gate_cases,
+    rotary_cases, rows_cases, score_reduction_cases, seer_decode_cases, seer_gate_cases, token_list_cases,
 };
 use crate::program::Kernel;
 use crate::{AttentionParams, Backend, BlockGrid, Caps, DType, Engine, Hook, Layout, Result, Shapes};
@@ -118,6 +118,17 @@ pub fn of_block_sparse() -> Vec<(String, String)> {
     found.0
 }
 
+/// The distinct shaders of the catalogue of lists of tokens, likewise.
+pub fn of_token_lists() -> Vec<(String, String)> {
+    let mut found = Texts::default();
+    let simple = |case: &AttentionCase| is_f32(case) && !case.strided && case.additional == 0;
+    let cases = || token_list_cases().into_iter().filter(simple).collect::<Vec<_>>();
+    found.forward(&Caps::core(), "16k", cases());
+    found.forward(&software(), "software", cases());
+    found.backward(&Caps::core(), cases().into_iter().map(BackwardCase::of).collect());
+    found.0
+}
+
 /// Every conversion of block masks.
 fn conversions(caps: &Caps) -> Result<Vec<Kernel>> {
     let grid = BlockGrid { batch: 1, heads: 2, queries: 200, keys: 300, block: [64, 32] };
@@ -210,6 +221,7 @@ pub fn of_rotary() -> Vec<(String, String)> {
 fn text_name(case: &AttentionCase, room: &str) -> String {
     let ([q, k, out], (d, dv)) = (case.dtypes, case.dims);
     let family = match (&case.blocks, case.axes.len()) {
+        _ if case.token_lists.is_some() => "token_lists".into(),
         (Some(_), _) => "block_sparse".into(),
         (None, 0) => "flash".into(),
         (None, axes) => format!("neighborhood_{axes}d"),

@@ -2,6 +2,7 @@
 
 use super::ready::Owned;
 use super::{AttentionCase, poisoned, upload_numbers};
+use crate::token_lists::TokenLists;
 use crate::{
     Attention, AttentionInputs, AttentionOutputs, BlockMask, DType, Gpu, Layout, Prepared, Result, Seqlens, Shapes,
     Tensor,
@@ -78,6 +79,9 @@ impl AttentionCase {
         for (name, longest) in ["max_seqlen_q", "max_seqlen_k"].into_iter().zip(self.max_seqlen()) {
             shapes = shapes.numbers_if(name, longest.map(|longest| [longest]));
         }
+        if let Some(lists) = &self.token_lists {
+            shapes = lists.in_shapes(self, shapes);
+        }
         match &self.blocks {
             Some(blocks) => blocks.in_shapes(self, shapes),
             None => shapes,
@@ -99,8 +103,13 @@ impl AttentionCase {
         for (name, layout, _) in shapes.tensors().iter().filter(|(name, ..)| !name.starts_with("block_mask")) {
             let values = match &**name {
                 "q" => self.poison(&known.inputs[0], layout.shape, seqlens_q),
-                "k" => self.poison(&known.inputs[1], layout.shape, seqlens_k),
-                "v" => self.poison(&known.inputs[2], layout.shape, seqlens_k),
+                "k" | "v" => {
+                    let values = self.poison(&known.inputs[1 + usize::from(name == "v")], layout.shape, seqlens_k);
+                    match &self.token_lists {
+                        Some(lists) => lists.forget_others(self, values, layout.shape[3]),
+                        None => values,
+                    }
+                }
                 "additional_k" => known.additional[0].clone(),
                 "additional_v" => known.additional[1].clone(),
                 "bias" => known.pairs[0].as_ref().expect("values of the bias")[0].clone(),
@@ -110,6 +119,7 @@ impl AttentionCase {
             let side = SEQLENS.into_iter().zip(self.seqlens()).find(|(other, _)| name == other);
             let tensor = match (&**name, side) {
                 (_, Some((_, numbers))) => upload_numbers(gpu, numbers.expect("as planned")).await?,
+                ("token_lists.tokens", _) => self.token_lists.as_ref().expect("as planned").upload(gpu, self).await?,
                 ("out" | "lse", _) => Tensor::empty(gpu, layout.clone()).await?,
                 ("bias" | "mask", _) => {
                     let stored = pairs[usize::from(name == "mask")].clone().expect("as planned");
@@ -141,6 +151,11 @@ impl AttentionCase {
             additional_k: tensors.get("additional_k"),
             additional_v: tensors.get("additional_v"),
             block_mask: tensors.block_mask.as_ref(),
+            token_lists: self
+                .token_lists
+                .as_ref()
+                .zip(tensors.get("token_lists.tokens"))
+                .map(|(lists, tokens)| TokenLists { tokens, block: lists.block }),
             ..AttentionInputs::new(q, k, v)
         };
         (inputs, AttentionOutputs::new(out, lse))

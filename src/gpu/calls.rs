@@ -14,3 +14,4 @@ pub(crate) mod seer_decode;
 pub(crate) mod seer_gate;
 pub(crate) mod seer_training;
 pub(crate) mod seqlens;
+pub(crate) mod token_lists;

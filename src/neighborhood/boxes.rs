@@ -216,7 +216,7 @@ impl Visibility for Boxes {
         vec![small_table("space", &table)]
     }
 
-    fn extent(&self, side: Side, _: usize, _: usize, engine: &Tiling) -> Extent {
+    fn extent(&self, side: Side, _: &AttentionShapes, engine: &Tiling) -> Extent {
         let Sizes { rows, cols } = self.sizes(side, engine);
         let mut extent = Extent { tiles: 1, cols: engine.cols() as usize, visited: 1 };
         for (a, axis) in self.padded.iter().enumerate() {

@@ -70,6 +70,16 @@ pub enum Rule {
         /// How many rows there are.
         rows: usize,
     },
+    /// Lists of tokens ascend, below `keys`. Four words for each head of each batch entry of the lists: `u32::MAX` minus the sum of
+    /// `capacity` times the list and the place in it (or 0: nothing is wrong), and the token.
+    TokenLists {
+        /// Heads of the lists.
+        heads: usize,
+        /// Tokens of a list at most.
+        capacity: usize,
+        /// How many keys there are.
+        keys: usize,
+    },
     /// Offsets and indices of a list of blocks ascend, within their bounds. Three words: `u32::MAX` minus the sum of four times the place
     /// and the rule (or 0: nothing is wrong); the value; the one before it.
     BlockList {
@@ -141,6 +151,17 @@ impl Rule {
                 let what = format!("index[{}][{}][{}]", n / heads, n % heads, u32::MAX - words[2 * n]);
                 let bound = format!("below {rows}, the number of rows, or u32::MAX for none");
                 Err(Error::argument(what, words[2 * n + 1], bound))
+            }
+            Self::TokenLists { heads, capacity, keys } => {
+                let Some(n) = words.chunks_exact(4).position(|words| words[0] != 0) else { return Ok(()) };
+                let (number, token) = ((u32::MAX - words[4 * n]) as usize, words[4 * n + 1] as usize);
+                let (list, place) = (number / capacity, number % capacity);
+                let what = format!("token_lists.tokens[{}][{}][{list}][{place}]", n / heads, n % heads);
+                let bound = match token < keys {
+                    true => "above all tokens before it in its list, which ascends".into(),
+                    false => format!("below {keys}, the number of keys, or u32::MAX behind the last"),
+                };
+                Err(Error::argument(what, token, bound))
             }
             Self::BlockList { name, cols, count } => match *words {
                 [found, value, before, ..] if found != 0 => Err(list_error(name, found, value, before, cols, count)),

@@ -23,6 +23,7 @@ type Names = &'static [&'static str];
 
 const OF_DELTA: Names = &["out", "dout", "lse", "dlse"];
 const OF_QUERIES: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask", "blocks", "full_blocks"];
+const OF_QUERIES_WITH_LISTS: Names = &["q", "k", "v", "dout", "dq", "dq_so_far", "bias", "mask", "tokens"];
 const OF_BIAS: Names = &["q", "k", "v", "dout", "bias", "mask", "blocks", "dbias", "full_blocks"];
 const OF_KEYS_AND_VALUES: Names = &["q", "k", "v", "dout", "dk", "dv", "bias", "mask", "blocks", "full_blocks"];
 const OF_KEYS: Names = &["q", "k", "v", "dout", "dk", "bias", "mask", "blocks", "full_blocks"];
@@ -55,17 +56,23 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
     forward.check()?;
     visibility.check(&forward)?;
     check_hooks(params)?;
+    let (forward, lists) = forward.with_ready_lists(&mut builder, true)?;
     let (own, additional) = Gradients::new(&mut builder, forward, shapes.wants("dbias"))?;
     builder.hook_buffers(&params.hooks())?;
     let what = format!("{} backward", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
     let sizes = own.forward.sizes(&what, visibility.memory_per_row());
     let engine = Tiling::gradients(caps, sizes)?;
-    let (setup, first) = own.begin(&mut builder, caps, visibility, params, &engine)?;
-    let mut stages = own.stages(&mut builder, &setup)?;
+    let (setup, first) = own.begin(&mut builder, caps, (visibility, lists), params, &engine)?;
+    let over_all_keys = visibility.over_all_keys();
+    let of_keys = Setup { visibility: over_all_keys.as_deref().unwrap_or(visibility), ..setup };
+    let few = visibility.few(&own.forward).filter(|few| over_all_keys.is_some() && few.rows <= 16);
+    let few = few.map(|few| Tiling::gradients_of_few(caps, sizes, if few.rows > 8 { 16 } else { 8 })).transpose()?;
+    let of_queries = Setup { engine: few.as_ref().unwrap_or(&engine), ..setup };
+    let mut stages = own.stages(&mut builder, &of_queries, &of_keys)?;
     if own.dbias.is_some() {
         let engine = Tiling::Portable(Portable::gradients(caps, sizes)?);
-        let setup = Setup { engine: &engine, ..setup };
+        let setup = Setup { engine: &engine, ..of_keys };
         let flops = 2.0 * (sizes.dims[0] + sizes.dims[1]) as f64;
         stages.push(Stage::plan(&mut builder, &setup, Pass::Bias, own.bias_arguments(), flops)?);
     }
@@ -75,10 +82,12 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, params: &ScoreParam
         let (shapes, prefix) = (&additional.forward, "additional ");
         let engine = Tiling::gradients(caps, shapes.sizes(&what, 0))?;
         let setup = Setup { visibility: &dense, params: &params, shapes, engine: &engine, prefix, ..setup };
-        stages.extend(additional.stages(&mut builder, &setup)?);
+        stages.extend(additional.stages(&mut builder, &setup, &setup)?);
     }
     stages.iter().for_each(|stage| stage.add_slices(&mut builder, &first));
-    builder.finish(words(heading, &stages))
+    let note = over_all_keys
+        .map_or("", |_| "; dk and dv by tiles of all keys and lists, each computed where a list has a key of it");
+    builder.finish(words(heading, &stages) + note)
 }
 
 /// What keys get of `u`: the gradient of values, alone.
@@ -112,6 +121,7 @@ pub(super) fn plan_transposed(
     forward.check()?;
     visibility.check(&forward)?;
     check_hooks(params)?;
+    let (forward, lists) = forward.with_ready_lists(&mut builder, true)?;
     let (dlse, dbias, dq_so_far, by_keys) = (None, None, None, [None, None]);
     let own = Gradients { forward, dout: u, dlse, dq: None, dk: None, dv: out, dbias, dq_so_far, by_keys };
     let own = own.with_blocks_by_keys(&mut builder)?;
@@ -119,13 +129,15 @@ pub(super) fn plan_transposed(
     let what = format!("{} transposed", visibility.family());
     let caps = &caps.for_attention(own.forward.pairs());
     let engine = Tiling::gradients(caps, own.forward.sizes(&what, visibility.memory_per_row()))?;
-    let (setup, first) = own.begin(&mut builder, caps, visibility, params, &engine)?;
-    let setup = Setup { alone: true, ..setup };
+    let (setup, first) = own.begin(&mut builder, caps, (visibility, lists), params, &engine)?;
+    let over_all_keys = visibility.over_all_keys();
+    let of_keys = over_all_keys.as_deref().unwrap_or(visibility);
+    let heading = setup.heading().replacen(visibility.family(), &what, 1);
+    let setup = Setup { alone: true, visibility: of_keys, ..setup };
     let [head_dim, value_dim] = [own.forward.q.shape()[3], width];
     let arguments = own.arguments(Pass::Values.side(), OF_VALUES);
     let flops = 2.0 * (head_dim + 2 * value_dim) as f64;
     let stage = Stage::plan(&mut builder, &setup, Pass::Values, arguments, flops)?;
-    let heading = setup.heading().replacen(visibility.family(), &what, 1);
     stage.add_slices(&mut builder, &first);
     builder.finish(words(heading, &[stage]))
 }
@@ -205,13 +217,12 @@ impl Gradients {
         &'a self,
         builder: &mut Builder,
         caps: &'a Caps,
-        visibility: &'a dyn Visibility,
+        (visibility, mut first): (&'a dyn Visibility, Vec<usize>),
         params: &'a ScoreParams,
         engine: &'a Tiling,
     ) -> Result<(Setup<'a>, Vec<usize>)> {
         let [batch, heads, queries, _] = self.forward.q.shape();
         let stats = builder.scratch_bytes("stats", 8 * (batch * heads * queries) as u64)?;
-        let mut first: Vec<usize> = vec![];
         for step in self.transpositions(caps)? {
             first.extend(builder.add(&step));
         }
@@ -291,6 +302,7 @@ impl Gradients {
             "mask" => forward.mask.as_ref(),
             "blocks" => blocks,
             "full_blocks" => full_blocks,
+            "tokens" => forward.list_tokens().map(|(tokens, _)| tokens),
             "dout" => Some(&self.dout),
             "dlse" => self.dlse.as_ref(),
             "dq" => self.dq.as_ref(),
@@ -305,7 +317,8 @@ impl Gradients {
     fn arguments(&self, side: Side, names: Names) -> Vec<Argument> {
         let group = self.forward.q.shape()[1] / self.forward.k.shape()[1];
         let argument = |&name: &&'static str| {
-            let of_blocks = ["blocks", "full_blocks"].contains(&name) && self.forward.block_group() == group;
+            // Lists of tokens have the heads of their block mask.
+            let of_blocks = ["blocks", "full_blocks", "tokens"].contains(&name) && self.forward.block_group() == group;
             let of_keys = ["k", "v", "dk", "dv"].contains(&name) || of_blocks;
             let (group, spread) = match side {
                 Side::Queries => (if of_keys { group } else { 1 }, 1),
@@ -314,7 +327,7 @@ impl Gradients {
             let kind = match name {
                 "dq" | "dk" | "dv" => AccessKind::Store4,
                 "bias" | "mask" | "dlse" => AccessKind::Load1,
-                "lse" | "blocks" | "full_blocks" => AccessKind::LoadBits,
+                "lse" | "blocks" | "full_blocks" | "tokens" => AccessKind::LoadBits,
                 "dbias" => AccessKind::StoreBits,
                 _ => AccessKind::Load4,
             };
@@ -339,12 +352,14 @@ impl Gradients {
     }
 
     /// The passes for queries, and for keys and values.
-    fn stages(&self, builder: &mut Builder, setup: &Setup) -> Result<Vec<Stage>> {
+    fn stages(&self, builder: &mut Builder, of_queries: &Setup, of_keys: &Setup) -> Result<Vec<Stage>> {
         let (head_dim, value_dim) = (self.forward.q.shape()[3], self.forward.v.shape()[3]);
         let stage = |builder: &mut Builder, pass: Pass, names: Names, flops: usize| {
+            let setup = if pass == Pass::Queries { of_queries } else { of_keys };
             Stage::plan(builder, setup, pass, self.arguments(pass.side(), names), 2.0 * flops as f64)
         };
-        let mut stages = vec![stage(builder, Pass::Queries, OF_QUERIES, 2 * head_dim + value_dim)?];
+        let names = if self.forward.token_lists.is_some() { OF_QUERIES_WITH_LISTS } else { OF_QUERIES };
+        let mut stages = vec![stage(builder, Pass::Queries, names, 2 * head_dim + value_dim)?];
         // Where a device binds too few buffers for both gradients, each comes alone.
         let before = builder.clone();
         match stage(builder, Pass::KeysAndValues, OF_KEYS_AND_VALUES, 2 * (head_dim + value_dim)) {

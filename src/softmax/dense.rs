@@ -1,6 +1,6 @@
 //! Everyone sees everyone, but for a causal mask and a window.
 
-use super::visibility::{Extent, Visibility};
+use super::visibility::{Extent, Few, Visibility};
 use super::{AttentionShapes, Tiling};
 use crate::Result;
 use crate::error::require;
@@ -46,11 +46,12 @@ impl Visibility for Dense {
     }
 
     fn check(&self, shapes: &AttentionShapes) -> Result<()> {
-        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: only `BlockSparseAttention` takes one")
+        require(shapes.block_mask.is_none(), "block_mask", "set", "unset: only `BlockSparseAttention` takes one")?;
+        shapes.has_no_token_lists()
     }
 
-    fn takes_few_rows(&self) -> bool {
-        true
+    fn few(&self, shapes: &AttentionShapes) -> Option<Few> {
+        Some(Few::of_all(shapes))
     }
 
     /// The last query sees every key.
@@ -61,8 +62,8 @@ impl Visibility for Dense {
 
     fn files(&self, side: Side) -> Vec<&'static str> {
         match side {
-            Side::Queries => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE],
-            Side::Keys => vec![file::TILES_RANGES, file::TILES_POSITION, file::TILES_DENSE_KEYS],
+            Side::Queries => vec![file::TILES_RANGES, file::TILES_SEQUENCE, file::TILES_POSITION, file::TILES_DENSE],
+            Side::Keys => vec![file::TILES_RANGES, file::TILES_SEQUENCE, file::TILES_POSITION, file::TILES_DENSE_KEYS],
         }
     }
 
@@ -77,7 +78,8 @@ impl Visibility for Dense {
         vec![small_table("dense", &[[causal_code(self.causal), bound(left), bound(right), 0]])]
     }
 
-    fn extent(&self, _: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent {
+    fn extent(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Extent {
+        let [rows, cols] = [side, side.other()].map(|side| shapes.rows(side));
         let (tile, step) = (engine.rows() as usize, engine.cols() as usize);
         // As many as a tile of rows sees where both ends of the window follow the diagonal; its first tile may begin before.
         let right = if self.causal == Some(Causal::BottomRight) { Some(0) } else { self.window.right };

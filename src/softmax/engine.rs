@@ -66,6 +66,18 @@ impl Tiling {
         }
     }
 
+    /// The same for 8 or 16 rows.
+    ///
+    /// # Errors
+    /// Those of [`Tiling::plan`].
+    pub fn gradients_of_few(caps: &Caps, sizes: Sizes, rows: u32) -> Result<Self> {
+        let on_processor = engine(caps)? == Engine::Processor;
+        if let Some(found) = Processor::few(caps, sizes, rows, 0).filter(|_| on_processor) {
+            return Ok(Self::Processor(found));
+        }
+        Portable::few(caps, Sizes { dims: [sizes.dims[0], sizes.widest()], ..sizes }, rows).map(Self::Portable)
+    }
+
     /// Rows of a tile.
     pub fn rows(&self) -> u32 {
         match self {

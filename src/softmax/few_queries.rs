@@ -4,10 +4,9 @@
 use super::visibility::Visibility;
 use super::{AttentionShapes, ScoreParams};
 use crate::Layout;
+use crate::lists::TokenListShape;
 use crate::program::Operand;
 
-/// Keys to one part, at least: parts depend on the keys alone, so that a row's bits do not depend on what stands beside it.
-const KEYS_OF_A_PART: usize = 1024;
 /// Parts at most.
 const PARTS: usize = 32;
 /// Queries that the tiles of few rows take.
@@ -29,14 +28,14 @@ pub(super) struct FewQueries {
 impl FewQueries {
     /// Where there are few queries, and the visiting order takes them.
     pub fn of(visibility: &dyn Visibility, scores: &ScoreParams, shapes: &AttentionShapes) -> Option<Self> {
-        let ([_, heads, queries, _], [_, heads_kv, keys, _]) = (shapes.q.shape(), shapes.k.shape());
-        let few = shapes.packed.is_none() && (1..=QUERIES).contains(&queries) && visibility.takes_few_rows();
+        let ([_, heads, queries, _], [_, heads_kv, ..]) = (shapes.q.shape(), shapes.k.shape());
+        let few = visibility.few(shapes).filter(|few| shapes.packed.is_none() && (1..=QUERIES).contains(&few.rows));
         let group = heads / heads_kv;
         let by_place = scores.alibi_slopes.is_some() || !scores.score_mod.is_empty() || !scores.mask_mod.is_empty();
         let shared = queries == 1 && (2..=HEADS).contains(&group);
         let grouped = shared && !by_place && visibility.grouped(shapes).is_some();
         let rows = if grouped && group > 8 { 16 } else { 8 };
-        few.then(|| Self { grouped, rows, splits: keys.div_ceil(KEYS_OF_A_PART).clamp(1, PARTS) })
+        few.map(|few| Self { grouped, rows, splits: few.columns.div_ceil(few.part).clamp(1, PARTS) })
     }
 
     /// In words, after the tiles'.
@@ -63,11 +62,13 @@ impl AttentionShapes {
     pub(super) fn grouped(&self) -> Self {
         let (heads_kv, group) = (self.k.shape()[1], self.q.shape()[1] / self.k.shape()[1]);
         let grouped = |operand: &Operand| grouped(operand, heads_kv);
+        // A tile of rows lies within one block.
+        let rows_together = group.next_power_of_two().max(HEADS);
         let block_mask = self.block_mask.clone().map(|mut mask| {
-            // A tile of rows lies within one block.
-            mask.block[0] = group.next_power_of_two().max(HEADS);
+            mask.block[0] = rows_together;
             mask
         });
+        let token_lists = self.token_lists.clone().map(|lists| TokenListShape { block: rows_together, ..lists });
         Self {
             q: grouped(&self.q),
             out: self.out.as_ref().map(grouped),
@@ -76,6 +77,7 @@ impl AttentionShapes {
             mask: self.mask.as_ref().map(grouped),
             query_rows: group,
             block_mask,
+            token_lists,
             ..self.clone()
         }
     }

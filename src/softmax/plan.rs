@@ -25,6 +25,7 @@ pub(crate) const NAMES: [&[&str]; 2] = [
         "additional_v",
         "block_mask.chosen",
         "block_mask.full",
+        "token_lists.tokens",
         "seqlens_q",
         "seqlens_k",
         "cu_seqlens_q",
@@ -41,6 +42,7 @@ pub(crate) const NAMES: [&[&str]; 2] = [
         "block_mask.block",
         "block_mask.blocks",
         "block_mask.heads",
+        "token_lists.block",
     ],
 ];
 
@@ -56,21 +58,22 @@ pub(super) fn plan(caps: &Caps, visibility: &dyn Visibility, scores: &ScoreParam
     }
     visibility.check(&shapes)?;
     builder.hook_buffers(&scores.hooks())?;
+    let (shapes, first) = shapes.with_ready_lists(&mut builder, false)?;
     let caps = &caps.for_attention(shapes.pairs());
     let end = shapes.out.as_ref().map_or(Ok(0..0), |out| out.layout.byte_span())?.end;
     caps.within("out", "maxBufferSize", end, caps.buffer_bytes)?;
     let Some(additional) = shapes.additional_part() else {
-        let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes, "")?;
+        let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes, ("", &first))?;
         let words = plan.words(builder.slices(), None);
         return builder.finish(words);
     };
     // A second attention, dense, over keys that every query sees; merged by log-sum-exp.
     let own = partial(&mut builder, &shapes, "own")?;
-    let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes.with_outputs(&own), "own ")?;
+    let plan = PartPlan::new(&mut builder, caps, visibility, scores, &shapes.with_outputs(&own), ("own ", &first))?;
     let before = builder.slices();
     let other = partial(&mut builder, &shapes, "additional")?;
     let (dense, scores, additional) = (Dense::default(), scores.without_places(), additional.with_outputs(&other));
-    let second = PartPlan::new(&mut builder, caps, &dense, &scores, &additional, "additional ")?;
+    let second = PartPlan::new(&mut builder, caps, &dense, &scores, &additional, ("additional ", &[]))?;
     let second = second.words(builder.slices() - before, None);
     if let Some(out) = &shapes.out {
         merge_pairs(&mut builder, &[own, other], [out.clone(), shapes.lse.clone()])?;
@@ -108,7 +111,7 @@ impl PartPlan {
         visibility: &dyn Visibility,
         scores: &ScoreParams,
         shapes: &AttentionShapes,
-        prefix: &'static str,
+        (prefix, first): (&'static str, &[usize]),
     ) -> Result<Self> {
         let (head_dim, value_dim) = (shapes.q.shape()[3], shapes.v.shape()[3]);
         let few = FewQueries::of(visibility, scores, shapes);
@@ -121,7 +124,8 @@ impl PartPlan {
             Some(FewQueries { rows, .. }) => {
                 let skips =
                     visibility.choice(Side::Queries).is_some() || shapes.mask.is_some() || !scores.mask_mod.is_empty();
-                Tiling::few(caps, sizes, rows, if skips { shapes.rows(Side::Keys) } else { 0 })?
+                let columns = visibility.few(shapes).map_or(0, |few| few.columns);
+                Tiling::few(caps, sizes, rows, if skips { columns } else { 0 })?
             }
             None => Tiling::plan(caps, sizes)?,
         };
@@ -143,7 +147,7 @@ impl PartPlan {
         let flops = 2.0 * (head_dim + value_dim) as f64 / splits as f64;
         let arguments = arguments(shapes, splits, parts.as_ref().unwrap_or(&to));
         let stage = Stage::plan(builder, &setup, Pass::Forward, arguments, flops)?;
-        stage.add_slices(builder, &[]);
+        stage.add_slices(builder, first);
         if let Some(parts) = &parts {
             let merge = merge_splits(caps, splits, parts, &to)?;
             builder.add_sliced(&merge);
@@ -205,6 +209,8 @@ pub(super) const BY_SEQUENCE: [&str; 4] = ["bias", "mask", "blocks", "full_block
 fn arguments(shapes: &AttentionShapes, splits: usize, [out, lse]: &Partial) -> Vec<Argument> {
     let group = shapes.q.shape()[1] / shapes.k.shape()[1];
     let ([blocks, full_blocks], of_blocks) = (shapes.blocks(), shapes.block_group());
+    let (tokens, of_lists) = shapes.list_tokens().unzip();
+    let of_lists = of_lists.unwrap_or(1);
     let all = [
         ("q", Some(&shapes.q), AccessKind::Load4, splits),
         ("k", Some(&shapes.k), AccessKind::Load4, group * splits),
@@ -214,6 +220,7 @@ fn arguments(shapes: &AttentionShapes, splits: usize, [out, lse]: &Partial) -> V
         ("bias", shapes.bias.as_ref(), AccessKind::Load1, splits),
         ("mask", shapes.mask.as_ref(), AccessKind::Load1, splits),
         ("blocks", blocks, AccessKind::LoadBits, of_blocks * splits),
+        ("tokens", tokens, AccessKind::LoadBits, of_lists * splits),
         ("full_blocks", full_blocks, AccessKind::LoadBits, of_blocks * splits),
     ];
     let argument = |(name, operand, kind, group): (&'static str, Option<&Operand>, AccessKind, usize)| {

@@ -4,6 +4,7 @@ use super::Sizes;
 use crate::block_mask::BlockMaskShape;
 use crate::error::require;
 use crate::layout::{MAX_HEAD_DIM, MAX_SEQUENCE};
+use crate::lists::{Lists, TokenListShape};
 use crate::packed::{self, Lengths, Offsets, Schedule, Side};
 use crate::program::{Builder, Operand};
 use crate::{DType, Error, Layout, Result, Shapes};
@@ -26,6 +27,7 @@ pub(crate) struct AttentionShapes {
     /// Packed sequences: both sides.
     pub packed: Option<[Offsets; 2]>,
     pub block_mask: Option<BlockMaskShape>,
+    pub token_lists: Option<TokenListShape>,
 }
 
 /// As wide as u, for the keys: a row of zeros.
@@ -83,6 +85,7 @@ impl AttentionShapes {
             mask: builder.tensor("mask"),
             additional: additional_k.zip(additional_v).map(|(k, v)| [k, v]),
             block_mask: BlockMaskShape::new(builder, shapes)?,
+            token_lists: TokenListShape::new(builder, shapes)?,
             q,
             k,
             v,
@@ -108,6 +111,7 @@ impl AttentionShapes {
             query_rows: 1,
             packed: None,
             block_mask: None,
+            token_lists: None,
         }
     }
 
@@ -173,6 +177,30 @@ impl AttentionShapes {
     /// Query heads to a head of the block mask.
     pub fn block_group(&self) -> usize {
         self.block_mask.as_ref().map_or(1, |mask| mask.group(self.q.shape()[1]))
+    }
+
+    /// The lists of tokens, and query heads to one of their heads.
+    pub fn list_tokens(&self) -> Option<(&Operand, usize)> {
+        self.token_lists.as_ref().map(|lists| (&lists.tokens, lists.group(self.q.shape()[1])))
+    }
+
+    /// With lists of tokens as attention reads them, and, for gradients, as a block mask; the dispatches that make them.
+    pub fn with_ready_lists(self, builder: &mut Builder, for_gradients: bool) -> Result<(Self, Vec<usize>)> {
+        let Some(lists) = &self.token_lists else { return Ok((self, vec![])) };
+        let (lists, mut first) = Lists::new(builder, lists, [Side::Queries, Side::Keys].map(|side| self.rows(side)))?;
+        let mut found = Self { token_lists: Some(lists.ready()), ..self };
+        if for_gradients {
+            let (mask, bits) = lists.bits(builder)?;
+            first.extend(bits);
+            found.block_mask = Some(mask);
+        }
+        Ok((found, first))
+    }
+
+    /// # Errors
+    /// [`Error::Argument`] where there are lists of tokens.
+    pub fn has_no_token_lists(&self) -> Result<()> {
+        require(self.token_lists.is_none(), "token_lists", "set", "unset: only `TokenListAttention` takes them")
     }
 
     /// Elements of a bias or mask from one key to the next: 0 where it has one for all keys.
@@ -295,6 +323,7 @@ impl AttentionShapes {
             seqlens_k: None,
             packed: None,
             block_mask: None,
+            token_lists: None,
             ..self.clone()
         })
     }

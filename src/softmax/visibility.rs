@@ -24,13 +24,18 @@ pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
         0
     }
 
-    /// Whether the engine for few rows serves it too: its tiles may have any number of rows.
-    fn takes_few_rows(&self) -> bool {
-        false
+    /// What the engine for few rows is chosen by, if it serves it too: its tiles may have any number of rows.
+    fn few(&self, _shapes: &AttentionShapes) -> Option<Few> {
+        None
     }
 
     /// The same for one query each of the heads that share a key head, as rows of one sequence, where that sees the same keys.
     fn grouped(&self, _shapes: &AttentionShapes) -> Option<Box<dyn Visibility>> {
+        None
+    }
+
+    /// The same for passes that visit the queries of each key, or all pairs, where that is another: over the block mask of the shapes.
+    fn over_all_keys(&self) -> Option<Box<dyn Visibility>> {
         None
     }
 
@@ -53,11 +58,30 @@ pub(crate) trait Visibility: std::fmt::Debug + Send + Sync {
     /// Tables that those files read.
     fn tables(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Vec<(Binding, Table)>;
 
-    /// The work on one batch entry and head of so many rows and columns.
-    fn extent(&self, side: Side, rows: usize, cols: usize, engine: &Tiling) -> Extent;
+    /// The work on one batch entry and head.
+    fn extent(&self, side: Side, shapes: &AttentionShapes, engine: &Tiling) -> Extent;
 
     /// What is special about a plan, in words.
     fn describe(&self, shapes: &AttentionShapes, engine: &Tiling) -> Option<String>;
+}
+
+/// Rows that are visited together, and how their columns may be divided.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Few {
+    /// Rows that see the same columns, but for a causal mask and lengths.
+    pub rows: usize,
+    /// Columns that they see at most.
+    pub columns: usize,
+    /// Columns to one part, at least, where workgroups share them: parts depend on the columns alone, so that a row's bits do not depend on
+    /// what stands beside it.
+    pub part: usize,
+}
+
+impl Few {
+    /// All queries, and all keys.
+    pub fn of_all(shapes: &AttentionShapes) -> Self {
+        Self { rows: shapes.rows(Side::Queries), columns: shapes.rows(Side::Keys), part: 1024 }
+    }
 }
 
 /// The work on one batch entry and head.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use wgpu_attention::gate::{SeerDecodeGate, SeerDecodeGateParams, SeerGate, SeerGateParams};
 use wgpu_attention::plan::{AttentionParams, Caps, Program, Shapes};
 use wgpu_attention::score_reduction::{ScoreReduction, ScoreReductionParams};
+use wgpu_attention::token_lists::TokenListParams;
 use wgpu_attention::{
     Attention, BlockSparseParams, Error, FlashParams, Gpu, LinearAttention, LinearParams, Merge, NeighborhoodParams,
     Prepared, Result, Rotary, RotaryParams, Rows, RowsParams,
@@ -42,6 +43,8 @@ pub enum Kernel {
     Neighborhood,
     /// `BlockSparseParams`
     BlockSparse,
+    /// `TokenListParams`
+    TokenLists,
     /// `ScoreReductionParams`
     ScoreReduction,
     /// `SeerGateParams`
@@ -89,6 +92,7 @@ impl Kernel {
             Self::Flash => attention::<FlashParams>(params, backward, caps, shapes),
             Self::Neighborhood => attention::<NeighborhoodParams>(params, backward, caps, shapes),
             Self::BlockSparse => attention::<BlockSparseParams>(params, backward, caps, shapes),
+            Self::TokenLists => attention::<TokenListParams>(params, backward, caps, shapes),
             Self::ScoreReduction => forward_only(parse_params::<ScoreReductionParams>(params)?.plan(caps, shapes)),
             Self::Gate => forward_only(parse_params::<SeerGateParams>(params)?.plan(caps, shapes)),
             Self::DecodeGate => forward_only(parse_params::<SeerDecodeGateParams>(params)?.plan(caps, shapes)),
@@ -111,6 +115,7 @@ impl Kernel {
             Self::Flash => attention_on::<FlashParams>(params, backward, gpu, shapes).await,
             Self::Neighborhood => attention_on::<NeighborhoodParams>(params, backward, gpu, shapes).await,
             Self::BlockSparse => attention_on::<BlockSparseParams>(params, backward, gpu, shapes).await,
+            Self::TokenLists => attention_on::<TokenListParams>(params, backward, gpu, shapes).await,
             Self::ScoreReduction => ScoreReduction::new(gpu, parse_params(params)?)?.prepare(shapes).await,
             Self::Gate => SeerGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,
             Self::DecodeGate => SeerDecodeGate::new(gpu, parse_params(params)?)?.prepare(shapes).await,

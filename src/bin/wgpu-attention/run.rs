@@ -14,6 +14,7 @@ mod linear_heads;
 mod neighborhood;
 mod rows;
 mod sequences;
+mod token_lists;
 
 use file::{Destination, Inputs, Order};
 use std::path::PathBuf;

@@ -109,6 +109,8 @@ files! {
     WORKGROUPS_SPLIT = "workgroups/split.wgsl";
     WORKGROUPS_SCHEDULE = "workgroups/schedule.wgsl";
     TILES_RANGES = "tiles/ranges.wgsl";
+    TILES_SEQUENCE = "tiles/sequence.wgsl";
+    TILES_LISTS = "tiles/lists.wgsl";
     TILES_POSITION = "tiles/position.wgsl";
     TILES_DENSE = "tiles/dense.wgsl";
     TILES_BOXES = "tiles/boxes.wgsl";
@@ -118,6 +120,11 @@ files! {
     TILES_BLOCKS = "tiles/blocks.wgsl";
     TILES_STREAMING = "tiles/streaming.wgsl";
     TILES_STREAMING_KEYS = "tiles/streaming_keys.wgsl";
+    LISTS = "lists/shared.wgsl";
+    LISTS_ASCENDING = "lists/ascending.wgsl";
+    LISTS_PROBLEM = "lists/problem.wgsl";
+    LISTS_PLACE = "lists/place.wgsl";
+    LISTS_BITS = "lists/bits.wgsl";
     BLOCKS_SHARED = "blocks/shared.wgsl";
     BLOCKS_TRANSPOSE = "blocks/transpose.wgsl";
     BLOCKS_FROM_LISTS = "blocks/from_lists.wgsl";

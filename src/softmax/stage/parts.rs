@@ -143,12 +143,7 @@ impl Parts<'_> {
 
     /// The work on one batch entry and head, sequences in full length.
     fn extent(&self) -> Extent {
-        let (queries, keys) = (self.setup.shapes.rows(Side::Queries), self.setup.shapes.rows(Side::Keys));
-        let (rows, cols) = match self.pass.side() {
-            Side::Queries => (queries, keys),
-            Side::Keys => (keys, queries),
-        };
-        self.setup.visibility.extent(self.pass.side(), rows, cols, self.setup.engine)
+        self.setup.visibility.extent(self.pass.side(), self.setup.shapes, self.setup.engine)
     }
 
     /// The work of the pass.

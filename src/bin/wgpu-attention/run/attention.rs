@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 use wgpu_attention::plan::{AttentionParams, Caps, Shapes};
 use wgpu_attention::reference::{self, At, FlashProblem};
-use wgpu_attention::{Attention, BlockGrid, BlockMask, Call, DType, FlashParams, Gpu, GpuOptions, Result, wgpu};
+use wgpu_attention::{
+    Attention, BlockGrid, BlockMask, Call, DType, FlashParams, Gpu, GpuOptions, Layout, Result, Tensor, wgpu,
+};
 
 /// All that the file holds for an attention kernel.
 pub struct Problem<P> {
@@ -18,6 +20,7 @@ pub struct Problem<P> {
     pub known: FlashParams,
     pub sees: Box<dyn Fn(At) -> bool>,
     pub blocks: Option<Blocks>,
+    pub lists: Option<Lists>,
     /// By the names of a call.
     pub tensors: Named,
     pub seqlens: [Option<Vec<usize>>; 2],
@@ -29,6 +32,23 @@ pub struct Blocks {
     pub grid: BlockGrid,
     /// [batch or 1, heads or 1, blocks of queries, blocks of keys].
     pub chosen: Vec<bool>,
+}
+
+/// Lists of tokens.
+pub struct Lists {
+    pub tokens: Vec<u32>,
+    /// [batch or 1, heads, key heads or 1, lists, capacity].
+    pub shape: [usize; 4],
+    /// Queries to a list.
+    pub block: usize,
+}
+
+impl Lists {
+    const NAME: &str = "token_lists.tokens";
+
+    fn layout(&self) -> Layout {
+        Layout::heads_first(DType::U32, self.shape)
+    }
 }
 
 impl Blocks {
@@ -59,6 +79,7 @@ impl<P: AttentionParams> Problem<P> {
             known,
             sees: Box::new(|_| true),
             blocks: None,
+            lists: None,
             tensors,
             seqlens: [None, None],
             cu_seqlens: None,
@@ -108,6 +129,9 @@ impl<P: AttentionParams> Problem<P> {
                 _ => floats.layout(),
             };
             shapes = shapes.tensor(name, layout);
+        }
+        if let Some(lists) = &self.lists {
+            shapes = shapes.tensor(Lists::NAME, lists.layout()).numbers("token_lists.block", [lists.block]);
         }
         Ok(match &self.blocks {
             Some(blocks) => shapes.block_mask(&blocks.grid, false, &[]),
@@ -159,6 +183,10 @@ impl<P: AttentionParams> Problem<P> {
         if let Some(blocks) = &self.blocks {
             let mask = blocks.upload(gpu).await?;
             call.tensors.extend(mask.tensors().into_iter().map(|(name, tensor)| (name, tensor.clone())));
+        }
+        if let Some(lists) = &self.lists {
+            let tokens = Tensor::upload_u32(gpu, &lists.tokens).await?.view(lists.layout())?;
+            call.tensors.insert(Lists::NAME.into(), tokens);
         }
         Ok(call)
     }

@@ -1,14 +1,17 @@
-//! `run block-sparse`: its params, and the mask or the gate that chooses one.
+//! `run block-sparse`: its params, and the mask, the gate that chooses one, or lists of tokens.
 
 use super::attention::{Blocks, Problem, params};
 use super::causal::Diagonal;
 use super::file::{Floats, Inputs, Output, error};
 use super::gate::{self, Gated, Params};
-use super::{Options, sequences};
+use super::{Options, sequences, token_lists};
 use wgpu_attention::reference::ChosenBlocks;
 use wgpu_attention::{BlockGrid, BlockSparseParams, FlashParams, Result};
 
 pub fn run(options: &Options, inputs: &Inputs) -> Result<Vec<Output>> {
+    if inputs.has("tokens") {
+        return token_lists::run(options, inputs);
+    }
     let params: Params = params(options)?;
     let mut problem = without_mask(inputs, &params)?;
     let gated = gate::run(options, inputs, &params, &problem)?;

@@ -154,6 +154,15 @@ impl Inputs {
         Ok((bytemuck::pod_collect_to_vec(data), [batch, heads, 1, count]))
     }
 
+    /// Lists of whole numbers, u32 or i32 [batch or 1, heads or 1, lists, capacity] in either order; −1 is none.
+    pub fn lists(&self, name: &str) -> Result<(Vec<u32>, [usize; 4])> {
+        let missing = || self.missing(name, "");
+        let Stored { shape, data, .. } = self.find(name, &[Dtype::U32, Dtype::I32])?.ok_or_else(missing)?;
+        let fits = <[usize; 4]>::try_from(shape.as_slice());
+        let shape = fits.map_err(|_| error(self.what(name), format!("of shape {shape:?}"), "of four dimensions"))?;
+        Ok((bytemuck::pod_collect_to_vec(data), shape))
+    }
+
     /// Floats of one dimension, one a head.
     pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(Stored { dtype, shape, data, .. }) = self.find(name, &FLOATS)? else { return Ok(None) };

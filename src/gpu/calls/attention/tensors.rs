@@ -3,6 +3,7 @@
 use crate::gpu::call::{Call, present};
 use crate::gpu::calls::seqlens::{Seqlens, Sequences};
 use crate::program::Name;
+use crate::token_lists::TokenLists;
 use crate::{BlockMask, Tensor};
 #[cfg(doc)]
 use crate::{BlockSparseAttention, Layout};
@@ -52,6 +53,8 @@ pub struct AttentionInputs<'a> {
     pub additional_v: Option<&'a Tensor>,
     /// The blocks to compute, which [`BlockSparseAttention`] needs.
     pub block_mask: Option<&'a BlockMask>,
+    /// The keys that queries see, token by token, which [`crate::token_lists::TokenListAttention`] needs.
+    pub token_lists: Option<TokenLists<'a>>,
     /// The tensors that hooks read, by the names that the hooks declare. A hook that carries a tensor needs none here.
     pub buffers: &'a [(&'static str, &'a Tensor)],
 }
@@ -74,6 +77,7 @@ impl<'a> AttentionInputs<'a> {
             additional_k: None,
             additional_v: None,
             block_mask: None,
+            token_lists: None,
             buffers: &[],
         }
     }
@@ -114,6 +118,11 @@ impl<'a> AttentionInputs<'a> {
         Self { block_mask: Some(mask), ..self }
     }
 
+    /// The same with the keys that queries see, token by token.
+    pub fn with_token_lists(self, lists: TokenLists<'a>) -> Self {
+        Self { token_lists: Some(lists), ..self }
+    }
+
     pub(crate) fn sequences(&self) -> Sequences<'a, 4, 2> {
         let seqlens = [self.seqlens_q, self.seqlens_k, self.cu_seqlens_q, self.cu_seqlens_k];
         Sequences::of_sides(seqlens, [self.max_seqlen_q, self.max_seqlen_k])
@@ -133,6 +142,7 @@ impl Call for AttentionInputs<'_> {
         ]);
         all.extend(self.sequences().tensors());
         all.extend(self.block_mask.iter().flat_map(|mask| mask.tensors()));
+        all.extend(self.token_lists.iter().flat_map(|lists| lists.tensors()));
         all.extend(self.buffers.iter().map(|&(name, tensor)| (crate::program::hook::tensor_name(name), tensor)));
         all
     }
@@ -140,6 +150,7 @@ impl Call for AttentionInputs<'_> {
     fn numbers(&self) -> Vec<(Name, Cow<'_, [usize]>)> {
         let mut all: Vec<(Name, Cow<'_, [usize]>)> = self.sequences().numbers().collect();
         all.extend(self.block_mask.iter().flat_map(|mask| mask.numbers()));
+        all.extend(self.token_lists.iter().flat_map(|lists| lists.numbers()));
         all
     }
 }
