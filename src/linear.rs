@@ -59,13 +59,12 @@ pub struct LinearParams {
     pub normalize: Option<f32>,
     /// A constant gate g = −slope for each head, at least 0: Lightning Attention, RetNet.
     pub slopes: Option<Vec<f32>>,
-    /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says.
+    /// How the tokens are processed. Default: chosen by their number, the heads and the device, as the plan says; with
+    /// [`LinearRule::Momentum`], token by token.
     pub algorithm: Option<LinearAlgorithm>,
     /// Tokens of a chunk, a multiple of 32 up to 256 (beyond 64 if the device has the workgroup memory). If set, outputs are not computed
     /// token by token. Default: 64. With [`LinearRule::Momentum`] it is something else: how many tokens, 1 to 256, have errors of the
-    /// same memory. Default: 1. Algorithms over chunks take the smallest multiple of 32 from 64 to 256 that is also a multiple of it;
-    /// where there is none, the device has not the workgroup memory for it, or tokens go from the last to the first with more than 1, memory
-    /// is computed token by token.
+    /// same memory. Default: 1. Algorithms over chunks take the smallest multiple of 32 from 64 to 256 that is also a multiple of it.
     pub chunk: Option<usize>,
 }
 
@@ -85,6 +84,10 @@ pub enum LinearRule {
     /// 2501.00663). α, η and θ are [`crate::LinearInputs::momentum`]. M' is the memory that the token's chunk begins with, of
     /// [`LinearParams::chunk`] tokens, counted in the order of processing: part of what is computed. It is 1 by default: M' is the memory
     /// before the token. There are two states, M and S.
+    ///
+    /// Algorithms over chunks serve many heads and long sequences on a GPU, if asked for. They are less exact, by an order of magnitude where keys are
+    /// alike and η is near 1: large terms cancel. And they want θ ‖k‖² below 2 (1 + η), about what a memory stays bounded with; beyond it they may
+    /// overflow where token by token does not.
     Momentum,
 }
 

@@ -112,11 +112,7 @@ impl Walk {
         let widths =
             [(self.after.is_some() || by_channel, chunk), (self.after.is_some(), dims.1), (by_channel, dims.0)];
         let most = widths.into_iter().filter(|(is, _)| *is).map(|(_, width)| width).max()?;
-        let states = match decay {
-            Decay::WithMomentum { .. } => (self.frame.segments(self.segment) + 1) * dims.0 * dims.1,
-            _ => 0,
-        };
-        let head = 4 * (tokens * most).max(states) as u64;
+        let head = 4 * tokens as u64 * most as u64;
         let entries = if packed { 1 } else { self.frame.entries() };
         let all = head.saturating_mul((heads * entries) as u64);
         let fits = head <= caps.binding_bytes && all <= caps.buffer_bytes;
@@ -134,7 +130,7 @@ impl Walk {
         caps.within(&what, "rounds of llvmpipe's loops", rounds as u64, available)
     }
 
-    /// The same, with the channels of keys for the rows of the state.
+    /// The frame, with the channels of keys for the rows of the state.
     pub fn of_keys(&self) -> Frame {
         let (rows, columns) = self.frame.dims;
         let both = matches!(self.frame.decay, Decay::WithMomentum { .. });

@@ -1,5 +1,5 @@
 //! Titans' linear memory: a state, its momentum, and steps of gradient descent (`shaders/linear/momentum/shared.wgsl`). It goes token by
-//! token, or over chunks; gradients go token by token: they keep both states, go back by segments, and compute the states of each again.
+//! token, or, if that is asked for, over chunks; gradients go token by token: they keep both states, go back by segments, and compute the states of each again.
 
 mod chunks;
 
@@ -34,6 +34,7 @@ pub(super) fn check(params: &LinearParams) -> Result<()> {
         let bound = format!("within 1..={MOST} with the rule momentum: tokens whose errors are those of one memory");
         require((1..=MOST).contains(&chunk), "chunk", chunk, bound)?;
     }
+    chunks::check(params)?;
     require(params.slopes.is_none(), "slopes", "set", "unset with the rule momentum: alpha is what memory forgets")
 }
 
@@ -98,7 +99,7 @@ impl LinearParams {
             true => (Some(place), Some(place), own),
             false => (from(from_there), from(to), own),
         });
-        if let (Some(chunks), why) = plan.chunks(self, builder.caps)? {
+        if let Some((chunks, why)) = plan.chunks(self, builder.caps)? {
             plan.add_steps(&mut builder, false)?;
             let words = chunks.add(&plan, &mut builder, ends.map(|(from, to, _)| (from, to)), &why)?;
             return builder.finish(words);

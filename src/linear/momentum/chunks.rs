@@ -1,7 +1,6 @@
 //! The same over chunks, as the delta rule goes over them: both states are one, whose rows are those of the memory and of the momentum in turns.
 
 use super::Plan;
-use crate::error::require;
 use crate::linear::chunking::{CHUNK, Chunking, How, segment_tokens};
 use crate::linear::chunks::FADES;
 use crate::linear::ends::StateSource;
@@ -12,7 +11,7 @@ use crate::linear::walk::{After, Correction, Walk};
 use crate::linear::{LinearAlgorithm, LinearParams};
 use crate::program::Builder;
 use crate::program::shader::{AccessKind, file};
-use crate::{Caps, DType, Layout, Result};
+use crate::{Caps, DType, Error, Layout, Result};
 
 /// Both states, before and after.
 const BEFORE: Tensor = "both states before";
@@ -20,8 +19,8 @@ const AFTER: Tensor = "both states after";
 /// Views of their rows: the memory's, and the momentum's.
 const BEGIN: [Tensor; 2] = ["memory before", "momentum before"];
 const END: [Tensor; 2] = ["memory after", "momentum after"];
-/// Tokens of a chunk at most: each has a thread.
-const MOST: usize = 256;
+/// Tokens of a chunk of the walk: each has a thread.
+const CHUNKS: std::ops::RangeInclusive<usize> = CHUNK..=256;
 
 /// How it goes over chunks.
 pub(super) struct Chunks {
@@ -29,48 +28,53 @@ pub(super) struct Chunks {
     how: How,
 }
 
+/// Whether an algorithm over chunks is asked for: they are less exact, so that none is taken by itself.
+fn is_asked(params: &LinearParams) -> Option<LinearAlgorithm> {
+    params.algorithm.filter(|&algorithm| algorithm != LinearAlgorithm::Recurrent)
+}
+
+/// Tokens of a chunk of the walk: whole numbers of what has errors of one memory, from the first token on.
+fn chunk_of(params: &LinearParams) -> Option<usize> {
+    let errors = params.chunk.unwrap_or(1);
+    let multiple = CHUNKS.step_by(32).find(|chunk| chunk.is_multiple_of(errors));
+    multiple.filter(|_| errors == 1 || !params.reverse)
+}
+
+/// That an algorithm that is asked for can be.
+pub(super) fn check(params: &LinearParams) -> Result<()> {
+    let (Some(algorithm), None) = (is_asked(params), chunk_of(params)) else { return Ok(()) };
+    let errors = params.chunk.unwrap_or(1);
+    let bound = match params.reverse {
+        true => format!("unset or recurrent with chunk {errors} and reverse: chunks begin at the first token"),
+        false => {
+            format!("unset or recurrent with chunk {errors}: no multiple of 32 from 64 to 256 is a multiple of it")
+        }
+    };
+    Err(Error::argument("algorithm", format!("{algorithm:?}"), bound))
+}
+
 impl Plan<'_> {
-    /// How it goes over chunks, if it does, and why.
+    /// How it goes over chunks, if that is asked for, and why.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] or [`crate::Error::Limit`] where that is asked for, and cannot be.
-    pub fn chunks(&self, params: &LinearParams, caps: &Caps) -> Result<(Option<Chunks>, String)> {
+    /// [`crate::Error::Limit`] for chunks that do not fit.
+    pub fn chunks(&self, params: &LinearParams, caps: &Caps) -> Result<Option<(Chunks, String)>> {
+        let (Some(_), Some(chunk)) = (is_asked(params), chunk_of(params)) else { return Ok(None) };
         let errors = self.spans.chunk;
-        let asked = params.algorithm.filter(|&algorithm| algorithm != LinearAlgorithm::Recurrent);
-        // Whole numbers of what has errors of one memory, from the first token of the walk on.
-        let chunk = (1..=MOST / 32).map(|i| 32 * i).find(|&chunk| chunk >= CHUNK && chunk.is_multiple_of(errors));
-        let fits = chunk.is_some() && (errors == 1 || !params.reverse);
-        if !fits {
-            let bound = format!(
-                "unset or recurrent where errors of {errors} tokens are of one memory{}: \
-                 others go by chunks of 64 to {MOST} tokens, a multiple of 32 and of these, from the first one on",
-                if params.reverse { ", the last first" } else { "" }
-            );
-            let found = asked.map_or(String::new(), |algorithm| format!("{algorithm:?}"));
-            require(asked.is_none(), "algorithm", found, bound)?;
-            return Ok((None, String::new()));
-        }
-        let chunk = chunk.unwrap_or(CHUNK);
         let (rows, columns) = self.frame.dims;
         let frame = Frame { decay: Decay::WithMomentum { errors }, dims: (2 * rows, columns), ..self.frame.clone() };
-        let chunking = match Chunking::new(caps, chunk, frame.dims) {
-            Err(_) if asked.is_none() => return Ok((None, String::new())),
-            found => found?,
-        };
+        let chunking = Chunking::new(caps, chunk, frame.dims)?;
         let names = self.inputs.names;
         let correction = Some(Correction { beta: None, to: None });
         let walk = Walk {
             reads: Some([names.q, names.o]),
             after: Some(After { k: names.k, v: Some(names.v), takes_away: false, correction }),
-            from: StateSource::H0(BEFORE),
             segment: segment_tokens(chunk),
             ..Walk::over(frame, "states")
         };
         let packed = self.inputs.are_packed();
-        let of_tokens = LinearParams { chunk: None, ..params.clone() };
-        let (algorithm, why) = of_tokens.choose(caps, &walk, &chunking, packed)?;
-        let how = How { algorithm, chunking, packed };
-        Ok(((algorithm != LinearAlgorithm::Recurrent).then_some(Chunks { walk, how }), why))
+        let (algorithm, why) = params.choose(caps, &walk, &chunking, packed)?;
+        Ok(Some((Chunks { walk, how: How { algorithm, chunking, packed } }, why)))
     }
 }
 
@@ -83,9 +87,12 @@ impl Chunks {
         ends: [(Option<Tensor>, Option<Tensor>); 2],
         why: &str,
     ) -> Result<String> {
-        self.add_both(builder, BEFORE, BEGIN)?;
-        for ((from, _), to) in ends.into_iter().zip(BEGIN) {
-            plan.bring(builder, from, to)?;
+        if ends.iter().any(|(from, _)| from.is_some()) {
+            self.add_both(builder, BEFORE, BEGIN)?;
+            for ((from, _), to) in ends.into_iter().zip(BEGIN) {
+                plan.bring(builder, from, to)?;
+            }
+            self.walk.from = StateSource::H0(BEFORE);
         }
         let wanted = ends.iter().any(|(_, to)| to.is_some());
         if wanted {

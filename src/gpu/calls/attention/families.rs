@@ -1,9 +1,9 @@
 //! Softmax attention by families.
 
 use super::Attention;
-#[cfg(doc)]
-use crate::BlockMask;
 use crate::token_lists::TokenListParams;
+#[cfg(doc)]
+use crate::{AttentionInputs, BlockMask};
 use crate::{BlockSparseParams, FlashParams, NeighborhoodParams};
 
 /// Flash attention with fixed params on one device.
