@@ -1,8 +1,8 @@
 //! Over chunks of tokens, in one pass or in three over segments.
 //!
-//! Where rows of a state fade apart, how they do and the products of a chunk's tokens are computed ahead. The delta rule goes in steps: the inverses
-//! of chunks, then from one chunk to the next what each token corrects the state by, and with these corrections as values the linear
-//! rule. (Where that has segments, their first states are known by then.)
+//! Where rows of a state fade apart, how they do and the products of a chunk's tokens are computed ahead. The delta rule, and memory with
+//! momentum, go in steps: the inverses of chunks, then from one chunk to the next what each token corrects the state by, and with these
+//! corrections as values the linear rule. (Where that has segments, their first states are known by then: nothing is scanned.)
 
 use super::LinearAlgorithm;
 use super::chunking::{Chunking, How, stretch_tokens};
@@ -124,7 +124,7 @@ impl Walk {
     /// Whether a scan may go over so many segments on a device that bounds loops.
     fn check_scan(&self, caps: &Caps, chunk: usize) -> Result<()> {
         let Some(available) = caps.loop_rounds() else { return Ok(()) };
-        let each = 1 + usize::from(self.frame.decay == Decay::ByChannel) * self.segment.div_ceil(chunk);
+        let each = 1 + usize::from(self.frame.decay.is_by_row()) * self.segment.div_ceil(chunk);
         let rounds = self.frame.segments(self.segment) * each * if self.causal { 1 } else { 2 };
         let what = format!("linear attention over {} tokens in three passes", self.frame.longest());
         caps.within(&what, "rounds of llvmpipe's loops", rounds as u64, available)
@@ -307,7 +307,7 @@ impl Walk {
     fn three_passes(&self, chunking: &Chunking) -> Vec<Task> {
         let (segment, dims) = (self.segment, self.frame.dims);
         let states = |kind| ("states", self.states, kind);
-        let totals = |kind| (self.frame.decay != Decay::ByChannel).then_some(("totals", "totals", kind));
+        let totals = |kind| (!self.frame.decay.is_by_row()).then_some(("totals", "totals", kind));
         let ends = [&between(FROM_NOTHING, TO_SEGMENT)[..], &[("SEGMENT", segment)]].concat();
         let to = [states(AccessKind::Store4)].into_iter().chain(totals(AccessKind::StoreBits)).collect();
         let locals = Self { reports: self.reports && self.reads.is_none(), ..self.clone() };

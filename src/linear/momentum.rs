@@ -1,5 +1,6 @@
 //! Titans' linear memory: a state, its momentum, and steps of gradient descent (`shaders/linear/momentum/shared.wgsl`). It goes token by
-//! token, or, if that is asked for, over chunks; gradients go token by token: they keep both states, go back by segments, and compute the states of each again.
+//! token, or, if that is asked for, over chunks; gradients go token by token: they keep both states, go back by segments, and compute the states
+//! of each again.
 
 mod chunks;
 

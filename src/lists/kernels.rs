@@ -26,7 +26,6 @@ pub(crate) struct Lists {
     given: TokenListShape,
     /// How many tokens each list has, then the tokens.
     tokens: Operand,
-    keys: usize,
     grid: BlockGrid,
 }
 
@@ -42,7 +41,7 @@ impl Lists {
         let rows = Layout::heads_first(DType::U32, [batch, heads, lists, capacity.max(1) + 1]);
         let tokens = builder.scratch("token lists", rows)?;
         let grid = BlockGrid { batch, heads, queries, keys, block: [given.block, 1] };
-        let found = Self { given, tokens, keys, grid };
+        let found = Self { given, tokens, grid };
         let dispatches = found.ascending(builder)?;
         Ok((found, dispatches))
     }
@@ -64,19 +63,18 @@ impl Lists {
             )?;
         }
         let problem = builder.scratch_bytes("token lists: problem", 16 * (batch * heads).max(1) as u64)?;
-        builder.check(problem, Rule::TokenLists { heads, capacity, keys: self.keys });
-        let given = |kind| Argument::new("given", &self.given.tokens, kind, EACH);
+        builder.check(problem, Rule::TokenLists { heads, capacity, keys: self.grid.keys });
+        let given = Argument::new("given", &self.given.tokens, AccessKind::LoadBits, EACH);
         let to = Argument::new("tokens", &self.tokens, AccessKind::StoreBits, EACH);
         let work = Part::whole([batch, heads, lists]);
         let flops = (16 * capacity) as f64;
         let files = vec![file::LISTS_ASCENDING, file::SCAN];
-        let arguments = vec![given(AccessKind::LoadBits), to];
+        let arguments = vec![given.clone(), to];
         let ascending =
             self.step(builder, ("token lists", files), arguments, Some((problem, "atomic<u32>")), (work, flops))?;
-        let arguments = vec![given(AccessKind::LoadBits)];
         let each = (Part::whole([batch, heads, 1]), 1.0);
         let files = vec![file::LISTS_PROBLEM];
-        let told = self.step(builder, ("token list problem", files), arguments, Some((problem, "u32")), each)?;
+        let told = self.step(builder, ("token list problem", files), vec![given], Some((problem, "u32")), each)?;
         Ok(builder.add(&ascending).chain(builder.add(&told)).collect())
     }
 
@@ -120,7 +118,7 @@ impl Lists {
         let tables = problem.map(table).into_iter().collect();
         let parts = cut(builder.caps, &arguments, work, flops)?;
         let [.., words] = self.grid.shape();
-        let [capacity, keys, lists, words] = [capacity, self.keys, lists, words].map(|n| n as u32);
+        let [capacity, keys, lists, words] = [capacity, self.grid.keys, lists, words].map(|n| n as u32);
         let params = move |part: &Part| Params { first: part.first(), capacity, keys, lists, words, pad: 0 };
         Step::new(builder.caps, shader, arguments, tables, parts, params).fit(builder.caps)
     }

@@ -2,8 +2,8 @@
 //
 //   A_nm = Σ_d q_nd k_md e^(G_nd − G_md)      for m < n and, unless INVERTS, for m = n; 0 for those after it
 //
-// (factor.wgsl has what all channels fade by; with momentum, momentum/factor.wgsl.) G is the running sum of the gates of each channel, or of all. Token m's key fades from one token to the next: no exponent is
-// positive, nothing is divided by a decay. Where it INVERTS, q is k, and what is written is
+// G is the running sum of the gates of each channel, or of all (factor.wgsl; with momentum, momentum/factor.wgsl has a count instead). Token m's
+// key fades from one token to the next: no exponent is positive, nothing is divided by a decay. Where it INVERTS, q is k, and what is written is
 //
 //   diag(beta) · (I + A · diag(beta))⁻¹
 //
